@@ -1,0 +1,255 @@
+"""Kubernetes objects as typed values of just the fields a service proxy reads (contract sections 1 to 3).
+
+The Structs decode from JSON bytes and from parsed YAML alike; unknown fields are skipped, a wrong type is an error that names the
+path. `gc=False` and short tuples keep 100 000 endpoints small. Addresses are still texts here: `selection` parses them once.
+"""
+
+import enum
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+
+
+class Proto(enum.StrEnum):
+    """A transport protocol, spelled as in the API."""
+
+    TCP = "TCP"
+    UDP = "UDP"
+    SCTP = "SCTP"
+
+    @property
+    def nft(self) -> str:
+        """The name in nft syntax and in element keys (contract 5.3.2)."""
+        return self.value.lower()
+
+
+class ObjectName(NamedTuple):
+    """A namespaced name; prints as namespace/name."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Wire(msgspec.Struct, frozen=True, rename="camel", gc=False, kw_only=True):
+    """The base of all decoded objects."""
+
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+PortOrZero = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+# Names become part of nft identifiers of ClientIP services and of log lines: nothing but DNS labels and subdomains gets in.
+DnsName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+DnsLabel = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+PortName = Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$")]
+
+
+class Labels(Wire, rename=None):
+    """The labels that mean something here (contract 1.1.1, 1.1.2, 1.4.1, 3.1.1)."""
+
+    proxy_name: str | None = msgspec.field(default=None, name="service.kubernetes.io/service-proxy-name")
+    headless: str | None = msgspec.field(default=None, name="service.kubernetes.io/headless")
+    service_name: str | None = msgspec.field(default=None, name="kubernetes.io/service-name")
+    zone: str | None = msgspec.field(default=None, name="topology.kubernetes.io/zone")
+
+
+class Annotations(Wire, rename=None):
+    """The one annotation that is read (contract 7.4.16)."""
+
+    trigger_time: str | None = msgspec.field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
+
+
+class Meta(Wire):
+    """Object metadata. A manifest without a namespace means `default`, as kubectl reads it."""
+
+    name: DnsName
+    namespace: DnsLabel = "default"
+    labels: Labels | None = None
+    annotations: Annotations | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+
+    @property
+    def key(self) -> ObjectName:
+        """The namespaced name."""
+        return ObjectName(self.namespace, self.name)
+
+
+class ServicePort(Wire):
+    """One port of a Service (contract 2.1.4)."""
+
+    port: Port
+    name: PortName | None = None
+    protocol: Proto = Proto.TCP
+    node_port: PortOrZero | None = None
+
+
+class ClientIp(Wire):
+    """ClientIP affinity settings; at most a day (contract 2.4.1)."""
+
+    timeout_seconds: Annotated[int, msgspec.Meta(ge=1, le=86400)] | None = None
+
+
+class AffinityConfig(Wire):
+    """Session affinity settings."""
+
+    client_ip: ClientIp | None = msgspec.field(default=None, name="clientIP")
+
+
+class ServiceSpec(Wire):
+    """What a Service asks for; fields that contract 2.1.6 says are not read are absent."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
+    cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
+    cluster_ips: tuple[str, ...] | None = msgspec.field(default=None, name="clusterIPs")
+    ip_families: tuple[Literal["IPv4", "IPv6"], ...] | None = None
+    external_ips: tuple[str, ...] | None = msgspec.field(default=None, name="externalIPs")
+    ports: tuple[ServicePort, ...] | None = None
+    session_affinity: Literal["None", "ClientIP", ""] | None = None
+    session_affinity_config: AffinityConfig | None = None
+    external_traffic_policy: Literal["Cluster", "Local", ""] | None = None
+    internal_traffic_policy: Literal["Cluster", "Local", ""] | None = None
+    load_balancer_source_ranges: tuple[str, ...] | None = None
+    health_check_node_port: PortOrZero | None = None
+
+
+class Ingress(Wire):
+    """One load-balancer address."""
+
+    ip: str | None = None
+    ip_mode: Literal["VIP", "Proxy"] | None = None
+
+
+class LoadBalancer(Wire):
+    """The addresses a load balancer gave to a Service."""
+
+    ingress: tuple[Ingress, ...] | None = None
+
+
+class ServiceStatus(Wire):
+    """The part of the status that carries load-balancer addresses."""
+
+    load_balancer: LoadBalancer | None = None
+
+
+class Service(Wire):
+    """core/v1 Service."""
+
+    metadata: Meta
+    spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus | None = None
+
+
+class SlicePort(Wire):
+    """One port of an EndpointSlice (contract 3.1.3); nil name or number: the entry is ignored."""
+
+    name: str | None = None
+    port: PortOrZero | None = None
+    protocol: Proto | None = None
+
+
+class Conditions(Wire):
+    """Endpoint conditions; nil has the meaning of contract 3.1.6."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class Hint(Wire):
+    """A zone or node that an endpoint is meant for."""
+
+    name: str
+
+
+class Hints(Wire):
+    """Topology hints (contract 3.3)."""
+
+    for_zones: tuple[Hint, ...] | None = None
+    for_nodes: tuple[Hint, ...] | None = None
+
+
+class SliceEndpoint(Wire):
+    """One endpoint of an EndpointSlice; only the first address is used (contract 3.1.5)."""
+
+    addresses: tuple[str, ...] = ()
+    conditions: Conditions | None = None
+    node_name: str | None = None
+    hints: Hints | None = None
+
+
+class EndpointSlice(Wire):
+    """discovery.k8s.io/v1 EndpointSlice."""
+
+    metadata: Meta
+    address_type: Literal["IPv4", "IPv6", "FQDN"]
+    endpoints: tuple[SliceEndpoint, ...] | None = None
+    ports: tuple[SlicePort, ...] | None = None
+
+    @property
+    def service(self) -> ObjectName | None:
+        """The Service this slice belongs to; None without the label (contract 3.1.1)."""
+        labels = self.metadata.labels
+        return ObjectName(self.metadata.namespace, labels.service_name) if labels and labels.service_name else None
+
+
+class NodeSpec(Wire):
+    """Node fields used by the NodeCIDR detector."""
+
+    pod_cidrs: tuple[str, ...] | None = msgspec.field(default=None, name="podCIDRs")
+    taints: "tuple[Taint, ...] | None" = None
+
+
+class Taint(Wire):
+    """A node taint; one key makes the node ineligible for load balancers (contract 7.1.9)."""
+
+    key: str
+
+
+class NodeAddress(Wire):
+    """One address of a Node, of type InternalIP, ExternalIP or another."""
+
+    type: str
+    address: str
+
+
+class NodeStatus(Wire):
+    """Node addresses (contract 8.6.2)."""
+
+    addresses: tuple[NodeAddress, ...] | None = None
+
+
+class Node(Wire):
+    """core/v1 Node."""
+
+    metadata: Meta
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+    @property
+    def zone(self) -> str:
+        """The zone label, empty when there is none (contract 1.4.1)."""
+        return (self.metadata.labels and self.metadata.labels.zone) or ""
+
+
+class ServiceCIDRSpec(Wire):
+    """The address ranges ClusterIPs are taken from."""
+
+    cidrs: tuple[str, ...] | None = None
+
+
+class ServiceCIDR(Wire):
+    """networking.k8s.io/v1 ServiceCIDR."""
+
+    metadata: Meta
+    spec: ServiceCIDRSpec = ServiceCIDRSpec()
+
+
+Object = Service | EndpointSlice | Node | ServiceCIDR
+KINDS: dict[str, type[Object]] = {
+    "Service": Service,
+    "EndpointSlice": EndpointSlice,
+    "Node": Node,
+    "ServiceCIDR": ServiceCIDR,
+}

@@ -19,14 +19,15 @@ _UNITS: Final = {
     "ns": NANOSECOND,
     "us": MICROSECOND,
     "µs": MICROSECOND,  # U+00B5, which Go prints
-    "μs": MICROSECOND,  # noqa: RUF001 - U+03BC, the Greek letter, which Go accepts as well
+    "μs": MICROSECOND,
     "ms": MILLISECOND,
     "s": SECOND,
     "m": MINUTE,
     "h": HOUR,
 }
-_TERM: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?(ns|us|µs|μs|ms|s|m|h)")  # noqa: RUF001
+_TERM: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?(ns|us|µs|μs|ms|s|m|h)")
 _LIMIT: Final = 1 << 63  # Go counts in a signed 64-bit integer
+_LONGEST: Final = 256  # characters; the only texts refused that Go would read are padded with hundreds of zeros
 
 
 class Duration(int):
@@ -42,6 +43,8 @@ class Duration(int):
         if rest == "0":  # the only number that needs no unit
             return cls(0)
         total = position = 0
+        if len(rest) > _LONGEST:
+            raise ValueError(_complaint(text))
         while position < len(rest):
             term = _TERM.match(rest, position)
             if term is None or not (term[1] or term[2]):
@@ -84,7 +87,7 @@ def _nanoseconds(whole: str, fraction: str, unit: int) -> int:
     """Return whole.fraction units, the fraction rounded as Go does: it multiplies in floating point and cuts off."""
     total = int(whole or "0") * unit
     digits = fraction
-    while digits and int(digits) >= _LIMIT:  # Go reads only as many digits as fit into 63 bits
+    while digits and int(digits) > _LIMIT:  # Go reads only as many digits as fit into 63 bits
         digits = digits[:-1]
     if digits:
         total += int(float(int(digits)) * (float(unit) / 10.0 ** len(digits)))

@@ -1,0 +1,282 @@
+"""Node settings: what the data plane needs to know about its node, derived once at start.
+
+A pure function of the effective configuration, the facts in the Node object and the families this machine supports. Everything in
+`NodeSettings` is checked and may become nft text: addresses and networks are canonical, interface names hold no character that
+means something to nft. Every mapping has exactly the families served as keys, unless said otherwise. What is wrong is one ConfigError
+with all problems; what is only doubtful is returned as warnings, for the caller to log. The configuration must have passed
+`validation` before.
+"""
+
+import enum
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+from nftproxy.address import Address, Family, Network, parse_address, parse_network
+from nftproxy.config import DETECT_LOCAL_MODES, PRIMARY, Findings, KubeProxyConfiguration
+from nftproxy.errors import AddressError, ConfigError
+
+_START_VALUES: Final = {Family.IPv4: Address(Family.IPv4, "127.0.0.1"), Family.IPv6: Address(Family.IPv6, "::1")}
+_LOOPBACK: Final = {Family.IPv4: Network(Family.IPv4, "127.0.0.0", 8), Family.IPv6: Network(Family.IPv6, "::1", 128)}
+_UNSPECIFIED: Final = {Address(Family.IPv4, "0.0.0.0"), Address(Family.IPv6, "::")}  # noqa: S104 - compared, not bound
+_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # 15 characters are what the kernel's IFNAMSIZ leaves
+
+
+class NodeFacts(msgspec.Struct, frozen=True):
+    """What the Node object says, as it says it: `status.addresses` as (type, address) in order, and `spec.podCIDRs`."""
+
+    addresses: tuple[tuple[str, str], ...] = ()
+    pod_cidrs: tuple[str, ...] = ()
+
+
+class _Every(enum.Enum):
+    ALL = "all"
+
+
+ALL: Final = _Every.ALL
+"""NodePorts are accepted on every local address except loopback (contract 2.6.4)."""
+
+NodePortNetworks = Literal[_Every.ALL] | tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cidr:
+    """Local pods are the sources inside these networks; a family without one has no detector (contract 4.2.2)."""
+
+    networks: Mapping[Family, Network]
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeInterface:
+    """Local pods are behind the interface of this name (contract 4.2)."""
+
+    name: str
+
+    @property
+    def pattern(self) -> str:
+        """The name as nft's iifname takes it."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceNamePrefix:
+    """Local pods are behind the interfaces whose names begin so (contract 4.2)."""
+
+    prefix: str
+
+    @property
+    def pattern(self) -> str:
+        """The prefix as nft's iifname takes it; one of 15 characters is a whole name, and nft refuses a star after it."""
+        return f"{self.prefix}*" if len(self.prefix) < 15 else self.prefix
+
+
+LocalDetector = Cidr | BridgeInterface | InterfaceNamePrefix
+"""How a packet from a pod of this node is told from others (contract 4.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """Everything node-wide that rules and elements depend on.
+
+    `families` has the primary one first. `node_ips` are loopback addresses where nothing better is known (contract 8.6.3).
+    `detector` None means that no packet counts as coming from a local pod (4.2.5). `masquerade_bit` is the mask, not the number
+    of the bit. Periods are seconds.
+    """
+
+    node_name: str
+    families: tuple[Family, ...]
+    node_ips: Mapping[Family, Address]
+    detector: LocalDetector | None
+    masquerade_bit: int
+    masquerade_all: bool
+    nodeport_addresses: Mapping[Family, NodePortNetworks]
+    allow_external_ips: bool
+    sync_period: float
+    min_sync_period: float
+
+
+def node_name(config: KubeProxyConfiguration, hostname: str) -> str:
+    """Return the name of this node's Node object: the override or the OS host name (contract 8.6.1); ConfigError if blank."""
+    name = (config.hostname_override or hostname).strip().lower()
+    if not name:
+        raise ConfigError(
+            ["hostnameOverride: the node name is blank"], hint="set --hostname-override to the name of the Node object"
+        )
+    return name
+
+
+def node_settings(
+    config: KubeProxyConfiguration, facts: NodeFacts | None, *, hostname: str, supported: frozenset[Family]
+) -> tuple[NodeSettings, list[str]]:
+    """Return the settings of a node and the warnings about them.
+
+    `facts` None means that the Node is unknown; `hostname` is the OS host name, `supported` the families this machine can serve
+    (contract 8.6.5; see `host`). ConfigError names every problem with its field.
+    """
+    found = Findings()
+    node_ips, primary = _node_ips(config.bind_address, facts)
+    families = _families(primary, supported)
+    try:
+        name = node_name(config, hostname)
+    except ConfigError as error:
+        found.problems.extend(error.problems)
+    detector = _detector(config, facts, families, found)
+    networks = _nodeport_networks(config.node_port_addresses, node_ips, found)
+    if found.problems:
+        raise ConfigError(found.problems)
+    settings = NodeSettings(
+        node_name=name,
+        families=families,
+        node_ips={family: node_ips[family] for family in families},
+        detector=detector,
+        masquerade_bit=1 << config.nftables.masquerade_bit,
+        masquerade_all=config.nftables.masquerade_all,
+        nodeport_addresses={family: _of_family(networks, family) for family in families},
+        allow_external_ips=config.feature_gates.get("AllowServiceExternalIPs", True),
+        sync_period=config.nftables.sync_period.seconds,
+        min_sync_period=config.nftables.min_sync_period.seconds,
+    )
+    return settings, found.warnings
+
+
+def accepted_nodeport_addresses(
+    wanted: Mapping[Family, NodePortNetworks], interfaces: Iterable[Address]
+) -> tuple[dict[Family, tuple[Address, ...]], list[str]]:
+    """Return the interface addresses that accept NodePorts, sorted, and an error text for each loopback match, which is skipped.
+
+    Contract 2.6.5. A family whose NodePorts are on ALL addresses needs no list and is left out.
+    """
+    accepted: dict[Family, tuple[Address, ...]] = {}
+    errors: list[str] = []
+    addresses = sorted(set(interfaces))
+    for family, networks in wanted.items():
+        if networks is ALL:
+            continue
+        matches = [address for address in addresses if any(network.contains(address) for network in networks)]
+        errors += [
+            f"nodePortAddresses: {address.text} is a loopback address; NodePorts never work there (contract 2.6.7)"
+            for address in matches
+            if is_loopback(address)
+        ]
+        accepted[family] = tuple(address for address in matches if not is_loopback(address))
+    return accepted, errors
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether `address` is in 127.0.0.0/8 or ::1."""
+    return _LOOPBACK[address.family].contains(address)
+
+
+def _node_ips(bind_address: str, facts: NodeFacts | None) -> tuple[dict[Family, Address], Family]:
+    """Return the node's address in each family, and the primary family (contract 8.6.2, 8.6.3)."""
+    node_ips = dict(_START_VALUES)
+    primary = Family.IPv4
+    raw = _raw_node_ips(facts) if facts else []
+    for address in reversed(raw):  # the first of a family wins, the first of all is the primary
+        node_ips[address.family] = address
+        primary = address.family
+    try:
+        hint = parse_address(bind_address)
+    except AddressError as error:
+        raise ConfigError([f"bindAddress: {error}"]) from error
+    if hint not in _UNSPECIFIED:
+        node_ips[hint.family] = hint
+        primary = hint.family
+    return node_ips, primary
+
+
+def _raw_node_ips(facts: NodeFacts) -> list[Address]:
+    """Return all usable addresses: internal ones in order, then external ones; DNS names are skipped (contract 8.6.2)."""
+    addresses = []
+    for wanted in ("InternalIP", "ExternalIP"):
+        for kind, text in facts.addresses:
+            if kind == wanted:
+                with suppress(AddressError):
+                    addresses.append(parse_address(text))
+    return addresses
+
+
+def _families(primary: Family, supported: frozenset[Family]) -> tuple[Family, ...]:
+    """Return the families to serve, the primary one first (contract 8.6.5)."""
+    if primary not in supported:
+        raise ConfigError(
+            [f"the node's primary family is {primary}, which this machine does not support"],
+            hint=f"enable {primary} on this machine, or name an address of another family with --bind-address",
+        )
+    return (primary, *(family for family in Family if family in supported and family is not primary))
+
+
+def _detector(
+    config: KubeProxyConfiguration, facts: NodeFacts | None, families: tuple[Family, ...], found: Findings
+) -> LocalDetector | None:
+    """Return how to tell packets of local pods (contract 4.2)."""
+    names = config.detect_local
+    match config.detect_local_mode:
+        case "BridgeInterface":
+            return BridgeInterface(_interface("detectLocal.bridgeInterface", names.bridge_interface, found))
+        case "InterfaceNamePrefix":
+            return InterfaceNamePrefix(_interface("detectLocal.interfaceNamePrefix", names.interface_name_prefix, found))
+        case "NodeCIDR":
+            networks = _first_networks("podCIDRs", facts.pod_cidrs if facts else (), families, found.warnings)
+            if facts is None:
+                found.problems.append("detectLocalMode: NodeCIDR needs the Node object, which does not exist")
+            elif families[0] not in networks:  # 4.2.4: fatal also if the other family has one
+                found.problems.append(f"detectLocalMode: NodeCIDR needs an {families[0]} network in the Node's spec.podCIDRs")
+        case "" | "ClusterCIDR":
+            cidrs = config.cluster_cidr.split(",") if config.cluster_cidr else []
+            networks = _first_networks("clusterCIDR", cidrs, families, found.problems)
+            if not cidrs:
+                found.warnings.append("clusterCIDR: not set, so no packet counts as coming from a local pod (contract 4.2.3)")
+            elif families[0] not in networks and len(families) == 1:
+                found.problems.append(f"clusterCIDR: has no {families[0]} network, the only family served (contract 4.2.4)")
+        case mode:
+            raise ConfigError([f"detectLocalMode: {mode!r:.80} is none of {', '.join(DETECT_LOCAL_MODES)}"])
+    return Cidr(networks) if networks else None
+
+
+def _interface(path: str, name: str, found: Findings) -> str:
+    """Check a name that becomes nft text."""
+    if not _INTERFACE.fullmatch(name):
+        found.problems.append(f"{path}: {name!r:.80} is no interface name: 1 to 15 letters, digits, dots, dashes or underscores")
+    return name
+
+
+def _first_networks(
+    path: str, cidrs: Iterable[str], families: tuple[Family, ...], complaints: list[str]
+) -> dict[Family, Network]:
+    """Return the first network of each family served; what is no CIDR goes to `complaints`."""
+    networks: dict[Family, Network] = {}
+    for text in cidrs:
+        try:
+            network = parse_network(text)
+        except AddressError as error:
+            complaints.append(f"{path}: {error}")
+            continue
+        if network.family in families:
+            networks.setdefault(network.family, network)
+    return networks
+
+
+def _nodeport_networks(texts: Iterable[str], node_ips: Mapping[Family, Address], found: Findings) -> list[Network]:
+    """Return nodePortAddresses as networks, `primary` replaced by the node's addresses except loopback (contract 2.6.2)."""
+    networks: list[Network] = []
+    for index, text in enumerate(texts):
+        if text == PRIMARY:
+            addresses = (address for address in node_ips.values() if not is_loopback(address))
+            networks += [Network(address.family, address.text, address.family.bits) for address in addresses]
+            continue
+        try:
+            networks.append(parse_network(text))
+        except AddressError as error:
+            found.problems.append(f"nodePortAddresses[{index}]: {error}")
+    return networks
+
+
+def _of_family(networks: Iterable[Network], family: Family) -> NodePortNetworks:
+    """Return the networks of one family; ALL if there is none or one of them is the whole family (contract 2.6.3)."""
+    own = tuple(network for network in networks if network.family is family)
+    return own if own and all(network.length for network in own) else ALL

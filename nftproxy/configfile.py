@@ -1,8 +1,8 @@
 """The text of a configuration file: v1alpha1 as YAML or JSON, read into a sparse mapping and written from a configuration.
 
 Reading is lenient where kube-proxy is (contract 8.1.3): unknown and duplicate fields become warnings. It is strict about the
-rest, and finds everything at once: each field of a wrong type is one problem with its path. The zero values that kubeadm writes for
-whatever it does not set (contract 10.3.5) count as not set, except where 8.2 gives an explicit zero a meaning of its own.
+rest, and finds everything at once: each field of a wrong type is one problem with its path. The zero values that kubeadm writes
+for whatever it does not set (contract 10.3.5) count as not set, except where 8.2 gives an explicit zero a meaning of its own.
 """
 
 import json

@@ -2,9 +2,9 @@
 
 A pure function of the effective configuration, the facts in the Node object and the families this machine supports. Everything in
 `NodeSettings` is checked and may become nft text: addresses and networks are canonical, interface names hold no character that
-means something to nft. Every mapping has exactly the families served as keys, unless said otherwise. What is wrong is one ConfigError
-with all problems; what is only doubtful is returned as warnings, for the caller to log. The configuration must have passed
-`validation` before.
+means something to nft. Every mapping has exactly the families served as keys, unless said otherwise. What is wrong is one
+ConfigError with all problems; what is only doubtful is returned as warnings, for the caller to log. The configuration must have
+passed `validation` before.
 """
 
 import enum

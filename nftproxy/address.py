@@ -1,7 +1,7 @@
 """IP addresses and CIDRs as canonical text.
 
-Everything that reaches libnftables went through here: it would resolve a host name by DNS and abort the process on `*`. Texts are
-parsed leniently as contract 2.1.5 says (leading zeros are decimal, IPv4-mapped IPv6 is IPv4, host bits are cleared) and come out in
+Everything that reaches libnftables went through here: it would resolve a host name by DNS and abort the process on `*`. Texts
+are parsed leniently as contract 2.1.5 says (leading zeros are decimal, IPv4-mapped IPv6 is IPv4, host bits are cleared) and come out in
 the one form that compares equal to what the kernel prints.
 """
 
@@ -47,11 +47,9 @@ class Network(NamedTuple):
     def __str__(self) -> str:
         return f"{self.text}/{self.length}"
 
-    def __contains__(self, address: object) -> bool:
-        """Whether an `Address` lies inside."""
-        if not isinstance(address, Address) or address.family is not self.family:
-            return False
-        return mask(address, self.length).text == self.text
+    def contains(self, address: Address) -> bool:
+        """Whether `address` lies inside."""
+        return address.family is self.family and mask(address, self.length).text == self.text
 
 
 _AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}

@@ -45,7 +45,7 @@ DnsLabel = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-
 PortName = Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$")]
 
 
-class Labels(Wire, rename=None):
+class Labels(Wire, frozen=True, rename=None):
     """The labels that mean something here (contract 1.1.1, 1.1.2, 1.4.1, 3.1.1)."""
 
     proxy_name: str | None = msgspec.field(default=None, name="service.kubernetes.io/service-proxy-name")
@@ -54,13 +54,13 @@ class Labels(Wire, rename=None):
     zone: str | None = msgspec.field(default=None, name="topology.kubernetes.io/zone")
 
 
-class Annotations(Wire, rename=None):
+class Annotations(Wire, frozen=True, rename=None):
     """The one annotation that is read (contract 7.4.16)."""
 
     trigger_time: str | None = msgspec.field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
 
 
-class Meta(Wire):
+class Meta(Wire, frozen=True):
     """Object metadata. A manifest without a namespace means `default`, as kubectl reads it."""
 
     name: DnsName
@@ -76,7 +76,7 @@ class Meta(Wire):
         return ObjectName(self.namespace, self.name)
 
 
-class ServicePort(Wire):
+class ServicePort(Wire, frozen=True):
     """One port of a Service (contract 2.1.4)."""
 
     port: Port
@@ -85,19 +85,19 @@ class ServicePort(Wire):
     node_port: PortOrZero | None = None
 
 
-class ClientIp(Wire):
+class ClientIp(Wire, frozen=True):
     """ClientIP affinity settings; at most a day (contract 2.4.1)."""
 
     timeout_seconds: Annotated[int, msgspec.Meta(ge=1, le=86400)] | None = None
 
 
-class AffinityConfig(Wire):
+class AffinityConfig(Wire, frozen=True):
     """Session affinity settings."""
 
     client_ip: ClientIp | None = msgspec.field(default=None, name="clientIP")
 
 
-class ServiceSpec(Wire):
+class ServiceSpec(Wire, frozen=True):
     """What a Service asks for; fields that contract 2.1.6 says are not read are absent."""
 
     type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
@@ -114,26 +114,26 @@ class ServiceSpec(Wire):
     health_check_node_port: PortOrZero | None = None
 
 
-class Ingress(Wire):
+class Ingress(Wire, frozen=True):
     """One load-balancer address."""
 
     ip: str | None = None
     ip_mode: Literal["VIP", "Proxy"] | None = None
 
 
-class LoadBalancer(Wire):
+class LoadBalancer(Wire, frozen=True):
     """The addresses a load balancer gave to a Service."""
 
     ingress: tuple[Ingress, ...] | None = None
 
 
-class ServiceStatus(Wire):
+class ServiceStatus(Wire, frozen=True):
     """The part of the status that carries load-balancer addresses."""
 
     load_balancer: LoadBalancer | None = None
 
 
-class Service(Wire):
+class Service(Wire, frozen=True):
     """core/v1 Service."""
 
     metadata: Meta
@@ -141,7 +141,7 @@ class Service(Wire):
     status: ServiceStatus | None = None
 
 
-class SlicePort(Wire):
+class SlicePort(Wire, frozen=True):
     """One port of an EndpointSlice (contract 3.1.3); nil name or number: the entry is ignored."""
 
     name: str | None = None
@@ -149,7 +149,7 @@ class SlicePort(Wire):
     protocol: Proto | None = None
 
 
-class Conditions(Wire):
+class Conditions(Wire, frozen=True):
     """Endpoint conditions; nil has the meaning of contract 3.1.6."""
 
     ready: bool | None = None
@@ -157,20 +157,20 @@ class Conditions(Wire):
     terminating: bool | None = None
 
 
-class Hint(Wire):
+class Hint(Wire, frozen=True):
     """A zone or node that an endpoint is meant for."""
 
     name: str
 
 
-class Hints(Wire):
+class Hints(Wire, frozen=True):
     """Topology hints (contract 3.3)."""
 
     for_zones: tuple[Hint, ...] | None = None
     for_nodes: tuple[Hint, ...] | None = None
 
 
-class SliceEndpoint(Wire):
+class SliceEndpoint(Wire, frozen=True):
     """One endpoint of an EndpointSlice; only the first address is used (contract 3.1.5)."""
 
     addresses: tuple[str, ...] = ()
@@ -179,7 +179,7 @@ class SliceEndpoint(Wire):
     hints: Hints | None = None
 
 
-class EndpointSlice(Wire):
+class EndpointSlice(Wire, frozen=True):
     """discovery.k8s.io/v1 EndpointSlice."""
 
     metadata: Meta
@@ -194,33 +194,33 @@ class EndpointSlice(Wire):
         return ObjectName(self.metadata.namespace, labels.service_name) if labels and labels.service_name else None
 
 
-class NodeSpec(Wire):
+class NodeSpec(Wire, frozen=True):
     """Node fields used by the NodeCIDR detector."""
 
     pod_cidrs: tuple[str, ...] | None = msgspec.field(default=None, name="podCIDRs")
     taints: "tuple[Taint, ...] | None" = None
 
 
-class Taint(Wire):
+class Taint(Wire, frozen=True):
     """A node taint; one key makes the node ineligible for load balancers (contract 7.1.9)."""
 
     key: str
 
 
-class NodeAddress(Wire):
+class NodeAddress(Wire, frozen=True):
     """One address of a Node, of type InternalIP, ExternalIP or another."""
 
     type: str
     address: str
 
 
-class NodeStatus(Wire):
+class NodeStatus(Wire, frozen=True):
     """Node addresses (contract 8.6.2)."""
 
     addresses: tuple[NodeAddress, ...] | None = None
 
 
-class Node(Wire):
+class Node(Wire, frozen=True):
     """core/v1 Node."""
 
     metadata: Meta
@@ -233,13 +233,13 @@ class Node(Wire):
         return (self.metadata.labels and self.metadata.labels.zone) or ""
 
 
-class ServiceCIDRSpec(Wire):
+class ServiceCIDRSpec(Wire, frozen=True):
     """The address ranges ClusterIPs are taken from."""
 
     cidrs: tuple[str, ...] | None = None
 
 
-class ServiceCIDR(Wire):
+class ServiceCIDR(Wire, frozen=True):
     """networking.k8s.io/v1 ServiceCIDR."""
 
     metadata: Meta

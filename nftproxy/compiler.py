@@ -1,0 +1,251 @@
+"""From a service's endpoint lists to its routes, and from routes to elements of the maps in `rulesets/`.
+
+Pure. A *route* is everything one frontend does; the elements follow from it alone. Routes are what is remembered of the table: they are
+small, and share the tuples of endpoints among all frontends of a service port.
+"""
+
+import enum
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from nftproxy.address import Address, Family, Network
+from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
+from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, lists, view
+
+Key = tuple[str | int, ...]
+Value = str | tuple[str | int, ...] | None  # a verdict, the fields of an endpoint, or nothing in a set
+
+
+class Element(NamedTuple):
+    """One element: the set or map it is in, its key, and its value in a map."""
+
+    where: str
+    key: Key
+    value: Value = None
+
+
+class Frontend(NamedTuple):
+    """Where clients connect: a canonical address, or an empty one for a NodePort, with protocol (in nft's spelling) and port."""
+
+    address: str
+    proto: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address or "*"
+        return f"{host}:{self.port}/{self.proto}"
+
+    @property
+    def key(self) -> Key:
+        """Its key in maps of verdicts."""
+        return (self.address, self.proto, self.port) if self.address else (self.proto, self.port)
+
+    def slot(self, number: int) -> Key:
+        """Its key in maps of endpoints."""
+        return (self.address, self.port, number) if self.address else (self.port, number)
+
+
+class Policy(enum.Enum):
+    """Who gets which list at a frontend (contract 2.3.5 to 2.3.7)."""
+
+    CLUSTER = "cluster"  # a ClusterIP: everybody, the cluster list
+    LOCAL = "local"  # a ClusterIP with internal policy Local: everybody, the local list
+    EXTERNAL = "external"  # everybody, the cluster list, masqueraded
+    PRESERVE = "preserve"  # external policy Local: pods and this node the cluster list, others the local list
+
+
+class Refusal(enum.Enum):
+    """What happens to a new connection that no list takes (contract 2.5), as a verdict."""
+
+    NONE = ""
+    REJECT = "goto reject-new"
+    DROP = "drop"
+
+
+class Affinity(msgspec.Struct, frozen=True, gc=False):
+    """ClientIP affinity of one service port: what may be remembered, and for how many seconds."""
+
+    name: str  # namespace/service/protocol/port name; part of chain and map names
+    family: Family
+    proto: str
+    timeout: int
+    cluster: tuple[Endpoint, ...]
+    local: tuple[Endpoint, ...]
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The port numbers that the endpoints have, nearly always one."""
+        return tuple(sorted({e.port for e in (*self.cluster, *self.local)}))
+
+    @property
+    def ports_name(self) -> str:
+        """The port numbers as they stand in chain names."""
+        return ".".join(map(str, self.ports))
+
+    def chain(self, step: str) -> str:
+        """Return the name of one of its chains; a chain with other content has another name."""
+        timeout = f"{self.timeout}-" if step == "learn" else ""
+        return f"{step}{self.family.digit}-{timeout}{self.ports_name}-{self.name}"
+
+    def memory(self, which: str, port: int) -> str:
+        """Return the name of the map client -> endpoint address; `which` is `affinity` or `local_affinity`."""
+        return f"{which}{self.family.digit}-{self.name}-{port}"
+
+    def elements(self) -> Iterator[Element]:
+        """Yield the members: what the kernel may remember."""
+        for which, members in (("cluster_members", self.cluster), ("local_members", self.local)):
+            where = f"{which}{self.family.digit}-{self.name}"
+            for member in members:
+                yield Element(where, tuple(member))
+
+
+class Route(msgspec.Struct, frozen=True, gc=False):
+    """Everything one frontend does."""
+
+    frontend: Frontend
+    policy: Policy
+    cluster: tuple[Endpoint, ...]  # in the order of slots
+    local: tuple[Endpoint, ...]
+    refusal: Refusal
+    affinity: Affinity | None = None
+    sources: tuple[Network, ...] | None = None  # allowed clients of a load-balancer address; None: all
+
+
+class Compiled(msgspec.Struct, frozen=True, gc=False):
+    """All that one service puts into the table, for one family."""
+
+    created: str  # creationTimestamp: of two services with the same frontend the older one has it
+    cluster_ip: str
+    routes: tuple[Route, ...]
+    affinities: tuple[Affinity, ...]
+    hairpins: tuple[tuple[str, str, int], ...]  # address, protocol, port of the endpoints on this node
+
+    def shared(self, family: Family) -> Iterator[Element]:
+        """Yield the elements that other services may have as well."""
+        yield Element(f"cluster_ips{family.digit}", (self.cluster_ip,))
+        for address, proto, port in self.hairpins:
+            yield Element(f"hairpin{family.digit}", (address, address, proto, port))
+
+
+class Context(NamedTuple):
+    """What a node adds to every service: its place, its address of the family, and a feature gate."""
+
+    family: Family
+    here: Locality
+    node_ip: str  # canonical; empty when unknown
+    external_ips: bool = True
+
+
+def compile_service(service: Service, slices: Iterable[EndpointSlice], context: Context, notes: Notes) -> Compiled | None:
+    """Return what `service` puts into the table; None when it does not exist for this family.
+
+    `notes` collects, one line each, what had to be ignored.
+    """
+    seen = view(service, context.family, notes, external_ips=context.external_ips)
+    if seen is None:
+        return None
+    slices = tuple(slices)
+    routes: dict[Frontend, Route] = {}
+    affinities: list[Affinity] = []
+    hairpins: dict[tuple[str, str, int], None] = {}
+    for port in service.spec.ports or ():
+        chosen = lists(seen, port, slices, context.family, context.here, notes)
+        proto = port.protocol.nft
+        affinity = _affinity(service.metadata.key, port, seen, chosen, context.family)
+        if affinity:
+            affinities.append(affinity)
+        hairpins.update(dict.fromkeys((e.address, proto, e.port) for e in chosen.here))
+        for route in _routes(seen, port, chosen, affinity, context):
+            routes.setdefault(route.frontend, route)
+    return Compiled(
+        service.metadata.creation_timestamp or "", seen.cluster_ip, tuple(routes.values()), tuple(affinities), tuple(hairpins)
+    )
+
+
+def _routes(seen: View, port: ServicePort, chosen: Lists, affinity: Affinity | None, context: Context) -> Iterator[Route]:
+    """Yield the routes of one service port: ClusterIP, external IPs, load-balancer addresses, NodePort (contract 2.2)."""
+    proto = port.protocol.nft
+    internal = Policy.LOCAL if seen.internal_local else Policy.CLUSTER
+    yield _route(Frontend(seen.cluster_ip, proto, port.port), internal, chosen, affinity)
+    external = Policy.PRESERVE if seen.external_local else Policy.EXTERNAL
+    sources = _sources(seen, context)
+    for address in seen.vips:  # before external IPs: an address that is both keeps its source ranges
+        yield _route(Frontend(address, proto, port.port), external, chosen, affinity, sources)
+    for address in seen.external_ips:
+        yield _route(Frontend(address, proto, port.port), external, chosen, affinity)
+    if port.node_port:
+        yield _route(Frontend("", proto, port.node_port), external, chosen, affinity)
+
+
+def _route(
+    frontend: Frontend, policy: Policy, chosen: Lists, affinity: Affinity | None, sources: tuple[Network, ...] | None = None
+) -> Route:
+    """Decide lists and refusal of one frontend (contract 2.5)."""
+    cluster = () if policy is Policy.LOCAL else chosen.cluster
+    local = chosen.local if policy in {Policy.LOCAL, Policy.PRESERVE} else ()
+    if not chosen.usable_anywhere:
+        refusal = Refusal.REJECT
+    elif not (local if policy in {Policy.LOCAL, Policy.PRESERVE} else cluster):
+        refusal = Refusal.DROP
+    else:
+        refusal = Refusal.NONE
+    return Route(frontend, policy, cluster, local, refusal, affinity if cluster or local else None, sources)
+
+
+def _affinity(service: ObjectName, port: ServicePort, seen: View, chosen: Lists, family: Family) -> Affinity | None:
+    if seen.affinity_seconds is None or not (chosen.cluster or chosen.local):
+        return None
+    proto = port.protocol.nft
+    return Affinity(f"{service}/{proto}/{port.name or ''}", family, proto, seen.affinity_seconds, chosen.cluster, chosen.local)
+
+
+def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:
+    """Contract 2.7.6: a node that is allowed may carry a load-balancer address of its own as source."""
+    if seen.ranges is None or not context.node_ip:
+        return seen.ranges
+    node = Address(context.family, context.node_ip)
+    if not any(network.contains(node) for network in seen.ranges):
+        return seen.ranges
+    own = (Network(context.family, vip, context.family.bits) for vip in seen.vips)
+    return tuple(sorted({*seen.ranges, *own}))
+
+
+def elements(route: Route, family: Family) -> Iterator[Element]:
+    """Yield all elements of a route; what they mean stands in `rulesets/family.nft` and `rulesets/protocol.nft`."""
+    frontend, v = route.frontend, family.digit
+    maps, chains = ("", "") if frontend.address else ("nodeport_", "nodeport-")
+    kind = f"{v}-{frontend.proto}"
+    if route.cluster:
+        where, verb, step = _CLUSTER_STEP[route.policy]
+        yield Element(f"{maps}{where}{v}", frontend.key, f"{verb} {chains}{step}{kind}-{len(route.cluster)}")
+        for slot, endpoint in enumerate(route.cluster):
+            yield Element(f"{maps}endpoints{kind}", frontend.slot(slot), endpoint)
+    if route.local:
+        yield Element(f"{maps}services{v}", frontend.key, f"goto {chains}local{kind}-{len(route.local)}")
+        for slot, endpoint in enumerate(route.local):
+            yield Element(f"{maps}local_endpoints{kind}", frontend.slot(slot), endpoint)
+    if route.refusal is not Refusal.NONE:
+        yield Element(f"{maps}no_endpoints{v}", frontend.key, route.refusal.value)
+    if route.affinity:
+        yield Element(f"{maps}sticky{v}", frontend.key, f"jump {route.affinity.chain(_STICKY_STEP[route.policy])}")
+        yield Element(f"{maps}learn{v}", frontend.key, f"goto {route.affinity.chain('learn')}")
+    if route.sources is not None:
+        yield Element(f"firewall{v}", frontend.key, f"goto allowed{v}")
+        for network in route.sources:
+            yield Element(f"allowed{v}-{network.length}", (*frontend.key, network.text))
+
+
+# Policy -> the map of verdicts, how it is entered, and the chain that serves the cluster list.
+_CLUSTER_STEP = {
+    Policy.CLUSTER: ("services", "goto", "pick"),
+    Policy.EXTERNAL: ("services", "goto", "external"),
+    Policy.PRESERVE: ("internal", "jump", "internal"),
+}
+_STICKY_STEP = {
+    Policy.CLUSTER: "sticky",
+    Policy.EXTERNAL: "sticky_external",
+    Policy.LOCAL: "sticky_local",
+    Policy.PRESERVE: "sticky_internal",
+}

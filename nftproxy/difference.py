@@ -1,0 +1,305 @@
+"""What has to change in the table: from remembered routes and wanted services to element additions and deletions.
+
+Pure. Three things hold for every difference:
+
+- Slots are stable: an endpoint that stays keeps its number, the last one moves into the place of one that goes.
+- A frontend that two services claim belongs to the older one; the younger gets it when the older lets go (contract 2.2.3).
+- What nothing points to any more goes *late*, in a second transaction: a packet makes two look-ups and may
+  fall between two states.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from nftproxy.address import Family
+from nftproxy.compiler import Affinity, Compiled, Element, Frontend, Key, Route, Value, elements
+from nftproxy.model import ObjectName
+from nftproxy.selection import Endpoint
+
+# Sets and maps (without the family) that a verdict points to: their elements go after the verdict.
+_LATE = {"endpoints", "local_endpoints", "nodeport_endpoints", "nodeport_local_endpoints", "allowed"}
+
+Place = tuple[str, Key]
+
+
+class Delta:
+    """Elements to add and to delete; a rewritten key stands in both `removed` and `added`."""
+
+    __slots__ = ("added", "late", "removed")
+
+    def __init__(self) -> None:
+        self.removed: dict[str, dict[Key, None]] = {}
+        self.added: dict[str, dict[Key, Value]] = {}
+        self.late: dict[str, dict[Key, None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.removed or self.added or self.late)
+
+    def __len__(self) -> int:
+        return sum(len(keys) for part in (self.removed, self.added, self.late) for keys in part.values())
+
+    def add(self, element: Element) -> None:
+        """Have an element added."""
+        self.added.setdefault(element.where, {})[element.key] = element.value
+
+    def remove(self, where: str, key: Key) -> None:
+        """Have an element deleted, before the additions of the same transaction."""
+        self.removed.setdefault(where, {})[key] = None
+
+    def remove_late(self, where: str, key: Key) -> None:
+        """Have an element deleted once nothing points to it."""
+        self.late.setdefault(where, {})[key] = None
+
+    def targets(self) -> Iterator[str]:
+        """Yield the chains that added verdicts go to."""
+        for items in self.added.values():
+            for value in items.values():
+                if type(value) is str and " " in value:
+                    yield value.partition(" ")[2]
+
+    def compare(self, new: Iterable[Element], old: dict[Place, Value]) -> None:
+        """Take in what turns `old` into `new`."""
+        for element in new:
+            where, key, value = element
+            if (where, key) not in old:
+                self.add(element)
+                continue
+            if old.pop((where, key)) != value:
+                self.remove(where, key)
+                self.add(element)
+        for where, key in old:
+            self.drop(where, key)
+
+    def drop(self, where: str, key: Key) -> None:
+        """Have an element deleted that nothing replaces: verdicts at once, what they point to late."""
+        if is_late(where):
+            self.remove_late(where, key)
+        else:
+            self.remove(where, key)
+
+
+def is_late(where: str) -> bool:
+    """Whether elements of this set or map are pointed to by verdicts."""
+    base = where.partition("-")[0].rstrip("46")
+    return base in _LATE
+
+
+@dataclass(slots=True)
+class Change:
+    """What one service, or several that exchange a frontend, change; applied whole or not at all."""
+
+    services: dict[ObjectName, Compiled | None] = field(default_factory=dict)
+    routes: dict[Frontend, tuple[Route | None, Route | None]] = field(default_factory=dict)  # before, after
+    claimants: dict[Frontend, list[ObjectName]] = field(default_factory=dict)  # the owner first
+
+
+class Remembered:
+    """What the table is known to hold of one family, as routes; changed only after the kernel accepted a change."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.services: dict[ObjectName, Compiled] = {}
+        self.routes: dict[Frontend, Route] = {}
+        self.owners: dict[Frontend, ObjectName] = {}
+        self.rivals: dict[Frontend, list[ObjectName]] = {}  # all who claim it where there are two or more, the owner first
+        self.shared: Counter[Element] = Counter()
+
+    def accept(self, change: Change) -> None:
+        """Take over a change that the kernel accepted."""
+        for name, new in change.services.items():
+            old = self.services.pop(name, None)
+            if new is not None:
+                self.services[name] = new
+            for element, count in _claims(old, new, self.family).items():
+                self.shared[element] += count
+                if not self.shared[element]:
+                    del self.shared[element]
+        for frontend, (_, after) in change.routes.items():
+            claimants = change.claimants[frontend]
+            if after is None:
+                self.routes.pop(frontend, None)
+                self.owners.pop(frontend, None)
+            else:
+                self.routes[frontend] = after
+                self.owners[frontend] = claimants[0]
+            if len(claimants) > 1:
+                self.rivals[frontend] = claimants
+            elif self.rivals:
+                self.rivals.pop(frontend, None)
+
+
+def difference(remembered: Remembered, wanted: Mapping[ObjectName, Compiled | None]) -> list[Change]:
+    """Return the changes that make `wanted` true (None: the service is gone); services not named stay as they are."""
+    changed = {name: new for name, new in wanted.items() if remembered.services.get(name) != new}
+    touching: dict[Frontend, dict[ObjectName, None]] = {}
+    claims: dict[Frontend, set[ObjectName]] = {}
+    for name, new in changed.items():
+        old = remembered.services.get(name)
+        for route in old.routes if old else ():
+            touching.setdefault(route.frontend, {})[name] = None
+        for route in new.routes if new else ():
+            touching.setdefault(route.frontend, {})[name] = None
+            claims.setdefault(route.frontend, set()).add(name)
+    groups = _Groups(changed)
+    for frontend, names in touching.items():
+        change = groups.of(list(names))
+        claimants = claims.get(frontend, set())
+        owner = remembered.owners.get(frontend)
+        standing = remembered.rivals.get(frontend) or ([owner] if owner else [])
+        claimants.update(name for name in standing if name not in changed)
+        before, after = remembered.routes.get(frontend), None
+        order = sorted(claimants, key=lambda name: _age(name, _claimed(name, changed, remembered)))
+        if order:
+            routes = _claimed(order[0], changed, remembered).routes
+            after = _settled(next(r for r in routes if r.frontend == frontend), before)
+        change.routes[frontend] = (before, after)
+        change.claimants[frontend] = order
+    return groups.changes()
+
+
+class _Groups:
+    """Services that must change together, joined as frontends show it."""
+
+    def __init__(self, changed: Mapping[ObjectName, Compiled | None]) -> None:
+        self._of = {name: Change(services={name: new}) for name, new in changed.items()}
+
+    def of(self, names: list[ObjectName]) -> Change:
+        """Return the one change that all of `names` are part of from now on."""
+        first = self._of[names[0]]
+        for name in names[1:]:
+            other = self._of[name]
+            if other is not first:
+                first.services |= other.services
+                first.routes |= other.routes
+                first.claimants |= other.claimants
+                for member in other.services:
+                    self._of[member] = first
+        return first
+
+    def changes(self) -> list[Change]:
+        """Return every change once."""
+        return list({id(change): change for change in self._of.values()}.values())
+
+
+def delta(change: Change, remembered: Remembered, actual: dict[str, dict[Key, Value]] | None = None) -> Delta:
+    """Return the elements of a change but for the shared ones.
+
+    With `actual`, the elements read back from the kernel, these count as the state before, and what is found is taken out of it.
+    """
+    found = Delta()
+    family = remembered.family
+    before: list[Affinity] = []
+    after: list[Affinity] = []
+    for name, new in change.services.items():
+        old = remembered.services.get(name)
+        before += old.affinities if old else ()
+        after += new.affinities if new else ()
+    for frontend, (old_route, wanted) in change.routes.items():
+        new_route = wanted
+        if actual is not None and wanted is not None:
+            new_route = _settled_as_read(wanted, family, actual)
+            change.routes[frontend] = (old_route, new_route)
+        if old_route is None and actual is None and new_route is not None:
+            for element in elements(new_route, family):
+                found.add(element)
+        elif old_route != new_route or actual is not None:
+            _compare(
+                found, elements(new_route, family) if new_route else (), elements(old_route, family) if old_route else (), actual
+            )
+    if before != after or actual is not None:
+        _compare(found, [e for a in after for e in a.elements()], [e for a in before for e in a.elements()], actual)
+    return found
+
+
+def shared_delta(changes: Iterable[Change], remembered: Remembered, actual: dict[str, dict[Key, Value]] | None = None) -> Delta:
+    """Return the elements that several services may have: added with the first claim, deleted late with the last."""
+    found = Delta()
+    claims: Counter[Element] = Counter()
+    for change in changes:
+        for name, new in change.services.items():
+            claims.update(_claims(remembered.services.get(name), new, remembered.family))
+    for element, count in claims.items():
+        had = remembered.shared[element]
+        present = actual is not None and element.key in actual.get(element.where, {})
+        if had == 0 and count > 0 and not present:
+            found.add(element)
+        elif had > 0 and had + count == 0:
+            found.remove_late(element.where, element.key)
+        if actual is not None:
+            actual.get(element.where, {}).pop(element.key, None)
+    return found
+
+
+def _compare(found: Delta, new: Iterable[Element], old: Iterable[Element], actual: dict[str, dict[Key, Value]] | None) -> None:
+    if actual is None:
+        found.compare(new, {(e.where, e.key): e.value for e in old})
+        return
+    new = list(new)
+    present = {}
+    for where, key, _ in new:
+        keys = actual.get(where)
+        if keys is not None and key in keys:
+            present[where, key] = keys.pop(key)
+    found.compare(new, present)
+
+
+def _claims(old: Compiled | None, new: Compiled | None, family: Family) -> Counter[Element]:
+    """Count what a service claims more (positive) or no longer (negative) of the shared elements."""
+    counts: Counter[Element] = Counter()
+    if new is not None:
+        counts.update(set(new.shared(family)))
+    if old is not None:
+        counts.subtract(set(old.shared(family)))
+    return counts
+
+
+def _claimed(name: ObjectName, changed: Mapping[ObjectName, Compiled | None], remembered: Remembered) -> Compiled:
+    compiled = changed[name] if name in changed else remembered.services[name]
+    assert compiled is not None  # noqa: S101 - only services that exist claim a frontend
+    return compiled
+
+
+def _age(name: ObjectName, compiled: Compiled) -> tuple[bool, str, ObjectName]:
+    """Order services: the older first; without a creation time last; then by name."""
+    return not compiled.created, compiled.created, name
+
+
+def _settled(route: Route, before: Route | None) -> Route:
+    """Return `route` with its endpoints in the slots they had."""
+    if before is None:
+        return route
+    cluster, local = settle(before.cluster, route.cluster), settle(before.local, route.local)
+    if cluster == route.cluster and local == route.local:
+        return route
+    return msgspec.structs.replace(route, cluster=cluster, local=local)
+
+
+def _settled_as_read(route: Route, family: Family, actual: dict[str, dict[Key, Value]]) -> Route:
+    """Return `route` with its endpoints in the slots that the kernel holds."""
+    maps = "" if route.frontend.address else "nodeport_"
+    kind = f"{family.digit}-{route.frontend.proto}"
+    read = []
+    for where in (f"{maps}endpoints{kind}", f"{maps}local_endpoints{kind}"):
+        known = actual.get(where, {})
+        slots: list[Endpoint] = []
+        while isinstance(value := known.get(route.frontend.slot(len(slots))), tuple):
+            slots.append(Endpoint(str(value[0]), int(value[1])))
+        read.append(tuple(slots))
+    return _settled(route, msgspec.structs.replace(route, cluster=read[0], local=read[1]))
+
+
+def settle(before: tuple[Endpoint, ...], wanted: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    """Return the endpoints of `wanted` in an order that moves as few as possible away from their slots in `before`."""
+    if not before or before == wanted:
+        return wanted
+    remaining = dict.fromkeys(wanted)
+    slots: list[Endpoint | None] = [None] * len(wanted)
+    for slot, endpoint in enumerate(before[: len(wanted)]):
+        if endpoint in remaining:
+            slots[slot] = endpoint
+            del remaining[endpoint]
+    movers = iter(remaining)
+    return tuple(endpoint if endpoint is not None else next(movers) for endpoint in slots)

@@ -1,0 +1,221 @@
+"""The table in the kernel: the only module that talks to libnftables.
+
+It loads the program, makes chains and sets that are missing, and commits deltas as JSON. Every call is one transaction: it
+happens whole or not at all, and an error says which (`MissingError`, `ExistsError`: our picture of the table was wrong).
+libnftables is not thread safe; one lock guards its context, and calls release the GIL.
+"""
+
+import ctypes
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from nftproxy.compiler import Affinity, Key, Value
+from nftproxy.difference import Delta
+from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
+from nftproxy.program import TABLE, Program, table
+from nftproxy.readback import Reader
+
+_ELEMENT = {"family": "inet", "table": "nftproxy"}
+
+
+class Kernel:
+    """Our table in the network namespace of the thread that made this object."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._nft = _context()
+        self.reader = Reader()
+        self.chains: set[str] = set()
+        self.sets: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the sockets back; the table stays."""
+        self.reader.close()
+        del self._nft
+
+    def refresh(self) -> bool:
+        """Read which chains and sets there are; return whether the table exists at all."""
+        with self._lock:
+            exists = self.reader.table_exists()
+            self.chains = set(self.reader.chains()) if exists else set()
+            self.sets = self.reader.sets() if exists else set()
+        return exists
+
+    def load(self, program: Program, chains: Iterable[str] = (), affinities: Iterable[Affinity] = ()) -> None:
+        """Put the program into the kernel, in one transaction, over whatever program is there.
+
+        Elements, counters and remembered clients stay. Of the chains made on demand, those named and those of `affinities` are
+        made anew; others stay as they are until `tidy`.
+        """
+        with self._lock:
+            self.refresh()
+            parts = self._on_demand(program, chains, affinities)
+            for family in program.families:
+                parts |= program.sources(family, _lengths(self.sets, family.digit))
+            base, other = program.chains()
+            known = self.reader.chains() if self.chains else {}
+            text = f"add table {TABLE}\n"
+            for name in base:  # a base chain with another hook or priority is refused, so it goes first
+                text += f"add chain {TABLE} {name}\ndelete chain {TABLE} {name}\n"
+            stale_base = [name for name, is_base in known.items() if is_base and name not in base]
+            text += "".join(f"delete chain {TABLE} {name}\n" for name in stale_base)
+            refilled = [n for n in (*other, *(n for n, t in parts.items() if t.startswith("chain"))) if n in known]
+            text += "".join(f"flush chain {TABLE} {name}\n" for name in dict.fromkeys(refilled))
+            text += "".join(f"delete chain {TABLE} {n}\n" for n in known if n.startswith("program-") and n != program.marker)
+            body = program.text()
+            for name in [n for n in parts if n.startswith("allowed") and "-" not in n]:
+                body = body.replace(_block_of(body, name), parts.pop(name))
+            self._run(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
+            self.refresh()
+
+    def commit(self, delta: Delta, program: Program, affinities: Iterable[Affinity] = ()) -> None:
+        """Apply removals and additions of a delta in one transaction, making first whatever chains and sets they need."""
+        with self._lock:
+            self._ensure(delta, program, affinities)
+            commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in delta.removed.items()]
+            commands += [{"add": _elements(where, items)} for where, items in delta.added.items()]
+            self._json(commands)
+
+    def commit_late(self, delta: Delta) -> None:
+        """Apply the late removals of a delta in one transaction."""
+        with self._lock:
+            self._json([{"delete": _elements(where, keys)} for where, keys in delta.late.items() if keys])
+
+    def replace(self, where: str, elements: Iterable[object]) -> None:
+        """Give a set exactly these elements (as libnftables JSON), in one transaction."""
+        found = list(elements)
+        commands: list[object] = [{"flush": {"set": {**_ELEMENT, "name": where}}}]
+        if found:
+            commands.append({"add": {"element": {**_ELEMENT, "name": where, "elem": found}}})
+        with self._lock:
+            self._json(commands)
+
+    def forget(self, where: str, entries: dict[Key, Value]) -> None:
+        """Delete entries the kernel learnt; each is added first, because one that has just expired could not be deleted."""
+        with self._lock:
+            if entries:
+                self._json([{"add": _elements(where, entries)}, {"delete": _elements(where, dict.fromkeys(entries))}])
+
+    def delete_table(self) -> bool:
+        """Remove the table and all that is in it; return whether there was one."""
+        with self._lock:
+            if not self.reader.table_exists():
+                return False
+            self._run(f"delete table {TABLE}\n")
+            self.chains, self.sets = set(), set()
+            return True
+
+    def tidy(self, chains: Iterable[str], sets: Iterable[str]) -> None:
+        """Delete chains and sets that nothing uses any more; KernelError when one is still in use."""
+        chains, sets = [c for c in chains if c in self.chains], [s for s in sets if s in self.sets]
+        text = "".join(f"flush chain {TABLE} {name}\n" for name in chains)
+        text += "".join(f"delete chain {TABLE} {name}\n" for name in chains)
+        text += "".join(f"delete set {TABLE} {name}\n" for name in sets)
+        with self._lock:
+            if text:
+                self._run(text)
+                self.chains -= set(chains)
+                self.sets -= set(sets)
+
+    def trim(self) -> None:
+        """Give memory that a large transaction needed back to the system."""
+        ctypes.CDLL(None).malloc_trim(0)
+
+    def _ensure(self, delta: Delta, program: Program, affinities: Iterable[Affinity]) -> None:
+        """Make the chains and sets that additions need, in a transaction of its own: unused ones do no harm."""
+        parts: dict[str, str] = {}
+        missing = {name for name in delta.targets() if name not in self.chains}
+        if missing or affinities:
+            parts |= {n: t for n, t in self._on_demand(program, missing, affinities).items() if n not in self.chains | self.sets}
+        flushed = ""
+        for family in program.families:
+            prefix = f"allowed{family.digit}-"
+            wanted = {name for name in delta.added if name.startswith(prefix)} - self.sets
+            if wanted:
+                lengths = _lengths(self.sets | wanted, family.digit)
+                parts |= program.sources(family, lengths)
+                flushed = f"flush chain {TABLE} allowed{family.digit}\n" + flushed
+        if parts:
+            self._run(flushed + table(parts.values()))
+            for name, text in parts.items():
+                (self.chains if text.startswith("chain") else self.sets).add(name)
+
+    def _on_demand(self, program: Program, chains: Iterable[str], affinities: Iterable[Affinity]) -> dict[str, str]:
+        parts: dict[str, str] = {}
+        for name in chains:
+            parts |= program.pick(name)
+        for affinity in affinities:
+            parts |= program.affinity(affinity)
+        return parts
+
+    def _json(self, commands: list[object]) -> None:
+        if commands:
+            self._run(msgspec.json.encode({"nftables": commands}).decode())
+
+    def _run(self, text: str) -> None:
+        code, _, error = self._nft.cmd(text)
+        if code:
+            raise _error(str(error))
+
+
+def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str, object]:
+    """Return an element command of libnftables JSON."""
+    return {"element": {**_ELEMENT, "name": where, "elem": [_json(key, value) for key, value in items.items()]}}
+
+
+def _json(key: Key, value: Value) -> object:
+    left: object = {"concat": key} if len(key) > 1 else key[0]
+    if value is None:
+        return left
+    if type(value) is str:
+        verb, _, target = value.partition(" ")
+        if target:
+            return (left, {verb: {"target": target}})
+        return (left, {verb: None} if verb == "drop" else value)
+    return (left, {"concat": value})
+
+
+def _lengths(sets: Iterable[str], digit: str) -> set[int]:
+    prefix = f"allowed{digit}-"
+    return {int(name.removeprefix(prefix)) for name in sets if name.startswith(prefix)}
+
+
+def _block_of(text: str, name: str) -> str:
+    start = text.index(f"chain {name} {{")
+    return text[start : text.index("\n}", start) + 2]
+
+
+def _error(text: str) -> KernelError:
+    """Turn what libnftables printed into an error; its first line is the reason, the rest repeats our input."""
+    line = next((line for line in text.splitlines() if line.strip()), "libnftables gave no reason").strip()
+    if "No such file or directory" in text:
+        return MissingError(line)
+    if "File exists" in text:
+        return ExistsError(line)
+    if "Operation not permitted" in text:
+        return KernelError(line, hint="run as root or with the capability NET_ADMIN")
+    return KernelError(line)
+
+
+def _context() -> "Nftables":  # type: ignore[name-defined]  # noqa: F821
+    """Open libnftables; UnusableError names what is missing."""
+    try:
+        from nftables import Nftables  # noqa: PLC0415 - so that its absence is an error with a hint
+    except ImportError as error:
+        raise UnusableError("the Python module nftables is not installed", hint="pip install pip-nftables") from error
+    try:
+        nft = Nftables()
+    except OSError as error:
+        raise UnusableError(f"libnftables cannot be loaded: {error}", hint="apt-get install libnftables1") from error
+    nft.set_json_output(True)
+    return nft

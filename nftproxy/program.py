@@ -1,0 +1,202 @@
+"""The program: the text of `rulesets/` filled in for one node.
+
+Pure but for reading its own files. The text is a function of the node's settings alone, never of services; `digest` names it, so
+that a restart knows whether the table already holds it. Chains and sets that are made on demand (a pick for one more number of
+endpoints, a prefix length, a ClientIP service port) come from here too. A chain's name tells its whole content, so none
+is ever rewritten under the same program.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from string import Template
+
+from nftproxy.address import Address, Family, mask
+from nftproxy.compiler import Affinity
+from nftproxy.settings import ALL, Cidr, NodeSettings
+
+TABLE = "inet nftproxy"
+STEPS = ("firewall", "services", "no-endpoints", "nodeport-no-endpoints", "cluster-ips", "learn", "hairpin")
+PROTOCOLS = ("tcp", "udp", "sctp")
+_HEADER = re.compile(r"^(set|map|chain) (\S+) \{", re.MULTILINE)
+_PICK = re.compile(r"(?:nodeport-)?(?:pick|external|internal|local)([46])-(tcp|udp|sctp)-([1-9][0-9]*)")
+_GOTO = re.compile(r"\bgoto (\S+)")
+_NAMES = {Family.IPv4: ("ip", "ipv4_addr"), Family.IPv6: ("ip6", "ipv6_addr")}
+_LOOPBACK = {Family.IPv4: "127.0.0.0/8", Family.IPv6: "::1"}
+
+Variables = Mapping[str, str | int | None]
+
+
+class Program:
+    """The constant program of one node, and the parts of it that are made on demand."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.families = settings.families
+        self._variables = {family: _variables(settings, family) for family in settings.families}
+        sample = [*self._picks("pick4-tcp-1"), *self._picks("pick6-tcp-1")]
+        for family in settings.families:
+            sample += self.affinity(Affinity("", family, "tcp", 1, (), ())).values()
+        body = self.text()
+        self.digest = hashlib.sha256("\n".join([body, *sample]).encode()).hexdigest()[:16]
+
+    @property
+    def marker(self) -> str:
+        """The name of the empty chain that says which program the table holds."""
+        return f"program-{self.digest}"
+
+    def text(self) -> str:
+        """Return the body of the table without what is made on demand."""
+        parts = [_fill(_read("protocol.nft"), {**self._variables[f], "proto": p}) for f in self.families for p in PROTOCOLS]
+        parts += [_fill(_read("family.nft"), self._variables[f]) for f in self.families]
+        names = {Family.IPv4: "ipv4", Family.IPv6: "ipv6"}
+        for step in STEPS:
+            families = ", ".join(f"{names[f]} : goto {step}{f.digit}" for f in self.families)
+            parts.append(_fill(_read("dispatch.nft"), {"step": step, "families": families}))
+        parts.append(_fill(_read("hooks.nft"), self._variables[self.families[0]]))
+        return "\n".join(parts)
+
+    def chains(self) -> tuple[list[str], list[str]]:
+        """Return the names of the base chains and of the other chains of `text`."""
+        base, other = [], []
+        for name, block in blocks(self.text()).items():
+            if block.startswith("chain"):
+                (base if " hook " in block else other).append(name)
+        return base, other
+
+    def pick(self, name: str) -> dict[str, str]:
+        """Return the text of a pick chain and of those it goes to, by name, in an order that declares before use."""
+        return dict(reversed(self._picks(name).items())) if name else {}
+
+    def _picks(self, name: str) -> dict[str, str]:
+        matched = _PICK.fullmatch(name)
+        family = matched and (Family.IPv4 if matched[1] == "4" else Family.IPv6)
+        if not matched or family not in self._variables:
+            return {}
+        variables = {**self._variables[family], "proto": matched[2], "count": matched[3]}
+        known = blocks(_fill(_read("pick.nft"), variables))
+        found: dict[str, str] = {}
+        wanted = [name]
+        while wanted:
+            current = wanted.pop()
+            found[current] = known[current]
+            wanted += [n for n in _GOTO.findall(known[current]) if n not in found]
+        return found
+
+    def affinity(self, affinity: Affinity) -> dict[str, str]:
+        """Return the text of everything one ClientIP service port needs, by name, in order."""
+        variables = {
+            **self._variables[affinity.family],
+            "proto": affinity.proto,
+            "id": affinity.name,
+            "ports": affinity.ports_name,
+            "timeout": affinity.timeout,
+        }
+        found: dict[str, str] = {}
+        for block in blocks(_read("affinity.nft")).values():
+            if "$port {" in block.splitlines()[0] + "\n" or re.search(r"\$id-\$port\b", block.splitlines()[0]):
+                texts = [_fill(block, {**variables, "port": port}) for port in affinity.ports]
+            else:
+                texts = ["\n".join(_per_port(block, variables, affinity.ports))]
+            for text in texts:
+                found |= blocks(text)
+        return found
+
+    def sources(self, family: Family, lengths: Iterable[int]) -> dict[str, str]:
+        """Return the sets of allowed sources for these prefix lengths, and the chain that looks them up."""
+        lengths = sorted(lengths)
+        variables = self._variables[family]
+        found: dict[str, str] = {}
+        rules = []
+        for length in lengths:
+            found |= blocks(_fill(_read("sources.nft"), {**variables, "length": length}))
+            ones = Address(family, "255.255.255.255" if family is Family.IPv4 else ":".join(["ffff"] * 8))
+            rules.append(
+                f"{variables['ip']} daddr . meta l4proto . th dport . {variables['ip']} saddr & {mask(ones, length).text}"
+                f" @allowed{family.digit}-{length} return"
+            )
+        name = f"allowed{family.digit}"
+        found[name] = _block(_read("family.nft"), "allowed$v", {**variables, "sources": "\n    ".join(rules) or None})
+        return found
+
+
+def table(blocks_by_name: Iterable[str]) -> str:
+    """Wrap declarations into nft text that adds them to our table."""
+    return f"table {TABLE} {{\n" + "\n".join(blocks_by_name) + "\n}\n"
+
+
+def blocks(text: str) -> dict[str, str]:
+    """Split nft text into its set, map and chain blocks, by name."""
+    found = {}
+    for match in _HEADER.finditer(text):
+        end = text.index("\n}", match.start()) + 2
+        found[match[2]] = text[match.start() : end]
+    return found
+
+
+def _block(text: str, name: str, variables: Variables) -> str:
+    return _fill(blocks(text)[name], variables)
+
+
+@cache
+def _read(name: str) -> str:
+    here = Path(__file__).parent
+    for folder in (here / "rulesets", here.parent / "rulesets"):  # in the wheel; in a checkout
+        if (folder / name).is_file():
+            return (folder / name).read_text()
+    raise FileNotFoundError(name)
+
+
+def _fill(text: str, variables: Variables) -> str:
+    """Fill in the variables, line by line; a line with a condition that is never true (None) is left out."""
+    lines = []
+    for line in text.splitlines():
+        template = Template(line)
+        if all(variables[name] is not None for name in template.get_identifiers()):
+            lines.append(template.substitute(variables))
+    return "\n".join(lines) + "\n"
+
+
+def _per_port(block: str, variables: Variables, ports: Iterable[int]) -> Iterator[str]:
+    """Yield the lines of a block, those about one port number once for each."""
+    for line in block.splitlines():
+        if "port" in Template(line).get_identifiers():
+            for port in ports:
+                yield Template(line).substitute(variables, port=port)
+        else:
+            yield from _fill(line, variables).splitlines()
+
+
+def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int | None]:
+    """Turn the settings of a node into the conditions of its rules (contract 4.1, 4.2, 2.6)."""
+    ip, addr = _NAMES[family]
+    detector = settings.detector
+    if isinstance(detector, Cidr):
+        pods = detector.networks.get(family)
+        from_pod = f"{ip} saddr {pods}" if pods else None
+        not_from_pod = f"{ip} saddr != {pods}" if pods else None
+    elif detector is None:
+        from_pod = not_from_pod = None
+    else:
+        from_pod = f'iifname "{detector.pattern}"'
+        not_from_pod = f'iifname != "{detector.pattern}"'  # true for packets made on this node, as contract 4.2.1 wants
+    if settings.nodeport_addresses[family] is ALL:
+        elsewhere = f"!= {_LOOPBACK[family]}"
+        to_nodeport = f"fib daddr type local {ip} daddr {elsewhere}"
+        at_nodeport, originally = f"{ip} daddr {elsewhere}", f"ct original {ip} daddr {elsewhere}"
+    else:
+        to_nodeport = at_nodeport = f"{ip} daddr @nodeport_ips{family.digit}"
+        originally = f"ct original {to_nodeport}"
+    return {
+        "v": family.digit,
+        "ip": ip,
+        "addr": addr,
+        "bit": f"{settings.masquerade_bit:#x}",
+        "from_pod": from_pod,
+        "not_from_pod": "" if settings.masquerade_all else not_from_pod,
+        "to_nodeport": to_nodeport,
+        "at_nodeport": at_nodeport,
+        "originally_to_nodeport": originally,
+        "sources": None,
+    }

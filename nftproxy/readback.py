@@ -1,0 +1,274 @@
+"""Reading our own table from the kernel: names, elements, counters, straight from netlink.
+
+Elements come as the packed keys the kernel holds, so nothing here depends on how a version of libnftables prints them, on
+/etc/protocols or on other programs' tables. A hundred thousand elements take about a second and no memory to speak of; listing
+them through libnftables takes three, and 300 MB inside the library. Only our table is ever asked for.
+"""
+
+import errno
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nftproxy.address import Family, Network, collapse, parse_address
+from nftproxy.compiler import Element, Key, Value
+from nftproxy.errors import KernelError, MissingError
+
+TABLE = b"nftproxy\0"
+NFPROTO_INET = 1
+_GETCHAIN, _GETSET, _GETSETELEM, _GETTABLE, _GETRULE = 4, 10, 13, 1, 7
+_NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_REQUEST, _ACK, _DUMP = 1, 4, 0x300
+_DUMP_INTERRUPTED = 0x10
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
+_PROTOCOL_NUMBERS = {name: number for number, name in _PROTOCOLS.items()}
+_VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto"}
+_NAME = re.compile(r"([a-z_]+)([46])(?:-(.+))?", re.DOTALL)
+
+# What the parts of keys are: an address, a protocol, a port, a slot number.
+_FRONTEND = "aps"
+_KEYS = {
+    "cluster_ips": "a",
+    "nodeport_ips": "a",
+    "hairpin": "aaps",
+    "firewall": _FRONTEND,
+    "allowed": "apsa",
+    "endpoints": "asn",
+    "local_endpoints": "asn",
+    "nodeport_endpoints": "sn",
+    "nodeport_local_endpoints": "sn",
+    "cluster_members": "as",
+    "local_members": "as",
+    "affinity": "a",
+    "local_affinity": "a",
+    **dict.fromkeys(("sticky", "internal", "services", "no_endpoints", "learn"), _FRONTEND),
+    **dict.fromkeys(
+        ("nodeport_sticky", "nodeport_internal", "nodeport_services", "nodeport_no_endpoints", "nodeport_learn"), "ps"
+    ),
+}
+_VALUES = {"affinity": "a", "local_affinity": "a"} | {
+    f"{prefix}{local}endpoints": "as" for prefix in ("", "nodeport_") for local in ("", "local_")
+}
+
+
+class Counted(NamedTuple):
+    """An element with the packets its counter has seen."""
+
+    element: Element
+    packets: int
+
+
+class Reader:
+    """One netlink socket for reading; not for two threads at once."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12)  # NETLINK_NETFILTER
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def table_exists(self) -> bool:
+        """Whether the kernel has our table; KernelError without permission or without nf_tables."""
+        try:
+            list(self._request(_GETTABLE, {1: TABLE}, dump=False))
+        except MissingError:
+            return False
+        return True
+
+    def chains(self) -> dict[str, bool]:
+        """Return the names of our chains, and whether each is a base chain."""
+        found = {}
+        for message in self._request(_GETCHAIN, {1: TABLE}):
+            attributes = dict(_attributes(message, 0, len(message)))
+            if _bytes(message, attributes[1]) == TABLE:
+                found[_bytes(message, attributes[3]).rstrip(b"\0").decode()] = 4 in attributes
+        return found
+
+    def sets(self) -> set[str]:
+        """Return the names of our sets and maps."""
+        found = set()
+        for message in self._request(_GETSET, {1: TABLE}):
+            attributes = dict(_attributes(message, 0, len(message)))
+            if _bytes(message, attributes[1]) == TABLE:
+                found.add(_bytes(message, attributes[2]).rstrip(b"\0").decode())
+        return found
+
+    def rules(self) -> int:
+        """Count the rules of our table."""
+        return sum(1 for _ in self._request(_GETRULE, {1: TABLE}))
+
+    def elements(self, name: str) -> dict[Key, Value]:
+        """Return the elements of one of our sets or maps; MissingError when it is not there."""
+        return {element.key: element.value for element, _ in self.counted(name)}
+
+    def counted(self, name: str) -> Iterator[Counted]:
+        """Yield the elements of a set or map with their packet counters (0 where it counts nothing)."""
+        shape = _NAME.fullmatch(name)
+        if shape is None or shape[1] not in _KEYS:
+            return
+        address = 4 if shape[2] == "4" else 16
+        key_of, value_of = _KEYS[shape[1]], _VALUES.get(shape[1], "")
+        for raw in self._raw(name):
+            value: Value = raw.verdict or None
+            if raw.data:
+                value = _plain(_unpack(raw.data, value_of, address))
+            yield Counted(Element(name, _unpack(raw.key, key_of, address), value), raw.packets)
+
+    def networks(self, name: str, family: Family) -> list[Network]:
+        """Return the networks of an interval set that holds nothing but networks."""
+        edges = sorted((int.from_bytes(raw.key), raw.ends) for raw in self._raw(name))
+        found = []
+        for position, (start, is_end) in enumerate(edges):
+            if is_end:
+                continue
+            end = next((edge for edge, ends in edges[position + 1 :] if ends), 1 << family.bits)
+            base = socket.inet_ntop(_AF[family], start.to_bytes(family.bits // 8))
+            found.append(Network(family, parse_address(base).text, family.bits - (end - start).bit_length() + 1))
+        return collapse(found)
+
+    def _raw(self, name: str) -> "Iterator[_Raw]":
+        """Yield the elements of a set as they are packed."""
+        for message in self._request(_GETSETELEM, {1: TABLE, 2: name.encode() + b"\0"}):
+            for kind, elements in _attributes(message, 0, len(message)):
+                if kind != 3:
+                    continue
+                for _, place in _attributes(message, *elements):
+                    yield _element(message, *place)
+
+    def _request(self, kind: int, attributes: dict[int, bytes], *, dump: bool = True) -> Iterator[bytes]:
+        """Send one request and yield the payloads of its answers; a dump that something interrupted is started again."""
+        body = struct.pack("=BBH", NFPROTO_INET, 0, 0)
+        for number, value in attributes.items():
+            body += _ATTRIBUTE.pack(4 + len(value), number) + value + bytes(-len(value) % 4)
+        for _ in range(20):
+            self._sequence += 1
+            flags = _REQUEST | (_DUMP if dump else _ACK)
+            self._socket.send(_HEADER.pack(16 + len(body), _NFT | kind, flags, self._sequence, 0) + body)
+            answers, complete = self._receive()
+            if complete:
+                yield from answers
+                return
+        raise KernelError("the table changes too fast to be read", hint="another program changes table inet nftproxy; find it")
+
+    def _receive(self) -> tuple[list[bytes], bool]:
+        """Collect all answers to the last request, and whether they are one consistent picture."""
+        answers: list[bytes] = []
+        complete = True
+        while True:
+            data = self._socket.recv(1 << 20)
+            position = 0
+            while position < len(data):
+                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, position)
+                payload = data[position + 16 : position + length]
+                position += (length + 3) & ~3
+                if sequence != self._sequence:
+                    continue
+                complete = complete and not flags & _DUMP_INTERRUPTED
+                if kind == _NLMSG_DONE:
+                    return answers, complete
+                if kind == _NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", payload)[0]
+                    if code == 0:
+                        return answers, complete
+                    if code == errno.EINTR:
+                        return answers, False
+                    raise (MissingError if code == errno.ENOENT else KernelError)(f"netlink: {os.strerror(code)}")
+                answers.append(payload[4:])
+
+
+class _Raw(NamedTuple):
+    """An element as the kernel packs it."""
+
+    key: bytes
+    data: bytes
+    verdict: str
+    packets: int
+    ends: bool  # the first address after an interval
+
+
+def _element(message: bytes, start: int, end: int) -> _Raw:
+    key = data = b""
+    verdict = ""
+    packets = 0
+    ends = False
+    for part, where in _attributes(message, start, end):
+        if part == 1:
+            key = _bytes(message, next(_attributes(message, *where))[1])
+        elif part == 2:
+            kind, inner = next(_attributes(message, *where))
+            if kind == 2:
+                verdict = _verdict(message, *inner)
+            else:
+                data = _bytes(message, inner)
+        elif part == 3:
+            ends = bool(message[where[1] - 1] & 1)
+        elif part == 7:
+            packets = _packets(message, *where)
+    return _Raw(key, data, verdict, packets, ends)
+
+
+def _attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yield number and place (from, to) of each netlink attribute between two positions."""
+    unpack = _ATTRIBUTE.unpack_from
+    while start + 4 <= end:
+        length, kind = unpack(data, start)
+        yield kind & 0x3FFF, (start + 4, start + length)
+        start += (length + 3) & ~3
+
+
+def _bytes(data: bytes, place: tuple[int, int]) -> bytes:
+    return data[place[0] : place[1]]
+
+
+def _verdict(data: bytes, start: int, end: int) -> str:
+    parts = dict(_attributes(data, start, end))
+    code = struct.unpack(">i", _bytes(data, parts[1]))[0]
+    word = _VERDICTS.get(code, f"verdict {code}")
+    target = _bytes(data, parts[2]).rstrip(b"\0").decode() if 2 in parts else ""
+    return f"{word} {target}".rstrip()
+
+
+def _packets(data: bytes, start: int, end: int) -> int:
+    """Return the packets of a counter expression."""
+    expression = dict(_attributes(data, start, end))
+    if _bytes(data, expression[1]) != b"counter\0":
+        return 0
+    counter = dict(_attributes(data, *expression[2]))
+    return int.from_bytes(_bytes(data, counter[2]))
+
+
+_AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}
+
+
+def _unpack(data: bytes, fields: str, address: int) -> Key:
+    """Split packed bytes, each field padded to four, into the values a key is written with."""
+    values: list[str | int] = []
+    position = 0
+    for field in fields:
+        if field == "a":
+            text = socket.inet_ntop(socket.AF_INET if address == 4 else socket.AF_INET6, data[position : position + address])
+            values.append(parse_address(text).text if "." in text and address == 16 else text)
+            position += address
+            continue
+        if field == "p":
+            values.append(_PROTOCOLS.get(data[position], str(data[position])))
+        elif field == "s":
+            values.append(data[position] << 8 | data[position + 1])
+        else:
+            values.append(int.from_bytes(data[position : position + 4], "little" if struct.pack("=H", 1)[0] else "big"))
+        position += 4
+    return tuple(values)
+
+
+def _plain(fields: Key) -> Value:
+    return fields if len(fields) > 1 else str(fields[0])

@@ -1,7 +1,7 @@
 """From a service's endpoint lists to its routes, and from routes to elements of the maps in `rulesets/`.
 
-Pure. A *route* is everything one frontend does; the elements follow from it alone. Routes are what is remembered of the table: they are
-small, and share the tuples of endpoints among all frontends of a service port.
+Pure. A *route* is everything one frontend does; the elements follow from it alone. Routes are what is remembered of the table: they
+are small, and share the tuples of endpoints among all frontends of a service port.
 """
 
 import enum
@@ -235,6 +235,13 @@ def elements(route: Route, family: Family) -> Iterator[Element]:
         yield Element(f"firewall{v}", frontend.key, f"goto allowed{v}")
         for network in route.sources:
             yield Element(f"allowed{v}-{network.length}", (*frontend.key, network.text))
+
+
+def targets(route: Route, family: Family) -> Iterator[str]:
+    """Yield the names of the chains that the verdicts of a route go to."""
+    for element in elements(route, family):
+        if isinstance(element.value, str) and " " in element.value:
+            yield element.value.partition(" ")[2]
 
 
 # Policy -> the map of verdicts, how it is entered, and the chain that serves the cluster list.

@@ -30,10 +30,10 @@ class Delta:
 
     __slots__ = ("added", "late", "removed")
 
-    def __init__(self) -> None:
+    def __init__(self, late: dict[str, dict[Key, None]] | None = None) -> None:
         self.removed: dict[str, dict[Key, None]] = {}
         self.added: dict[str, dict[Key, Value]] = {}
-        self.late: dict[str, dict[Key, None]] = {}
+        self.late: dict[str, dict[Key, None]] = late or {}
 
     def __bool__(self) -> bool:
         return bool(self.removed or self.added or self.late)
@@ -52,6 +52,25 @@ class Delta:
     def remove_late(self, where: str, key: Key) -> None:
         """Have an element deleted once nothing points to it."""
         self.late.setdefault(where, {})[key] = None
+
+    def merge(self, other: "Delta") -> None:
+        """Take in all of another delta; its dictionaries may be used up."""
+        for mine, theirs in ((self.removed, other.removed), (self.late, other.late)):
+            for where, keys in theirs.items():
+                mine.setdefault(where, {}).update(keys)
+        for where, items in other.added.items():
+            self.added.setdefault(where, {}).update(items)
+
+    def take(self, other: "Delta", where: str) -> None:
+        """Move what another delta adds to one set into this one."""
+        if where in other.added:
+            self.added.setdefault(where, {}).update(other.added.pop(where))
+
+    def cancel(self, added: Mapping[str, Mapping[Key, Value]]) -> None:
+        """Drop late deletions of what has been added again meanwhile."""
+        for where in self.late.keys() & added.keys():
+            for key in added[where]:
+                self.late[where].pop(key, None)
 
     def targets(self) -> Iterator[str]:
         """Yield the chains that added verdicts go to."""

@@ -13,6 +13,7 @@ from typing import Self
 
 import msgspec
 
+from nftproxy.address import Family, Network
 from nftproxy.compiler import Affinity, Key, Value
 from nftproxy.difference import Delta
 from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
@@ -28,9 +29,11 @@ class Kernel:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._nft = _context()
-        self.reader = Reader()
+        self._reader = Reader()
         self.chains: set[str] = set()
         self.sets: set[str] = set()
+        self.generation = 0  # goes up with every load of a program
+        self._stale: set[str] = set()  # chains made on demand under another program
 
     def __enter__(self) -> Self:
         return self
@@ -40,30 +43,40 @@ class Kernel:
 
     def close(self) -> None:
         """Give the sockets back; the table stays."""
-        self.reader.close()
+        self._reader.close()
         del self._nft
 
     def refresh(self) -> bool:
         """Read which chains and sets there are; return whether the table exists at all."""
         with self._lock:
-            exists = self.reader.table_exists()
-            self.chains = set(self.reader.chains()) if exists else set()
-            self.sets = self.reader.sets() if exists else set()
+            exists = self._reader.table_exists()
+            self.chains = set(self._reader.chains()) if exists else set()
+            self.sets = self._reader.sets() if exists else set()
         return exists
 
-    def load(self, program: Program, chains: Iterable[str] = (), affinities: Iterable[Affinity] = ()) -> None:
+    def elements(self, where: str) -> dict[Key, Value]:
+        """Return what is in one of our sets or maps."""
+        with self._lock:
+            return self._reader.elements(where)
+
+    def networks(self, where: str, family: Family) -> list[Network]:
+        """Return what is in a set of networks."""
+        with self._lock:
+            return self._reader.networks(where, family)
+
+    def load(self, program: Program) -> None:
         """Put the program into the kernel, in one transaction, over whatever program is there.
 
-        Elements, counters and remembered clients stay. Of the chains made on demand, those named and those of `affinities` are
-        made anew; others stay as they are until `tidy`.
+        Elements, counters and remembered clients stay. Picks are made anew; chains of ClientIP services stay as they are until
+        `ensure` or `commit` is told what they should be, others until `tidy`.
         """
         with self._lock:
             self.refresh()
-            parts = self._on_demand(program, chains, affinities)
+            parts = self._on_demand(program, self.chains, ())
             for family in program.families:
                 parts |= program.sources(family, _lengths(self.sets, family.digit))
             base, other = program.chains()
-            known = self.reader.chains() if self.chains else {}
+            known = self._reader.chains() if self.chains else {}
             text = f"add table {TABLE}\n"
             for name in base:  # a base chain with another hook or priority is refused, so it goes first
                 text += f"add chain {TABLE} {name}\ndelete chain {TABLE} {name}\n"
@@ -76,12 +89,14 @@ class Kernel:
             for name in [n for n in parts if n.startswith("allowed") and "-" not in n]:
                 body = body.replace(_block_of(body, name), parts.pop(name))
             self._run(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
+            self._stale = self.chains - set(parts)
+            self.generation += 1
             self.refresh()
 
     def commit(self, delta: Delta, program: Program, affinities: Iterable[Affinity] = ()) -> None:
         """Apply removals and additions of a delta in one transaction, making first whatever chains and sets they need."""
         with self._lock:
-            self._ensure(delta, program, affinities)
+            self._ensure(program, delta.targets(), delta.added, affinities)
             commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in delta.removed.items()]
             commands += [{"add": _elements(where, items)} for where, items in delta.added.items()]
             self._json(commands)
@@ -109,7 +124,7 @@ class Kernel:
     def delete_table(self) -> bool:
         """Remove the table and all that is in it; return whether there was one."""
         with self._lock:
-            if not self.reader.table_exists():
+            if not self._reader.table_exists():
                 return False
             self._run(f"delete table {TABLE}\n")
             self.chains, self.sets = set(), set()
@@ -131,22 +146,31 @@ class Kernel:
         """Give memory that a large transaction needed back to the system."""
         ctypes.CDLL(None).malloc_trim(0)
 
-    def _ensure(self, delta: Delta, program: Program, affinities: Iterable[Affinity]) -> None:
-        """Make the chains and sets that additions need, in a transaction of its own: unused ones do no harm."""
-        parts: dict[str, str] = {}
-        missing = {name for name in delta.targets() if name not in self.chains}
-        if missing or affinities:
-            parts |= {n: t for n, t in self._on_demand(program, missing, affinities).items() if n not in self.chains | self.sets}
-        flushed = ""
+    def ensure(self, program: Program, affinities: Iterable[Affinity]) -> None:
+        """Make whatever chains and sets these ClientIP service ports need."""
+        with self._lock:
+            self._ensure(program, (), (), affinities)
+
+    def probe(self) -> None:
+        """Have the kernel accept a transaction that changes nothing; KernelError when it accepts none at all."""
+        with self._lock:
+            self._run(f"add table {TABLE}\n")
+
+    def _ensure(self, program: Program, targets: Iterable[str], wheres: Iterable[str], affinities: Iterable[Affinity]) -> None:
+        """Make missing chains and sets, in a transaction of its own: unused ones do no harm."""
+        missing = {name for name in targets if name not in self.chains}
+        parts = {} if not (missing or affinities) else self._on_demand(program, missing, affinities)
+        made = (self.chains - self._stale) | self.sets if parts else set()
+        parts = {name: text for name, text in parts.items() if name not in made}
+        again = [name for name in parts if name in self._stale]
         for family in program.families:
-            prefix = f"allowed{family.digit}-"
-            wanted = {name for name in delta.added if name.startswith(prefix)} - self.sets
+            wanted = {name for name in wheres if name.startswith(f"allowed{family.digit}-")} - self.sets
             if wanted:
-                lengths = _lengths(self.sets | wanted, family.digit)
-                parts |= program.sources(family, lengths)
-                flushed = f"flush chain {TABLE} allowed{family.digit}\n" + flushed
+                parts |= program.sources(family, _lengths(self.sets | wanted, family.digit))
+                again.append(f"allowed{family.digit}")
         if parts:
-            self._run(flushed + table(parts.values()))
+            self._run("".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values()))
+            self._stale -= parts.keys()
             for name, text in parts.items():
                 (self.chains if text.startswith("chain") else self.sets).add(name)
 

@@ -59,7 +59,8 @@ class Program:
 
     def chains(self) -> tuple[list[str], list[str]]:
         """Return the names of the base chains and of the other chains of `text`."""
-        base, other = [], []
+        base: list[str] = []
+        other: list[str] = []
         for name, block in blocks(self.text()).items():
             if block.startswith("chain"):
                 (base if " hook " in block else other).append(name)

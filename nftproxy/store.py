@@ -1,0 +1,182 @@
+"""The cluster as last delivered by a source, and which services have to be looked at again.
+
+Objects are immutable; a change replaces one. Every family has its own set of dirty services, so that one family's trouble never
+holds up the other (contract 1.3.10). An unchanged object changes nothing (1.1.9). All methods may be called from any thread.
+"""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nftproxy.address import Family, Network, collapse, parse_network
+from nftproxy.errors import AddressError
+from nftproxy.model import EndpointSlice, Node, Object, ObjectName, Service, ServiceCIDR
+
+Pending = tuple[Service | None, tuple[EndpointSlice, ...]]
+
+
+@dataclass(slots=True)
+class Taken:
+    """What one sync of a family has to look at; `services` maps to None where the service is gone."""
+
+    services: dict[ObjectName, Pending] = field(default_factory=dict)
+    zone: str = ""
+    networks: list[Network] | None = None  # service CIDRs of the family, when they changed
+
+
+class Store:
+    """All objects of the cluster that matter to this node."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._lock = threading.Lock()
+        self._services: dict[ObjectName, Service] = {}
+        self._slices: dict[ObjectName, dict[str, EndpointSlice]] = {}  # by service, then by slice name
+        self._owners: dict[ObjectName, ObjectName] = {}  # slice -> service
+        self._cidrs: dict[str, ServiceCIDR] = {}
+        self._node: Node | None = None
+        self._zone = ""
+        self._dirty: dict[Family, set[ObjectName]] = {family: set() for family in families}
+        self._cidrs_dirty: set[Family] = set(self._dirty)
+        self._delivered: set[type[Object]] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all Services and all EndpointSlices were delivered once (contract 1.2.4)."""
+        return {Service, EndpointSlice} <= self._delivered
+
+    @property
+    def node(self) -> Node | None:
+        """The Node object as last seen; its deletion does not take it away (contract 1.4.4)."""
+        return self._node
+
+    def delivered(self, kind: type[Object]) -> None:
+        """Note that the source has delivered all objects of a kind."""
+        self._delivered.add(kind)
+
+    def put(self, item: Object) -> bool:
+        """Take in a new or changed object; return whether it changes anything for any family."""
+        with self._lock:
+            match item:
+                case Service():
+                    return self._put_service(item)
+                case EndpointSlice():
+                    return self._put_slice(item)
+                case ServiceCIDR():
+                    changed = self._cidrs.get(item.metadata.name) != item
+                    self._cidrs[item.metadata.name] = item
+                    return self._mark_cidrs(changed=changed)
+                case Node():
+                    return self._put_node(item)
+
+    def remove(self, kind: type[Object], key: ObjectName) -> bool:
+        """Forget an object; return whether that changes anything. An unknown one is no error (contract 1.3.8)."""
+        with self._lock:
+            if kind is Service:
+                return self._services.pop(key, None) is not None and self._mark(key, self._dirty)
+            if kind is EndpointSlice:
+                return self._drop_slice(key)
+            if kind is ServiceCIDR:
+                return self._mark_cidrs(changed=self._cidrs.pop(key.name, None) is not None)
+            return False
+
+    def replace(self, kind: type[Object], items: Iterable[Object]) -> bool:
+        """Make `items` all that there is of a kind, after a list; return whether that changes anything."""
+        items = list(items)
+        with self._lock:
+            known = {Service: list(self._services), EndpointSlice: list(self._owners)}.get(kind)
+            if known is None:
+                known = [c.metadata.key for c in self._cidrs.values()] if kind is ServiceCIDR else []
+        present = {item.metadata.key for item in items}
+        changed = [self.remove(kind, key) for key in known if key not in present]
+        changed += [self.put(item) for item in items]
+        self.delivered(kind)
+        return any(changed)
+
+    def take(self, family: Family, *, everything: bool = False) -> Taken:
+        """Return what a sync of `family` has to look at, and count it as done; `everything`: all services, not the dirty ones."""
+        with self._lock:
+            names = set(self._dirty[family])
+            self._dirty[family].clear()
+            if everything:
+                names |= self._services.keys()
+            taken = Taken(zone=self._zone)
+            for name in names:
+                taken.services[name] = (self._services.get(name), tuple(self._slices.get(name, {}).values()))
+            if everything or family in self._cidrs_dirty:
+                self._cidrs_dirty.discard(family)
+                taken.networks = collapse([n for n in _networks(self._cidrs.values()) if n.family is family])
+            return taken
+
+    def give_back(self, family: Family, taken: Taken) -> None:
+        """Have the next sync look again at what a failed one had taken."""
+        with self._lock:
+            self._dirty[family].update(taken.services)
+            if taken.networks is not None:
+                self._cidrs_dirty.add(family)
+
+    def pending(self, family: Family) -> bool:
+        """Whether a sync of `family` has anything to look at."""
+        return bool(self._dirty[family]) or family in self._cidrs_dirty
+
+    def _put_service(self, service: Service) -> bool:
+        key = service.metadata.key
+        labels = service.metadata.labels
+        if labels is not None and labels.proxy_name is not None:  # contract 1.1.5, 1.1.7: somebody else's from now on
+            return self._services.pop(key, None) is not None and self._mark(key, self._dirty)
+        if self._services.get(key) == service:
+            return False
+        self._services[key] = service
+        return self._mark(key, self._dirty)
+
+    def _put_slice(self, piece: EndpointSlice) -> bool:
+        key, owner = piece.metadata.key, piece.service
+        labels = piece.metadata.labels
+        if owner is None or (labels is not None and labels.headless is not None):  # contract 1.1.6, 3.1.1
+            return self._drop_slice(key)
+        before = self._owners.get(key)
+        if before is not None and before != owner:  # contract 3.2.5: the label was changed in place
+            self._drop_slice(key)
+        slices = self._slices.setdefault(owner, {})
+        if slices.get(key.name) == piece:
+            return False
+        slices[key.name] = piece
+        self._owners[key] = owner
+        return self._mark(owner, [f for f in self._dirty if f == piece.address_type])
+
+    def _drop_slice(self, key: ObjectName) -> bool:
+        owner = self._owners.pop(key, None)
+        if owner is None:
+            return False
+        piece = self._slices[owner].pop(key.name)
+        if not self._slices[owner]:
+            del self._slices[owner]
+        return self._mark(owner, [f for f in self._dirty if f == piece.address_type])
+
+    def _put_node(self, node: Node) -> bool:
+        self._node = node
+        if node.zone == self._zone:
+            return False
+        self._zone = node.zone
+        for dirty in self._dirty.values():  # contract 1.4.1: hints may mean something else now
+            dirty.update(self._services)
+        return True
+
+    def _mark(self, name: ObjectName, families: Iterable[Family]) -> bool:
+        for family in families:
+            self._dirty[family].add(name)
+        return bool(families)
+
+    def _mark_cidrs(self, *, changed: bool) -> bool:
+        if changed:
+            self._cidrs_dirty.update(self._dirty)
+        return changed
+
+
+def _networks(cidrs: Iterable[ServiceCIDR]) -> Iterable[Network]:
+    """Yield the networks of all ServiceCIDRs (contract 1.5.1, 1.5.3); what is none is left out."""
+    for each in cidrs:
+        for text in each.spec.cidrs or ():
+            try:
+                yield parse_network(text)
+            except AddressError:
+                continue

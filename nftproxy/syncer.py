@@ -1,0 +1,308 @@
+"""One family's syncs: from dirty services to a table that is in step.
+
+What the table holds is remembered as routes and changed only after the kernel accepted a change. A sync writes in this order:
+what nothing may remember any more is forgotten, then all additions, rewrites and verdicts, then the removal of what nothing points to.
+At the start, and whenever the kernel shows that the memory is wrong, the table is read back and only the difference is
+written.
+
+A service that the kernel refuses is set aside alone, named once in the log, and tried again when it changes; all others are applied.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from loguru import logger
+
+from nftproxy.address import Family, Network
+from nftproxy.compiler import Affinity, Compiled, Context, Key, Value, compile_service, targets
+from nftproxy.difference import Change, Delta, Remembered, delta, difference, shared_delta
+from nftproxy.errors import ExistsError, KernelError, MissingError
+from nftproxy.kernel import Kernel
+from nftproxy.model import ObjectName
+from nftproxy.program import Program
+from nftproxy.selection import Locality
+from nftproxy.settings import NodeSettings
+from nftproxy.store import Store, Taken
+
+BATCH = 6000  # elements in one transaction of a big change; libnftables takes about 50 MB for each MB of JSON
+FORGET = 2000  # remembered clients deleted in one transaction
+
+Actual = dict[str, dict[Key, Value]]
+Pair = tuple[Change, Delta]
+
+
+@dataclass(slots=True)
+class Report:
+    """What one sync did."""
+
+    family: Family
+    services: int = 0  # looked at
+    written: int = 0  # elements added, rewritten or deleted
+    transactions: int = 0
+    read_back: bool = False
+    refused: dict[ObjectName, str] = field(default_factory=dict)
+
+
+class Syncer:
+    """Keeps the part of the table that belongs to one family in step with the store; not for two threads at once."""
+
+    def __init__(self, family: Family, settings: NodeSettings, program: Program, kernel: Kernel, store: Store) -> None:
+        self.family = family
+        self.remembered = Remembered(family)
+        self.untidy = False  # whether chains or sets may have fallen out of use
+        self._settings = settings
+        self._program = program
+        self._kernel = kernel
+        self._store = store
+        self._generation = -1  # of the program that `remembered` stands on; -1: the table has to be read back
+        self._notes: dict[ObjectName, list[str]] = {}
+        self._late = Delta()
+
+    def sync(self) -> Report:
+        """Bring the table in step; KernelError when that failed and has to be tried again."""
+        taken = self._store.take(self.family, everything=not self.in_step)
+        try:
+            try:
+                return self._sync(taken)
+            except (MissingError, ExistsError) as error:
+                logger.warning("{}: the table is not what it was left as ({}); reading it back", self.family, error)
+                self.distrust()
+                self._store.give_back(self.family, taken)
+                taken = self._store.take(self.family, everything=True)
+                return self._sync(taken)
+        except BaseException:
+            self._store.give_back(self.family, taken)
+            raise
+
+    @property
+    def in_step(self) -> bool:
+        """Whether `remembered` is believed to be what the table holds."""
+        return self._generation == self._kernel.generation
+
+    def distrust(self) -> None:
+        """Have the next sync read the table back."""
+        self._generation = -1
+
+    def accept_nodeports_on(self, addresses: Iterable[str]) -> None:
+        """Make these the addresses that accept NodePorts (contract 2.6.5)."""
+        where = f"nodeport_ips{self.family.digit}"
+        wanted = {(address,) for address in addresses}
+        if wanted != set(self._kernel.elements(where)):
+            self._kernel.replace(where, [address for (address,) in sorted(wanted)])
+
+    def needed(self) -> set[str]:
+        """Return the names of all chains and sets made on demand that are in use."""
+        names: set[str] = set()
+        for target in {t for route in self.remembered.routes.values() for t in targets(route, self.family)}:
+            names.update(self._program.pick(target) or (target,))
+        for affinity in self._affinities():
+            names.update(self._program.affinity(affinity))
+        return names
+
+    def _sync(self, taken: Taken) -> Report:
+        report = Report(self.family, services=len(taken.services))
+        wanted = self._compile(taken)
+        actual = None if self.in_step else self._read_back(report)
+        generation = self._kernel.generation
+        first = actual is not None and not any(actual.values())
+        held = Delta()
+        for batch in self._batches(difference(self.remembered, wanted), actual):
+            self._apply(batch, actual, report, held if first else None)
+        if actual is not None:
+            self._adopt(actual, report)
+        self._commit(held, (), report)
+        self._commit_late(report)
+        if taken.networks is not None:
+            self._service_cidrs(taken.networks)
+        if actual is not None:
+            self._kernel.trim()
+            self._generation = generation
+        return report
+
+    def _compile(self, taken: Taken) -> dict[ObjectName, Compiled | None]:
+        node_ip = self._settings.node_ips[self.family].text
+        here = Locality(self._settings.node_name, taken.zone)
+        context = Context(self.family, here, node_ip, external_ips=self._settings.allow_external_ips)
+        wanted: dict[ObjectName, Compiled | None] = {}
+        for name, (service, slices) in taken.services.items():
+            notes: list[str] = []
+            wanted[name] = compile_service(service, slices, context, notes) if service is not None else None
+            if notes or self._notes:
+                self._log(name, notes)
+        return wanted
+
+    def _log(self, name: ObjectName, notes: list[str]) -> None:
+        """Say what was ignored in a service's objects, once until it changes."""
+        if notes != self._notes.get(name, []):
+            for note in notes:
+                logger.warning("Service {} {}: {}", name, self.family, note)
+            self._notes[name] = notes
+        if not notes:
+            self._notes.pop(name, None)
+
+    def _read_back(self, report: Report) -> Actual:
+        """Make sure that the program is there, forget what was remembered, and return the elements of this family."""
+        report.read_back = True
+        self._kernel.refresh()
+        if self._program.marker not in self._kernel.chains:
+            self._kernel.load(self._program)
+        self.remembered = Remembered(self.family)
+        self._late = Delta()
+        self.untidy = True
+        return {name: self._kernel.elements(name) for name in self._kernel.sets if self._compared(name)}
+
+    def _compared(self, name: str) -> bool:
+        """Whether a set holds this family's elements of services: no node-wide ones, nothing that the kernel learnt."""
+        base = name.partition("-")[0]
+        learnt_or_node_wide = {"service_cidrs", "nodeport_ips", "affinity", "local_affinity"}
+        return base.endswith(self.family.digit) and base[:-1] not in learnt_or_node_wide
+
+    def _batches(self, changes: list[Change], actual: Actual | None) -> Iterator[list[Pair]]:
+        """Cut changes into transactions; one that makes clients forget endpoints stands alone, last, as that can take seconds."""
+        slow: list[Pair] = []
+        batch: list[Pair] = []
+        size = 0
+        for change in changes:
+            pair = (change, delta(change, self.remembered, actual))
+            if actual is None and self._forgetful(change):
+                slow.append(pair)
+                continue
+            batch.append(pair)
+            size += len(pair[1])
+            if size >= BATCH:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+        yield from ([pair] for pair in slow)
+
+    def _apply(self, batch: list[Pair], actual: Actual | None, report: Report, held: Delta | None) -> None:
+        """Commit a batch; if the kernel refuses it, halve it until the offender is alone and set that aside."""
+        changes = [change for change, _ in batch]
+        whole = shared_delta(changes, self.remembered, actual)
+        for _, part in batch:
+            whole.merge(part)
+        if held is not None:
+            held.take(whole, f"cluster_ips{self.family.digit}")
+        affinities = [a for change in changes for new in change.services.values() if new for a in new.affinities]
+        try:
+            if actual is None and len(changes) == 1 and self._forgetful(changes[0]):
+                self._forget_departed(changes[0], whole, report)
+            self._commit(whole, affinities, report)
+        except KernelError as error:
+            if actual is None and isinstance(error, MissingError | ExistsError):
+                raise
+            self._kernel.probe()
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                self._apply(batch[:middle], actual, report, held)
+                self._apply(batch[middle:], actual, report, held)
+                return
+            self._refuse(changes[0], error, report)
+            return
+        for change in changes:
+            self.untidy = self.untidy or self._drops_affinity(change)
+            self.remembered.accept(change)
+        self._late.cancel(whole.added)
+        self._late.merge(Delta(late=whole.late))
+
+    def _refuse(self, change: Change, error: KernelError, report: Report) -> None:
+        for name in change.services:
+            report.refused[name] = str(error)
+            logger.error(
+                "Service {} {}: the kernel refuses it ({}); it stays as it was, all others are applied. "
+                "It is tried again when it changes.",
+                name,
+                self.family,
+                error,
+            )
+
+    def _commit(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
+        if whole.removed or whole.added or affinities:
+            report.transactions += 1
+            report.written += len(whole) - sum(map(len, whole.late.values()))
+            self._kernel.commit(whole, self._program, affinities)
+
+    def _commit_late(self, report: Report) -> None:
+        """Delete what nothing points to any more; all of it belongs to changes that were applied."""
+        if self._late:
+            late, self._late = self._late, Delta()
+            report.transactions += 1
+            report.written += len(late)
+            self._kernel.commit_late(late)
+
+    def _adopt(self, actual: Actual, report: Report) -> None:
+        """After reading back: delete what no service has, and forget clients of endpoints that are gone."""
+        rest = Delta()
+        for where, keys in actual.items():
+            for key in keys:
+                rest.drop(where, key)
+        self._commit(rest, (), report)
+        self._late.merge(Delta(late=rest.late))
+        self._kernel.ensure(self._program, list(self._affinities()))
+        for affinity in self._affinities():
+            self._forget(affinity, affinity.ports)
+
+    def _affinities(self) -> Iterator[Affinity]:
+        return (affinity for compiled in self.remembered.services.values() for affinity in compiled.affinities)
+
+    def _before_after(self, change: Change) -> Iterator[tuple[Affinity | None, Affinity]]:
+        """Yield the affinities that a change leaves, each with what it was."""
+        for name, new in change.services.items():
+            if new and new.affinities:
+                old = self.remembered.services.get(name)
+                known = {a.name: a for a in old.affinities} if old else {}
+                yield from ((known.get(affinity.name), affinity) for affinity in new.affinities)
+
+    def _drops_affinity(self, change: Change) -> bool:
+        for name, new in change.services.items():
+            old = self.remembered.services.get(name)
+            if old and old.affinities and old.affinities != (new.affinities if new else ()):
+                return True
+        return False
+
+    def _forgetful(self, change: Change) -> bool:
+        """Whether some client may remember an endpoint that it must not reach any more."""
+        for old, new in self._before_after(change):
+            if old is None:
+                if any(memory in self._kernel.sets for memory in _memories(new, new.ports)):
+                    return True
+            elif set(old.cluster) - set(new.cluster) or set(old.local) - set(new.local) or set(new.ports) - set(old.ports):
+                return True
+        return False
+
+    def _forget_departed(self, change: Change, whole: Delta, report: Report) -> None:
+        """Take endpoints that go out of the member sets, then out of the clients' memory, before the change itself."""
+        departed = Delta()
+        for where in [w for w in whole.removed if w.startswith(("cluster_members", "local_members"))]:
+            departed.removed[where] = whole.removed.pop(where)
+        self._commit(departed, (), report)
+        try:
+            for old, new in self._before_after(change):
+                self._forget(new, {*new.ports, *(old.ports if old else ())})
+        except BaseException:
+            self.distrust()
+            raise
+
+    def _forget(self, affinity: Affinity, ports: Iterable[int]) -> None:
+        """Delete what clients remember of endpoints that are no members."""
+        for which, members in (("affinity", affinity.cluster), ("local_affinity", affinity.local)):
+            for port in ports:
+                memory = affinity.memory(which, port)
+                if memory not in self._kernel.sets:
+                    continue
+                usable = {member.address for member in members if member.port == port}
+                stale = {k: v for k, v in self._kernel.elements(memory).items() if v not in usable}
+                entries = iter(stale.items())
+                while part := dict(itertools.islice(entries, FORGET)):
+                    self._kernel.forget(memory, part)
+
+    def _service_cidrs(self, networks: list[Network]) -> None:
+        where = f"service_cidrs{self.family.digit}"
+        if self._kernel.networks(where, self.family) != networks:
+            self._kernel.replace(where, [{"prefix": {"addr": n.text, "len": n.length}} for n in networks])
+
+
+def _memories(affinity: Affinity, ports: Iterable[int]) -> list[str]:
+    return [affinity.memory(which, port) for which in ("affinity", "local_affinity") for port in ports]

@@ -189,6 +189,8 @@ def build(*layers: Sparse) -> KubeProxyConfiguration:
     merged: dict[str, Any] = {}
     for layer in layers:
         _lay_over(merged, layer)
+    if not merged.get("nodePortAddresses"):
+        merged.pop("nodePortAddresses", None)  # an empty list means `primary` in this mode (contract 2.6.1)
     host = _host(merged.get("bindAddress", ""))
     ipv6 = host is not None and host.family is Family.IPv6
     merged.setdefault("healthzBindAddress", "::" if ipv6 else "0.0.0.0")  # noqa: S104 - the documented default

@@ -8,7 +8,6 @@ passed `validation` before.
 """
 
 import enum
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,14 +15,15 @@ from typing import Final, Literal
 
 import msgspec
 
+from nftproxy import featuregates
 from nftproxy.address import Address, Family, Network, parse_address, parse_network
 from nftproxy.config import DETECT_LOCAL_MODES, PRIMARY, Findings, KubeProxyConfiguration
 from nftproxy.errors import AddressError, ConfigError
+from nftproxy.validation import interface_name_problem, startup_warnings
 
 _START_VALUES: Final = {Family.IPv4: Address(Family.IPv4, "127.0.0.1"), Family.IPv6: Address(Family.IPv6, "::1")}
 _LOOPBACK: Final = {Family.IPv4: Network(Family.IPv4, "127.0.0.0", 8), Family.IPv6: Network(Family.IPv6, "::1", 128)}
 _UNSPECIFIED: Final = {Address(Family.IPv4, "0.0.0.0"), Address(Family.IPv6, "::")}  # noqa: S104 - compared, not bound
-_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # 15 characters are what the kernel's IFNAMSIZ leaves
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -136,11 +136,13 @@ def node_settings(
         masquerade_bit=1 << config.nftables.masquerade_bit,
         masquerade_all=config.nftables.masquerade_all,
         nodeport_addresses={family: _of_family(networks, family) for family in families},
-        allow_external_ips=config.feature_gates.get("AllowServiceExternalIPs", True),
+        allow_external_ips=featuregates.enabled(config.feature_gates, "AllowServiceExternalIPs"),
         sync_period=config.nftables.sync_period.seconds,
         min_sync_period=config.nftables.min_sync_period.seconds,
     )
-    return settings, found.warnings
+    pod_cidrs = facts.pod_cidrs if facts else ()
+    doubts = startup_warnings(config, families=families, nodeport_networks=networks, pod_cidrs=pod_cidrs)
+    return settings, [*found.warnings, *doubts]
 
 
 def accepted_nodeport_addresses(
@@ -217,9 +219,11 @@ def _detector(
     names = config.detect_local
     match config.detect_local_mode:
         case "BridgeInterface":
-            return BridgeInterface(_interface("detectLocal.bridgeInterface", names.bridge_interface, found))
+            found.problems.extend(interface_name_problem("detectLocal.bridgeInterface", names.bridge_interface))
+            return BridgeInterface(names.bridge_interface)
         case "InterfaceNamePrefix":
-            return InterfaceNamePrefix(_interface("detectLocal.interfaceNamePrefix", names.interface_name_prefix, found))
+            found.problems.extend(interface_name_problem("detectLocal.interfaceNamePrefix", names.interface_name_prefix))
+            return InterfaceNamePrefix(names.interface_name_prefix)
         case "NodeCIDR":
             networks = _first_networks("podCIDRs", facts.pod_cidrs if facts else (), families, found.warnings)
             if facts is None:
@@ -236,13 +240,6 @@ def _detector(
         case mode:
             raise ConfigError([f"detectLocalMode: {mode!r:.80} is none of {', '.join(DETECT_LOCAL_MODES)}"])
     return Cidr(networks) if networks else None
-
-
-def _interface(path: str, name: str, found: Findings) -> str:
-    """Check a name that becomes nft text."""
-    if not _INTERFACE.fullmatch(name):
-        found.problems.append(f"{path}: {name!r:.80} is no interface name: 1 to 15 letters, digits, dots, dashes or underscores")
-    return name
 
 
 def _first_networks(

@@ -14,8 +14,20 @@ from nftproxy.address import Address, Family, Network
 from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
 from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, lists, view
 
+
+class Verdict(NamedTuple):
+    """Where an element of a verdict map sends a packet, and the service port it belongs to, for people who list the map."""
+
+    verb: str  # goto, jump or drop
+    target: str = ""
+    comment: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.target}".rstrip()
+
+
 Key = tuple[str | int, ...]
-Value = str | tuple[str | int, ...] | None  # a verdict, the fields of an endpoint, or nothing in a set
+Value = Verdict | tuple[str | int, ...] | str | None  # a verdict, an endpoint, an address a client is sent to, nothing in a set
 
 
 class Element(NamedTuple):
@@ -57,11 +69,11 @@ class Policy(enum.Enum):
 
 
 class Refusal(enum.Enum):
-    """What happens to a new connection that no list takes (contract 2.5), as a verdict."""
+    """What happens to a new connection that no list takes (contract 2.5)."""
 
-    NONE = ""
-    REJECT = "goto reject-new"
-    DROP = "drop"
+    NONE = Verdict("")
+    REJECT = Verdict("goto", "reject-new")
+    DROP = Verdict("drop")
 
 
 class Affinity(msgspec.Struct, frozen=True, gc=False):
@@ -104,6 +116,7 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
 class Route(msgspec.Struct, frozen=True, gc=False):
     """Everything one frontend does."""
 
+    name: str  # of the service port: namespace/service:port, as long as the kernel keeps a comment
     frontend: Frontend
     policy: Policy
     cluster: tuple[Endpoint, ...]  # in the order of slots
@@ -157,30 +170,38 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], context: 
         if affinity:
             affinities.append(affinity)
         hairpins.update(dict.fromkeys((e.address, proto, e.port) for e in chosen.here))
-        for route in _routes(seen, port, chosen, affinity, context):
+        for route in _routes(service.metadata.key, seen, port, chosen, affinity, context):
             routes.setdefault(route.frontend, route)
     return Compiled(
         service.metadata.creation_timestamp or "", seen.cluster_ip, tuple(routes.values()), tuple(affinities), tuple(hairpins)
     )
 
 
-def _routes(seen: View, port: ServicePort, chosen: Lists, affinity: Affinity | None, context: Context) -> Iterator[Route]:
+def _routes(
+    service: ObjectName, seen: View, port: ServicePort, chosen: Lists, affinity: Affinity | None, context: Context
+) -> Iterator[Route]:
     """Yield the routes of one service port: ClusterIP, external IPs, load-balancer addresses, NodePort (contract 2.2)."""
     proto = port.protocol.nft
+    name = _comment(f"{service}:{port.name}" if port.name else str(service))  # contract 5.3.1
     internal = Policy.LOCAL if seen.internal_local else Policy.CLUSTER
-    yield _route(Frontend(seen.cluster_ip, proto, port.port), internal, chosen, affinity)
+    yield _route(name, Frontend(seen.cluster_ip, proto, port.port), internal, chosen, affinity)
     external = Policy.PRESERVE if seen.external_local else Policy.EXTERNAL
     sources = _sources(seen, context)
     for address in seen.vips:  # before external IPs: an address that is both keeps its source ranges
-        yield _route(Frontend(address, proto, port.port), external, chosen, affinity, sources)
+        yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity, sources)
     for address in seen.external_ips:
-        yield _route(Frontend(address, proto, port.port), external, chosen, affinity)
+        yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity)
     if port.node_port:
-        yield _route(Frontend("", proto, port.node_port), external, chosen, affinity)
+        yield _route(name, Frontend("", proto, port.node_port), external, chosen, affinity)
 
 
 def _route(
-    frontend: Frontend, policy: Policy, chosen: Lists, affinity: Affinity | None, sources: tuple[Network, ...] | None = None
+    name: str,
+    frontend: Frontend,
+    policy: Policy,
+    chosen: Lists,
+    affinity: Affinity | None,
+    sources: tuple[Network, ...] | None = None,
 ) -> Route:
     """Decide lists and refusal of one frontend (contract 2.5)."""
     cluster = () if policy is Policy.LOCAL else chosen.cluster
@@ -191,7 +212,7 @@ def _route(
         refusal = Refusal.DROP
     else:
         refusal = Refusal.NONE
-    return Route(frontend, policy, cluster, local, refusal, affinity if cluster or local else None, sources)
+    return Route(name, frontend, policy, cluster, local, refusal, affinity if cluster or local else None, sources)
 
 
 def _affinity(service: ObjectName, port: ServicePort, seen: View, chosen: Lists, family: Family) -> Affinity | None:
@@ -212,6 +233,11 @@ def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:
     return tuple(sorted({*seen.ranges, *own}))
 
 
+def _comment(text: str) -> str:
+    """Shorten a comment to what the kernel keeps: 128 bytes with the end mark (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN)."""
+    return text if len(text) < 128 else f"{text[:124]}..."
+
+
 def elements(route: Route, family: Family) -> Iterator[Element]:
     """Yield all elements of a route; what they mean stands in `rulesets/family.nft` and `rulesets/protocol.nft`."""
     frontend, v = route.frontend, family.digit
@@ -219,20 +245,20 @@ def elements(route: Route, family: Family) -> Iterator[Element]:
     kind = f"{v}-{frontend.proto}"
     if route.cluster:
         where, verb, step = _CLUSTER_STEP[route.policy]
-        yield Element(f"{maps}{where}{v}", frontend.key, f"{verb} {chains}{step}{kind}-{len(route.cluster)}")
+        yield Element(f"{maps}{where}{v}", frontend.key, Verdict(verb, f"{chains}{step}{kind}-{len(route.cluster)}", route.name))
         for slot, endpoint in enumerate(route.cluster):
             yield Element(f"{maps}endpoints{kind}", frontend.slot(slot), endpoint)
     if route.local:
-        yield Element(f"{maps}services{v}", frontend.key, f"goto {chains}local{kind}-{len(route.local)}")
+        yield Element(f"{maps}services{v}", frontend.key, Verdict("goto", f"{chains}local{kind}-{len(route.local)}", route.name))
         for slot, endpoint in enumerate(route.local):
             yield Element(f"{maps}local_endpoints{kind}", frontend.slot(slot), endpoint)
     if route.refusal is not Refusal.NONE:
-        yield Element(f"{maps}no_endpoints{v}", frontend.key, route.refusal.value)
+        yield Element(f"{maps}no_endpoints{v}", frontend.key, route.refusal.value._replace(comment=route.name))
     if route.affinity:
-        yield Element(f"{maps}sticky{v}", frontend.key, f"jump {route.affinity.chain(_STICKY_STEP[route.policy])}")
-        yield Element(f"{maps}learn{v}", frontend.key, f"goto {route.affinity.chain('learn')}")
+        yield Element(f"{maps}sticky{v}", frontend.key, Verdict("jump", route.affinity.chain(_STICKY_STEP[route.policy])))
+        yield Element(f"{maps}learn{v}", frontend.key, Verdict("goto", route.affinity.chain("learn")))
     if route.sources is not None:
-        yield Element(f"firewall{v}", frontend.key, f"goto allowed{v}")
+        yield Element(f"firewall{v}", frontend.key, Verdict("goto", f"allowed{v}"))
         for network in route.sources:
             yield Element(f"allowed{v}-{network.length}", (*frontend.key, network.text))
 
@@ -240,8 +266,8 @@ def elements(route: Route, family: Family) -> Iterator[Element]:
 def targets(route: Route, family: Family) -> Iterator[str]:
     """Yield the names of the chains that the verdicts of a route go to."""
     for element in elements(route, family):
-        if isinstance(element.value, str) and " " in element.value:
-            yield element.value.partition(" ")[2]
+        if type(element.value) is Verdict and element.value.target:
+            yield element.value.target
 
 
 # Policy -> the map of verdicts, how it is entered, and the chain that serves the cluster list.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from nftproxy.address import Family
-from nftproxy.compiler import Affinity, Compiled, Element, Frontend, Key, Route, Value, elements
+from nftproxy.compiler import Affinity, Compiled, Element, Frontend, Key, Route, Value, Verdict, elements
 from nftproxy.model import ObjectName
 from nftproxy.selection import Endpoint
 
@@ -76,8 +76,8 @@ class Delta:
         """Yield the chains that added verdicts go to."""
         for items in self.added.values():
             for value in items.values():
-                if type(value) is str and " " in value:
-                    yield value.partition(" ")[2]
+                if type(value) is Verdict and value.target:
+                    yield value.target
 
     def compare(self, new: Iterable[Element], old: dict[Place, Value]) -> None:
         """Take in what turns `old` into `new`."""

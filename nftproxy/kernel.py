@@ -14,7 +14,7 @@ from typing import Self
 import msgspec
 
 from nftproxy.address import Family, Network
-from nftproxy.compiler import Affinity, Key, Value
+from nftproxy.compiler import Affinity, Key, Value, Verdict
 from nftproxy.difference import Delta
 from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
 from nftproxy.program import TABLE, Program, table
@@ -201,12 +201,11 @@ def _json(key: Key, value: Value) -> object:
     left: object = {"concat": key} if len(key) > 1 else key[0]
     if value is None:
         return left
-    if type(value) is str:
-        verb, _, target = value.partition(" ")
-        if target:
-            return (left, {verb: {"target": target}})
-        return (left, {verb: None} if verb == "drop" else value)
-    return (left, {"concat": value})
+    if type(value) is Verdict:
+        if value.comment:
+            left = {"elem": {"val": left, "comment": value.comment}}
+        return (left, {value.verb: {"target": value.target} if value.target else None})
+    return (left, value if type(value) is str else {"concat": value})
 
 
 def _lengths(sets: Iterable[str], digit: str) -> set[int]:

@@ -57,6 +57,10 @@ class Program:
         parts.append(_fill(_read("hooks.nft"), self._variables[self.families[0]]))
         return "\n".join(parts)
 
+    def names(self) -> set[str]:
+        """Return the names of everything in `text`, and the marker."""
+        return {self.marker, *blocks(self.text())}
+
     def chains(self) -> tuple[list[str], list[str]]:
         """Return the names of the base chains and of the other chains of `text`."""
         base: list[str] = []
@@ -120,6 +124,11 @@ class Program:
         name = f"allowed{family.digit}"
         found[name] = _block(_read("family.nft"), "allowed$v", {**variables, "sources": "\n    ".join(rules) or None})
         return found
+
+
+def is_pick(name: str) -> bool:
+    """Whether a chain's name is that of a pick, or of a chain that leads to one."""
+    return _PICK.fullmatch(name) is not None
 
 
 def table(blocks_by_name: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from nftproxy.address import Family, Network, collapse, parse_address
-from nftproxy.compiler import Element, Key, Value
+from nftproxy.compiler import Element, Key, Value, Verdict
 from nftproxy.errors import KernelError, MissingError
 
 TABLE = b"nftproxy\0"
@@ -91,7 +91,7 @@ class Reader:
         for message in self._request(_GETCHAIN, {1: TABLE}):
             attributes = dict(_attributes(message, 0, len(message)))
             if _bytes(message, attributes[1]) == TABLE:
-                found[_bytes(message, attributes[3]).rstrip(b"\0").decode()] = 4 in attributes
+                found[_text(_bytes(message, attributes[3]))] = 4 in attributes
         return found
 
     def sets(self) -> set[str]:
@@ -100,7 +100,7 @@ class Reader:
         for message in self._request(_GETSET, {1: TABLE}):
             attributes = dict(_attributes(message, 0, len(message)))
             if _bytes(message, attributes[1]) == TABLE:
-                found.add(_bytes(message, attributes[2]).rstrip(b"\0").decode())
+                found.add(_text(_bytes(message, attributes[2])))
         return found
 
     def rules(self) -> int:
@@ -119,7 +119,7 @@ class Reader:
         address = 4 if shape[2] == "4" else 16
         key_of, value_of = _KEYS[shape[1]], _VALUES.get(shape[1], "")
         for raw in self._raw(name):
-            value: Value = raw.verdict or None
+            value: Value = raw.verdict
             if raw.data:
                 value = _plain(_unpack(raw.data, value_of, address))
             yield Counted(Element(name, _unpack(raw.key, key_of, address), value), raw.packets)
@@ -191,14 +191,15 @@ class _Raw(NamedTuple):
 
     key: bytes
     data: bytes
-    verdict: str
+    verdict: Verdict | None
     packets: int
     ends: bool  # the first address after an interval
 
 
 def _element(message: bytes, start: int, end: int) -> _Raw:
     key = data = b""
-    verdict = ""
+    verdict: Verdict | None = None
+    comment = ""
     packets = 0
     ends = False
     for part, where in _attributes(message, start, end):
@@ -212,8 +213,12 @@ def _element(message: bytes, start: int, end: int) -> _Raw:
                 data = _bytes(message, inner)
         elif part == 3:
             ends = bool(message[where[1] - 1] & 1)
+        elif part == 6:
+            comment = _comment(_bytes(message, where))
         elif part == 7:
             packets = _packets(message, *where)
+    if verdict is not None and comment:
+        verdict = verdict._replace(comment=comment)
     return _Raw(key, data, verdict, packets, ends)
 
 
@@ -230,12 +235,19 @@ def _bytes(data: bytes, place: tuple[int, int]) -> bytes:
     return data[place[0] : place[1]]
 
 
-def _verdict(data: bytes, start: int, end: int) -> str:
+def _verdict(data: bytes, start: int, end: int) -> Verdict:
     parts = dict(_attributes(data, start, end))
     code = struct.unpack(">i", _bytes(data, parts[1]))[0]
-    word = _VERDICTS.get(code, f"verdict {code}")
-    target = _bytes(data, parts[2]).rstrip(b"\0").decode() if 2 in parts else ""
-    return f"{word} {target}".rstrip()
+    return Verdict(_VERDICTS.get(code, str(code)), _text(_bytes(data, parts[2])) if 2 in parts else "")
+
+
+def _comment(data: bytes) -> str:
+    """Return the comment in an element's user data: type, length, text."""
+    return _text(data[2 : 2 + data[1]]) if len(data) > 2 and data[0] == 0 else ""
+
+
+def _text(data: bytes) -> str:
+    return data.rstrip(b"\0").decode(errors="replace")
 
 
 def _packets(data: bytes, start: int, end: int) -> int:

@@ -7,6 +7,7 @@ nothing to do there is a run every hour. An unexpected exception ends a run, nev
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from loguru import logger
 
@@ -25,14 +26,12 @@ class Runner:
         *,
         min_period: float,
         retry_period: float,
-        clock: Callable[[], float] | None = None,
     ) -> None:
         self.name = name
         self.failing = False
         self._run = run
         self._min_period = min_period
         self._retry_period = retry_period
-        self._clock = clock or asyncio.get_running_loop().time
         self._requested = asyncio.Event()
         self._idle = asyncio.Event()
 
@@ -41,6 +40,11 @@ class Runner:
         self._idle.clear()
         self._requested.set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a run is requested or under way."""
+        return not self._idle.is_set()
+
     async def settled(self) -> None:
         """Wait until nothing is requested or running."""
         await self._idle.wait()
@@ -48,10 +52,8 @@ class Runner:
     async def run_forever(self) -> None:
         """Serve requests until cancelled."""
         while True:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._requested.wait(), self._retry_period if self.failing else HOURLY)
-            except TimeoutError:
-                pass
             self._requested.clear()
             self._idle.clear()
             await self._once()

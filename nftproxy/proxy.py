@@ -1,0 +1,156 @@
+"""A node's service proxy: a store in, a table in step out.
+
+All work on the table happens in one worker thread, so that a long first load never delays health answers, and libnftables sees one
+thread. The event loop's thread only decides when.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from loguru import logger
+
+from nftproxy import interfaces
+from nftproxy.address import Address, Family
+from nftproxy.errors import KernelError
+from nftproxy.kernel import Kernel
+from nftproxy.program import Program, is_pick
+from nftproxy.runner import Runner
+from nftproxy.settings import ALL, NodeSettings, accepted_nodeport_addresses
+from nftproxy.store import Store
+from nftproxy.syncer import Report, Syncer
+
+QUIET = 2.0  # seconds without a sync before chains that fell out of use are deleted; before kernel 6.2 they count as used for a moment
+SPARE_PICKS = 64  # unused picks that may stay: each costs a transaction two microseconds
+
+Result = TypeVar("Result")
+
+
+class Table:
+    """Our table and what writes to it; every method belongs to one thread at a time."""
+
+    def __init__(self, settings: NodeSettings, store: Store, kernel: Kernel) -> None:
+        self.settings = settings
+        self.store = store
+        self.kernel = kernel
+        self.program = Program(settings)
+        self.syncers = {family: Syncer(family, settings, self.program, kernel, store) for family in settings.families}
+
+    def sync(self, family: Family, own_addresses: Iterable[Address]) -> Report:
+        """Bring one family in step; `own_addresses` are those of this machine's interfaces."""
+        syncer = self.syncers[family]
+        report = syncer.sync()
+        accepted, errors = accepted_nodeport_addresses({family: self.settings.nodeport_addresses[family]}, own_addresses)
+        for error in errors:
+            logger.error("{}", error)
+        if family in accepted:
+            syncer.accept_nodeports_on(address.text for address in accepted[family])
+        return report
+
+    @property
+    def untidy(self) -> bool:
+        """Whether chains or sets may have fallen out of use."""
+        return any(syncer.untidy for syncer in self.syncers.values())
+
+    def tidy(self) -> None:
+        """Delete chains and sets that fell out of use; those that are still referenced get another chance."""
+        if not all(syncer.in_step for syncer in self.syncers.values()):
+            return
+        used = self.program.names().union(*(syncer.needed() for syncer in self.syncers.values()))
+        chains = self.kernel.chains - used
+        picks = {name for name in chains if is_pick(name)}
+        if len(picks) <= SPARE_PICKS:
+            chains -= picks
+        sets = {name for name in self.kernel.sets - used if not name.startswith("allowed")}
+        for syncer in self.syncers.values():
+            syncer.untidy = False
+        try:
+            self.kernel.tidy(chains, sets)
+        except KernelError as error:
+            logger.debug("chains out of use are kept for now: {}", error)
+            self.kernel.refresh()
+            for syncer in self.syncers.values():
+                syncer.untidy = True
+
+
+class Proxy:
+    """Runs syncs when the store has changed, until stopped; all methods belong to the event loop's thread."""
+
+    def __init__(self, table: Table, *, on_report: Callable[[Report, float], None] | None = None) -> None:
+        self._table = table
+        self._store = table.store
+        self._on_report = on_report
+        self._worker = ThreadPoolExecutor(1, "table")
+        settings = table.settings
+        self.runners = {
+            family: Runner(
+                str(family),
+                lambda family=family: self._sync(family),  # type: ignore[misc]
+                min_period=settings.min_sync_period,
+                retry_period=settings.sync_period,
+            )
+            for family in settings.families
+        }
+
+    def changed(self) -> None:
+        """Have every family synced that has something to do; before all initial objects are there, nothing is (contract 1.2.4)."""
+        if self._store.complete:
+            for family, runner in self.runners.items():
+                if self._store.pending(family):
+                    runner.request()
+
+    async def run(self) -> None:
+        """Keep the table in step until cancelled; the table stays as it is then."""
+        loop = asyncio.get_running_loop()
+        netlink = interfaces.subscribe()
+        loop.add_reader(netlink, self._addresses_changed, netlink)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for runner in self.runners.values():
+                    tasks.create_task(runner.run_forever())
+                tasks.create_task(self._tidy_forever())
+        finally:
+            loop.remove_reader(netlink)
+            netlink.close()
+            self._worker.shutdown(wait=True)
+
+    async def _sync(self, family: Family) -> None:
+        if not self._store.complete:
+            return
+        started = asyncio.get_running_loop().time()
+        report = await self._in_worker(lambda: self._table.sync(family, self._own_addresses()))
+        seconds = asyncio.get_running_loop().time() - started
+        if report.written or report.read_back:
+            logger.info(
+                "{}: in step: {} services looked at, {} elements written in {} transactions, {:.1f} ms{}",
+                family,
+                report.services,
+                report.written,
+                report.transactions,
+                seconds * 1000,
+                " (read back)" if report.read_back else "",
+            )
+        if self._on_report:
+            self._on_report(report, seconds)
+
+    def _own_addresses(self) -> list[Address]:
+        every = all(networks is ALL for networks in self._table.settings.nodeport_addresses.values())
+        return [] if every else interfaces.addresses()
+
+    def _addresses_changed(self, netlink: socket.socket) -> None:
+        interfaces.drain(netlink)
+        for runner in self.runners.values():
+            runner.request()
+
+    async def _tidy_forever(self) -> None:
+        while True:
+            await asyncio.sleep(QUIET)
+            if self._table.untidy and not any(runner.busy for runner in self.runners.values()):
+                with suppress(KernelError):
+                    await self._in_worker(self._table.tidy)
+
+    async def _in_worker(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)

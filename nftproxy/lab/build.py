@@ -1,0 +1,99 @@
+"""Building and removing the namespaces of a lab; what is in them is made by `ip` and `bridge` in batch mode.
+
+A batch costs one process of about 2 ms for a whole namespace, and what it does can be read, pasted and repeated by hand. Nothing
+is created outside the lab's namespaces, so deleting them removes everything.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from nftproxy.errors import NftproxyError, UnusableError
+from nftproxy.lab import namespace, topology
+from nftproxy.lab.plan import Plan
+
+_FAILED = re.compile(r"Command failed -:(\d+)")
+_UNSUPPORTED = ("Unknown device type", "Operation not supported", "not supported")
+
+
+def check_machine() -> None:
+    """Raise when this process cannot make namespaces at all."""
+    if os.geteuid() != 0:
+        raise UnusableError("a lab is made of network namespaces, which needs root", hint="run the command with sudo")
+    if not shutil.which("ip"):
+        raise UnusableError("the program `ip` is missing", hint="apt install iproute2")
+
+
+def has_bridge_netfilter() -> bool:
+    """Whether the kernel can show bridged packets to netfilter now (module br_netfilter)."""
+    return Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
+
+
+def create_namespaces(plan: Plan) -> None:
+    """Make the namespaces, empty but with their sysctls; sockets may be opened in them from now on."""
+    for commands in topology.commands(plan):
+        try:
+            namespace.create(commands.namespace)
+        except PermissionError as error:
+            raise UnusableError(
+                f"this process may not make network namespaces ({error})", hint="a container has to be a privileged one"
+            ) from error
+        with namespace.enter(commands.namespace):
+            for path, value in commands.sysctls.items():
+                _write_sysctl(path, value)
+
+
+def connect(plan: Plan) -> None:
+    """Fill the namespaces with links, addresses and routes."""
+    batch("ip", None, topology.cables(plan))
+    commands = topology.commands(plan)
+    batches([("ip", c.namespace, c.ip) for c in commands])
+    batches([("bridge", c.namespace, c.bridge) for c in commands if c.bridge])
+
+
+def remove(names: Sequence[str]) -> None:
+    """Delete namespaces with everything in them, processes too."""
+    namespace.kill(namespace.processes(names))
+    for name in names:
+        namespace.delete(name)
+
+
+def batch(program: str, where: str | None, lines: Sequence[str]) -> None:
+    """Run commands of `ip` or `bridge` in a namespace (None: the host's); an error names the command that failed."""
+    batches([(program, where, lines)])
+
+
+def batches(work: Iterable[tuple[str, str | None, Sequence[str]]]) -> None:
+    """Run several batches side by side: (program, namespace, commands)."""
+    running = []
+    for program, where, lines in work:
+        argv = [program, *(("-n", where) if where else ()), "-batch", "-"]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running.append((process, where, lines))
+    problems = []
+    for process, where, lines in running:
+        _, errors = process.communicate("\n".join(lines) + "\n")
+        if process.returncode:
+            problems.append(_problem(str(process.args[0]), where, lines, errors))  # type: ignore[index]
+    if problems:
+        raise problems[0]
+
+
+def _problem(program: str, where: str | None, lines: Sequence[str], errors: str) -> NftproxyError:
+    failed = _FAILED.search(errors)
+    command = lines[int(failed[1]) - 1] if failed else "; ".join(lines)
+    reason = _FAILED.sub("", errors).strip().replace("\n", "; ")
+    text = f"`{program} {f'-n {where} ' if where else ''}{command}` failed: {reason}"
+    if any(words in errors for words in _UNSUPPORTED):
+        return UnusableError(text, hint="the kernel lacks a module: modprobe -a veth bridge vxlan")
+    return NftproxyError(text)
+
+
+def _write_sysctl(path: str, value: str) -> None:
+    """Set a sysctl of the namespace this thread is in. Kernels without IPv6 or br_netfilter do not have all of them."""
+    file = Path("/proc/sys", path)
+    if file.exists():
+        file.write_text(value)

@@ -1,0 +1,139 @@
+"""The commands `nftproxy lab ...`: a cluster to try things on, without a cluster.
+
+Imports of the lab itself stand inside the commands, so that listing them costs nothing.
+"""
+
+import json
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nftproxy.errors import NftproxyError
+
+if TYPE_CHECKING:
+    from nftproxy.lab.lab import Lab
+
+_name = click.option("--name", default="lab", show_default=True, help="Which lab; several can be up at a time.")
+
+
+@click.group()
+def lab() -> None:
+    """Build a throw-away cluster out of network namespaces.
+
+    Nodes with a cni0 bridge, pods that answer with their name and the source they saw, a network between the nodes and a
+    client outside, all in IPv4 and IPv6. Needs root.
+    """
+
+
+@lab.command()
+@_name
+@click.option("--nodes", default=2, show_default=True, help="Number of nodes.")
+@click.option("--pods", default=3, show_default=True, help="Number of pods on each node.")
+@click.option("--vxlan", is_flag=True, help="Carry pod traffic between nodes in VXLAN instead of routing it.")
+def up(name: str, nodes: int, pods: int, *, vxlan: bool) -> None:
+    """Build a lab and leave it running."""
+    from rich.console import Console
+
+    from nftproxy.lab.lab import PORTS, Lab
+
+    built = Lab(name, nodes=nodes, pods=pods, vxlan=vxlan, echo="background")
+    with Console(stderr=True).status(f"building {nodes} nodes with {pods} pods each"):
+        built.up()
+    click.echo(f"lab {name!r} is up: {nodes} nodes, {pods} pods on each, 1 client")
+    if built.pods:
+        last = built.pods[-1]
+        address = next(iter(last.addresses.values()))
+        option = "" if name == "lab" else f"--name {name} "
+        click.echo(f"pods answer on ports {' and '.join(map(str, PORTS))}, TCP and UDP; try for example")
+        click.echo(f"  nftproxy lab exec {option}client -- nc -w 1 {address} {PORTS[0]}")
+
+
+@lab.command()
+@_name
+@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def status(name: str, output: str) -> None:
+    """Show the places of a lab, their addresses and whether they are there."""
+    from nftproxy.lab.lab import Lab
+
+    attached = Lab.attach(name)
+    if output == "json":
+        click.echo(json.dumps(_status(attached), indent=2))
+    else:
+        _print_status(attached)
+
+
+@lab.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_name
+@click.argument("place", metavar="NODE|POD|CLIENT")
+@click.argument("command", metavar="-- CMD...", nargs=-1, type=click.UNPROCESSED, required=True)
+def execute(name: str, place: str, command: tuple[str, ...]) -> None:
+    """Run a command in a node, pod or client, and exit as it does."""
+    from nftproxy.lab import build
+    from nftproxy.lab.lab import Lab
+
+    build.check_machine()
+    where = Lab.attach(name).place(place)
+    argv = command[1:] if command[0] == "--" else command
+    if not argv:
+        raise click.UsageError("a command has to follow the --")
+    if not shutil.which(argv[0]):
+        raise NftproxyError(f"there is no program {argv[0]!r}", hint="places share the files and the PATH of this machine")
+    sys.stdout.flush()
+    # Not `enter`: `ip netns exec` also mounts the /sys of that namespace, which tcpdump and others read.
+    os.execvp("ip", ["ip", "netns", "exec", where.namespace, *argv])  # noqa: S606  no shell is the point
+
+
+@lab.command()
+@_name
+def down(name: str) -> None:
+    """Remove a lab with everything that runs inside, also one that was built half."""
+    from nftproxy.lab.lab import tear_down
+
+    removed = tear_down(name)
+    click.echo(f"lab {name!r} is down" if removed else f"there is no lab {name!r}, nothing to remove")
+
+
+def _status(attached: "Lab") -> dict[str, Any]:
+    from nftproxy.lab import namespace
+
+    present = set(namespace.names(attached.name))
+    places = [
+        {
+            "name": place.name,
+            "kind": type(place).__name__.lower(),
+            "node": getattr(place, "node", None),
+            "namespace": place.namespace,
+            "present": place.namespace in present,
+            "addresses": dict(place.addresses),
+        }
+        for place in attached.plan.places
+    ]
+    return {
+        "name": attached.name,
+        "network": "vxlan" if attached.plan.shape.vxlan else "host-gw",
+        "complete": all(place["present"] for place in places) and attached.plan.underlay in present,
+        "servers": bool(namespace.processes([attached.plan.underlay])),
+        "places": places,
+    }
+
+
+def _print_status(attached: "Lab") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    found = _status(attached)
+    table = Table("place", "on", "namespace", *attached.families, box=None, pad_edge=False)
+    missing = set()
+    for place, row in zip(attached.plan.places, found["places"], strict=True):
+        if not row["present"]:
+            missing.add(place.name)
+        table.add_row(place.name, row["node"] or "", place.namespace, *place.addresses.values())
+    # Piped output is not cut to the width of a terminal that is not there.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if missing:
+        click.echo(f"missing: {', '.join(sorted(missing))}")
+    if not found["servers"]:
+        click.echo("the pods do not answer: the echo server is gone")

@@ -206,7 +206,7 @@ def dump(config: KubeProxyConfiguration) -> dict[str, Any]:
     Sync periods and masqueradeAll are shown in the section of the mode in use only (contract 8.1.5); the others read "not set".
     """
     unused = {"masqueradeAll": False, "syncPeriod": "0s", "minSyncPeriod": "0s"}
-    fields = msgspec.to_builtins(config, enc_hook=str)
+    fields = msgspec.json.decode(msgspec.json.encode(config, enc_hook=str))  # by JSON, which knows no tuples
     fields["iptables"].update(unused)
     fields["ipvs"].update({name: value for name, value in unused.items() if name in fields["ipvs"]})
     return {"apiVersion": API_VERSION, "kind": KIND, **fields}

@@ -55,11 +55,6 @@ class Duration(int):
             raise ValueError(_complaint(text))
         return cls(-total if negative else total)
 
-    @classmethod
-    def of_seconds(cls, seconds: float) -> Self:
-        """Return the duration of that many seconds, to the nearest nanosecond."""
-        return cls(round(seconds * SECOND))
-
     @property
     def seconds(self) -> float:
         """The same in seconds, for clocks and timers."""

@@ -5,6 +5,7 @@ import ipaddress
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -524,10 +525,16 @@ def _invoke(*argv: str) -> str:
 
 def test_commands(name: str) -> None:
     assert _invoke("down", "--name", name) == f"there is no lab '{name}', nothing to remove\n"
-    assert f"lab '{name}' is up: 2 nodes, 1 pods on each" in _invoke("up", "--name", name, "--pods", "1", "--vxlan")
+    shown = _invoke("up", "--name", name, "--pods", "1", "--vxlan")
+    assert f"lab '{name}' is up; nodes: 2, pods on each: 1" in shown
     with pytest.raises(NftproxyError, match="already") as caught:
         _invoke("up", "--name", name)
     assert caught.value.hint == f"nftproxy lab down --name {name}"
+
+    suggested = shlex.split(shown.splitlines()[-1])
+    assert suggested[:2] == ["nftproxy", "lab"]
+    said = subprocess.run([*COMMAND, *suggested[2:]], capture_output=True, text=True, check=True).stdout
+    assert json.loads(said)["name"] == "pod2-1"
 
     lab = Lab.attach(name)
     assert lab.plan.shape.vxlan

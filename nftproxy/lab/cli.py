@@ -42,13 +42,14 @@ def up(name: str, nodes: int, pods: int, *, vxlan: bool) -> None:
     built = Lab(name, nodes=nodes, pods=pods, vxlan=vxlan, echo="background")
     with Console(stderr=True).status(f"building {nodes} nodes with {pods} pods each"):
         built.up()
-    click.echo(f"lab {name!r} is up: {nodes} nodes, {pods} pods on each, 1 client")
+    click.echo(f"lab {name!r} is up; nodes: {nodes}, pods on each: {pods}, clients: 1")
     if built.pods:
         last = built.pods[-1]
         address = next(iter(last.addresses.values()))
         option = "" if name == "lab" else f"--name {name} "
         click.echo(f"pods answer on ports {' and '.join(map(str, PORTS))}, TCP and UDP; try for example")
-        click.echo(f"  nftproxy lab exec {option}client -- nc -w 1 {address} {PORTS[0]}")
+        # bash and head are on every machine, nc is not.
+        click.echo(f"  nftproxy lab exec {option}client -- bash -c 'head -n 1 </dev/tcp/{address}/{PORTS[0]}'")
 
 
 @lab.command()

@@ -20,6 +20,7 @@ from nftproxy.address import Family
 from nftproxy.lab.plan import ROUTER, Client, Node, Place, Plan, Pod
 
 _FLANNEL_PORT = 8472
+_VXLAN_MTU = 1430  # 1500 less the outer headers of IPv6, the longer ones
 _VXLAN = {Family.IPv4: "flannel.1", Family.IPv6: "flannel-v6.1"}
 _UNDERLAY_LENGTH = {Family.IPv4: 24, Family.IPv6: 64}
 
@@ -40,8 +41,9 @@ def cables(plan: Plan) -> list[str]:
         f"link add {place.name} netns {plan.underlay} type veth peer name eth0 netns {place.namespace}"
         for place in (*plan.nodes, *plan.clients)
     ]
+    mtu = _VXLAN_MTU if plan.shape.vxlan else 1500
     lines += [
-        f"link add {pod.veth} netns {node.namespace} type veth peer name eth0 netns {pod.namespace}"
+        f"link add {pod.veth} netns {node.namespace} mtu {mtu} type veth peer name eth0 netns {pod.namespace} mtu {mtu}"
         for node in plan.nodes
         for pod in node.pods
     ]
@@ -173,8 +175,8 @@ def _sysctls(plan: Plan, *, bridge_netfilter: bool) -> dict[str, str]:
     """Return the settings of every namespace; forwarding has to be set before, as the kernel then resets accept_redirects."""
     sysctls = {
         "net/ipv4/icmp_ratemask": "0",
-        "net/ipv6/icmp/ratemask": "2",  # packet too big, which nothing here sends, instead of all errors
         "net/ipv6/icmp/ratelimit": "0",
+        "net/ipv6/icmp/ratemask": "2",  # the limit for the whole machine: only for packet too big (2), not for all errors
         "net/bridge/bridge-nf-call-iptables": str(int(bridge_netfilter)),
         "net/bridge/bridge-nf-call-ip6tables": str(int(bridge_netfilter)),
     }

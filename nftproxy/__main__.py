@@ -1,2 +1,6 @@
-"""Entry."""
-def main() -> None: ...
+"""`python -m nftproxy`."""
+
+from nftproxy.cli import main
+
+if __name__ == "__main__":
+    main()

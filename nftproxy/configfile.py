@@ -17,10 +17,10 @@ import yaml
 from nftproxy import config
 from nftproxy.duration import Duration
 from nftproxy.errors import ConfigError
+from nftproxy.yamldepth import refuse_depth
 
 _ZERO_HAS_MEANING: Final = frozenset({"iptables.masqueradeBit", "nftables.masqueradeBit", "oomScoreAdj"})
 _ZERO_HAS_MEANING_BELOW: Final = "conntrack."  # 8.2: explicit 0 is kept
-_DEEPEST: Final = 50  # levels; the schema has four
 
 
 def read(text: str, source: str) -> tuple[config.Sparse, list[str]]:
@@ -162,7 +162,7 @@ def _parse(text: str, source: str) -> tuple[object, list[str]]:
             pass  # YAML's flow style begins with a brace too
     loader = None
     try:
-        _refuse_depth(text)
+        refuse_depth(text)
         loader = _Loader(text)
         document = loader.get_data() if loader.check_data() else None  # type: ignore[no-untyped-call]
         if loader.check_data():  # type: ignore[no-untyped-call]
@@ -173,15 +173,6 @@ def _parse(text: str, source: str) -> tuple[object, list[str]]:
         if loader is not None:
             loader.dispose()
     return document, _at(source, loader.duplicates)
-
-
-def _refuse_depth(text: str) -> None:
-    """Raise ValueError for deep nesting, on which libyaml's wrapper overflows the C stack; parsing to events does not recurse."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise ValueError(f"nested more than {_DEEPEST} levels deep")
 
 
 def _object(pairs: list[tuple[str, Any]], duplicates: list[str]) -> dict[str, Any]:

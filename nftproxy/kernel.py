@@ -20,6 +20,11 @@ from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableErro
 from nftproxy.program import TABLE, Program, table
 from nftproxy.readback import Reader
 
+_PROBE = """\
+add table inet nftproxy-probe
+add map inet nftproxy-probe m { typeof ip daddr . tcp dport . numgen random mod 65536 : ip daddr . tcp dport; counter; }
+delete table inet nftproxy-probe
+"""
 _ELEMENT = {"family": "inet", "table": "nftproxy"}
 
 
@@ -29,7 +34,12 @@ class Kernel:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._nft = _context()
-        self._reader = Reader()
+        try:
+            self._reader = Reader()
+        except OSError as error:
+            raise UnusableError(
+                f"this kernel has no netfilter netlink: {error.strerror}", hint="modprobe nfnetlink nf_tables"
+            ) from error
         self.chains: set[str] = set()
         self.sets: set[str] = set()
         self.generation = 0  # goes up with every load of a program
@@ -45,6 +55,26 @@ class Kernel:
         """Give the sockets back; the table stays."""
         self._reader.close()
         del self._nft
+
+    def require(self) -> None:
+        """Raise UnusableError, with the command that mends it, when this machine cannot hold our table.
+
+        Libraries and kernels are probed by doing: a table with the most demanding declaration is made and deleted in one
+        transaction, which leaves nothing behind.
+        """
+        try:
+            self._reader.table_exists()
+            self._run(_PROBE)
+        except KernelError as error:
+            if "not permitted" in str(error):
+                raise UnusableError(
+                    "not allowed to change nftables", hint="run as root or with the capability NET_ADMIN"
+                ) from error
+            raise UnusableError(
+                f"this kernel or libnftables cannot hold the table: {error}",
+                hint="needed: kernel 5.13 or later with nf_tables (modprobe nf_tables), libnftables 1.0.1 or later "
+                "(apt-get install libnftables1)",
+            ) from error
 
     def refresh(self) -> bool:
         """Read which chains and sets there are; return whether the table exists at all."""
@@ -73,8 +103,6 @@ class Kernel:
         with self._lock:
             self.refresh()
             parts = self._on_demand(program, self.chains, ())
-            for family in program.families:
-                parts |= program.sources(family, _lengths(self.sets, family.digit))
             base, other = program.chains()
             known = self._reader.chains() if self.chains else {}
             text = f"add table {TABLE}\n"
@@ -85,9 +113,7 @@ class Kernel:
             refilled = [n for n in (*other, *(n for n, t in parts.items() if t.startswith("chain"))) if n in known]
             text += "".join(f"flush chain {TABLE} {name}\n" for name in dict.fromkeys(refilled))
             text += "".join(f"delete chain {TABLE} {n}\n" for n in known if n.startswith("program-") and n != program.marker)
-            body = program.text()
-            for name in [n for n in parts if n.startswith("allowed") and "-" not in n]:
-                body = body.replace(_block_of(body, name), parts.pop(name))
+            body = program.text({family: _lengths(self.sets, family.digit) for family in program.families})
             self._run(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
             self._stale = self.chains - set(parts)
             self.generation += 1
@@ -213,11 +239,6 @@ def _lengths(sets: Iterable[str], digit: str) -> set[int]:
     return {int(name.removeprefix(prefix)) for name in sets if name.startswith(prefix)}
 
 
-def _block_of(text: str, name: str) -> str:
-    start = text.index(f"chain {name} {{")
-    return text[start : text.index("\n}", start) + 2]
-
-
 def _error(text: str) -> KernelError:
     """Turn what libnftables printed into an error; its first line is the reason, the rest repeats our input."""
     line = next((line for line in text.splitlines() if line.strip()), "libnftables gave no reason").strip()
@@ -233,7 +254,7 @@ def _error(text: str) -> KernelError:
 def _context() -> "Nftables":  # type: ignore[name-defined]  # noqa: F821
     """Open libnftables; UnusableError names what is missing."""
     try:
-        from nftables import Nftables  # noqa: PLC0415 - so that its absence is an error with a hint
+        from nftables import Nftables
     except ImportError as error:
         raise UnusableError("the Python module nftables is not installed", hint="pip install pip-nftables") from error
     try:

@@ -17,6 +17,7 @@ import yaml
 from nftproxy.admission import problems
 from nftproxy.errors import SourceError
 from nftproxy.model import KINDS, Object, ObjectName
+from nftproxy.yamldepth import refuse_depth
 
 SUFFIXES = {".yaml", ".yml", ".json"}
 _GROUPS = {"Service": "v1", "Node": "v1", "EndpointSlice": "discovery.k8s.io/", "ServiceCIDR": "networking.k8s.io/"}
@@ -133,7 +134,11 @@ class Manifests:
 def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """Yield place and content of each document; the items of a List count as documents."""
     try:
-        documents = [json.loads(text)] if path.suffix == ".json" else list(yaml.load_all(text, _Loader))
+        if path.suffix == ".json":
+            documents = [json.loads(text)]
+        else:
+            refuse_depth(text)
+            documents = list(yaml.load_all(text, _Loader))
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise SourceError(f"{path}: {where}not YAML: {error.problem}") from error

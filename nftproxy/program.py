@@ -46,10 +46,14 @@ class Program:
         """The name of the empty chain that says which program the table holds."""
         return f"program-{self.digest}"
 
-    def text(self) -> str:
-        """Return the body of the table without what is made on demand."""
+    def text(self, lengths: Mapping[Family, Iterable[int]] | None = None) -> str:
+        """Return the body of the table without what is made on demand, but with look-ups for these lengths of source ranges."""
         parts = [_fill(_read("protocol.nft"), {**self._variables[f], "proto": p}) for f in self.families for p in PROTOCOLS]
-        parts += [_fill(_read("family.nft"), self._variables[f]) for f in self.families]
+        for family in self.families:
+            sources = self.sources(family, (lengths or {}).get(family, ()))
+            chain = sources.pop(f"allowed{family.digit}")
+            whole = _fill(_read("family.nft"), self._variables[family])
+            parts += [*sources.values(), whole.replace(blocks(whole)[f"allowed{family.digit}"], chain.rstrip("\n"))]
         names = {Family.IPv4: "ipv4", Family.IPv6: "ipv6"}
         for step in STEPS:
             families = ", ".join(f"{names[f]} : goto {step}{f.digit}" for f in self.families)

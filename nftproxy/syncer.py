@@ -150,13 +150,7 @@ class Syncer:
         self.remembered = Remembered(self.family)
         self._late = Delta()
         self.untidy = True
-        return {name: self._kernel.elements(name) for name in self._kernel.sets if self._compared(name)}
-
-    def _compared(self, name: str) -> bool:
-        """Whether a set holds this family's elements of services: no node-wide ones, nothing that the kernel learnt."""
-        base = name.partition("-")[0]
-        learnt_or_node_wide = {"service_cidrs", "nodeport_ips", "affinity", "local_affinity"}
-        return base.endswith(self.family.digit) and base[:-1] not in learnt_or_node_wide
+        return {name: self._kernel.elements(name) for name in self._kernel.sets if compared(name, self.family)}
 
     def _batches(self, changes: list[Change], actual: Actual | None) -> Iterator[list[Pair]]:
         """Cut changes into transactions; one that makes clients forget endpoints stands alone, last, as that can take seconds."""
@@ -302,6 +296,12 @@ class Syncer:
         where = f"service_cidrs{self.family.digit}"
         if self._kernel.networks(where, self.family) != networks:
             self._kernel.replace(where, [{"prefix": {"addr": n.text, "len": n.length}} for n in networks])
+
+
+def compared(name: str, family: Family) -> bool:
+    """Whether a set holds elements of services of this family: no node-wide ones, nothing that the kernel learnt."""
+    base = name.partition("-")[0]
+    return base.endswith(family.digit) and base[:-1] not in {"service_cidrs", "nodeport_ips", "affinity", "local_affinity"}
 
 
 def _memories(affinity: Affinity, ports: Iterable[int]) -> list[str]:

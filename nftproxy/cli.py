@@ -1,0 +1,87 @@
+"""The command line: `nftproxy COMMAND`. Finds the command, tells errors, and nothing else.
+
+Commands are imported when they are called, so that `--help` and completion answer at once. Exit codes: 0 done, 1 a check that says
+no (`diff` found a difference, `lab demo` a wrong answer), 2 something is wrong with the input or the machine.
+"""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from nftproxy.errors import ConfigError, NftproxyError
+from nftproxy.flags import CONTEXT_SETTINGS
+
+# Name -> where it is, and its sentence in the list of commands.
+_COMMANDS = {
+    "run": ("nftproxy.commands.run:run", "Keep this node's table in step with manifests, until told to stop."),
+    "render": ("nftproxy.commands.render:render", "Print what would be loaded, as nft syntax or JSON; needs no root."),
+    "diff": ("nftproxy.commands.diff:diff", "Show what a sync would change in this machine's table."),
+    "show": ("nftproxy.commands.show:show", "Show what is programmed now, read from the kernel."),
+    "cleanup": ("nftproxy.commands.cleanup:cleanup", "Remove our table from this machine."),
+    "lab": ("nftproxy.lab.cli:lab", "Build a throw-away cluster out of network namespaces, and try things on it."),
+}
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names in the order that a reader meets them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in _COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings=CONTEXT_SETTINGS, epilog="Try it without a cluster: nftproxy lab demo")
+@click.version_option(package_name="nftproxy", message="nftproxy %(version)s")
+def nftproxy() -> None:
+    """Send connections to Kubernetes Services on to their endpoints, with nftables.
+
+    The ruleset is a constant program, the services are data: nft list table inet nftproxy shows both.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(nftproxy, arguments))
+
+
+def run(command: click.Command, arguments: list[str] | None = None, **options: Any) -> int:
+    """Run a command; errors become a line and a hint on standard error. Returns the exit code."""
+    try:
+        result = command.main(arguments, standalone_mode=False, **options)
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except NftproxyError as error:
+        tell(error)
+        return 2
+    except BrokenPipeError:  # the reader went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def tell(error: NftproxyError) -> None:
+    """Print an error for a person: every problem on a line, then the hint; colour only on a terminal."""
+    lines = error.problems if isinstance(error, ConfigError) else [str(error)]
+    for line in lines:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
+    if error.hint:
+        click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True)

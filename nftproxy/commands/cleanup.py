@@ -1,0 +1,22 @@
+"""`nftproxy cleanup`: hand the machine back."""
+
+import click
+
+from nftproxy import instance
+from nftproxy.kernel import Kernel
+
+
+@click.command()
+def cleanup() -> None:
+    """Remove our table from this machine, and say what went.
+
+    Services are not reachable through this node afterwards, unless another proxy serves them. Refuses while nftproxy runs.
+    """
+    with instance.claim(), Kernel() as kernel:
+        kernel.require()
+        if not kernel.refresh():
+            click.echo("there is no table inet nftproxy, nothing to remove")
+            return
+        chains, sets = len(kernel.chains), len(kernel.sets)
+        kernel.delete_table()
+        click.echo(f"removed table inet nftproxy with {chains} chains and {sets} maps and sets")

@@ -6,8 +6,13 @@ libnftables is not thread safe; one lock guards its context, and calls release t
 """
 
 import ctypes
+import os
+import socket
+import stat
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -33,7 +38,9 @@ class Kernel:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        before = _netlink_sockets()
         self._nft = _context()
+        self._sockets = _netlink_sockets() - before  # those of libnftables, which does not tell
         try:
             self._reader = Reader()
         except OSError as error:
@@ -43,6 +50,7 @@ class Kernel:
         self.chains: set[str] = set()
         self.sets: set[str] = set()
         self.generation = 0  # goes up with every load of a program
+        self._doubted = False
         self._stale: set[str] = set()  # chains made on demand under another program
 
     def __enter__(self) -> Self:
@@ -76,6 +84,17 @@ class Kernel:
                 "(apt-get install libnftables1)",
             ) from error
 
+    @property
+    def ports(self) -> set[int]:
+        """The netlink port ids of libnftables: what they commit is ours. They have one from their first command on."""
+        with self._lock:
+            self._run(_PROBE)
+        ports = set()
+        for number in self._sockets:
+            with socket.socket(fileno=os.dup(number)) as found:
+                ports.add(found.getsockname()[0])
+        return ports
+
     def refresh(self) -> bool:
         """Read which chains and sets there are; return whether the table exists at all."""
         with self._lock:
@@ -83,6 +102,16 @@ class Kernel:
             self.chains = set(self._reader.chains()) if exists else set()
             self.sets = self._reader.sets() if exists else set()
         return exists
+
+    def doubt(self) -> None:
+        """Have the program loaded again when the table is next read back, whatever it seems to hold."""
+        with self._lock:
+            self.generation += 1
+            self._doubted = True
+
+    def holds(self, program: Program) -> bool:
+        """Whether the table holds exactly this program, as far as anybody knows."""
+        return not self._doubted and program.marker in self.chains
 
     def elements(self, where: str) -> dict[Key, Value]:
         """Return what is in one of our sets or maps."""
@@ -98,7 +127,7 @@ class Kernel:
         """Put the program into the kernel, in one transaction, over whatever program is there.
 
         Elements, counters and remembered clients stay. Picks are made anew; chains of ClientIP services stay as they are until
-        `ensure` or `commit` is told what they should be, others until `tidy`.
+        `ensure_for` is told what they should be, others until `tidy`.
         """
         with self._lock:
             self.refresh()
@@ -116,13 +145,21 @@ class Kernel:
             body = program.text({family: _lengths(self.sets, family.digit) for family in program.families})
             self._run(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
             self._stale = self.chains - set(parts)
+            self._doubted = False
             self.generation += 1
             self.refresh()
 
-    def commit(self, delta: Delta, program: Program, affinities: Iterable[Affinity] = ()) -> None:
-        """Apply removals and additions of a delta in one transaction, making first whatever chains and sets they need."""
+    def ensure_for(self, delta: Delta, program: Program, affinities: Iterable[Affinity] = ()) -> None:
+        """Make missing chains and sets that additions and ClientIP service ports need.
+
+        A transaction of its own, and none when nothing is missing: unused chains do no harm.
+        """
         with self._lock:
             self._ensure(program, delta.targets(), delta.added, affinities)
+
+    def commit(self, delta: Delta) -> None:
+        """Apply removals and additions of a delta in one transaction."""
+        with self._lock:
             commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in delta.removed.items()]
             commands += [{"add": _elements(where, items)} for where, items in delta.added.items()]
             self._json(commands)
@@ -172,18 +209,12 @@ class Kernel:
         """Give memory that a large transaction needed back to the system."""
         ctypes.CDLL(None).malloc_trim(0)
 
-    def ensure(self, program: Program, affinities: Iterable[Affinity]) -> None:
-        """Make whatever chains and sets these ClientIP service ports need."""
-        with self._lock:
-            self._ensure(program, (), (), affinities)
-
     def probe(self) -> None:
         """Have the kernel accept a transaction that changes nothing; KernelError when it accepts none at all."""
         with self._lock:
             self._run(f"add table {TABLE}\n")
 
     def _ensure(self, program: Program, targets: Iterable[str], wheres: Iterable[str], affinities: Iterable[Affinity]) -> None:
-        """Make missing chains and sets, in a transaction of its own: unused ones do no harm."""
         missing = {name for name in targets if name not in self.chains}
         parts = {} if not (missing or affinities) else self._on_demand(program, missing, affinities)
         made = (self.chains - self._stale) | self.sets if parts else set()
@@ -249,6 +280,19 @@ def _error(text: str) -> KernelError:
     if "Operation not permitted" in text:
         return KernelError(line, hint="run as root or with the capability NET_ADMIN")
     return KernelError(line)
+
+
+def _netlink_sockets() -> set[int]:
+    """Return the file descriptors of this process that are netlink sockets."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            number = int(entry.name)
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                with socket.socket(fileno=os.dup(number)) as each:
+                    if each.family == socket.AF_NETLINK:
+                        found.add(number)
+    return found
 
 
 def _context() -> "Nftables":  # type: ignore[name-defined]  # noqa: F821

@@ -16,6 +16,7 @@ from loguru import logger
 from nftproxy import interfaces
 from nftproxy.address import Address, Family
 from nftproxy.errors import KernelError
+from nftproxy.foreign import Kind, Listener
 from nftproxy.kernel import Kernel
 from nftproxy.program import Program, is_pick
 from nftproxy.runner import Runner
@@ -24,6 +25,7 @@ from nftproxy.store import Store
 from nftproxy.syncer import Report, Syncer
 
 QUIET = 2.0  # seconds without a sync before chains that fell out of use are deleted; before kernel 6.2 they count as used for a moment
+REPAIR_PERIOD = 1.0  # seconds between repairs, for a program that keeps changing our table
 SPARE_PICKS = 64  # unused picks that may stay: each costs a transaction two microseconds
 
 Result = TypeVar("Result")
@@ -49,6 +51,13 @@ class Table:
         if family in accepted:
             syncer.accept_nodeports_on(address.text for address in accepted[family])
         return report
+
+    def distrust(self, *, program: bool) -> None:
+        """Have the next syncs read the table back, and load the program again if that may have changed, too."""
+        if program:
+            self.kernel.doubt()
+        for syncer in self.syncers.values():
+            syncer.distrust()
 
     @property
     def untidy(self) -> bool:
@@ -84,6 +93,10 @@ class Proxy:
         self._store = table.store
         self._on_report = on_report
         self._worker = ThreadPoolExecutor(1, "table")
+        self.repairs = 0
+        self._interference = Kind.NOTHING
+        self._repair: asyncio.TimerHandle | None = None
+        self._repaired = -REPAIR_PERIOD
         settings = table.settings
         self.runners = {
             family: Runner(
@@ -107,6 +120,8 @@ class Proxy:
         loop = asyncio.get_running_loop()
         netlink = interfaces.subscribe()
         loop.add_reader(netlink, self._addresses_changed, netlink)
+        listener = Listener(self._table.kernel.ports)
+        loop.add_reader(listener.socket, self._table_changed, listener)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for runner in self.runners.values():
@@ -115,6 +130,8 @@ class Proxy:
         finally:
             loop.remove_reader(netlink)
             netlink.close()
+            loop.remove_reader(listener.socket)
+            listener.close()
             self._worker.shutdown(wait=True)
 
     async def _sync(self, family: Family) -> None:
@@ -142,6 +159,25 @@ class Proxy:
 
     def _addresses_changed(self, netlink: socket.socket) -> None:
         interfaces.drain(netlink)
+        for runner in self.runners.values():
+            runner.request()
+
+    def _table_changed(self, listener: Listener) -> None:
+        found = listener.look()
+        if found.kind is Kind.NOTHING:
+            return
+        self._interference = max(self._interference, found.kind)
+        loop = asyncio.get_running_loop()
+        if self._repair is None:
+            logger.warning("somebody changed table inet nftproxy ({}); repairing it", found.who or "unknown")
+            self._repair = loop.call_at(max(loop.time(), self._repaired + REPAIR_PERIOD), self._start_repair)
+
+    def _start_repair(self) -> None:
+        self._repair = None
+        self._repaired = asyncio.get_running_loop().time()
+        self.repairs += 1
+        kind, self._interference = self._interference, Kind.NOTHING
+        self._worker.submit(self._table.distrust, program=kind is Kind.PROGRAM)
         for runner in self.runners.values():
             runner.request()
 

@@ -89,18 +89,18 @@ class Reader:
         """Return the names of our chains, and whether each is a base chain."""
         found = {}
         for message in self._request(_GETCHAIN, {1: TABLE}):
-            attributes = dict(_attributes(message, 0, len(message)))
-            if _bytes(message, attributes[1]) == TABLE:
-                found[_text(_bytes(message, attributes[3]))] = 4 in attributes
+            parts = dict(attributes(message, 0, len(message)))
+            if _bytes(message, parts[1]) == TABLE:
+                found[_text(_bytes(message, parts[3]))] = 4 in parts
         return found
 
     def sets(self) -> set[str]:
         """Return the names of our sets and maps."""
         found = set()
         for message in self._request(_GETSET, {1: TABLE}):
-            attributes = dict(_attributes(message, 0, len(message)))
-            if _bytes(message, attributes[1]) == TABLE:
-                found.add(_text(_bytes(message, attributes[2])))
+            parts = dict(attributes(message, 0, len(message)))
+            if _bytes(message, parts[1]) == TABLE:
+                found.add(_text(_bytes(message, parts[2])))
         return found
 
     def rules(self) -> int:
@@ -124,6 +124,14 @@ class Reader:
                 value = _plain(_unpack(raw.data, value_of, address))
             yield Counted(Element(name, _unpack(raw.key, key_of, address), value), raw.packets)
 
+    def count(self, name: str) -> int:
+        """Count the elements of a set or map, without taking them apart."""
+        total = 0
+        for message in self._request(_GETSETELEM, {1: TABLE, 2: name.encode() + b"\0"}):
+            lists = [place for kind, place in attributes(message, 0, len(message)) if kind == 3]
+            total += sum(1 for place in lists for _ in attributes(message, *place))
+        return total
+
     def networks(self, name: str, family: Family) -> list[Network]:
         """Return the networks of an interval set that holds nothing but networks."""
         edges = sorted((int.from_bytes(raw.key), raw.ends) for raw in self._raw(name))
@@ -139,10 +147,10 @@ class Reader:
     def _raw(self, name: str) -> "Iterator[_Raw]":
         """Yield the elements of a set as they are packed."""
         for message in self._request(_GETSETELEM, {1: TABLE, 2: name.encode() + b"\0"}):
-            for kind, elements in _attributes(message, 0, len(message)):
+            for kind, elements in attributes(message, 0, len(message)):
                 if kind != 3:
                     continue
-                for _, place in _attributes(message, *elements):
+                for _, place in attributes(message, *elements):
                     yield _element(message, *place)
 
     def _request(self, kind: int, attributes: dict[int, bytes], *, dump: bool = True) -> Iterator[bytes]:
@@ -202,11 +210,11 @@ def _element(message: bytes, start: int, end: int) -> _Raw:
     comment = ""
     packets = 0
     ends = False
-    for part, where in _attributes(message, start, end):
+    for part, where in attributes(message, start, end):
         if part == 1:
-            key = _bytes(message, next(_attributes(message, *where))[1])
+            key = _bytes(message, next(attributes(message, *where))[1])
         elif part == 2:
-            kind, inner = next(_attributes(message, *where))
+            kind, inner = next(attributes(message, *where))
             if kind == 2:
                 verdict = _verdict(message, *inner)
             else:
@@ -222,7 +230,7 @@ def _element(message: bytes, start: int, end: int) -> _Raw:
     return _Raw(key, data, verdict, packets, ends)
 
 
-def _attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, tuple[int, int]]]:
+def attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, tuple[int, int]]]:
     """Yield number and place (from, to) of each netlink attribute between two positions."""
     unpack = _ATTRIBUTE.unpack_from
     while start + 4 <= end:
@@ -236,7 +244,7 @@ def _bytes(data: bytes, place: tuple[int, int]) -> bytes:
 
 
 def _verdict(data: bytes, start: int, end: int) -> Verdict:
-    parts = dict(_attributes(data, start, end))
+    parts = dict(attributes(data, start, end))
     code = struct.unpack(">i", _bytes(data, parts[1]))[0]
     return Verdict(_VERDICTS.get(code, str(code)), _text(_bytes(data, parts[2])) if 2 in parts else "")
 
@@ -252,10 +260,10 @@ def _text(data: bytes) -> str:
 
 def _packets(data: bytes, start: int, end: int) -> int:
     """Return the packets of a counter expression."""
-    expression = dict(_attributes(data, start, end))
+    expression = dict(attributes(data, start, end))
     if _bytes(data, expression[1]) != b"counter\0":
         return 0
-    counter = dict(_attributes(data, *expression[2]))
+    counter = dict(attributes(data, *expression[2]))
     return int.from_bytes(_bytes(data, counter[2]))
 
 

@@ -23,7 +23,7 @@ from nftproxy.model import ObjectName
 from nftproxy.program import Program
 from nftproxy.selection import Locality
 from nftproxy.settings import NodeSettings
-from nftproxy.store import Store, Taken
+from nftproxy.store import Pending, Store, Taken
 
 BATCH = 6000  # elements in one transaction of a big change; libnftables takes about 50 MB for each MB of JSON
 FORGET = 2000  # remembered clients deleted in one transaction
@@ -42,6 +42,7 @@ class Report:
     transactions: int = 0
     read_back: bool = False
     refused: dict[ObjectName, str] = field(default_factory=dict)
+    looked_at: dict[ObjectName, Pending] = field(default_factory=dict)
 
 
 class Syncer:
@@ -101,7 +102,7 @@ class Syncer:
         return names
 
     def _sync(self, taken: Taken) -> Report:
-        report = Report(self.family, services=len(taken.services))
+        report = Report(self.family, services=len(taken.services), looked_at=taken.services)
         wanted = self._compile(taken)
         actual = None if self.in_step else self._read_back(report)
         generation = self._kernel.generation
@@ -145,7 +146,7 @@ class Syncer:
         """Make sure that the program is there, forget what was remembered, and return the elements of this family."""
         report.read_back = True
         self._kernel.refresh()
-        if self._program.marker not in self._kernel.chains:
+        if not self._kernel.holds(self._program):
             self._kernel.load(self._program)
         self.remembered = Remembered(self.family)
         self._late = Delta()
@@ -213,10 +214,11 @@ class Syncer:
             )
 
     def _commit(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
-        if whole.removed or whole.added or affinities:
+        self._kernel.ensure_for(whole, self._program, affinities)
+        if whole.removed or whole.added:
             report.transactions += 1
             report.written += len(whole) - sum(map(len, whole.late.values()))
-            self._kernel.commit(whole, self._program, affinities)
+            self._kernel.commit(whole)
 
     def _commit_late(self, report: Report) -> None:
         """Delete what nothing points to any more; all of it belongs to changes that were applied."""
@@ -234,7 +236,7 @@ class Syncer:
                 rest.drop(where, key)
         self._commit(rest, (), report)
         self._late.merge(Delta(late=rest.late))
-        self._kernel.ensure(self._program, list(self._affinities()))
+        self._kernel.ensure_for(Delta(), self._program, list(self._affinities()))
         for affinity in self._affinities():
             self._forget(affinity, affinity.ports)
 

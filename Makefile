@@ -1,0 +1,67 @@
+# make demo | test | contract | soak | test-versions | test-kernels | bench: each sets up what it needs. Needs root on Debian 12 or later.
+
+PYTHON ?= python3
+VENV ?= .venv
+SECONDS ?= 600
+
+# For running: the library and the lab's tools. For the tests: nft checks what render prints, iptables makes what we take over from.
+PACKAGES = python3 python3-venv libnftables1 iproute2 procps
+TEST_PACKAGES = $(PACKAGES) nftables iptables openssl git
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint contract soak test-versions test-kernels bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/nftproxy lab demo
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest $(TESTS)
+
+contract: $(VENV)/.installed-test
+	$(VENV)/bin/python -m tests.contract
+
+soak: $(VENV)/.installed-test
+	$(VENV)/bin/python -m tests.soak --seconds $(SECONDS)
+
+bench: $(VENV)/.installed-bench
+	$(VENV)/bin/nftproxy bench --quick --output build/bench
+
+test-versions: $(VENV)/.installed-test
+	$(VENV)/bin/python -m tests.versions.libraries
+
+test-kernels: $(VENV)/.installed-test
+	$(VENV)/bin/python -m tests.versions.kernels
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/bin/python:
+	@$(call need,$(PACKAGES))
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	@$(call need,$(PACKAGES))
+	$(VENV)/bin/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
+	@$(call need,$(TEST_PACKAGES))
+	$(VENV)/bin/pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(VENV)/bin/python pyproject.toml
+	@$(call need,$(TEST_PACKAGES))
+	$(VENV)/bin/pip install --quiet --editable '.[bench]'
+	@touch $@ $(VENV)/.installed
+
+# Installs the Debian packages that are missing, if any.
+define need
+	missing=""; \
+	for package in $(1); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "installing$$missing"; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	fi
+endef

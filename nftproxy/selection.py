@@ -63,6 +63,7 @@ class Backend(NamedTuple):
 
     endpoint: Endpoint
     ready: bool
+    serving: bool
     fallback: bool  # serving and terminating
     is_local: bool
     zones: tuple[str, ...]
@@ -121,6 +122,22 @@ def lists(seen: View, port: ServicePort, slices: Iterable[EndpointSlice], family
         usable_anywhere=anywhere,
         here=tuple(dict.fromkeys(b.endpoint for b in (*cluster, *local) if b.is_local)),
     )
+
+
+def local_ready(service: Service, slices: Iterable[EndpointSlice], family: Family, node: str) -> frozenset[str]:
+    """Return the addresses of a Service's ready endpoints on this node, over all its ports (contract 3.5.1)."""
+    slices = tuple(slices)
+    backends = (b for port in service.spec.ports or () for b in _merge(slices, port, family, node, []))
+    return frozenset(b.endpoint.address for b in backends if b.ready and b.is_local)
+
+
+def serving(slices: Iterable[EndpointSlice], port: ServicePort, family: Family) -> tuple[Endpoint, ...]:
+    """Return the endpoints that a UDP flow may stay with: all that serve, whatever policies and hints say (contract 6.2.2).
+
+    Where none serves but the table uses some that are ready all the same (publishNotReadyAddresses), those.
+    """
+    backends = _merge(slices, port, family, "", [])
+    return tuple(b.endpoint for b in backends if b.serving) or tuple(b.endpoint for b in backends if b.ready)
 
 
 def refusal(address: Address) -> str:
@@ -250,6 +267,7 @@ def _backend(endpoint: Endpoint, each: SliceEndpoint, node: str) -> Backend:
     return Backend(
         endpoint,
         ready,
+        serving,
         serving and terminating,
         each.node_name == node,
         tuple(z.name for z in (hints and hints.for_zones) or ()),

@@ -95,12 +95,13 @@ class Reader:
         return found
 
     def sets(self) -> set[str]:
-        """Return the names of our sets and maps."""
+        """Return the names of our sets and maps, but for the anonymous ones that rules hold."""
         found = set()
         for message in self._request(_GETSET, {1: TABLE}):
             parts = dict(attributes(message, 0, len(message)))
-            if _bytes(message, parts[1]) == TABLE:
-                found.add(_text(_bytes(message, parts[2])))
+            name = _text(_bytes(message, parts[2]))
+            if _bytes(message, parts[1]) == TABLE and not name.startswith("__"):
+                found.add(name)
         return found
 
     def rules(self) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from loguru import logger
 
 from nftproxy.address import Family, Network
-from nftproxy.compiler import Affinity, Compiled, Context, Key, Value, compile_service, targets
+from nftproxy.compiler import Affinity, Compiled, Context, Frontend, Key, Value, compile_service, targets
 from nftproxy.difference import Change, Delta, Remembered, delta, difference, shared_delta
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.kernel import Kernel
@@ -178,8 +178,9 @@ class Syncer:
         whole = shared_delta(changes, self.remembered, actual)
         for _, part in batch:
             whole.merge(part)
+        later = Delta()
         if held is not None:
-            held.take(whole, f"cluster_ips{self.family.digit}")
+            later.take(whole, f"cluster_ips{self.family.digit}")
         affinities = [a for change in changes for new in change.services.values() if new for a in new.affinities]
         try:
             if actual is None and len(changes) == 1 and self._forgetful(changes[0]):
@@ -197,8 +198,11 @@ class Syncer:
             self._refuse(changes[0], error, report)
             return
         for change in changes:
+            self._log_rivals(change)
             self.untidy = self.untidy or self._drops_affinity(change)
             self.remembered.accept(change)
+        if held is not None:
+            held.merge(later)
         self._late.cancel(whole.added)
         self._late.merge(Delta(late=whole.late))
 
@@ -213,6 +217,22 @@ class Syncer:
                 error,
             )
 
+    def _log_rivals(self, change: Change) -> None:
+        """Say which services claim the same frontends, once until it changes (contract 2.2.3)."""
+        shared: dict[tuple[ObjectName, ...], list[Frontend]] = {}
+        for frontend, claimants in change.claimants.items():
+            if len(claimants) > 1 and self.remembered.rivals.get(frontend) != claimants:
+                shared.setdefault(tuple(claimants), []).append(frontend)
+        for (owner, *others), frontends in shared.items():
+            more = f" and {len(frontends) - 1} more" if len(frontends) > 1 else ""
+            logger.error(
+                "Service {} has {}{}, as the oldest of those who claim it; without it: {}",
+                owner,
+                frontends[0],
+                more,
+                ", ".join(map(str, others)),
+            )
+
     def _commit(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
         self._kernel.ensure_for(whole, self._program, affinities)
         if whole.removed or whole.added:
@@ -223,10 +243,10 @@ class Syncer:
     def _commit_late(self, report: Report) -> None:
         """Delete what nothing points to any more; all of it belongs to changes that were applied."""
         if self._late:
-            late, self._late = self._late, Delta()
+            self._kernel.commit_late(self._late)
             report.transactions += 1
-            report.written += len(late)
-            self._kernel.commit_late(late)
+            report.written += len(self._late)
+            self._late = Delta()
 
     def _adopt(self, actual: Actual, report: Report) -> None:
         """After reading back: delete what no service has, and forget clients of endpoints that are gone."""

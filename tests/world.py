@@ -44,6 +44,7 @@ def settings(
     detector: LocalDetector | None = CLUSTER,
     masquerade_all: bool = False,
     nodeports: Mapping[Family, NodePortNetworks] | None = None,
+    allow_external_ips: bool = True,
 ) -> NodeSettings:
     """Node settings; NodePorts on the node's own addresses unless told otherwise."""
     addresses = addresses or {Family.IPv4: "192.168.50.11", Family.IPv6: "fd00:50::11"}
@@ -56,7 +57,7 @@ def settings(
         masquerade_bit=0x4000,
         masquerade_all=masquerade_all,
         nodeport_addresses=nodeports or {f: (parse_network(f"{a.text}/{f.bits}"),) for f, a in own.items()},
-        allow_external_ips=True,
+        allow_external_ips=allow_external_ips,
         sync_period=30,
         min_sync_period=0.05,
     )

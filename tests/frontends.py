@@ -1,0 +1,203 @@
+"""Services for packet tests: each has addresses and ports of its own, so that one World serves a whole module.
+
+    web = Web(world)
+    web.apply("pod1-1", "pod2-1", externalTrafficPolicy="Local")
+    answer = world.ask("client", *web.at("vip", wire))
+
+A Web has all four kinds of frontends in both families, for TCP and for UDP.
+"""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import pytest
+
+from nftproxy.address import Family
+from nftproxy.lab.client import Refused, Silent
+from nftproxy.lab.namespace import enter
+from nftproxy.model import EndpointSlice, Service
+from nftproxy.readback import Reader
+from nftproxy.syncer import Report
+from tests.objects import endpoint, endpoint_slice, service
+from tests.world import World
+
+Kind = Literal["cluster", "external", "vip", "nodeport"]
+EXTERNAL: tuple[Kind, ...] = ("external", "vip", "nodeport")
+KINDS: tuple[Kind, ...] = ("cluster", *EXTERNAL)
+ROUTES = ("203.0.112.0/20", "198.18.0.0/15", "fd00:beef::/64", "fd00:cafe::/64")
+"""Where load-balancer addresses and external IPs come from; the world outside sends them to node1."""
+
+PORT_NAMES = {"tcp": "TCP", "udp": "UDP"}
+
+SILENCE = 0.08
+"""How long to wait, in seconds, for somebody who should not answer; that nobody did is proved by a counter."""
+
+
+class Wire(NamedTuple):
+    """What a connection is made of."""
+
+    family: Family
+    protocol: str
+
+    def __str__(self) -> str:
+        return f"{self.protocol.lower()}{self.family.digit}"
+
+
+WIRES = [Wire(family, protocol) for family in Family for protocol in ("TCP", "UDP")]
+each_wire = pytest.mark.parametrize("wire", WIRES, ids=str)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_external = pytest.mark.parametrize("kind", EXTERNAL)
+
+_numbers = itertools.count(1)
+Ready = str | tuple[str, dict[str, Any]]  # a place, or a place and conditions or hints
+
+
+def route_outside(world: World) -> None:
+    """Have the clients send load-balancer addresses and external IPs to node1."""
+    for client in world.lab.clients:
+        for cidr in ROUTES:
+            if (Family.IPv6 if ":" in cidr else Family.IPv4) in world.lab.families:
+                world.lab.route(client, cidr, "node1")
+
+
+class Web:
+    """A Service that no other test knows, with its slices."""
+
+    def __init__(self, world: World) -> None:
+        number = next(_numbers)
+        self.world = world
+        self.name = f"web{number}"
+        self.port = 80
+        self.node_port = 30000 + number
+        high, low = divmod(number, 250)
+        self._addresses: dict[Kind, dict[Family, str]] = {
+            "cluster": {Family.IPv4: f"10.96.{high}.{low + 1}", Family.IPv6: f"fd00:10:96::{number:x}"},
+            "vip": {Family.IPv4: f"203.0.{112 + high}.{low + 1}", Family.IPv6: f"fd00:beef::{number:x}"},
+            "external": {Family.IPv4: f"198.18.{high}.{low + 1}", Family.IPv6: f"fd00:cafe::{number:x}"},
+        }
+
+    def address(self, kind: Kind, family: Family, node: str = "node1") -> str:
+        """The address of a frontend; of a NodePort, that of a node."""
+        return self.world.address(node, family) if kind == "nodeport" else self._addresses[kind][family]
+
+    def at(self, kind: Kind, wire: Wire, node: str = "node1") -> tuple[str, int, str]:
+        """Address, port and protocol of a frontend."""
+        return self.address(kind, wire.family, node), self.node_port if kind == "nodeport" else self.port, wire.protocol
+
+    def service(self, **spec: Any) -> Service:
+        """The Service; `spec` in the API's spelling replaces what it has by default."""
+        families = self.world.lab.families
+        ports = [
+            {"name": name, "protocol": protocol, "port": self.port, "nodePort": self.node_port}
+            for name, protocol in PORT_NAMES.items()
+        ]
+        default: dict[str, Any] = {
+            "cluster_ip": [self._addresses["cluster"][f] for f in families],
+            "vips": [self._addresses["vip"][f] for f in families],
+            "externalIPs": [self._addresses["external"][f] for f in families],
+            "ports": ports,
+        }
+        return service(self.name, **{**default, **spec})
+
+    def slices(
+        self, *places: Ready, port: int = 8080, suffix: str = "", names: Mapping[str, str] = PORT_NAMES
+    ) -> list[EndpointSlice]:
+        """Its slices, one per family: pods, nodes and clients by name as endpoints, or with conditions or hints.
+
+        `names` are the names of the ports and their protocols.
+        """
+        found = []
+        for family in self.world.lab.families:
+            endpoints = []
+            for each in places:
+                name, more = (each, {}) if isinstance(each, str) else each
+                place = self.world.lab.place(name)
+                node = getattr(place, "node", name if name.startswith("node") else "")
+                endpoints.append(endpoint(place.addresses[family], more.get("node", node), **more))
+            ports = [{"name": name, "port": port, "protocol": protocol} for name, protocol in names.items()]
+            name = f"{self.name}-{family.lower()}{suffix}"
+            found.append(endpoint_slice(self.name, endpoints, name=name, ports=ports, family=family))
+        return found
+
+    def apply(self, *places: Ready, port: int = 8080, **spec: Any) -> list[Report]:
+        """Deliver the Service and its slices to all nodes."""
+        return self.world.apply(self.service(**spec), *self.slices(*places, port=port))
+
+    def answers(self, where: str, kind: Kind, wire: Wire, *, node: str = "node1", times: int = 16, **options: Any) -> set[str]:
+        """Who answers: all of up to four endpoints, but for one run in ten thousand or so per endpoint."""
+        return set(self.world.answers(where, *self.at(kind, wire, node), times=times, **options))
+
+    def refusal_counter(self, kind: Kind, wire: Wire, node: str = "node1") -> int:
+        """How many packets the no-endpoints entry of a frontend has seen on a node."""
+        address, port, protocol = self.at(kind, wire)
+        if kind == "nodeport":
+            return self.world.dropped(node, f"nodeport_no_endpoints{wire.family.digit}", f"{protocol.lower()} . {port}")
+        return self.world.dropped(node, f"no_endpoints{wire.family.digit}", f"{address} . {protocol.lower()} . {port}")
+
+    def assert_dropped(self, where: str, kind: Kind, wire: Wire, node: str = "node1") -> None:
+        """A connection is met with silence, and it is the entry of this frontend on `node` that dropped it."""
+        before = self.refusal_counter(kind, wire, node)
+        outcome = self.world.connect(where, *self.at(kind, wire, node), timeout=SILENCE)
+        assert outcome == Silent(), f"{where} -> {kind}: {outcome}"
+        assert self.refusal_counter(kind, wire, node) == before + 1
+
+    def assert_refused(self, where: str, kind: Kind, wire: Wire, node: str = "node1") -> None:
+        """A connection is refused at once."""
+        outcome = self.world.connect(where, *self.at(kind, wire, node))
+        assert outcome == Refused(), f"{where} -> {kind}: {outcome}"
+
+
+def masked(world: World, node: str, answered_by: str, family: Family) -> str:
+    """The source that an endpoint sees of a connection which `node` masqueraded: the address of the interface towards it."""
+    own = world.lab.place(node)
+    behind = getattr(world.lab.place(answered_by), "node", None)
+    if behind == node:
+        return str(own.gateways[family])  # type: ignore[attr-defined]
+    return own.addresses[family]
+
+
+def listing(world: World, node: str, *what: str) -> list[dict[str, Any]]:
+    """What `nft list ...` says of the objects of our table on a node, as JSON."""
+    found = json.loads(world.lab.run(node, ["nft", "-j", "list", *what]).stdout)["nftables"]
+    return [item for item in found if "metainfo" not in item]
+
+
+def rule_counters(world: World, node: str, chain: str) -> list[int]:
+    """The packets that the counting rules of a chain of ours have seen, top to bottom."""
+    return [
+        part["counter"]["packets"]
+        for item in listing(world, node, "chain", "inet", "nftproxy", chain)
+        if "rule" in item
+        for part in item["rule"]["expr"]
+        if "counter" in part
+    ]
+
+
+@contextlib.contextmanager
+def foreign_rules(world: World, node: str, rules: str) -> Iterator[None]:
+    """Another program's table `inet foreign` on a node, for the length of a block."""
+    world.lab.run(node, ["nft", "-f", "-"], input=f"table inet foreign {{\n{rules}\n}}\n")
+    try:
+        yield
+    finally:
+        world.lab.run(node, ["nft", "delete", "table", "inet", "foreign"])
+
+
+def foreign_counter(world: World, node: str, name: str) -> int:
+    """The packets of a named counter of `inet foreign`."""
+    (item,) = listing(world, node, "counter", "inet", "foreign", name)
+    return int(item["counter"]["packets"])
+
+
+@contextlib.contextmanager
+def reading(world: World, node: str) -> Iterator[Reader]:
+    """Look into the table of a node."""
+    with enter(world.lab.place(node).namespace):
+        reader = Reader()
+    try:
+        yield reader
+    finally:
+        reader.close()

@@ -51,14 +51,18 @@ class Runner:
 
     async def run_forever(self) -> None:
         """Serve requests until cancelled."""
+        loop = asyncio.get_running_loop()
+        finished = loop.time()
         while True:
+            due = finished + (self._retry_period if self.failing else HOURLY)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._requested.wait(), self._retry_period if self.failing else HOURLY)
+                await asyncio.wait_for(self._requested.wait(), max(0, due - loop.time()))
             self._requested.clear()
             self._idle.clear()
             await self._once()
             if not self._requested.is_set():
                 self._idle.set()
+            finished = loop.time()
             await asyncio.sleep(self._min_period)
 
     async def _once(self) -> None:

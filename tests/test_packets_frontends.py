@@ -53,7 +53,7 @@ def expected_source(world: World, where: str, kind: Kind, answer: Answer, wire: 
     return world.address(where, wire.family)
 
 
-@pytest.mark.contract("2.2", "2.3.3", "2.3.5", "2.3.6", "3.4.1", "3.4.9", "4.1.2", "4.1.3", "4.1.5", "4.1.6")
+@pytest.mark.contract("2.2.1", "2.3.3", "2.3.5", "2.3.6", "3.4.1", "3.4.9", "4.1.2", "4.1.3", "4.1.5", "4.1.6")
 @each_wire
 @each_kind
 @pytest.mark.parametrize("where", ["pod1-1", "pod1-3", "pod2-2", "node1", "client"])
@@ -173,7 +173,7 @@ def test_a_service_that_becomes_none_of_ours_goes(world: World, wire: Wire, gone
     assert world.ask("client", *web.at("vip", wire)).name == "pod1-1"
 
 
-@pytest.mark.contract("2.2")
+@pytest.mark.contract("2.2.1")
 @each_wire
 @each_external
 def test_external_addresses_do_not_depend_on_the_type(world: World, wire: Wire, kind: Kind) -> None:
@@ -182,7 +182,7 @@ def test_external_addresses_do_not_depend_on_the_type(world: World, wire: Wire, 
     assert world.ask("client", *web.at(kind, wire)).name == "pod1-1"
 
 
-@pytest.mark.contract("2.2")
+@pytest.mark.contract("2.2.1")
 @each_wire
 def test_addresses_that_are_no_frontends(world: World, wire: Wire) -> None:
     """A load balancer with ipMode Proxy, one with a host name only, and blank or impossible external IPs are ignored."""
@@ -197,7 +197,7 @@ def test_addresses_that_are_no_frontends(world: World, wire: Wire) -> None:
     assert world.ask("client", *web.at("vip", wire)).name == "pod1-1"
 
 
-@pytest.mark.contract("2.2", "2.3.2")
+@pytest.mark.contract("2.2.1")
 @each_wire
 def test_without_the_gate_external_ips_are_ignored(wire: Wire) -> None:
     with World(lab={"nodes": 1, "pods": 1, "families": [wire.family]}, allow_external_ips=False) as world:
@@ -208,7 +208,7 @@ def test_without_the_gate_external_ips_are_ignored(wire: Wire) -> None:
         assert world.ask("client", *web.at("vip", wire)).name == "pod1-1"
 
 
-@pytest.mark.contract("2.2")
+@pytest.mark.contract("2.2.1")
 @each_wire
 @each_kind
 def test_services_may_share_an_address(world: World, wire: Wire, kind: Kind) -> None:

@@ -58,7 +58,7 @@ def expected_source(world: World, where: str, kind: Kind, answer: Answer, wire: 
 @each_kind
 @pytest.mark.parametrize("where", ["pod1-1", "pod1-3", "pod2-2", "node1", "client"])
 def test_every_frontend_reaches_every_endpoint(world: World, web: Web, wire: Wire, kind: Kind, where: str) -> None:
-    answers = [world.ask(where, *web.at(kind, wire)) for _ in range(24)]
+    answers = [world.ask(where, *web.at(kind, wire)) for _ in range(48)]
     assert {answer.name for answer in answers} == set(PODS)
     assert {answer.port for answer in answers} == {8080}
     for answer in answers:

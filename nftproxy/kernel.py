@@ -193,6 +193,14 @@ class Kernel:
             self.chains, self.sets = set(), set()
             return True
 
+    def delete_foreign_table(self, family: str, name: str) -> bool:
+        """Remove another program's table that this one has taken the place of; return whether there was one."""
+        with self._lock:
+            if not self._reader.table_exists(name, family):
+                return False
+            self._run(f"delete table {family} {name}\n")
+            return True
+
     def tidy(self, chains: Iterable[str], sets: Iterable[str]) -> None:
         """Delete chains and sets that nothing uses any more; KernelError when one is still in use."""
         chains, sets = [c for c in chains if c in self.chains], [s for s in sets if s in self.sets]

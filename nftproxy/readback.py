@@ -19,6 +19,8 @@ from nftproxy.errors import KernelError, MissingError
 
 TABLE = b"nftproxy\0"
 NFPROTO_INET = 1
+_FAMILIES = {"inet": NFPROTO_INET, "ip": 2, "ip6": 10}
+_HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
 _GETCHAIN, _GETSET, _GETSETELEM, _GETTABLE, _GETRULE = 4, 10, 13, 1, 7
 _NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
@@ -64,6 +66,16 @@ class Counted(NamedTuple):
     packets: int
 
 
+class BaseChain(NamedTuple):
+    """A chain on a hook; `drops`: its policy does."""
+
+    family: str
+    table: str
+    name: str
+    hook: str
+    drops: bool
+
+
 class Reader:
     """One netlink socket for reading; not for two threads at once."""
 
@@ -77,10 +89,10 @@ class Reader:
         """Close the socket."""
         self._socket.close()
 
-    def table_exists(self) -> bool:
-        """Whether the kernel has our table; KernelError without permission or without nf_tables."""
+    def table_exists(self, name: str = "nftproxy", family: str = "inet") -> bool:
+        """Whether the kernel has our table, or another one; KernelError without permission or without nf_tables."""
         try:
-            list(self._request(_GETTABLE, {1: TABLE}, dump=False))
+            list(self._request(_GETTABLE, {1: name.encode() + b"\0"}, dump=False, family=_FAMILIES[family]))
         except MissingError:
             return False
         return True
@@ -92,6 +104,19 @@ class Reader:
             parts = dict(attributes(message, 0, len(message)))
             if _bytes(message, parts[1]) == TABLE:
                 found[_text(_bytes(message, parts[3]))] = 4 in parts
+        return found
+
+    def base_chains(self) -> list["BaseChain"]:
+        """Return the chains of all tables but ours that packets meet first; the only look at what belongs to others."""
+        found = []
+        for family, number in _FAMILIES.items():
+            for message in self._request(_GETCHAIN, {}, family=number):
+                parts = dict(attributes(message, 0, len(message)))
+                if 4 in parts and _bytes(message, parts[1]) != TABLE:
+                    hook = int.from_bytes(_bytes(message, dict(attributes(message, *parts[4]))[1]))
+                    drops = 5 in parts and int.from_bytes(_bytes(message, parts[5])) == 0
+                    table, name = _text(_bytes(message, parts[1])), _text(_bytes(message, parts[3]))
+                    found.append(BaseChain(family, table, name, _HOOKS.get(hook, str(hook)), drops))
         return found
 
     def sets(self) -> set[str]:
@@ -154,9 +179,11 @@ class Reader:
                 for _, place in attributes(message, *elements):
                     yield _element(message, *place)
 
-    def _request(self, kind: int, attributes: dict[int, bytes], *, dump: bool = True) -> Iterator[bytes]:
+    def _request(
+        self, kind: int, attributes: dict[int, bytes], *, dump: bool = True, family: int = NFPROTO_INET
+    ) -> Iterator[bytes]:
         """Send one request and yield the payloads of its answers; a dump that something interrupted is started again."""
-        body = struct.pack("=BBH", NFPROTO_INET, 0, 0)
+        body = struct.pack("=BBH", family, 0, 0)
         for number, value in attributes.items():
             body += _ATTRIBUTE.pack(4 + len(value), number) + value + bytes(-len(value) % 4)
         for _ in range(20):

@@ -5,8 +5,9 @@ holds up the other (contract 1.3.10). An unchanged object changes nothing (1.1.9
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from nftproxy.address import Family, Network, collapse, parse_network
 from nftproxy.errors import AddressError
@@ -24,10 +25,37 @@ class Taken:
     networks: list[Network] | None = None  # service CIDRs of the family, when they changed
 
 
+class Watcher(Protocol):
+    """Is told of every change before a sync can take it up; called with the store locked, so it must be quick."""
+
+    def service_changed(self, name: ObjectName, /) -> None:
+        """Note that a Service is new, different or gone."""
+
+    def slice_changed(self, piece: EndpointSlice, /) -> None:
+        """Note that an EndpointSlice is new or different."""
+
+    def slice_deleted(self, piece: EndpointSlice, /) -> None:
+        """Note that an EndpointSlice is gone."""
+
+
+class Unwatched:
+    """A watcher that does nothing."""
+
+    def service_changed(self, name: ObjectName, /) -> None:
+        """Do nothing."""
+
+    def slice_changed(self, piece: EndpointSlice, /) -> None:
+        """Do nothing."""
+
+    def slice_deleted(self, piece: EndpointSlice, /) -> None:
+        """Do nothing."""
+
+
 class Store:
     """All objects of the cluster that matter to this node."""
 
-    def __init__(self, families: Iterable[Family]) -> None:
+    def __init__(self, families: Iterable[Family], watcher: Watcher | None = None) -> None:
+        self._watcher: Watcher = watcher or Unwatched()
         self._lock = threading.Lock()
         self._services: dict[ObjectName, Service] = {}
         self._slices: dict[ObjectName, dict[str, EndpointSlice]] = {}  # by service, then by slice name
@@ -72,22 +100,25 @@ class Store:
         """Forget an object; return whether that changes anything. An unknown one is no error (contract 1.3.8)."""
         with self._lock:
             if kind is Service:
-                return self._services.pop(key, None) is not None and self._mark(key, self._dirty)
+                return self._services.pop(key, None) is not None and self._mark_service(key)
             if kind is EndpointSlice:
                 return self._drop_slice(key)
             if kind is ServiceCIDR:
                 return self._mark_cidrs(changed=self._cidrs.pop(key.name, None) is not None)
             return False
 
-    def replace(self, kind: type[Object], items: Iterable[Object]) -> bool:
-        """Make `items` all that there is of a kind, after a list; return whether that changes anything."""
+    def replace(self, kind: type[Object], items: Iterable[Object], *, keep: Collection[ObjectName] = ()) -> bool:
+        """Make `items` all that there is of a kind, after a list; return whether that changes anything.
+
+        What is known under a name in `keep` stays as well: it is in the list, but its new version cannot be used.
+        """
         items = list(items)
         with self._lock:
             known = {Service: list(self._services), EndpointSlice: list(self._owners)}.get(kind)
             if known is None:
                 known = [c.metadata.key for c in self._cidrs.values()] if kind is ServiceCIDR else []
         present = {item.metadata.key for item in items}
-        changed = [self.remove(kind, key) for key in known if key not in present]
+        changed = [self.remove(kind, key) for key in known if key not in present and key not in keep]
         changed += [self.put(item) for item in items]
         self.delivered(kind)
         return any(changed)
@@ -122,11 +153,11 @@ class Store:
         key = service.metadata.key
         labels = service.metadata.labels
         if labels is not None and labels.proxy_name is not None:  # contract 1.1.5, 1.1.7: somebody else's from now on
-            return self._services.pop(key, None) is not None and self._mark(key, self._dirty)
+            return self._services.pop(key, None) is not None and self._mark_service(key)
         if self._services.get(key) == service:
             return False
         self._services[key] = service
-        return self._mark(key, self._dirty)
+        return self._mark_service(key)
 
     def _put_slice(self, piece: EndpointSlice) -> bool:
         key, owner = piece.metadata.key, piece.service
@@ -141,6 +172,7 @@ class Store:
             return False
         slices[key.name] = piece
         self._owners[key] = owner
+        self._watcher.slice_changed(piece)
         return self._mark(owner, [f for f in self._dirty if f == piece.address_type])
 
     def _drop_slice(self, key: ObjectName) -> bool:
@@ -150,6 +182,7 @@ class Store:
         piece = self._slices[owner].pop(key.name)
         if not self._slices[owner]:
             del self._slices[owner]
+        self._watcher.slice_deleted(piece)
         return self._mark(owner, [f for f in self._dirty if f == piece.address_type])
 
     def _put_node(self, node: Node) -> bool:
@@ -160,6 +193,10 @@ class Store:
         for dirty in self._dirty.values():  # contract 1.4.1: hints may mean something else now
             dirty.update(self._services)
         return True
+
+    def _mark_service(self, name: ObjectName) -> bool:
+        self._watcher.service_changed(name)
+        return self._mark(name, self._dirty)
 
     def _mark(self, name: ObjectName, families: Iterable[Family]) -> bool:
         for family in families:

@@ -1,0 +1,260 @@
+"""The connection to the API server: where it is, who we are, and requests whose answers come as raw bytes.
+
+Configuration and credentials are the `kubernetes` package's business: kubeconfig files, in-cluster service accounts, client
+certificates, exec plugins, proxies. They are read again when they are a minute old and a request is due, and after a 401, because
+that package reads a token file once and keeps it, while kubelets rotate tokens (contract 8.5.1). What cannot be read then is no
+reason to stop: the credentials known so far go on being used.
+
+Import this module only where an API server is used: with `kubernetes` it takes 35 MB and a fifth of a second.
+
+The rate limits of the configuration (`qps`, `burst`) are accepted and have no use here: there are four streams, and each leaves
+a pause after any trouble, so that requests do not get near even the default of 5 a second.
+"""
+
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
+from urllib.parse import urlencode, urlsplit
+
+import urllib3
+from loguru import logger
+
+from nftproxy.errors import ConfigError, NftproxyError
+
+if TYPE_CHECKING:
+    from kubernetes.client import Configuration
+
+CONNECT_TIMEOUT: Final = 10.0
+CREDENTIALS_LAST: Final = 60.0
+
+# A dead peer is noticed after 10 + 3 x 5 s, whether the stream is idle (keep-alive) or something was sent (user timeout).
+_SOCKET_OPTIONS: Final = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 25_000),
+)
+_TROUBLE: Final = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+
+
+class TransportError(NftproxyError):
+    """The connection could not be made or broke; the text says how."""
+
+
+class SilentError(TransportError):
+    """Nothing was heard for longer than the request allowed."""
+
+
+class Observer(Protocol):
+    """Who counts what happens between us and the API server; called from several threads."""
+
+    def requested(self, *, code: str, method: str, host: str) -> None:
+        """Note a request and how it was answered; `code` is `<error>` if it was not (`rest_client_requests_total`, contract 7.4.17)."""
+
+    def watch_restarted(self, resource: str) -> None:
+        """Note that a watch of a resource came to an end and is to be begun again."""
+
+
+class NoObserver:
+    """Counts nothing."""
+
+    def requested(self, *, code: str, method: str, host: str) -> None:
+        """Ignore a request."""
+
+    def watch_restarted(self, resource: str) -> None:
+        """Ignore a restart."""
+
+
+class Answer:
+    """An answer whose body is still to be read. A context manager; leave it in the thread that reads."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+        self._response = response
+        self.status = response.status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._response.close()
+
+    @property
+    def retry_after(self) -> float:
+        """How many seconds the server asks to wait; 0 if it does not; API servers do not use the form with a date."""
+        text = self._response.headers.get("Retry-After", "")
+        return float(text) if text.isdecimal() else 0.0
+
+    def body(self) -> bytes:
+        """Return the whole body. The connection is then free for the next request."""
+        with _explained():
+            body = self._response.read()
+            self._response.release_conn()
+            return body
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body piece by piece, as soon as there is something to read."""
+        with _explained():
+            while piece := self._response.read1(65536):
+                yield piece
+            self._response.release_conn()
+
+    def abort(self) -> None:
+        """Wake the thread that reads with an error. To be called from another thread."""
+        with contextlib.suppress(*_TROUBLE, RuntimeError):  # it may just have come to an end by itself
+            self._response.shutdown()
+
+
+class _Session(NamedTuple):
+    """Everything that follows from the configuration and credentials as they were at one time."""
+
+    base: str
+    host: str
+    headers: Mapping[str, str]
+    pool: urllib3.PoolManager
+    loaded: float
+
+
+class Connection:
+    """Sends requests to the API server. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        load: "Callable[[], Configuration]",
+        *,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read configuration and credentials by `load`; ConfigError if that fails now, at the start."""
+        self._load = load
+        self.observer = observer or NoObserver()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._outdated = False
+        self._session = self._open()
+
+    def get(self, path: str, query: Mapping[str, str], *, silence: float) -> Answer:
+        """Send a GET; TransportError if no answer comes, SilentError if none comes in `silence` seconds."""
+        return self.request("GET", path, query, silence=silence)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        silence: float = 30.0,
+    ) -> Answer:
+        """Send a request. An answer of any status is an answer; errors are as for `get`. `silence` is for each read, too."""
+        session = self._current()
+        headers = {**session.headers, **({} if body is None else {"Content-Type": content_type})}
+        code = "<error>"
+        try:
+            with _explained():
+                response = session.pool.request(
+                    method,
+                    session.base + path + ("?" + urlencode(query) if query else ""),
+                    body=body,
+                    headers=headers,
+                    preload_content=False,
+                    redirect=False,
+                    retries=False,
+                    timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence),
+                )
+            code = str(response.status)
+            return Answer(response)
+        finally:
+            self.observer.requested(code=code, method=method, host=session.host)
+
+    def renew(self) -> None:
+        """Have the credentials read again for the next request: the server did not accept them."""
+        self._outdated = True
+
+    def close(self) -> None:
+        """Close the connections that nobody uses at the moment."""
+        self._session.pool.clear()
+
+    def _current(self) -> _Session:
+        with self._lock:
+            if self._outdated or self._clock() - self._session.loaded >= CREDENTIALS_LAST:
+                self._outdated = False
+                before = self._session
+                try:
+                    self._session = self._open()
+                    before.pool.clear()  # streams that are open go on
+                except ConfigError as error:
+                    logger.warning("API server: keeping the credentials read before: {}", error)
+                    self._session = before._replace(loaded=self._clock())
+            return self._session
+
+    def _open(self) -> _Session:
+        from kubernetes.client.rest import RESTClientObject
+
+        configuration = self._load()
+        try:
+            pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
+        except _TROUBLE as error:  # certificate files that are missing or none
+            raise ConfigError([f"certificates for the API server: {_reason(error)}"]) from error
+        pool.connection_pool_kw["socket_options"] = _SOCKET_OPTIONS
+        headers = {"Accept": "application/json", "User-Agent": f"nftproxy/{version('nftproxy')}"}
+        settings: dict[str, Any] = dict(configuration.auth_settings())
+        for each in settings.values():
+            headers[each["key"]] = each["value"].strip()  # token files often end in a newline
+        base = configuration.host.rstrip("/")
+        return _Session(base, urlsplit(base).netloc, headers, pool, self._clock())
+
+
+def connect(kubeconfig: str, master: str, *, observer: Observer | None = None) -> Connection:
+    """Return the connection that the configuration asks for (contract 8.5.1); ConfigError if there is something wrong with it.
+
+    `kubeconfig` is a file, `master` an URL that replaces the server in it; both empty: the service account of the pod we are in.
+    """
+    return Connection(lambda: _configuration(kubeconfig, master), observer=observer)
+
+
+def _configuration(kubeconfig: str, master: str) -> "Configuration":
+    import yaml
+    from kubernetes import config
+    from kubernetes.client import Configuration
+
+    found = Configuration()
+    try:
+        if kubeconfig:
+            # persist_config=False: somebody else's file is not ours to write.
+            config.load_kube_config(config_file=kubeconfig, client_configuration=found, persist_config=False)  # type: ignore[no-untyped-call]
+        elif not master:
+            config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
+    except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
+        what = f"kubeconfig {kubeconfig}" if kubeconfig else "in-cluster credentials"
+        hint = "name a kubeconfig file with clientConnection.kubeconfig or --kubeconfig, or run in a pod with a service account"
+        raise ConfigError([f"{what}: {_reason(error)}"], hint=hint) from error
+    if master:
+        scheme = "https" if found.host.startswith("https:") else "http"
+        found.host = master if "://" in master else f"{scheme}://{master}"
+    return found
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what urllib3 raises into a TransportError with a text that people understand."""
+    try:
+        yield
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise SilentError("nothing is heard from the API server") from error
+    except _TROUBLE as error:
+        raise TransportError(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost cause in one line; urllib3 wraps it in several layers of representations of objects."""
+    while isinstance(inner := error.__cause__ or error.__context__, OSError | http.client.HTTPException):
+        error = inner
+    return " ".join(str(error).split())[:300] or type(error).__name__

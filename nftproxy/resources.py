@@ -1,0 +1,58 @@
+"""What is watched in the API: four resources, the paths and selectors of contract 1.1, and how much each of them matters.
+
+Endpoints, Pods, Secrets and ConfigMaps are never asked for (1.1.8); the verbs list and watch are all that is used (10.2).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from nftproxy.model import EndpointSlice, Node, Object, Service, ServiceCIDR
+
+PROMPT: Final = 25.0
+"""Seconds of silence after which a stream that traffic depends on counts as dead; an outage has to be noticed within 30 s.
+
+TCP keep-alive finds dead peers as fast, but it only reaches the next machine that speaks TCP: with a proxy in front of several API
+servers a stream can be dead behind it. Quiet streams are resumed that often; see `retry.watch_seconds` for why that is cheap.
+"""
+
+PATIENT: Final = 90.0
+"""The same for what changes hardly ever and hurts nobody when it is late: longer than the minute (plus a quarter) between bookmarks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One resource to list and watch.
+
+    `name` is the plural, as in paths, permissions and logs. An `optional` one may be denied or unknown to the server for good.
+    """
+
+    name: str
+    kind: type[Object]
+    path: str
+    selectors: Mapping[str, str] = field(default_factory=dict)
+    silence: float = PROMPT
+    optional: bool = False
+
+
+SERVICES: Final = Resource(
+    "services",
+    Service,
+    "/api/v1/services",
+    {"labelSelector": "!service.kubernetes.io/service-proxy-name", "fieldSelector": "spec.clusterIP!=None"},
+)
+ENDPOINT_SLICES: Final = Resource(
+    "endpointslices",
+    EndpointSlice,
+    "/apis/discovery.k8s.io/v1/endpointslices",
+    {"labelSelector": "!service.kubernetes.io/headless"},
+)
+# Contract 10.2.1: permission to see ServiceCIDRs may be missing, and servers before 1.33 have no such resource.
+SERVICE_CIDRS: Final = Resource(
+    "servicecidrs", ServiceCIDR, "/apis/networking.k8s.io/v1/servicecidrs", silence=PATIENT, optional=True
+)
+
+
+def own_node(name: str) -> Resource:
+    """Return the one Node that is this machine (contract 1.1.3)."""
+    return Resource("nodes", Node, "/api/v1/nodes", {"fieldSelector": f"metadata.name={name}"}, silence=PATIENT)

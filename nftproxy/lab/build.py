@@ -4,10 +4,14 @@ A batch costs one process of about 2 ms for a whole namespace, and what it does 
 is created outside the lab's namespaces, so deleting them removes everything.
 """
 
+import fcntl
 import os
 import re
 import shutil
+import socket
+import struct
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from nftproxy.lab import namespace, topology
 from nftproxy.lab.plan import Plan
 
 _FAILED = re.compile(r"Command failed -:(\d+)")
+_SIOCGIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x1, 0x40
 _UNSUPPORTED = ("Unknown device type", "Operation not supported", "not supported")
 
 
@@ -52,6 +57,9 @@ def connect(plan: Plan) -> None:
     commands = topology.commands(plan)
     batches([("ip", c.namespace, c.ip) for c in commands])
     batches([("bridge", c.namespace, c.bridge) for c in commands if c.bridge])
+    idle = set() if plan.shape.pods else {"cni0"}  # a bridge without ports never gets a carrier
+    for c in commands:
+        _wait_for_links(c.namespace, idle)
 
 
 def remove(names: Sequence[str]) -> None:
@@ -90,6 +98,29 @@ def _problem(program: str, where: str | None, lines: Sequence[str], errors: str)
     if any(words in errors for words in _UNSUPPORTED):
         return UnusableError(text, hint="the kernel lacks a module: modprobe -a veth bridge vxlan")
     return NftproxyError(text)
+
+
+def _wait_for_links(where: str, idle: set[str], timeout: float = 10.0) -> None:
+    """Return when every link that is up works, but for `idle`: the kernel takes its time, and until then loses what is sent."""
+    deadline = time.monotonic() + timeout
+    with namespace.enter(where):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    with sock:
+        while waiting := [name for name in _links(where) - idle if _flags(sock, name) & (_IFF_UP | _IFF_RUNNING) == _IFF_UP]:
+            if time.monotonic() > deadline:
+                raise NftproxyError(f"{', '.join(waiting)} of {where} stays without a carrier", hint="the other end is gone")
+            time.sleep(0.001)
+
+
+def _links(where: str) -> set[str]:
+    with namespace.enter(where):
+        return {name for _, name in socket.if_nameindex()}
+
+
+def _flags(sock: socket.socket, name: str) -> int:
+    """Return the flags of an interface in the namespace of a socket (netdevice(7))."""
+    request = struct.pack("16sh14x", name.encode(), 0)
+    return int(struct.unpack("16sh14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1])
 
 
 def _write_sysctl(path: str, value: str) -> None:

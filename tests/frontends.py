@@ -10,10 +10,13 @@ A Web has all four kinds of frontends in both families, for TCP and for UDP.
 import contextlib
 import itertools
 import json
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import pytest
+from nftables import Nftables
 
 from nftproxy.address import Family
 from nftproxy.lab.client import Refused, Silent
@@ -159,17 +162,40 @@ def masked(world: World, node: str, answered_by: str, family: Family) -> str:
     return own.addresses[family]
 
 
-def listing(world: World, node: str, *what: str) -> list[dict[str, Any]]:
-    """What `nft list ...` says of the objects of our table on a node, as JSON."""
-    found = json.loads(world.lab.run(node, ["nft", "-j", "list", *what]).stdout)["nftables"]
-    return [item for item in found if "metainfo" not in item]
+def add_address(world: World, where: str, address: str) -> None:
+    """Give a place one more address of its own; of IPv6 the kernel makes the local route a moment later."""
+    world.lab.ip(where, f"addr replace {address}/{128 if ':' in address else 32} dev lo")
+    deadline = time.monotonic() + 5
+    with world.lab.enter(where):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        while time.monotonic() < deadline:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+                probe.connect((address, 9))
+                if probe.getsockname()[0] == address:
+                    return
+    raise AssertionError(f"{where} does not take {address}")
+
+
+def nft(world: World, node: str, command: str) -> Any:
+    """What libnftables answers to a command on a node, as JSON."""
+    with world.lab.enter(node):
+        library = Nftables()
+        library.set_json_output(True)
+        code, output, error = library.cmd(command)
+    assert not code, f"{command[:200]}: {error}"
+    return json.loads(output)["nftables"][1:] if output else []
+
+
+def listing(world: World, node: str, what: str) -> list[dict[str, Any]]:
+    """What `nft list ...` says on a node; without the first item, which says who says it."""
+    return list(nft(world, node, f"list {what}"))
 
 
 def rule_counters(world: World, node: str, chain: str) -> list[int]:
     """The packets that the counting rules of a chain of ours have seen, top to bottom."""
     return [
         part["counter"]["packets"]
-        for item in listing(world, node, "chain", "inet", "nftproxy", chain)
+        for item in listing(world, node, f"chain inet nftproxy {chain}")
         if "rule" in item
         for part in item["rule"]["expr"]
         if "counter" in part
@@ -179,16 +205,16 @@ def rule_counters(world: World, node: str, chain: str) -> list[int]:
 @contextlib.contextmanager
 def foreign_rules(world: World, node: str, rules: str) -> Iterator[None]:
     """Another program's table `inet foreign` on a node, for the length of a block."""
-    world.lab.run(node, ["nft", "-f", "-"], input=f"table inet foreign {{\n{rules}\n}}\n")
+    nft(world, node, f"table inet foreign {{\n{rules}\n}}\n")
     try:
         yield
     finally:
-        world.lab.run(node, ["nft", "delete", "table", "inet", "foreign"])
+        nft(world, node, "delete table inet foreign")
 
 
 def foreign_counter(world: World, node: str, name: str) -> int:
     """The packets of a named counter of `inet foreign`."""
-    (item,) = listing(world, node, "counter", "inet", "foreign", name)
+    (item,) = listing(world, node, f"counter inet foreign {name}")
     return int(item["counter"]["packets"])
 
 

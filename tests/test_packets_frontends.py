@@ -278,7 +278,7 @@ def test_sctp_has_elements_and_rules_of_its_own(world: World, family: str) -> No
     assert {slots[web.address("cluster", wire.family), 80, slot] for slot in (0, 1)} == pods
     assert set(kernel.elements(f"nodeport_local_endpoints{v}-sctp").values()) == {(world.address("pod1-1", wire.family), 8080)}
     for chain in (f"pick{v}-sctp-2", f"nodeport-pick{v}-sctp-2", f"local{v}-sctp-1", f"nodeport-local{v}-sctp-1"):
-        rules = [item["rule"]["expr"] for item in listing(world, "node1", "chain", "inet", "nftproxy", chain) if "rule" in item]
+        rules = [item["rule"]["expr"] for item in listing(world, "node1", f"chain inet nftproxy {chain}") if "rule" in item]
         assert len(rules) == 2, chain
         assert "sctp" in str(rules[0]), rules
 

@@ -14,6 +14,7 @@ from tests.frontends import (
     Ready,
     Web,
     Wire,
+    add_address,
     each_external,
     each_kind,
     each_wire,
@@ -156,7 +157,7 @@ def test_external_local_another_node_is_an_outside_client(world: World, external
 @each_external
 def test_external_local_every_address_of_the_node_is_its_own(world: World, external: Web, wire: Wire, kind: Kind) -> None:
     source = EXTRA[wire.family]
-    world.lab.ip("node1", f"addr replace {source}/{wire.family.bits} dev lo")
+    add_address(world, "node1", source)
     answers = [world.ask("node1", *external.at(kind, wire), source=source) for _ in range(48)]
     assert {answer.name for answer in answers} == set(PODS)
     for answer in answers:

@@ -17,6 +17,7 @@ from nftproxy.flags import CONTEXT_SETTINGS
 # Name -> where it is, and its sentence in the list of commands.
 _COMMANDS = {
     "run": ("nftproxy.commands.run:run", "Keep this node's table in step with manifests, until told to stop."),
+    "kube-proxy": ("nftproxy.commands.kube_proxy:kube_proxy", "Take the place of kube-proxy in a cluster; takes its flags and its file."),
     "render": ("nftproxy.commands.render:render", "Print what would be loaded, as nft syntax or JSON; needs no root."),
     "diff": ("nftproxy.commands.diff:diff", "Show what a sync would change in this machine's table."),
     "show": ("nftproxy.commands.show:show", "Show what is programmed now, read from the kernel."),

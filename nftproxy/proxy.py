@@ -85,13 +85,32 @@ class Table:
                 syncer.untidy = True
 
 
+class Observer:
+    """Is told what the runs do, in the event loop's thread; this one does nothing."""
+
+    def queued(self, family: Family) -> None:
+        """Note that a run was asked for."""
+
+    def started(self, family: Family) -> None:
+        """Note that a family's runner has started."""
+
+    async def synced(self, report: Report, seconds: float) -> None:
+        """Note that a sync succeeded."""
+
+    def failed(self, family: Family, seconds: float) -> None:
+        """Note that a sync failed."""
+
+    def repaired(self) -> None:
+        """Note that somebody else's changes of our table are being put right."""
+
+
 class Proxy:
     """Runs syncs when the store has changed, until stopped; all methods belong to the event loop's thread."""
 
-    def __init__(self, table: Table, *, on_report: Callable[[Report, float], None] | None = None) -> None:
+    def __init__(self, table: Table, observer: Observer | None = None) -> None:
         self._table = table
         self._store = table.store
-        self._on_report = on_report
+        self._observer = observer or Observer()
         self._worker = ThreadPoolExecutor(1, "table")
         self.repairs = 0
         self._interference = Kind.NOTHING
@@ -111,9 +130,17 @@ class Proxy:
     def changed(self) -> None:
         """Have every family synced that has something to do; before all initial objects are there, nothing is (contract 1.2.4)."""
         if self._store.complete:
-            for family, runner in self.runners.items():
+            for family in self.runners:
                 if self._store.pending(family):
-                    runner.request()
+                    self._request(family)
+
+    def _request(self, family: Family) -> None:
+        self._observer.queued(family)
+        self.runners[family].request()
+
+    async def in_worker(self, work: Callable[[], Result]) -> Result:
+        """Have something done by the thread that works on the table, in turn with the syncs."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
     async def run(self) -> None:
         """Keep the table in step until cancelled; the table stays as it is then."""
@@ -124,7 +151,8 @@ class Proxy:
         loop.add_reader(listener.socket, self._table_changed, listener)
         try:
             async with asyncio.TaskGroup() as tasks:
-                for runner in self.runners.values():
+                for family, runner in self.runners.items():
+                    self._observer.started(family)
                     tasks.create_task(runner.run_forever())
                 tasks.create_task(self._tidy_forever())
         finally:
@@ -137,9 +165,14 @@ class Proxy:
     async def _sync(self, family: Family) -> None:
         if not self._store.complete:
             return
-        started = asyncio.get_running_loop().time()
-        report = await self._in_worker(lambda: self._table.sync(family, self._own_addresses()))
-        seconds = asyncio.get_running_loop().time() - started
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        try:
+            report = await self.in_worker(lambda: self._table.sync(family, self._own_addresses()))
+        except BaseException:
+            self._observer.failed(family, clock() - started)
+            raise
+        seconds = clock() - started
         if report.written or report.read_back:
             logger.info(
                 "{}: in step: {} services looked at, {} elements written in {} transactions, {:.1f} ms{}",
@@ -150,8 +183,7 @@ class Proxy:
                 seconds * 1000,
                 " (read back)" if report.read_back else "",
             )
-        if self._on_report:
-            self._on_report(report, seconds)
+        await self._observer.synced(report, seconds)
 
     def _own_addresses(self) -> list[Address]:
         every = all(networks is ALL for networks in self._table.settings.nodeport_addresses.values())
@@ -159,8 +191,8 @@ class Proxy:
 
     def _addresses_changed(self, netlink: socket.socket) -> None:
         interfaces.drain(netlink)
-        for runner in self.runners.values():
-            runner.request()
+        for family in self.runners:
+            self._request(family)
 
     def _table_changed(self, listener: Listener) -> None:
         found = listener.look()
@@ -177,16 +209,14 @@ class Proxy:
         self._repaired = asyncio.get_running_loop().time()
         self.repairs += 1
         kind, self._interference = self._interference, Kind.NOTHING
+        self._observer.repaired()
         self._worker.submit(self._table.distrust, program=kind is Kind.PROGRAM)
-        for runner in self.runners.values():
-            runner.request()
+        for family in self.runners:
+            self._request(family)
 
     async def _tidy_forever(self) -> None:
         while True:
             await asyncio.sleep(QUIET)
             if self._table.untidy and not any(runner.busy for runner in self.runners.values()):
                 with suppress(KernelError):
-                    await self._in_worker(self._table.tidy)
-
-    async def _in_worker(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+                    await self.in_worker(self._table.tidy)

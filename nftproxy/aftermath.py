@@ -1,0 +1,131 @@
+"""What follows each sync: figures, health, health check node ports, stale conntrack entries, and once, the end of the other mode.
+
+The order is that of contract 5.11. A failure here never undoes a sync nor stops the next one.
+"""
+
+from collections.abc import Callable
+
+from loguru import logger
+
+from nftproxy import interfaces, takeover
+from nftproxy.address import Address, Family
+from nftproxy.conntrack import Conntrack
+from nftproxy.errors import NftproxyError
+from nftproxy.events import HEALTH_CHECK_PORT_FAILED, Kind, Regarding
+from nftproxy.health import ProxyHealth
+from nftproxy.healthcheck import Standing, listen_on
+from nftproxy.http.checks import HealthCheckPorts
+from nftproxy.kernel import Kernel
+from nftproxy.metrics import Metrics
+from nftproxy.model import ObjectName
+from nftproxy.proxy import Observer, Proxy
+from nftproxy.settings import NodeSettings
+from nftproxy.syncer import Report
+from nftproxy.udpflows import UdpFlows, nodeport_addresses
+
+Record = Callable[[Kind, Regarding, str], None]
+
+
+class _Side:
+    """What is remembered beside the table of one family."""
+
+    def __init__(self, family: Family, settings: NodeSettings, own: list[Address], health: ProxyHealth, record: Record) -> None:
+        self.standing = Standing(family, settings.node_name)
+        self.flows = UdpFlows(family, external_ips=settings.allow_external_ips)
+        self.notes: list[str] = []
+        self.networks = settings.nodeport_addresses[family]
+
+        def failed(service: ObjectName, reason: str) -> None:
+            record(HEALTH_CHECK_PORT_FAILED, Regarding.service(service), reason)
+
+        self.ports = HealthCheckPorts(family, listen_on(family, self.networks, own), lambda: health.healthy, failed)
+
+
+class Aftermath(Observer):
+    """The observer of a `Proxy`; its methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        own: list[Address],
+        kernel: Kernel,
+        conntrack: Conntrack,
+        *,
+        health: ProxyHealth,
+        metrics: Metrics,
+        record: Record,
+    ) -> None:
+        """`own` are the addresses of this machine's interfaces, looked up once at the start (contract 7.2.2)."""
+        self.proxy: Proxy  # set by whoever makes the proxy that this observes
+        self._kernel = kernel
+        self._conntrack = conntrack
+        self._health = health
+        self._metrics = metrics
+        self._sides = {family: _Side(family, settings, own, health, record) for family in settings.families}
+        self._first = set(settings.families)  # families whose first sync has not succeeded yet
+
+    def close(self) -> None:
+        """Close the health check node ports."""
+        for side in self._sides.values():
+            side.ports.close()
+
+    def queued(self, family: Family) -> None:
+        """Note that a run was asked for (contract 1.3.9)."""
+        self._health.queued(family)
+        self._metrics.queued(family)
+
+    def started(self, family: Family) -> None:
+        """Note that a family's runner has started (contract 7.1.3, 7.4.5)."""
+        self._health.started(family)
+        self._metrics.queued(family)
+
+    async def synced(self, report: Report, seconds: float) -> None:
+        """Do what is due after a successful sync."""
+        family = report.family
+        side = self._sides[family]
+        notes: list[str] = []
+        changed = side.standing.look(report.looked_at, notes)
+        for note in notes:
+            logger.error("{}", note)
+        side.flows.saw(report.looked_at, report.refused)
+        self._metrics.sync_done(
+            report,
+            seconds,
+            full=report.read_back,
+            without_local_endpoints=side.standing.without_local_endpoints,
+        )
+        self._health.updated(family)
+        await side.ports.update(changed)
+        if side.flows.due:
+            await self.proxy.in_worker(lambda: self._reconcile(side))
+        if family in self._first:
+            self._first.discard(family)
+            if not self._first:
+                await self.proxy.in_worker(self._take_over)
+
+    def failed(self, family: Family, seconds: float) -> None:
+        """Count a sync that failed."""
+        self._metrics.sync_failed(family, seconds, full=False)
+
+    def repaired(self) -> None:
+        """Count a repair."""
+        for family in self._sides:
+            self._metrics.repaired(family)
+
+    def _reconcile(self, side: _Side) -> None:
+        cleaned = self._conntrack.reconcile(
+            side.flows, nodeport_addresses(side.flows.family, side.networks, interfaces.addresses())
+        )
+        if cleaned:
+            self._metrics.conntrack_done(side.flows.family, cleaned.seconds, cleaned.deleted)
+
+    def _take_over(self) -> None:
+        """Remove what another mode left, now that every Service has its rules in our table (contract 5.12)."""
+        try:
+            takeover.take_over(self._kernel)
+            dropping = takeover.dropping_chains()
+        except NftproxyError as error:
+            logger.error("what another mode of kube-proxy left could not be looked at: {}", error)
+            return
+        for name in dropping:
+            logger.warning("{} drops by default: Services need what it does not accept to be opened there (contract 9.8)", name)

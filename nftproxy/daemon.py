@@ -1,0 +1,257 @@
+"""A node's proxy in a cluster, from start to stop: the order in which things begin, and why it ends.
+
+The order of work is contract 8.1.2's, but for two things. The servers answer from the first second on, so that a long first list
+never looks like a dead process. And what another mode of kube-proxy left goes only when our own table is in place, so that no Service is
+without rules in between (5.12 has it go first).
+"""
+
+import asyncio
+import os
+import platform
+import re
+import signal
+from collections.abc import Coroutine, Mapping
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from nftproxy import config as configuration
+from nftproxy import instance, interfaces, log, sysctl
+from nftproxy.address import Family, parse_address
+from nftproxy.aftermath import Aftermath
+from nftproxy.apiserver import Connection
+from nftproxy.config import KubeProxyConfiguration
+from nftproxy.conntrack import Conntrack
+from nftproxy.errors import AddressError, NftproxyError, UnusableError
+from nftproxy.events import HEALTH_SERVER_FAILED, METRICS_SERVER_FAILED, STARTING, Events, Regarding
+from nftproxy.featuregates import enabled
+from nftproxy.folders import Folders
+from nftproxy.health import ProxyHealth
+from nftproxy.http.bind import serve
+from nftproxy.http.liveness import health_server
+from nftproxy.http.pages import About, metrics_server
+from nftproxy.kernel import Kernel
+from nftproxy.kubesource import Source
+from nftproxy.metrics import Metrics
+from nftproxy.model import Node
+from nftproxy.proxy import Proxy, Table
+from nftproxy.settings import NodeFacts, NodeSettings, node_settings
+from nftproxy.store import Store
+from nftproxy.tablefigures import TableFigures
+
+NODE_PATIENCE = 30.0  # seconds for the Node to exist and to have an address (contract 1.2.2)
+POD_CIDR_PATIENCE = 300.0  # seconds for its pod CIDRs, where they are needed (1.2.3)
+EVENTS_PATIENCE = 3.0  # seconds to write what is still to be written at the end
+SKIP_KERNEL_CHECK = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK"  # contract 5.1.1
+OLDEST_KERNEL = (5, 13)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a process is started with: its settings, the file they came from, its flags as text, and the machine it is on."""
+
+    config: KubeProxyConfiguration
+    node_name: str
+    hostname: str
+    supported: frozenset[Family]
+    config_file: Path | None = None
+    flags: Mapping[str, str] | None = None
+    init_only: bool = False
+
+
+class Daemon:
+    """One process that serves one node; belongs to the event loop's thread."""
+
+    def __init__(self, launch: Launch, connection: Connection, events: Events, metrics: Metrics) -> None:
+        self._launch = launch
+        self._config = launch.config
+        self._connection = connection
+        self._events = events
+        self._metrics = metrics
+        self._health = ProxyHealth(launch.config.nftables.sync_period.seconds)
+        self._store = Store(sorted(launch.supported), metrics)
+        self._loop = asyncio.get_running_loop()
+        self._end: asyncio.Future[None] = self._loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._proxy: Proxy | None = None
+        self._pod_cidrs: tuple[str, ...] | None = None
+
+    async def run(self) -> None:
+        """Serve until a signal says stop; NftproxyError when the process has to end, most often to be started again."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._finish)
+        source = Source(
+            self._connection,
+            self._store,
+            self._launch.node_name,
+            changed=lambda: self._call(self._changed),
+            node_changed=lambda node: self._call(lambda: self._node_changed(node)),
+        )
+        try:
+            if not self._launch.init_only:
+                self._serve()
+            source.start()
+            self._spawn(self._work(source))
+            await self._end
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            source.stop()
+            self._events.close(EVENTS_PATIENCE)
+        logger.info("done" if self._launch.init_only else "stopped; the table stays, so traffic goes on")
+
+    async def _work(self, source: Source) -> None:
+        """Prepare the machine, then keep the table in step."""
+        settings = await self._prepare(source)
+        if self._launch.init_only:
+            self._finish()
+            return
+        self._events.record(STARTING, Regarding.node(self._launch.node_name), "")
+        with ExitStack() as stack:
+            stack.enter_context(instance.claim())
+            kernel = stack.enter_context(Kernel())
+            kernel.require()
+            figures = stack.enter_context(closing(TableFigures(settings.families)))
+            self._metrics.registry.register(figures)
+            conntrack = stack.enter_context(closing(Conntrack()))
+            own = await asyncio.to_thread(interfaces.addresses)
+            record = self._events.record
+            after = Aftermath(settings, own, kernel, conntrack, health=self._health, metrics=self._metrics, record=record)
+            stack.enter_context(closing(after))
+            self._proxy = after.proxy = Proxy(Table(settings, self._store, kernel), after)
+            logger.info("node {}: serving {}", settings.node_name, " and ".join(settings.families))
+            self._proxy.changed()
+            await self._proxy.run()
+
+    async def _prepare(self, source: Source) -> NodeSettings:
+        """Wait for the Node, derive the settings, make those of the system (contract 1.2, 6.1)."""
+        node = await asyncio.to_thread(source.wait_for_node, NODE_PATIENCE, _has_address)
+        if node is None or not _has_address(node):
+            logger.error("Node {} has no usable address; going on without", self._launch.node_name)
+        if self._config.detect_local_mode == "NodeCIDR":
+            node = await asyncio.to_thread(source.wait_for_node, POD_CIDR_PATIENCE, lambda found: bool(found.spec.pod_cidrs))
+            self._pod_cidrs = (node and node.spec.pod_cidrs) or ()
+        settings, warnings = node_settings(
+            self._config, facts(node), hostname=self._launch.hostname, supported=self._launch.supported
+        )
+        for warning in warnings:
+            logger.warning("{}", warning)
+        sysctl.set_oom_score(self._config.oom_score_adj)
+        sysctl.apply(self._config.conntrack)
+        require_kernel(platform.release(), os.environ)
+        return settings
+
+    def _serve(self) -> None:
+        """Start the servers, and the look-out for a changed configuration file."""
+        config, regarding, hard = self._config, Regarding.node(self._launch.node_name), self._config.bind_address_hard_fail
+        if config.healthz_bind_address:
+            health = health_server(self._health, lambda: self._store.node, self._metrics)
+            self._spawn(
+                serve(
+                    health,
+                    "the health server",
+                    config.healthz_bind_address,
+                    hard_fail=hard,
+                    failed=lambda reason: self._events.record(HEALTH_SERVER_FAILED, regarding, reason),
+                )
+            )
+        self._spawn(
+            serve(
+                metrics_server(self._metrics, self._about()),
+                "the metrics server",
+                config.metrics_bind_address,
+                hard_fail=hard,
+                failed=lambda reason: self._events.record(METRICS_SERVER_FAILED, regarding, reason),
+            )
+        )
+        if self._launch.config_file:
+            self._spawn(self._watch_configuration(self._launch.config_file, self._launch.config_file.read_bytes()))
+
+    def _about(self) -> About:
+        config = self._config
+        return About(
+            mode="nftables",
+            version=metadata.version("nftproxy"),
+            configuration=lambda: configuration.dump(config),
+            flags=self._launch.flags or {},
+            set_verbosity=lambda level: log.start(config.logging.format, verbosity=level),
+            profiling=config.enable_profiling,
+            flagz=enabled(config.feature_gates, "ComponentFlagz"),
+            statusz=enabled(config.feature_gates, "ComponentStatusz"),
+        )
+
+    async def _watch_configuration(self, path: Path, before: bytes) -> None:
+        """End the process when the file holds something else, also after the swap of a ConfigMap's symlink (contract 8.1.6)."""
+        with Folders({path.parent}) as folders:
+            while True:
+                with suppress(TimeoutError):
+                    await folders.changed()
+                with suppress(OSError):  # between two versions there may be none
+                    if path.read_bytes() != before:
+                        raise NftproxyError(f"{path} has changed", hint="this process ends, to be started again with it")
+
+    def _changed(self) -> None:
+        if self._proxy:
+            self._proxy.changed()
+
+    def _node_changed(self, node: Node) -> None:
+        """Contract 1.4.2: only with the detector NodeCIDR do the pod CIDRs matter, and then they cannot change."""
+        if self._pod_cidrs is not None and (node.spec.pod_cidrs or ()) != self._pod_cidrs:
+            hint = "this process ends, to be started again with the new ones"
+            self._finish(NftproxyError(f"the pod CIDRs of Node {node.metadata.name} have changed", hint=hint))
+
+    def _call(self, work: "Any") -> None:
+        """Have something done in the event loop's thread; the loop may be gone already."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(work)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something until the end; if it fails, that is the end."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self._finish(error)
+
+    def _finish(self, error: BaseException | None = None) -> None:
+        if self._end.done():
+            return
+        if error:
+            self._end.set_exception(error)
+        else:
+            self._end.set_result(None)
+
+
+def facts(node: Node | None) -> NodeFacts | None:
+    """Return what a Node says about addresses and pod CIDRs; None for none."""
+    if node is None:
+        return None
+    return NodeFacts(tuple((each.type, each.address) for each in node.status.addresses or ()), node.spec.pod_cidrs or ())
+
+
+def require_kernel(release: str, environment: Mapping[str, str]) -> None:
+    """Raise UnusableError for a kernel before 5.13, unless the environment says not to look (contract 5.1.1)."""
+    if environment.get(SKIP_KERNEL_CHECK):
+        return
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found and (int(found[1]), int(found[2])) < OLDEST_KERNEL:
+        raise UnusableError(
+            f"kernel {release} is older than 5.13", hint=f"upgrade it, or set {SKIP_KERNEL_CHECK} to try all the same"
+        )
+
+
+def _has_address(node: Node) -> bool:
+    """Whether a Node has an address that counts (contract 8.6.2)."""
+    for each in node.status.addresses or ():
+        if each.type in {"InternalIP", "ExternalIP"}:
+            with suppress(AddressError):
+                parse_address(each.address)
+                return True
+    return False

@@ -10,9 +10,9 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from string import Template
 
+from nftproxy import shipped
 from nftproxy.address import Address, Family, mask
 from nftproxy.compiler import Affinity
 from nftproxy.settings import ALL, Cidr, NodeSettings
@@ -155,11 +155,7 @@ def _block(text: str, name: str, variables: Variables) -> str:
 
 @cache
 def _read(name: str) -> str:
-    here = Path(__file__).parent
-    for folder in (here / "rulesets", here.parent / "rulesets"):  # in the wheel; in a checkout
-        if (folder / name).is_file():
-            return (folder / name).read_text()
-    raise FileNotFoundError(name)
+    return (shipped.folder("rulesets") / name).read_text()
 
 
 def _fill(text: str, variables: Variables) -> str:

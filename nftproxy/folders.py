@@ -1,62 +1,131 @@
-"""Noticing that files in folders changed: when they are closed, renamed or deleted, not while they are being written."""
+"""Noticing that files in folders changed: when they are closed, renamed or deleted, not while they are being written.
+
+inotify by system calls, on the event loop: a change is known within a millisecond and costs no thread. What inotify cannot tell (a folder
+that is not there, a network file system, a link that points elsewhere now) is found by looking anyway from time to time.
+"""
 
 import asyncio
-from collections.abc import Iterable
+import ctypes
+import os
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from watchdog.events import (
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileDeletedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
-from watchdog.observers import Observer
+from loguru import logger
 
-POLL = 30.0  # seconds after which to look anyway: inotify sees nothing on network file systems
-SETTLE = 0.02  # seconds to gather events of one change
-WRITING = 0.1  # seconds to wait after a file appeared: it may be a link, which is never closed, or be still empty
+POLL: Final = 30.0  # seconds after which to look anyway
+BLIND: Final = 1.0  # the same while a folder cannot be watched
+SETTLE: Final = 0.02  # seconds to gather the events of one change
+APPEARED: Final = 0.1  # seconds to wait after a file appeared: it may be a link, which nobody closes, or be still empty
+STALLED: Final = 5.0  # seconds without a write after which a file that stays open counts as written
+
+# linux/inotify.h
+_MODIFY, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x8, 0x40, 0x80, 0x100, 0x200
+_DELETE_SELF, _MOVE_SELF, _IGNORED, _ONLYDIR = 0x400, 0x800, 0x8000, 0x1000000
+_WANTED = _MODIFY | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF | _ONLYDIR
+_EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Folders:
-    """Watches folders; for use with the running event loop."""
+    """Watches folders for the running event loop; all methods belong to its thread."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
+        self._folders = sorted(folders)
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
-        self._observer = Observer()
-        for folder in folders:
-            kinds: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent, FileDeletedEvent, FileCreatedEvent]
-            self._observer.schedule(_Handler(self), str(folder), event_filter=kinds)
+        self._inotify = -1
+        self._watched: dict[int, set[Path]] = {}  # by watch: two names of one folder share it
+        self._writing: dict[Path, float] = {}  # when it was last written to
+        self._trouble = ""
 
     def __enter__(self) -> Self:
-        self._observer.start()
+        try:
+            self._inotify = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            self._complain(error)
+        else:
+            self._loop.add_reader(self._inotify, self._read)
+        self._watch()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._observer.stop()
-        self._observer.join()
+        if self._inotify >= 0:
+            self._loop.remove_reader(self._inotify)
+            os.close(self._inotify)
 
     async def changed(self) -> None:
-        """Wait until something changed; TimeoutError when it is time to look anyway."""
-        await asyncio.wait_for(self._event.wait(), POLL)
-        await asyncio.sleep(SETTLE)
+        """Wait until something changed or it is time to look anyway."""
+        blind = set(self._folders) - set().union(*self._watched.values())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), BLIND if blind else POLL)
+            await asyncio.sleep(SETTLE)
         self._event.clear()
+        self._watch()
 
-    def notice(self, event: FileSystemEvent) -> None:
-        """Take in an event, in watchdog's thread."""
-        if isinstance(event, FileCreatedEvent):
-            self._loop.call_soon_threadsafe(self._loop.call_later, WRITING, self._event.set)
-        else:
-            self._loop.call_soon_threadsafe(self._event.set)
+    def unfinished(self) -> frozenset[Path]:
+        """Return the files that somebody is writing: what they hold now is not meant to be read."""
+        now = time.monotonic()
+        self._writing = {path: since for path, since in self._writing.items() if now - since < STALLED}
+        return frozenset(self._writing)
+
+    def _watch(self) -> None:
+        """Watch what is there now under the folders' names: one may have come, gone or been replaced."""
+        if self._inotify < 0:
+            return
+        watched: dict[int, set[Path]] = {}
+        for folder in self._folders:
+            try:
+                watch = _call("inotify_add_watch", self._inotify, os.fsencode(folder), _WANTED)
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                continue  # reading it says so
+            except OSError as error:
+                self._complain(error)
+                continue
+            watched.setdefault(watch, set()).add(folder)
+        for watch in self._watched.keys() - watched.keys():
+            with suppress(OSError):  # the kernel dropped it with its folder
+                _call("inotify_rm_watch", self._inotify, watch)
+        self._watched = watched
+
+    def _read(self) -> None:
+        """Take in the events there are."""
+        for watch, mask, name in _events(os.read(self._inotify, 1 << 16)):
+            paths = [folder / name for folder in self._watched.get(watch, ())]
+            if mask & _MODIFY:
+                self._writing |= dict.fromkeys(paths, time.monotonic())
+            elif mask & _CREATE:
+                self._loop.call_later(APPEARED, self._event.set)
+            elif not mask & _IGNORED:
+                for path in paths:
+                    self._writing.pop(path, None)
+                self._event.set()
+
+    def _complain(self, error: OSError) -> None:
+        reason = os.strerror(error.errno or 0)
+        if reason != self._trouble:
+            self._trouble = reason
+            logger.warning(
+                "inotify: {}; folders are read every {:g} s instead (sysctl fs.inotify shows the limits)", reason, BLIND
+            )
 
 
-class _Handler(FileSystemEventHandler):
-    def __init__(self, folders: Folders) -> None:
-        self._folders = folders
+def _events(data: bytes) -> Iterator[tuple[int, int, str]]:
+    """Yield watch, mask and file name of each event; an overrun of the queue comes as an event without a watch."""
+    position = 0
+    while position < len(data):
+        watch, mask, _, length = _EVENT.unpack_from(data, position)
+        position += _EVENT.size + length
+        yield watch, mask, os.fsdecode(data[position - length : position].rstrip(b"\0"))
 
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        self._folders.notice(event)
+
+def _call(function: str, *arguments: int | bytes) -> int:
+    result: int = _libc[function](*arguments)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result

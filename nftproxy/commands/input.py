@@ -1,6 +1,6 @@
 """What `run`, `render` and `diff` have in common: manifests and the node's settings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ import click
 from nftproxy.errors import ConfigError
 from nftproxy.flags import node_options
 from nftproxy.manifests import Manifests, Scan
-from nftproxy.model import KINDS, Node
+from nftproxy.model import KINDS, Node, Service
 from nftproxy.settings import NodeFacts, NodeSettings
 from nftproxy.store import Store
 
@@ -48,7 +48,7 @@ class Input:
         node = self._node(self.scan)
         self.settings: NodeSettings
         self.settings, more = node_settings(config, _facts(node), hostname=hostname, supported=host.supported_families())
-        self.warnings = [*warnings, *more]
+        self.warnings = [*warnings, *more, *self._doubts()]
         self.store = Store(self.settings.families)
         self.deliver(self.scan)
 
@@ -64,6 +64,15 @@ class Input:
         if node is not None:
             changed.append(self.store.put(node))
         return any(changed)
+
+    def _doubts(self) -> Iterator[str]:
+        """Say what is no error, but looks like the wrong folder or the wrong name."""
+        if not self.scan.objects[Service]:
+            yield f"{', '.join(map(str, self.manifests.paths))}: no Service in there"
+        known = [node.metadata.name for node in self.scan.objects[Node]]
+        if known and self._name not in known:
+            others = ", ".join(known)
+            yield f"no Node {self._name!r} in the manifests, so its addresses and zone are unknown; --node-name can be {others}"
 
     def _node(self, scan: Scan) -> Node | None:
         nodes = (item for item in scan.objects[Node] if isinstance(item, Node))

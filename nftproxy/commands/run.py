@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from contextlib import suppress
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,12 @@ from loguru import logger
 from nftproxy import instance, log
 from nftproxy.commands.input import Input, input_options
 from nftproxy.flags import CONTEXT_SETTINGS
+from nftproxy.folders import Folders
 from nftproxy.kernel import Kernel
+from nftproxy.manifests import Scan
 from nftproxy.proxy import Proxy, Table
+
+_STOP = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -30,6 +34,9 @@ def run(manifests: tuple[Path, ...], log_format: str, verbosity: int, **flags: A
     For example, on a node of the lab:
       nftproxy run --manifests examples/ --node-name node1 --cluster-cidr 10.244.0.0/16,fd00:244::/32
     """
+    # Until the event loop takes over: a stop during the start, which may load much, is no error either.
+    for number in _STOP:
+        signal.signal(number, lambda *_: sys.exit(0))
     log.start(log_format, verbosity=verbosity)
     given = Input(manifests, flags)
     for warning in given.warnings:
@@ -44,12 +51,11 @@ async def _follow(given: Input, table: Table) -> None:
     """Run until a signal says stop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP:
         loop.add_signal_handler(number, stop.set)
     proxy = Proxy(table)
-    for problem in given.scan.news:
-        logger.error("{}", problem)
-    logger.info("node {}: following {} folders", given.settings.node_name, len(given.manifests.folders()))
+    _tell(given.scan)
+    logger.info("node {}: following {}", given.settings.node_name, ", ".join(map(str, sorted(given.manifests.folders()))))
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(proxy.run()), tasks.create_task(_rescan(given, proxy))]
         proxy.changed()
@@ -60,15 +66,18 @@ async def _follow(given: Input, table: Table) -> None:
 
 
 async def _rescan(given: Input, proxy: Proxy) -> None:
-    """Scan again whenever a file has changed."""
-    from nftproxy.folders import Folders
-
+    """Scan again whenever a file has changed, and once at the start: one may have changed before it was watched."""
     with Folders(given.manifests.folders()) as folders:
         while True:
-            with suppress(TimeoutError):
-                await folders.changed()
-            scan = await asyncio.to_thread(given.manifests.scan)
-            for problem in scan.news:
-                logger.error("{}", problem)
+            scan = await asyncio.to_thread(given.manifests.scan, folders.unfinished())
+            _tell(scan)
             if given.deliver(scan):
                 proxy.changed()
+            await folders.changed()
+
+
+def _tell(scan: Scan) -> None:
+    for problem in scan.news:
+        logger.error("{}", problem)
+    if scan.mended:
+        logger.info("problems that are gone: {}; left: {}", scan.mended, len(scan.problems))

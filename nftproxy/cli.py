@@ -4,12 +4,15 @@ Commands are imported when they are called, so that `--help` and completion answ
 no (`diff` found a difference, `lab demo` a wrong answer), 2 something is wrong with the input or the machine.
 """
 
+import difflib
+import errno
 import os
 import sys
 from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from nftproxy.errors import ConfigError, NftproxyError
 from nftproxy.flags import CONTEXT_SETTINGS
@@ -17,7 +20,10 @@ from nftproxy.flags import CONTEXT_SETTINGS
 # Name -> where it is, and its sentence in the list of commands.
 _COMMANDS = {
     "run": ("nftproxy.commands.run:run", "Keep this node's table in step with manifests, until told to stop."),
-    "kube-proxy": ("nftproxy.commands.kube_proxy:kube_proxy", "Take the place of kube-proxy in a cluster; takes its flags and its file."),
+    "kube-proxy": (
+        "nftproxy.commands.kube_proxy:kube_proxy",
+        "Take the place of kube-proxy in a cluster; takes its flags and its file.",
+    ),
     "render": ("nftproxy.commands.render:render", "Print what would be loaded, as nft syntax or JSON; needs no root."),
     "diff": ("nftproxy.commands.diff:diff", "Show what a sync would change in this machine's table."),
     "show": ("nftproxy.commands.show:show", "Show what is programmed now, read from the kernel."),
@@ -41,13 +47,36 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; say which ones are spelled like it when there is none."""
+        name = args[0]
+        if not ctx.resilient_parsing and not name.startswith("-") and name not in _COMMANDS:
+            close = difflib.get_close_matches(name, _COMMANDS)
+            raise NftproxyError(
+                f"there is no command {name!r}",
+                hint=f"did you mean {' or '.join(close)}?" if close else "nftproxy --help lists them",
+            )
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete names without importing the commands."""
+        found = [CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, sentence) for name, (_, sentence) in _COMMANDS.items()])
 
 
-@click.group(cls=Commands, context_settings=CONTEXT_SETTINGS, epilog="Try it without a cluster: nftproxy lab demo")
+_EPILOG = """\b
+Try it without a cluster:   nftproxy lab demo
+Completion by the tab key:  eval "$(_NFTPROXY_COMPLETE=bash_source nftproxy)"
+                            in ~/.bashrc; likewise zsh_source, fish_source
+"""
+
+
+@click.group(cls=Commands, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG)
 @click.version_option(package_name="nftproxy", message="nftproxy %(version)s")
 def nftproxy() -> None:
     """Send connections to Kubernetes Services on to their endpoints, with nftables.
@@ -76,6 +105,11 @@ def run(command: click.Command, arguments: list[str] | None = None, **options: A
     except BrokenPipeError:  # the reader went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        tell(NftproxyError(f"what was written is not complete: {error.strerror}"))
+        return 2
     return result if isinstance(result, int) else 0
 
 

@@ -6,7 +6,6 @@ for whatever it does not set (contract 10.3.5) count as not set, except where 8.
 """
 
 import json
-import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +16,7 @@ import yaml
 from nftproxy import config
 from nftproxy.duration import Duration
 from nftproxy.errors import ConfigError
-from nftproxy.yamldepth import refuse_depth
+from nftproxy.kubeyaml import Loader, refuse_depth
 
 _ZERO_HAS_MEANING: Final = frozenset({"iptables.masqueradeBit", "nftables.masqueradeBit", "oomScoreAdj"})
 _ZERO_HAS_MEANING_BELOW: Final = "conntrack."  # 8.2: explicit 0 is kept
@@ -120,10 +119,8 @@ def _misplaced(sparse: config.Sparse) -> list[str]:
     ]
 
 
-class _Loader(yaml.CSafeLoader):
-    """Collects duplicate keys, and reads 1:2:3 and 2026-01-01 as the texts they are: an IPv6 address is no sexagesimal number."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own attribute
+class _Loader(Loader):
+    """Collects duplicate keys."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -138,18 +135,6 @@ class _Loader(yaml.CSafeLoader):
                     self.duplicates.append(f"line {line}: duplicate field {key.value!r}, the last one counts")
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
-    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0[0-7_]+|0x[0-9a-fA-F_]+)\Z"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?\Z"), list("-+0123456789")
-)
 
 
 def _parse(text: str, source: str) -> tuple[object, list[str]]:

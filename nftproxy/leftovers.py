@@ -159,8 +159,9 @@ def rules_left(program: str, saved: Saved) -> Rules | None:
                 jumps.append(rule)
             else:
                 used.add(target)
-    emptied = [chain for chain in saved.chains if chain in used & filled and chain != _MARKS_FOR_ANYBODY]
-    chains = [chain for chain in saved.chains if chain in ours - used]
+    kept = (used & filled) - {_MARKS_FOR_ANYBODY}
+    emptied = [chain for chain in saved.chains if chain in kept]
+    chains = [chain for chain in saved.chains if chain in ours and chain not in used]
     if not (jumps or emptied or chains):
         return None
     return Rules(program, saved.table, tuple(jumps), tuple(chains), tuple(emptied))

@@ -26,7 +26,7 @@ from nftproxy.readback import Reader
 
 ROUNDS = 3  # kubelet or a network plugin may change a table between reading and writing, which then fails as a whole
 _LOCK_WAIT = "5"  # seconds for the lock that programs of iptables-legacy share
-_TIMEOUT = 120.0  # seconds; 100 000 rules take some
+_TIMEOUT = 600.0  # seconds; iptables-nft takes half a minute for 10 000 Services
 _LIST_NAMES = 1 << 1  # IPSET_FLAG_LIST_SETNAME
 
 

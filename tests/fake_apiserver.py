@@ -99,7 +99,9 @@ class Exchange:
             with self.server.condition:
                 ended = collection.ended != self.ended
                 new = [(v, line) for v, line in collection.history if v > at and not (ended and v > collection.ended_at)]
-                if not new and (ended or self.server.stopped):
+                if self.server.stopped:
+                    raise ConnectionAbortedError
+                if not new and ended:
                     return
                 if not new:
                     self.server.condition.wait(TIMEOUT)
@@ -117,6 +119,7 @@ class FakeApiServer:
         self.condition = threading.Condition()
         self.collections = {name: Collection() for name in PATHS.values()}
         self.requests: list[Request] = []
+        self.written: list[Document] = []
         self.version = 100
         self.streams_lists = streams_lists
         self.token: str | None = None  # what Authorization has to be, if anything
@@ -168,9 +171,8 @@ class FakeApiServer:
         self._happen(resource, "BOOKMARK", {"metadata": {}}, self.version + 1)
 
     def forget(self, resource: str) -> None:
-        """Lose the history, as etcd does when it compacts."""
+        """Lose the history for those who ask from now on, as etcd does when it compacts."""
         with self.condition:
-            self.collections[resource].history.clear()
             self.collections[resource].forgotten = self.version
 
     def end_watches(self, resource: str) -> None:
@@ -248,6 +250,10 @@ class FakeApiServer:
                     name, _, value = header.partition(": ")
                     headers[name.lower()] = value
                 url = urlsplit(line.split()[1].decode())
+                if url.path not in PATHS:  # an event is written
+                    self.written.append(json.loads(reader.read(int(headers.get("content-length", 0))) or b"{}"))
+                    connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}")
+                    continue
                 request = Request(PATHS[url.path], dict(parse_qsl(url.query)), headers.get("authorization", ""))
                 self._handle(request, connection)
         self._connections.discard(connection)

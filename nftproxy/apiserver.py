@@ -212,12 +212,14 @@ class Connection:
         return _Session(base, urlsplit(base).netloc, headers, pool, self._clock())
 
 
-def connect(kubeconfig: str, master: str, *, observer: Observer | None = None) -> Connection:
+def connect(
+    kubeconfig: str, master: str, *, observer: Observer | None = None, clock: Callable[[], float] = time.monotonic
+) -> Connection:
     """Return the connection that the configuration asks for (contract 8.5.1); ConfigError if there is something wrong with it.
 
     `kubeconfig` is a file, `master` an URL that replaces the server in it; both empty: the service account of the pod we are in.
     """
-    return Connection(lambda: _configuration(kubeconfig, master), observer=observer)
+    return Connection(lambda: _configuration(kubeconfig, master), observer=observer, clock=clock)
 
 
 def _configuration(kubeconfig: str, master: str) -> "Configuration":
@@ -236,6 +238,7 @@ def _configuration(kubeconfig: str, master: str) -> "Configuration":
         what = f"kubeconfig {kubeconfig}" if kubeconfig else "in-cluster credentials"
         hint = "name a kubeconfig file with clientConnection.kubeconfig or --kubeconfig, or run in a pod with a service account"
         raise ConfigError([f"{what}: {_reason(error)}"], hint=hint) from error
+    found.refresh_api_key_hook = None  # it would read the file again for each request, and set the server back to the one in it
     if master:
         scheme = "https" if found.host.startswith("https:") else "http"
         found.host = master if "://" in master else f"{scheme}://{master}"

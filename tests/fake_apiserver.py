@@ -7,6 +7,7 @@ it is put in a queue per resource, and is used up by the first request that it i
 import contextlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -91,6 +92,10 @@ class Exchange:
         self.connection.recv(1)
         self.cut()
 
+    def begin_and_hold(self) -> None:
+        self.begin()
+        self.hold()
+
     def events(self, since: int | None = None) -> Iterator[bytes]:
         """Yield what happens after a version (that of the request, unless told otherwise) until watches are ended."""
         collection = self.collection
@@ -115,7 +120,7 @@ Hazard = Callable[[Exchange], None]
 class FakeApiServer:
     """Listens on a loopback port from `with` on. `condition` is notified of requests and changes."""
 
-    def __init__(self, port: int = 0, *, streams_lists: bool = True) -> None:
+    def __init__(self, *, streams_lists: bool = True, tls: ssl.SSLContext | None = None) -> None:
         self.condition = threading.Condition()
         self.collections = {name: Collection() for name in PATHS.values()}
         self.requests: list[Request] = []
@@ -128,7 +133,8 @@ class FakeApiServer:
         self._connections: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
-        self.port = port
+        self._tls = tls
+        self.port = 0
 
     def __enter__(self) -> Self:
         self.listen()
@@ -139,7 +145,7 @@ class FakeApiServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     # State
 
@@ -243,7 +249,12 @@ class FakeApiServer:
             self._start(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError, ValueError), connection.makefile("rb") as reader:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError, ValueError))
+            if self._tls:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            stack.enter_context(connection)
+            reader = stack.enter_context(connection.makefile("rb"))
             while line := reader.readline():
                 headers = {}
                 while (header := reader.readline().strip().decode()) != "":

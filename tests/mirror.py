@@ -1,9 +1,12 @@
 """A reflector at work against a stand-in server, in a world where a pause takes no time; and what it leaves in the store."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from loguru import logger
 
@@ -114,3 +117,18 @@ def logged(level: str = "INFO") -> Iterator[list[str]]:
         yield lines
     finally:
         logger.remove(handler)
+
+
+def kubeconfig(folder: Path, server: str, **user: Any) -> str:
+    """Write a kubeconfig file; `user` is what it says of the one user. Return its path."""
+    path = folder / "kubeconfig"
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": user}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path.write_text(json.dumps(document))
+    return str(path)

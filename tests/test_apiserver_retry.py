@@ -1,0 +1,128 @@
+"""What follows after a list or a watch has ended, as a table."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nftproxy.resources import SERVICE_CIDRS, SERVICES, own_node
+from nftproxy.retry import (
+    LONGEST_PAUSE,
+    LONGEST_PAUSE_DENIED,
+    LONGEST_RETRY_AFTER,
+    Cause,
+    Outcome,
+    State,
+    Step,
+    after,
+    watch_seconds,
+)
+
+LISTING = State()
+LISTING_PLAINLY = State(streaming=False)
+WATCHING = State(version="5")
+
+
+def refused(code: int, retry_after: float = 0) -> Outcome:
+    return Outcome(Cause.REFUSED, code=code, retry_after=retry_after)
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "expected"),
+    [
+        # In good order
+        (WATCHING, Outcome(Cause.ENDED, lasted=20), Step(State("5", quiet=True), 0)),
+        (WATCHING, Outcome(Cause.ENDED, lasted=300, events=31), Step(State("5", quiet=False), 0)),
+        (State("5", failures=7), Outcome(Cause.ENDED, lasted=20), Step(State("5"), 0)),
+        (WATCHING, Outcome(Cause.ENDED), Step(State("5", failures=1), 0.8)),
+        (State("5", failures=3), Outcome(Cause.ENDED), Step(State("5", failures=4), 6.4)),
+        # The connection: the place is kept
+        (WATCHING, Outcome(Cause.BROKEN), Step(State("5", failures=1), 0.8)),
+        (WATCHING, Outcome(Cause.SILENT, lasted=25), Step(State("5", failures=1), 0.8)),
+        (State("5", failures=9), Outcome(Cause.BROKEN, lasted=60), Step(State("5", failures=1), 0.8)),
+        (State("5", failures=99_999), Outcome(Cause.BROKEN), Step(State("5", failures=100_000), LONGEST_PAUSE)),
+        (LISTING, Outcome(Cause.BROKEN), Step(State(failures=1), 0.8)),
+        # Refusals that leave the place valid
+        (WATCHING, refused(401), Step(State("5", failures=1), 0.8, renew=True)),
+        (WATCHING, refused(403), Step(State("5", failures=1), 0.8)),
+        (WATCHING, refused(429, 5), Step(State("5", failures=1), 6)),
+        (WATCHING, refused(503, 1e9), Step(State("5", failures=1), LONGEST_RETRY_AFTER * 1.2)),
+        (WATCHING, refused(500), Step(State("5", failures=1), 0.8)),
+        # The server cannot go on from there
+        (WATCHING, refused(410), Step(State(failures=1), 0.8)),
+        (WATCHING, refused(400), Step(State(failures=1), 0.8)),
+        (WATCHING, Outcome(Cause.FAILED, code=410), Step(State(failures=1), 0.8)),
+        (WATCHING, Outcome(Cause.FAILED, code=500), Step(State(failures=1), 0.8)),
+        # Streaming lists
+        (LISTING, refused(422), Step(LISTING_PLAINLY, 0)),
+        (LISTING, refused(400), Step(LISTING_PLAINLY, 0)),
+        (LISTING_PLAINLY, refused(400), Step(State(streaming=False, failures=1), 0.8)),
+        (LISTING, Outcome(Cause.ENDED), Step(State(streaming=False, failures=1), 0.8)),
+        (LISTING, Outcome(Cause.SILENT), Step(State(streaming=False, failures=1), 0.8)),
+        (LISTING, refused(503), Step(State(failures=1), 0.8)),
+        (WATCHING, Outcome(Cause.SILENT), Step(State("5", failures=1), 0.8)),
+    ],
+    ids=lambda each: str(each) if not isinstance(each, Step) else "",
+)
+def test_after(state: State, outcome: Outcome, expected: Step) -> None:
+    assert after(state, outcome, SERVICES, chance=1) == expected
+
+
+def test_denied_for_good() -> None:
+    pauses = {
+        (resource.name, code): after(State(failures=100), refused(code), resource, chance=1).pause
+        for resource in (SERVICES, SERVICE_CIDRS)
+        for code in (403, 404, 500)
+    }
+    assert pauses == {
+        ("services", 403): LONGEST_PAUSE,
+        ("services", 404): LONGEST_PAUSE,
+        ("services", 500): LONGEST_PAUSE,
+        ("servicecidrs", 403): LONGEST_PAUSE_DENIED,
+        ("servicecidrs", 404): LONGEST_PAUSE_DENIED,
+        ("servicecidrs", 500): LONGEST_PAUSE,
+    }
+
+
+OUTCOMES = st.builds(
+    Outcome,
+    st.sampled_from(Cause),
+    code=st.sampled_from([0, 400, 401, 403, 404, 410, 422, 429, 500, 503]),
+    retry_after=st.floats(0, 1e9),
+    lasted=st.floats(0, 1000),
+    events=st.integers(0, 1000),
+)
+
+
+@given(outcomes=st.lists(OUTCOMES, min_size=5), chances=st.floats(0, 1))
+def test_never_a_spin(outcomes: list[Outcome], chances: float) -> None:
+    """Whatever happens: a pause is left out only after a watch that stood for a while, and once, when streaming lists are refused."""
+    state, free = LISTING, 0
+    for outcome in outcomes:
+        step = after(state, outcome, SERVICES, chance=chances)
+        assert step.pause <= LONGEST_RETRY_AFTER * 1.2
+        if not step.pause and outcome.lasted < 5:
+            free += 1
+        assert step.pause == 0 or step.pause >= 0.4
+        state = step.state
+    assert free <= 1
+
+
+@given(chance=st.floats(0, 1, exclude_max=True), failures=st.integers(0, 10**6))
+def test_pauses_are_spread(chance: float, failures: int) -> None:
+    most = after(State("5", failures=failures), Outcome(Cause.BROKEN), SERVICES, chance=1).pause
+    assert most / 2 <= after(State("5", failures=failures), Outcome(Cause.BROKEN), SERVICES, chance=chance).pause <= most
+
+
+@pytest.mark.parametrize(
+    ("state", "resource", "expected"),
+    [
+        (State("5", quiet=True), SERVICES, 20),
+        (State("5", quiet=False), SERVICES, 450),
+        (State(None, quiet=True), SERVICES, 450),
+        (State("5", quiet=True), own_node("n"), 450),
+        (State("5", quiet=True), SERVICE_CIDRS, 450),
+    ],
+    ids=["quiet", "busy", "with_a_list", "node", "servicecidrs"],
+)
+def test_watch_seconds(state: State, resource: object, expected: int) -> None:
+    assert watch_seconds(state, resource, chance=0.5) == expected  # type: ignore[arg-type]

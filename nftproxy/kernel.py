@@ -1,7 +1,8 @@
 """The table in the kernel: the only module that talks to libnftables.
 
-It loads the program, makes chains and sets that are missing, and commits deltas as JSON. Every call is one transaction: it
+It loads the program, makes chains and sets that are missing, and commits deltas. Every call is one transaction: it
 happens whole or not at all, and an error says which (`MissingError`, `ExistsError`: our picture of the table was wrong).
+Programs go through libnftables, elements (`batch`) straight to the kernel.
 libnftables is not thread safe; one lock guards its context, and calls release the GIL.
 """
 
@@ -19,7 +20,8 @@ from typing import Self
 import msgspec
 
 from nftproxy.address import Family, Network
-from nftproxy.compiler import Affinity, Key, Value, Verdict
+from nftproxy.batch import Add, Command, Remove, Sender
+from nftproxy.compiler import Affinity, Key, Value
 from nftproxy.difference import Delta
 from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
 from nftproxy.program import TABLE, Program, table
@@ -43,6 +45,7 @@ class Kernel:
         self._sockets = _netlink_sockets() - before  # those of libnftables, which does not tell
         try:
             self._reader = Reader()
+            self._sender = Sender()
         except OSError as error:
             raise UnusableError(
                 f"this kernel has no netfilter netlink: {error.strerror}", hint="modprobe nfnetlink nf_tables"
@@ -62,6 +65,7 @@ class Kernel:
     def close(self) -> None:
         """Give the sockets back; the table stays."""
         self._reader.close()
+        self._sender.close()
         del self._nft
 
     def require(self) -> None:
@@ -86,10 +90,10 @@ class Kernel:
 
     @property
     def ports(self) -> set[int]:
-        """The netlink port ids of libnftables: what they commit is ours. They have one from their first command on."""
+        """Our netlink port ids: what they commit is ours. Those of libnftables have one from their first command on."""
         with self._lock:
             self._run(_PROBE)
-        ports = set()
+        ports = {self._sender.port}
         for number in self._sockets:
             with socket.socket(fileno=os.dup(number)) as found:
                 ports.add(found.getsockname()[0])
@@ -160,14 +164,13 @@ class Kernel:
     def commit(self, delta: Delta) -> None:
         """Apply removals and additions of a delta in one transaction."""
         with self._lock:
-            commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in delta.removed.items()]
-            commands += [{"add": _elements(where, items)} for where, items in delta.added.items()]
-            self._json(commands)
+            removals = [Remove(where, keys) for where, keys in delta.removed.items()]
+            self._send([*removals, *(Add(where, items) for where, items in delta.added.items())])
 
     def commit_late(self, delta: Delta) -> None:
         """Apply the late removals of a delta in one transaction."""
         with self._lock:
-            self._json([{"delete": _elements(where, keys)} for where, keys in delta.late.items() if keys])
+            self._send([Remove(where, keys) for where, keys in delta.late.items()])
 
     def replace(self, where: str, elements: Iterable[object]) -> None:
         """Give a set exactly these elements (as libnftables JSON), in one transaction."""
@@ -181,8 +184,7 @@ class Kernel:
     def forget(self, where: str, entries: dict[Key, Value]) -> None:
         """Delete entries the kernel learnt; each is added first, because one that has just expired could not be deleted."""
         with self._lock:
-            if entries:
-                self._json([{"add": _elements(where, entries)}, {"delete": _elements(where, dict.fromkeys(entries))}])
+            self._send([Add(where, entries), Remove(where, entries)])
 
     def delete_table(self) -> bool:
         """Remove the table and all that is in it; return whether there was one."""
@@ -251,26 +253,13 @@ class Kernel:
         if commands:
             self._run(msgspec.json.encode({"nftables": commands}).decode())
 
+    def _send(self, commands: list[Command]) -> None:
+        self._sender.send(commands)
+
     def _run(self, text: str) -> None:
         code, _, error = self._nft.cmd(text)
         if code:
             raise _error(str(error))
-
-
-def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str, object]:
-    """Return an element command of libnftables JSON."""
-    return {"element": {**_ELEMENT, "name": where, "elem": [_json(key, value) for key, value in items.items()]}}
-
-
-def _json(key: Key, value: Value) -> object:
-    left: object = {"concat": key} if len(key) > 1 else key[0]
-    if value is None:
-        return left
-    if type(value) is Verdict:
-        if value.comment:
-            left = {"elem": {"val": left, "comment": value.comment}}
-        return (left, {value.verb: {"target": value.target} if value.target else None})
-    return (left, value if type(value) is str else {"concat": value})
 
 
 def _lengths(sets: Iterable[str], digit: str) -> set[int]:

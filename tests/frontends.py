@@ -36,7 +36,10 @@ ROUTES = ("203.0.112.0/20", "198.18.0.0/15", "fd00:beef::/64", "fd00:cafe::/64")
 PORT_NAMES = {"tcp": "TCP", "udp": "UDP"}
 
 SILENCE = 0.08
-"""How long to wait, in seconds, for somebody who should not answer; that nobody did is proved by a counter."""
+"""How long to wait, in seconds, for somebody who should not answer."""
+
+DROPPED = 0.02
+"""How long to wait, in seconds, where a counter tells that the packet was dropped."""
 
 
 class Wire(NamedTuple):
@@ -143,7 +146,7 @@ class Web:
     def assert_dropped(self, where: str, kind: Kind, wire: Wire, node: str = "node1") -> None:
         """A connection is met with silence, and it is the entry of this frontend on `node` that dropped it."""
         before = self.refusal_counter(kind, wire, node)
-        outcome = self.world.connect(where, *self.at(kind, wire, node), timeout=SILENCE)
+        outcome = self.world.connect(where, *self.at(kind, wire, node), timeout=DROPPED)
         assert outcome == Silent(), f"{where} -> {kind}: {outcome}"
         assert self.refusal_counter(kind, wire, node) == before + 1
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from nftproxy.address import Family, Network, collapse, parse_address
 from nftproxy.compiler import Element, Key, Value, Verdict
-from nftproxy.errors import KernelError, MissingError
+from nftproxy.errors import KernelError, MissingError, UnusableError
 
 TABLE = b"nftproxy\0"
 NFPROTO_INET = 1
@@ -80,7 +80,12 @@ class Reader:
     """One netlink socket for reading; not for two threads at once."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12)  # NETLINK_NETFILTER
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12)  # NETLINK_NETFILTER
+        except OSError as error:
+            raise UnusableError(
+                f"this kernel has no netfilter netlink: {error.strerror}", hint="modprobe nfnetlink nf_tables"
+            ) from error
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._socket.bind((0, 0))
         self._sequence = 0
@@ -132,6 +137,10 @@ class Reader:
     def rules(self) -> int:
         """Count the rules of our table."""
         return sum(1 for _ in self._request(_GETRULE, {1: TABLE}))
+
+    def looks_up(self, name: str) -> bool:
+        """Whether any rule of our table uses a set."""
+        return any(name.encode() + b"\0" in message for message in self._request(_GETRULE, {1: TABLE}))
 
     def elements(self, name: str) -> dict[Key, Value]:
         """Return the elements of one of our sets or maps; MissingError when it is not there."""
@@ -218,7 +227,10 @@ class Reader:
                         return answers, complete
                     if code == errno.EINTR:
                         return answers, False
-                    raise (MissingError if code == errno.ENOENT else KernelError)(f"netlink: {os.strerror(code)}")
+                    hint = "run as root or with the capability NET_ADMIN" if code == errno.EPERM else ""
+                    raise (MissingError if code == errno.ENOENT else KernelError)(
+                        f"reading nftables: {os.strerror(code)}", hint=hint
+                    )
                 answers.append(payload[4:])
 
 

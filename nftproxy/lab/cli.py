@@ -6,7 +6,9 @@ Imports of the lab itself stand inside the commands, so that listing them costs 
 import json
 import os
 import shutil
+import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,6 +87,38 @@ def execute(name: str, place: str, command: tuple[str, ...]) -> None:
     sys.stdout.flush()
     # Not `enter`: `ip netns exec` also mounts the /sys of that namespace, which tcpdump and others read.
     os.execvp("ip", ["ip", "netns", "exec", where.namespace, *argv])  # noqa: S606  no shell is the point
+
+
+@lab.command()
+@click.option("--name", default="demo", show_default=True, help="How the lab is called while it is there.")
+def demo(name: str) -> int:
+    """Walk through what a service proxy does, with real connections.
+
+    Builds a lab, runs nftproxy on both nodes on the manifests of examples/, connects, and says who answered and why. Takes some
+    seconds and removes everything again. Exit code 1 if a packet does otherwise than it should.
+    """
+    from nftproxy import columns
+    from nftproxy.lab.demo import Demo, walk
+
+    for end in (signal.SIGTERM, signal.SIGHUP):  # what was built is removed then too
+        signal.signal(end, lambda number, _: sys.exit(128 + number))
+    started, wrong, checks = time.monotonic(), 0, 0
+    click.echo("Two nodes, three pods on each, a client outside; nftproxy runs on both nodes, on a copy of examples/.")
+    with Demo(name) as walked:
+        for number, step in enumerate(walk(walked), 1):
+            click.secho(f"\n{number}  {step.title}", bold=True)
+            if said := step.before(walked) if step.before else "":
+                click.echo(f"   {said}")
+            results = [(check, walked.check(check)) for check in step.checks]
+            rows = [(*found.row, "ok" if found.right else f"WRONG: expected {check.expected()}") for check, found in results]
+            columns.show(("FROM", "TO", "ANSWERED BY", "SOURCE SEEN", ""), rows, indent=3)
+            click.echo(f"   {step.why}")
+            checks += len(rows)
+            wrong += sum(not found.right for _, found in results)
+        wrong += walked.failures
+    seconds = time.monotonic() - started
+    click.echo(f"\n{checks} checks in {seconds:.1f} s: {f'{wrong} went wrong' if wrong else 'every packet went where it should'}")
+    return 1 if wrong else 0
 
 
 @lab.command()

@@ -1,0 +1,311 @@
+"""`nftproxy lab demo`: a walk through what a service proxy does, with real processes and real packets.
+
+Builds a lab, runs `nftproxy run` on both nodes on a copy of the examples, connects, and compares who answered and whom they saw with
+what `walk` says. However it ends, nothing is left behind.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from nftproxy import kubeyaml, shipped, snapshot
+from nftproxy.errors import NftproxyError
+from nftproxy.lab.client import Answer, Outcome, Refused, Silent
+from nftproxy.lab.lab import Lab
+from nftproxy.lab.plan import CLUSTER_CIDRS, Node, Place
+from nftproxy.readback import Reader
+
+START = 20.0  # seconds until the table has to be there
+STEP = 5.0  # seconds until a change has to be in it
+OWN = "its own"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Connections of one kind and what has to become of them; `by`: who may answer, and all of these have to, unless `one` is set."""
+
+    origin: str
+    address: str
+    port: int
+    by: Collection[str] | type[Refused] | type[Silent]
+    source: str = OWN  # what servers see: OWN, or the node that masquerades
+    protocol: str = "TCP"
+    one: bool = False
+    times: int = 60  # three endpoints: one of them is missed once in 10^10 times
+    drops: str = ""  # the node whose counter has to prove that silence is a drop
+
+    def expected(self) -> str:
+        """Say what should have become of it."""
+        if isinstance(self.by, type):
+            return _OUTCOMES[self.by]
+        return f"{'one' if self.one else 'all'} of {', '.join(sorted(self.by))}, seeing {self.source}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is shown, why it is so, and what happens before the connections."""
+
+    title: str
+    why: str
+    checks: tuple[Check, ...]
+    before: Callable[["Demo"], str] | None = None  # returns what it has to say
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a check: from, to, answered by, source seen; and whether that is right."""
+
+    row: tuple[str, str, str, str]
+    right: bool
+
+
+def walk(demo: "Demo") -> Iterator[Step]:
+    """Yield the steps; the numbers are those of the examples."""
+    node1, node2 = demo.address("node1"), demo.address("node2")
+    web = {"pod1-1", "pod1-2", "pod2-1"}
+    yield Step(
+        "ClusterIP: clusterip.yaml",
+        "Each new connection goes to one of the ready endpoints, all equally likely; they see the pod that asked.",
+        (
+            Check("pod2-3", "10.96.0.10", 80, web),
+            Check("pod2-3", "fd00:10:96::10", 80, web),
+            Check("pod2-3", "10.96.0.10", 514, web, protocol="UDP"),
+        ),
+    )
+    yield Step(
+        "NodePort: nodeport.yaml",
+        "Every node takes the port, wherever the endpoints are, and hides the client so that answers come back through it.",
+        (
+            Check("client", node1, 30080, {"pod1-1", "pod2-1"}, "node1"),
+            Check("client", node2, 30080, {"pod1-1", "pod2-1"}, "node2"),
+        ),
+    )
+    yield Step(
+        "LoadBalancer, externalTrafficPolicy Cluster: loadbalancer-cluster.yaml",
+        "As with a NodePort; but pods are not in loadBalancerSourceRanges, so their packets are dropped.",
+        (
+            Check("client", "203.0.113.30", 443, {"pod1-2", "pod2-2"}, "node1"),
+            Check("pod2-3", "203.0.113.30", 443, Silent, times=2),
+        ),
+    )
+    yield Step(
+        "LoadBalancer, externalTrafficPolicy Local: loadbalancer-local.yaml",
+        "Outside clients reach only endpoints on the node they come through, which see them as they are; pods reach all endpoints.",
+        (
+            Check("client", "203.0.113.40", 25, {"pod1-1", "pod1-2"}),
+            Check("pod2-3", "203.0.113.40", 25, {"pod1-1", "pod1-2"}),
+        ),
+    )
+    yield Step(
+        "The same through node2, which has no endpoint",
+        "A node without an endpoint drops the packets, and counts them; load balancers ask the health check port and avoid it.",
+        (Check("client", "203.0.113.40", 25, Silent, times=2, drops="node2"),),
+        before=lambda demo: demo.lead_to("203.0.113.40/32", "node2"),
+    )
+    yield Step(
+        "Session affinity ClientIP: affinity.yaml",
+        "A client that comes back within 600 seconds gets the endpoint it had before; another client may have another one.",
+        (
+            Check("pod2-3", "10.96.0.50", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
+            Check("pod1-3", "10.96.0.50", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
+        ),
+    )
+    yield Step(
+        "An endpoint goes: pod1-2 is taken out of clusterip.yaml",
+        "New connections go to the endpoints that are left; none fails while the table changes.",
+        (Check("pod2-3", "10.96.0.10", 80, web - {"pod1-2"}),),
+        before=Demo.scale_down,
+    )
+    yield Step(
+        "No endpoints: no-endpoints.yaml, and all endpoints are taken out of nodeport.yaml",
+        "Clients are refused at once and need not wait for a timeout.",
+        (Check("pod2-3", "10.96.0.60", 80, Refused, times=2), Check("client", node1, 30080, Refused, times=2)),
+        before=Demo.empty,
+    )
+
+
+class Demo:
+    """A lab with a proxy on each node; gone at the end of its `with` block."""
+
+    def __init__(self, name: str) -> None:
+        self.lab = Lab(name, nodes=2, pods=3)
+        self.failures = 0
+        self._folder = Path()
+        self._proxies: dict[str, subprocess.Popen[Any]] = {}
+        self._owners = {a: place.name for place in self.lab.plan.places for a in place.addresses.values()}
+        self._owners |= {a: node.name for node in self.lab.nodes for a in node.gateways.values()}
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._folder = Path(stack.enter_context(TemporaryDirectory(prefix="nftproxy-demo-")))
+            for example in shipped.folder("examples").glob("*.yaml"):
+                shutil.copy(example, self._folder)
+            stack.enter_context(self.lab)
+            stack.callback(self._stop)
+            self.lead_to("203.0.113.0/24", "node1")
+            for node in self.lab.nodes:
+                self._start(node)
+            for node in self.lab.nodes:
+                self._wait(node, lambda seen: len(seen.services) >= 7 and all(seen.nodeport_addresses.values()), START)
+            self._cleanup = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._cleanup.close()
+
+    def _stop(self) -> None:
+        """End the proxies. From here on it takes a moment, which must not be cut short."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        for process in self._proxies.values():
+            process.terminate()
+        for process in self._proxies.values():
+            try:
+                process.wait(STEP)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def address(self, place: str) -> str:
+        """Return the IPv4 address of a node, pod or client."""
+        return next(iter(self.lab.place(place).addresses.values()))
+
+    def lead_to(self, cidr: str, node: str) -> str:
+        """Have the outside client send what it has for addresses to a node, as a load balancer would."""
+        self.lab.route("client", cidr, node)
+        return f"ip route replace {cidr} via {self.address(node)}, on the client"
+
+    def scale_down(self) -> str:
+        """Take an endpoint away while connections are made without pause."""
+        gone = self.address("pod1-2")
+        outcomes: Counter[type[Outcome]] = Counter()
+        with self._connecting("pod2-3", "10.96.0.10", 80, outcomes):
+            seconds = self._edit(
+                "clusterip.yaml",
+                lambda endpoint: endpoint["addresses"] != [gone],
+                lambda seen: not any(e.address == gone for e in _endpoints(seen, "default/web")),
+            )
+        failed = outcomes.total() - outcomes[Answer]
+        self.failures += bool(failed)
+        return f"both tables were changed {seconds * 1000:.0f} ms after the file; {outcomes.total()} connections meanwhile, {failed} failed"
+
+    def empty(self) -> str:
+        """Take all endpoints of a service away."""
+        seconds = self._edit("nodeport.yaml", lambda _: False, lambda seen: not list(_endpoints(seen, "default/shop")))
+        return f"both tables were changed {seconds * 1000:.0f} ms after the file"
+
+    def check(self, check: Check) -> Result:
+        """Connect, and compare with what is expected."""
+        dropped = self._dropped(check.drops) if check.drops else 0
+        timeout = 0.3 if check.by is Silent else 1.0
+        outcomes = [
+            self.lab.connect(check.origin, check.address, check.port, check.protocol, timeout=timeout) for _ in range(check.times)
+        ]
+        answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+        shares = Counter(answer.name for answer in answers)
+        others = Counter(type(outcome) for outcome in outcomes if not isinstance(outcome, Answer))
+        sources: dict[str, set[str]] = {}
+        for answer in answers:
+            whose = OWN if answer.source == answer.client else self._owners.get(answer.source, "nobody's")
+            sources.setdefault(whose, set()).add(answer.source)
+        host = f"[{check.address}]" if ":" in check.address else check.address
+        answered = [f"{name} {share / len(outcomes):.0%}" for name, share in sorted(shares.items())]
+        answered += [f"{_OUTCOMES.get(kind, kind.__name__)} {number / len(outcomes):.0%}" for kind, number in others.items()]
+        row = (
+            check.origin,
+            f"{host}:{check.port}/{check.protocol.lower()}",
+            ", ".join(answered),
+            ", ".join(f"{', '.join(sorted(addresses))} ({whose})" for whose, addresses in sources.items()) or "-",
+        )
+        if isinstance(check.by, type):
+            proved = not check.drops or self._dropped(check.drops) >= dropped + check.times
+            return Result(row, set(others) == {check.by} and not answers and proved)
+        whom = set(shares) <= set(check.by) and len(shares) == (1 if check.one else len(check.by))
+        return Result(row, not others and whom and set(sources) == {check.source})
+
+    def _dropped(self, node: str) -> int:
+        """Return how many packets a node's table has refused."""
+        seen = self._look(self.lab.place(node))
+        frontends = [shown for port in seen.services for shown in port.frontends] if seen else []
+        return sum(shown.refused.packets for shown in frontends if shown.refused)
+
+    def _look(self, node: Place) -> snapshot.Snapshot | None:
+        with self.lab.enter(node):
+            reader = Reader()
+        try:
+            return snapshot.take(reader)
+        finally:
+            reader.close()
+
+    def _start(self, node: Node) -> None:
+        argv = [sys.executable, "-m", "nftproxy", "run", "--manifests", str(self._folder), "--node-name", node.name]
+        argv += ["--cluster-cidr", ",".join(CLUSTER_CIDRS.values())]
+        with self._log(node).open("wb") as log:
+            self._proxies[node.name] = self.lab.popen(node, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def _log(self, node: Node) -> Path:
+        return self._folder / f"{node.name}.log"
+
+    def _wait(self, node: Node, true: Callable[[snapshot.Snapshot], bool], seconds: float) -> None:
+        """Wait until something is true of a node's table."""
+        deadline = time.monotonic() + seconds
+        while (seen := self._look(node)) is None or not true(seen):
+            if time.monotonic() > deadline or self._proxies[node.name].poll() is not None:
+                lines = self._log(node).read_text().strip().splitlines()
+                raise NftproxyError(f"the proxy of {node.name} does not do its work; its last words: {' | '.join(lines[-3:])}")
+            time.sleep(0.002)
+
+    def _edit(self, name: str, keep: Callable[[Any], bool], true: Callable[[snapshot.Snapshot], bool]) -> float:
+        """Leave only some endpoints in a file, and return the seconds until both tables agree."""
+        documents = kubeyaml.documents((self._folder / name).read_text())
+        for document in documents:
+            if document["kind"] == "EndpointSlice":
+                document["endpoints"] = [endpoint for endpoint in document["endpoints"] if keep(endpoint)]
+        draft = self._folder / f".{name}"
+        draft.write_text(yaml.safe_dump_all(documents))
+        started = time.monotonic()
+        draft.replace(self._folder / name)
+        for node in self.lab.nodes:
+            self._wait(node, true, STEP)
+        return time.monotonic() - started
+
+    @contextmanager
+    def _connecting(self, origin: str, address: str, port: int, outcomes: Counter[type[Outcome]]) -> Iterator[None]:
+        """Make connections without pause in the meantime."""
+        stop = threading.Event()
+
+        def connect() -> None:
+            while not stop.is_set():
+                outcomes[type(self.lab.connect(origin, address, port))] += 1
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+_OUTCOMES: dict[type, str] = {Refused: "refused", Silent: "no answer"}
+
+
+def _endpoints(seen: snapshot.Snapshot, service: str) -> Iterator[snapshot.Listed]:
+    for port in seen.services:
+        if port.is_called(service):
+            for frontend in port.frontends:
+                yield from frontend.cluster

@@ -165,8 +165,8 @@ class Store:
         if owner is None or (labels is not None and labels.headless is not None):  # contract 1.1.6, 3.1.1
             return self._drop_slice(key)
         before = self._owners.get(key)
-        if before is not None and before != owner:  # contract 3.2.5: the label was changed in place
-            self._drop_slice(key)
+        if before is not None and (before != owner or self._slices[before][key.name].address_type != piece.address_type):
+            self._drop_slice(key)  # contract 3.2.5: the label was changed in place; or it was deleted and made anew unseen
         slices = self._slices.setdefault(owner, {})
         if slices.get(key.name) == piece:
             return False

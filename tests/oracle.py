@@ -14,12 +14,13 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from nftproxy.address import Family
 from nftproxy.model import EndpointSlice, ObjectName, Proto, Service, ServiceCIDR, ServicePort, SliceEndpoint
 from nftproxy.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix, NodeSettings
 
+Which = Literal["cluster", "local"]
 IP = IPv4Address | IPv6Address
 Net = IPv4Network | IPv6Network
 MOST_READINGS = 64
@@ -59,9 +60,10 @@ class Reached:
 
 @dataclass(frozen=True)
 class Served:
-    """The connection reaches one of several endpoints of `owner`; `sticky`: the one remembered for the client, if any."""
+    """The connection reaches one of several endpoints of `owner`, all in one list; `sticky`: the one remembered, if any."""
 
     owner: PortName
+    which: Which
     reached: frozenset[Reached]
     sticky: bool
 
@@ -163,9 +165,14 @@ class _ServicePort:
     any_usable: bool
 
     @property
-    def internal_list(self) -> tuple[_Entry, ...]:
+    def lists(self) -> Mapping[Which, tuple[_Entry, ...]]:
+        """Contract 3.4."""
+        return {"cluster": self.cluster_list, "local": self.local_list}
+
+    @property
+    def internal_list(self) -> Which:
         """Contract 2.3.5."""
-        return self.local_list if self.internal_local else self.cluster_list
+        return "local" if self.internal_local else "cluster"
 
     @property
     def usable(self) -> frozenset[_Entry]:
@@ -216,24 +223,43 @@ class Oracle:
             (entry.ip, port.name.proto, entry.port) for port in self._ports for entry in port.usable if entry.local
         )
 
-    def usable(self) -> Mapping[PortName, frozenset[Endpoint]]:
-        """What the node may remember clients for: the reachable endpoints of service ports with affinity (2.4, 3.4.8)."""
-        return {p.name: frozenset(e.endpoint for e in p.usable) for p in self._ports if p.sticky}
+    def members(self) -> Mapping[PortName, Mapping[Which, frozenset[Endpoint]]]:
+        """What the node may remember clients for: both lists of service ports with affinity (2.4, 3.4.8)."""
 
-    def judge(self, packet: Packet) -> Verdict:
-        """Return what must become of a new connection here (Appendix B)."""
+        def endpoints(entries: tuple[_Entry, ...]) -> frozenset[Endpoint]:
+            return frozenset(entry.endpoint for entry in entries)
+
+        return {p.name: {"cluster": endpoints(p.cluster_list), "local": endpoints(p.local_list)} for p in self._ports if p.sticky}
+
+    def judge(self, packet: Packet) -> frozenset[Verdict]:
+        """Return what may become of a new connection here (Appendix B): one thing.
+
+        Two, where an address of the node is the external IP of one service and accepts the NodePort of another: the
+        contract does not say whose connection that is (2.2.3).
+        """
         to = ip_address(packet.destination)
         frontend, node_port = self._frontend(to, packet), self._node_port(to, packet)
-        if frontend and to in frontend.port.vips and not self._allowed(frontend.port, ip_address(packet.source)):
-            return Fate.SILENT  # step 2; contract 2.7.4, 2.5.8
-        for claim in (frontend, node_port):  # step 4
-            if claim and claim.dispatched:
-                entries, marked = self._endpoints_for(claim, packet, to)
-                if entries:
-                    reached = frozenset(self._reached(claim.port, entry, packet, marked=marked) for entry in entries)
-                    return Served(claim.port.name, reached, claim.port.sticky)
-                break
-        return self._without_endpoint(packet, to, frontend, node_port)
+        if frontend and node_port and frontend.port != node_port.port:
+            return frozenset({self._verdict(packet, to, frontend), self._verdict(packet, to, node_port)})
+        return frozenset({self._verdict(packet, to, frontend or node_port)})
+
+    def _verdict(self, packet: Packet, to: IP, claim: "_Claim | None") -> Verdict:
+        """Return what must become of a packet to a frontend, or to none."""
+        if claim and claim.filtered and not self._allowed(claim.port, ip_address(packet.source)):
+            return Fate.SILENT  # step 2; contract 2.5.8, 2.7.9
+        if claim and claim.dispatched:  # step 4
+            which, marked = self._list_for(claim, packet, to)
+            if entries := claim.port.lists[which]:
+                reached = frozenset(self._reached(claim.port, entry, packet, marked=marked) for entry in entries)
+                return Served(claim.port.name, which, reached, claim.port.sticky)
+        if claim:  # step 5
+            return claim.refusal
+        if to not in self.host.own or not packet.interface:  # forward or output
+            if to in self._cluster_ips:
+                return Fate.REFUSED  # 2.5.6
+            if any(to in network for network in self._cidrs):
+                return Fate.SILENT  # 2.5.7
+        return Fate.UNTOUCHED
 
     def _frontend(self, to: IP, packet: Packet) -> "_Claim | None":
         """Return who has this address and port (contract 2.2)."""
@@ -242,7 +268,7 @@ class Oracle:
                 if to == port.cluster_ip:
                     return _Claim(port, internal=True)
                 if to in port.external_ips or to in port.vips:
-                    return _Claim(port, internal=False)
+                    return _Claim(port, internal=False, filtered=to in port.vips and bool(port.ranges))
         return None
 
     def _node_port(self, to: IP, packet: Packet) -> "_Claim | None":
@@ -257,12 +283,12 @@ class Oracle:
 
     def _allowed(self, port: _ServicePort, source: IP) -> bool:
         """Whether the source ranges let a source in (contract 2.7)."""
-        if not port.ranges or any(source in network for network in port.ranges):
+        if any(source in network for network in port.ranges):
             return True
         node_ip = ip_address(self.host.settings.node_ips[self.family].text)
         return source in port.vips and any(node_ip in network for network in port.ranges)  # 2.7.6
 
-    def _endpoints_for(self, claim: "_Claim", packet: Packet, to: IP) -> tuple[tuple[_Entry, ...], bool]:
+    def _list_for(self, claim: "_Claim", packet: Packet, to: IP) -> tuple[Which, bool]:
         """Return the list that applies and whether the packet is marked for masquerading (steps 3 and 6)."""
         port, settings = claim.port, self.host.settings
         detector, local_pod = self._detector, self._from_local_pod(packet)
@@ -270,12 +296,12 @@ class Oracle:
         if claim.internal:
             return port.internal_list, marked
         if not port.external_local:
-            return port.cluster_list, True  # 4.1.3
+            return "cluster", True  # 4.1.3
         if detector and local_pod:
-            return port.cluster_list, marked  # 2.3.7 rule 1
+            return "cluster", marked  # 2.3.7 rule 1
         if ip_address(packet.source) in self.host.own:
-            return port.cluster_list, True  # 2.3.7 rule 2
-        return port.local_list, marked
+            return "cluster", True  # 2.3.7 rule 2
+        return "local", marked
 
     def _reached(self, port: _ServicePort, entry: _Entry, packet: Packet, *, marked: bool) -> Reached:
         """Return what an endpoint sees. What is delivered to the node itself never comes to post-routing (step 8, 4.3.1)."""
@@ -284,17 +310,6 @@ class Oracle:
         masqueraded = posted and (marked or hairpin)
         sources = self.host.egress(entry.ip) if masqueraded else frozenset({packet.source})
         return Reached(entry.endpoint, sources, masqueraded)
-
-    def _without_endpoint(self, packet: Packet, to: IP, frontend: "_Claim | None", node_port: "_Claim | None") -> Fate:
-        """Return what becomes of a packet that was not sent to an endpoint (step 5)."""
-        if frontend:
-            return frontend.refusal
-        if to not in self.host.own or not packet.interface:  # forward or output
-            if to in self._cluster_ips:
-                return Fate.REFUSED  # 2.5.6
-            if any(to in network for network in self._cidrs):
-                return Fate.SILENT  # 2.5.7
-        return node_port.refusal if node_port else Fate.UNTOUCHED
 
     @property
     def _detector(self) -> bool:
@@ -317,15 +332,16 @@ class Oracle:
 
 @dataclass(frozen=True)
 class _Claim:
-    """A service port that has the destination: as its ClusterIP, or as an external address."""
+    """A service port that has the destination: as its ClusterIP or as an external address; `filtered`: by source ranges."""
 
     port: _ServicePort
     internal: bool
+    filtered: bool = False
 
     @property
     def dispatched(self) -> bool:
         """Whether connections are sent to an endpoint at all (contract 2.5)."""
-        return bool(self.port.internal_list) if self.internal else self.port.any_usable
+        return bool(self.port.lists[self.port.internal_list]) if self.internal else self.port.any_usable
 
     @property
     def refusal(self) -> Fate:

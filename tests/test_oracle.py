@@ -36,7 +36,7 @@ def judge(
     at: Host | None = None,
     cidrs: Iterable[str] = (),
 ) -> list[Verdict]:
-    """What must become of a packet, in each reading; it came in where its source says unless told otherwise."""
+    """What may become of a packet, in each reading; it came in where its source says unless told otherwise."""
     if interface is None:
         interface = {POD: "cni0", POD2: "cni0", NODE: "", GATEWAY: ""}.get(source, "eth0")
     cluster = Cluster(
@@ -45,7 +45,8 @@ def judge(
         (service_cidr("kubernetes", *cidrs),) if cidrs else (),
     )
     family = Family.IPv6 if ":" in to else Family.IPv4
-    return [o.judge(Packet(source, to, port, proto, interface)) for o in oracles(cluster, at or host(), family)]
+    packet = Packet(source, to, port, proto, interface)
+    return [verdict for oracle in oracles(cluster, at or host(), family) for verdict in oracle.judge(packet)]
 
 
 def one(*objects: Service | EndpointSlice, **options: Any) -> Verdict:
@@ -115,8 +116,6 @@ INTERNAL_LOCAL = service(internalTrafficPolicy="Local")
         pytest.param([service("b", externalIPs=[EXTERNAL], created="2026-01-02T00:00:00Z", cluster_ip="10.96.0.11"),
                       service("c", externalIPs=[EXTERNAL], cluster_ip="10.96.0.12"), endpoint_slice("b", [HERE])],
                      {"to": EXTERNAL}, REFUSED, id="2.2.3-older-without-endpoints"),
-        pytest.param([service("b", externalIPs=[NODE], port=30080, cluster_ip="10.96.0.11"), CLUSTER_POLICY, BOTH],
-                     {"to": NODE, "port": 30080, "source": CLIENT}, [POD, REMOTE], id="B.4-node-port-behind-external-ip"),
         pytest.param([service(), endpoint_slice(endpoints=[HERE], port_name="other")], {}, REFUSED, id="3.1.4-port-name"),
         pytest.param([service(), endpoint_slice(endpoints=[HERE], protocol="UDP")], {}, REFUSED, id="3.1.4-protocol"),
         pytest.param([service(), endpoint_slice(endpoints=[HERE], ports=[{"port": 8080}])], {}, REFUSED, id="3.1.3-nil-name"),
@@ -148,6 +147,12 @@ def ranges(*texts: str) -> Service:
 )
 def test_source_ranges(web: Service, packet: dict[str, Any], expected: list[str] | Fate) -> None:
     assert addresses(one(web, slice_of(HERE), **{"to": VIP, **packet})) == expected
+
+
+def test_source_ranges_are_not_for_the_node_port_of_the_same_address() -> None:
+    web = service(node_port=30080, vips=[NODE], loadBalancerSourceRanges=["10.1.2.3/32"])
+    assert one(web, to=NODE, port=30080) is REFUSED  # 2.7.4, 2.6.8
+    assert one(web, to=NODE) is SILENT
 
 
 def test_a_blocked_source_sees_a_drop_even_without_endpoints() -> None:
@@ -256,6 +261,12 @@ def test_duplicates() -> None:
     remote = endpoint_slice(name="s9", endpoints=[endpoint(POD, "node2")])
     readings = judge(INTERNAL_LOCAL, pieces[1], remote)
     assert {verdict if isinstance(verdict, Fate) else "served" for verdict in readings} == {"served", SILENT}
+
+
+def test_a_node_port_behind_an_external_ip_is_either() -> None:
+    other = service("b", externalIPs=[NODE], port=30080, cluster_ip="10.96.0.11")
+    verdicts = judge(other, CLUSTER_POLICY, BOTH, to=NODE, port=30080, source=CLIENT)
+    assert sorted(map(str, map(addresses, verdicts))) == sorted(map(str, ([POD, REMOTE], REFUSED)))  # 2.2.3
 
 
 def test_the_same_address_with_two_ports_is_two_endpoints() -> None:

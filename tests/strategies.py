@@ -1,0 +1,276 @@
+"""Clusters as hypothesis draws them: everything the contract speaks of, mixed, on the places of the lab that `tests.stage` builds.
+
+A `Scenario` is a pair of nodes with their settings and a sequence of steps; each step redraws a few Services and slices, so that a table
+goes through many small transitions and some large ones. Services share pools of addresses, ports and NodePorts that are small
+on purpose: conflicts, duplicates and reused numbers are frequent.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from hypothesis import strategies as st
+
+from nftproxy.address import Family
+from nftproxy.model import EndpointSlice, Proto, Service, ServiceCIDR
+from tests.objects import endpoint, endpoint_slice, service_cidr
+
+Draw = st.DrawFn
+
+NODES = ("node1", "node2")
+PODS = ("pod1-1", "pod1-2", "pod2-1", "pod2-2")
+ADDRESSES: Mapping[Family, Mapping[str, str]] = {
+    Family.IPv4: {
+        "node1": "192.168.50.11", "node2": "192.168.50.12", "client": "192.168.50.201", "client2": "192.168.50.202",
+        "pod1-1": "10.244.1.2", "pod1-2": "10.244.1.3", "pod2-1": "10.244.2.2", "pod2-2": "10.244.2.3",
+        "gateway1": "10.244.1.1", "gateway2": "10.244.2.1",
+    },
+    Family.IPv6: {
+        "node1": "fd00:50::11", "node2": "fd00:50::12", "client": "fd00:50::201", "client2": "fd00:50::202",
+        "pod1-1": "fd00:244:1::2", "pod1-2": "fd00:244:1::3", "pod2-1": "fd00:244:2::2", "pod2-2": "fd00:244:2::3",
+        "gateway1": "fd00:244:1::1", "gateway2": "fd00:244:2::1",
+    },
+}  # fmt: skip
+NAMES = (("default", "a"), ("default", "b"), ("other", "a"), ("other", "c"))
+CLUSTER_IPS = {
+    Family.IPv4: ("10.96.0.10", "10.96.0.11", "10.96.0.12", "10.96.0.13"),
+    Family.IPv6: ("fd00:10:96::10", "fd00:10:96::11", "fd00:10:96::12", "fd00:10:96::13"),
+}
+UNALLOCATED = {Family.IPv4: "10.96.0.99", Family.IPv6: "fd00:10:96::99"}
+OUTSIDE = {  # external IPs and load-balancer addresses; the last one is an address of node1 too
+    Family.IPv4: ("203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.12"),
+    Family.IPv6: ("fd00:beef::1", "fd00:beef::2", "fd00:beef::3", "fd00:beef::12"),
+}
+PORTS = (80, 443)
+UNDEFINED_PORT = 81
+NODE_PORTS = (30080, 30081, 80)
+UNDEFINED_NODE_PORT = 30099
+ENDPOINT_PORTS = (8080, 9376)
+PORT_NAMES = ("http", "")
+PROTOS = (Proto.TCP, Proto.UDP)
+SLICES = 6
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is settled for the nodes at their start; names rather than values, for people to read."""
+
+    detector: str = "cluster"
+    masquerade_all: bool = False
+    node_ports: str = "primary"
+    wiring: str = "bridge"
+    external_ips: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """What changes: Services by number, slices by number (None: deleted), ServiceCIDRs, the nodes' zones, restarts."""
+
+    services: Mapping[int, Service | None] = field(default_factory=dict)
+    slices: Mapping[int, EndpointSlice | None] = field(default_factory=dict)
+    cidrs: tuple[ServiceCIDR, ...] | None = None
+    zones: Mapping[str, str] = field(default_factory=dict)
+    restart: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Settings, steps, and the seed of the choice of packets where there are too many to send all."""
+
+    options: Options
+    steps: tuple[Step, ...]
+    seed: int
+
+    def __repr__(self) -> str:
+        lines = [f"Scenario(seed={self.seed}, {self.options}"]
+        for number, step in enumerate(self.steps):
+            lines.append(f"  step {number}: zones {dict(step.zones)}, restart {list(step.restart)}")
+            for name, items in (("service", step.services), ("slice", step.slices)):
+                lines += [f"    {name} {index}: {_short(item)}" for index, item in items.items()]
+            if step.cidrs is not None:
+                lines.append(f"    service CIDRs: {_short(step.cidrs)}")
+        return "\n".join([*lines, ")"])
+
+    def _repr_pretty_(self, printer: Any, _: object) -> None:
+        """Have hypothesis print it like that, too."""
+        printer.text(repr(self))
+
+
+def _short(item: object) -> str:
+    """An object as JSON, without what is not set."""
+
+    def strip(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if v is not None}
+        return [strip(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(strip(msgspec.to_builtins(item)))
+
+
+def _rarely(draw: Draw, one_in: int = 8) -> bool:
+    return draw(st.integers(0, one_in - 1)) == one_in - 1
+
+
+def _some(*pool: Any, most: int) -> st.SearchStrategy[list[Any]]:
+    return st.lists(st.sampled_from(pool), max_size=most, unique=True)
+
+
+def _either(*values: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from(values)
+
+
+@st.composite
+def service_ports(draw: Draw) -> list[dict[str, Any]]:
+    """The ports of a Service: no two with one number and protocol, nor with one name and protocol."""
+    ports: list[dict[str, Any]] = []
+    for _ in range(draw(st.integers(0 if _rarely(draw, 16) else 1, 2))):
+        port = {"port": draw(_either(*PORTS)), "name": draw(_either(*PORT_NAMES)), "protocol": draw(_either(*PROTOS))}
+        node_port = draw(_either(None, *NODE_PORTS))
+        if node_port:
+            port["nodePort"] = node_port
+        same = [p for p in ports if p["protocol"] == port["protocol"]]
+        if not any(p["port"] == port["port"] or p["name"] == port["name"] or p.get("nodePort") == node_port for p in same):
+            ports.append(port)
+    return ports
+
+
+_ANY_FAMILIES = (("IPv4", "IPv6"), ("IPv6", "IPv4"), ("IPv4",), ("IPv6",))
+_SOME_RANGES = (
+    "10.244.1.0/24", "10.244.1.2/32", " 010.244.002.003/032 ", "192.168.50.201/24", "192.168.50.202/32", "192.168.50.11/32",
+    "0.0.0.0/0", "nonsense", "", "fd00:244:1::/64", "fd00:50::201/128", "fd00:50::/64", "fd00:244:2::3/127", "::/0", "203.0.113.12/32",
+)  # fmt: skip
+
+
+@st.composite
+def services(draw: Draw, number: int) -> Service:
+    """A Service; its ClusterIPs belong to it alone, everything else comes from common pools."""
+    namespace, name = NAMES[number]
+    families = draw(_either(*_ANY_FAMILIES))
+    ips = [CLUSTER_IPS[Family(family)][number] for family in families]
+    outside = [address for family in Family for address in OUTSIDE[family]]
+    own = [ADDRESSES[family][node] for family in Family for node in NODES]
+    others = [ip for pool in CLUSTER_IPS.values() for index, ip in enumerate(pool) if index != number]
+    spec: dict[str, Any] = {
+        "type": draw(_either("LoadBalancer", "ClusterIP", "NodePort")),
+        "clusterIP": ips[0],
+        "clusterIPs": ips,
+        "ipFamilies": families,
+        "ports": draw(service_ports()),
+        "externalIPs": draw(_some(*outside, *own, most=2)),
+        "externalTrafficPolicy": draw(_either("Cluster", "Local", None)),
+        "internalTrafficPolicy": draw(_either("Cluster", None, "Local")),
+        "sessionAffinity": draw(_either("None", "ClientIP", None)),
+        "loadBalancerSourceRanges": draw(_some(*_SOME_RANGES, most=3)) if _rarely(draw, 3) else [],
+    }
+    if _rarely(draw):
+        spec["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": draw(_either(3600, 86400))}}
+    if _rarely(draw, 16):
+        spec["externalIPs"].append(draw(_either(*others, "", "example.org", "::ffff:203.0.113.1", "203.000.113.002")))
+    if _rarely(draw, 16):
+        spec |= draw(_either({"type": "ExternalName"}, {"clusterIP": "None"}, {"clusterIP": ""}, {"ipFamilies": []}))
+    labels = {"service.kubernetes.io/service-proxy-name": ""} if _rarely(draw, 24) else {}
+    ingress = [
+        {"ip": ip, **({"ipMode": mode} if mode else {})}
+        for ip in draw(_some(*outside, *own, most=2))
+        for mode in [draw(_either(None, "VIP", "Proxy") if _rarely(draw) else st.just("VIP"))]
+    ]
+    document = {
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": labels,
+            "creationTimestamp": draw(_either("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")),
+        },
+        "spec": spec,
+        "status": {"loadBalancer": {"ingress": ingress}},
+    }
+    return msgspec.convert(document, Service)
+
+
+_CONDITIONS: tuple[dict[str, bool], ...] = (
+    {"ready": True},
+    {},
+    {"ready": False, "serving": True, "terminating": True},
+    {"ready": False, "serving": True, "terminating": False},
+    {"ready": False, "serving": False, "terminating": True},
+    {"ready": False, "terminating": True},
+    {"ready": False},
+    {"ready": True, "serving": True, "terminating": True},  # publishNotReadyAddresses
+    {"serving": False},
+)
+
+
+@st.composite
+def endpoints(draw: Draw, family: Family, *, hinted: bool) -> dict[str, Any]:
+    """An endpoint of a slice: a pod, or now and then a node as a hostNetwork pod has it."""
+    place = draw(_either(*NODES)) if _rarely(draw, 6) else draw(_either(*PODS))
+    node = "" if _rarely(draw, 12) else f"node{place.removeprefix('pod').removeprefix('node')[0]}"
+    found = endpoint(ADDRESSES[family][place], node, **draw(_either(*_CONDITIONS[:2] if draw(st.booleans()) else _CONDITIONS)))
+    if found["conditions"] == {"ready": True} and _rarely(draw):
+        del found["conditions"]
+    if hinted or _rarely(draw):
+        zones, nodes = draw(_some("a", "b", most=2)), draw(_some(*NODES, most=2)) if _rarely(draw, 4) else []
+        found["hints"] = {"forZones": [{"name": z} for z in zones], "forNodes": [{"name": n} for n in nodes]}
+    return found
+
+
+@st.composite
+def slices(draw: Draw, number: int) -> EndpointSlice:
+    """A slice of one of the Services, which need not exist."""
+    namespace, name = NAMES[draw(st.integers(0, len(NAMES) - 1))]
+    family = draw(_either(*Family))
+    hinted = draw(st.booleans())
+    ports: list[dict[str, Any]] = []
+    for port_name in (*PORT_NAMES, None):
+        for proto in PROTOS:
+            port = {"name": port_name, "protocol": proto, "port": draw(_either(*ENDPOINT_PORTS))}
+            if port_name is None or _rarely(draw):
+                port["port"] = draw(_either(None, 0, 8080))
+            ports.append(port)
+    piece = endpoint_slice(
+        name,
+        draw(st.lists(endpoints(family, hinted=hinted), max_size=4)),
+        name=f"slice-{number}",
+        ports=ports,
+        family=family,
+        labels={"service.kubernetes.io/headless": ""} if _rarely(draw, 24) else None,
+    )
+    return msgspec.structs.replace(piece, metadata=msgspec.structs.replace(piece.metadata, namespace=namespace))
+
+
+@st.composite
+def cidrs(draw: Draw) -> tuple[ServiceCIDR, ...]:
+    """ServiceCIDR objects, which may overlap."""
+    pool = ("10.96.0.0/16", "10.96.0.96/28", "10.96.0.0/24", "fd00:10:96::/112", "fd00:10:96::90/124")
+    return tuple(service_cidr(f"cidr-{number}", *draw(_some(*pool, most=2))) for number in range(draw(st.integers(0, 2))))
+
+
+@st.composite
+def steps(draw: Draw, *, first: bool) -> Step:
+    """A step: the first draws everything, the others a little."""
+    numbers = range(len(NAMES)) if first else draw(_some(*range(len(NAMES)), most=2))
+    pieces = range(SLICES) if first else draw(_some(*range(SLICES), most=3))
+    gone = 4 if first else 6
+    return Step(
+        services={number: None if _rarely(draw, gone) else draw(services(number)) for number in numbers},
+        slices={number: None if _rarely(draw, gone) else draw(slices(number)) for number in pieces},
+        cidrs=draw(cidrs()) if first or _rarely(draw) else None,
+        zones={node: draw(_either("a", "b", "")) for node in NODES} if first or _rarely(draw) else {},
+        restart=tuple(draw(_some(*NODES, most=2))) if not first and _rarely(draw, 4) else (),
+    )
+
+
+@st.composite
+def scenarios(draw: Draw) -> Scenario:
+    """A whole scenario."""
+    options = Options(
+        detector=draw(_either("cluster", "none", "node", "bridge", "prefix", "ipv4-only")),
+        masquerade_all=_rarely(draw),
+        node_ports=draw(_either("primary", "all", "pods")),
+        wiring=draw(_either("bridge", "routed")),
+        external_ips=not _rarely(draw, 12),
+    )
+    later = draw(st.lists(steps(first=False), max_size=4))
+    return Scenario(options, (draw(steps(first=True)), *later), draw(st.integers(0, 2**16)))

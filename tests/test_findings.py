@@ -1,0 +1,45 @@
+"""What random packets and churn found, each as the smallest case that shows it; the oracle says what is right."""
+
+from typing import Any
+
+import pytest
+
+from nftproxy.model import EndpointSlice, Service
+from tests.objects import endpoint, endpoint_slice, service
+from tests.stage import Tally, play
+from tests.strategies import Options, Scenario, Step
+
+POD = "10.244.1.2"
+
+
+def scenario(*steps: Step, **options: Any) -> Scenario:
+    return Scenario(Options(**options), steps, seed=0)
+
+
+def a(port: int = 80, **spec: Any) -> Service:
+    """The Service of number 0."""
+    return service("a", ("10.96.0.10", "fd00:10:96::10"), port, **spec)
+
+
+def of_a(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
+    return endpoint_slice("a", endpoints, name="slice-0", **options)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # The store told only the new family; a slice deleted and made anew between two lists looks like that.
+        pytest.param(
+            scenario(
+                Step({0: a()}, {0: of_a(endpoint(POD, "node1"))}),
+                Step({}, {0: of_a(endpoint("fd00:244:1::2", "node1"), family="IPv6")}),
+            ),
+            id="slice-changes-its-family",
+            marks=pytest.mark.contract("3.1.2"),
+        ),
+    ],
+)
+def test_findings(case: Scenario) -> None:
+    tally = Tally()
+    play(case, tally)
+    assert tally.packets > 50

@@ -1,8 +1,9 @@
 """The table in the kernel: the only module that talks to libnftables.
 
-It loads the program, makes chains and sets that are missing, and commits deltas. Every call is one transaction: it
+It loads the program as nft text, makes chains and sets that are missing, and commits deltas as JSON, both through the same
+context of libnftables. That is on purpose also where netlink messages of our own would be quicker: the library is what others have proved,
+it writes the same on every version, and what we send can be read, pasted into nft and reported. Every call is one transaction: it
 happens whole or not at all, and an error says which (`MissingError`, `ExistsError`: our picture of the table was wrong).
-Programs go through libnftables, elements (`batch`) straight to the kernel.
 libnftables is not thread safe; one lock guards its context, and calls release the GIL.
 """
 
@@ -20,8 +21,7 @@ from typing import Self
 import msgspec
 
 from nftproxy.address import Family, Network
-from nftproxy.batch import Add, Command, Remove, Sender
-from nftproxy.compiler import Affinity, Key, Value
+from nftproxy.compiler import Affinity, Key, Value, Verdict
 from nftproxy.difference import Delta
 from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
 from nftproxy.program import TABLE, Program, table
@@ -45,7 +45,6 @@ class Kernel:
         self._sockets = _netlink_sockets() - before  # those of libnftables, which does not tell
         try:
             self._reader = Reader()
-            self._sender = Sender()
         except OSError as error:
             raise UnusableError(
                 f"this kernel has no netfilter netlink: {error.strerror}", hint="modprobe nfnetlink nf_tables"
@@ -65,7 +64,6 @@ class Kernel:
     def close(self) -> None:
         """Give the sockets back; the table stays."""
         self._reader.close()
-        self._sender.close()
         del self._nft
 
     def require(self) -> None:
@@ -90,10 +88,10 @@ class Kernel:
 
     @property
     def ports(self) -> set[int]:
-        """Our netlink port ids: what they commit is ours. Those of libnftables have one from their first command on."""
+        """The netlink port ids of libnftables: what they commit is ours. They have one from their first command on."""
         with self._lock:
             self._run(_PROBE)
-        ports = {self._sender.port}
+        ports = set()
         for number in self._sockets:
             with socket.socket(fileno=os.dup(number)) as found:
                 ports.add(found.getsockname()[0])
@@ -164,13 +162,14 @@ class Kernel:
     def commit(self, delta: Delta) -> None:
         """Apply removals and additions of a delta in one transaction."""
         with self._lock:
-            removals = [Remove(where, keys) for where, keys in delta.removed.items()]
-            self._send([*removals, *(Add(where, items) for where, items in delta.added.items())])
+            commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in delta.removed.items()]
+            commands += [{"add": _elements(where, items)} for where, items in delta.added.items()]
+            self._json(commands)
 
     def commit_late(self, delta: Delta) -> None:
         """Apply the late removals of a delta in one transaction."""
         with self._lock:
-            self._send([Remove(where, keys) for where, keys in delta.late.items()])
+            self._json([{"delete": _elements(where, keys)} for where, keys in delta.late.items() if keys])
 
     def replace(self, where: str, elements: Iterable[object]) -> None:
         """Give a set exactly these elements (as libnftables JSON), in one transaction."""
@@ -184,7 +183,8 @@ class Kernel:
     def forget(self, where: str, entries: dict[Key, Value]) -> None:
         """Delete entries the kernel learnt; each is added first, because one that has just expired could not be deleted."""
         with self._lock:
-            self._send([Add(where, entries), Remove(where, entries)])
+            if entries:
+                self._json([{"add": _elements(where, entries)}, {"delete": _elements(where, dict.fromkeys(entries))}])
 
     def delete_table(self) -> bool:
         """Remove the table and all that is in it; return whether there was one."""
@@ -253,13 +253,26 @@ class Kernel:
         if commands:
             self._run(msgspec.json.encode({"nftables": commands}).decode())
 
-    def _send(self, commands: list[Command]) -> None:
-        self._sender.send(commands)
-
     def _run(self, text: str) -> None:
         code, _, error = self._nft.cmd(text)
         if code:
             raise _error(str(error))
+
+
+def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str, object]:
+    """Return an element command of libnftables JSON."""
+    return {"element": {**_ELEMENT, "name": where, "elem": [_json(key, value) for key, value in items.items()]}}
+
+
+def _json(key: Key, value: Value) -> object:
+    left: object = {"concat": key} if len(key) > 1 else key[0]
+    if value is None:
+        return left
+    if type(value) is Verdict:
+        if value.comment:
+            left = {"elem": {"val": left, "comment": value.comment}}
+        return (left, {value.verb: {"target": value.target} if value.target else None})
+    return (left, value if type(value) is str else {"concat": value})
 
 
 def _lengths(sets: Iterable[str], digit: str) -> set[int]:

@@ -14,7 +14,6 @@ from loguru import logger
 
 from nftproxy import program as program_module
 from nftproxy.address import Family
-from nftproxy.batch import Command
 from nftproxy.compiler import Key, Value
 from nftproxy.errors import KernelError
 from nftproxy.kernel import Kernel
@@ -22,7 +21,6 @@ from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
-from nftproxy.packing import comment
 from nftproxy.proxy import Table
 from nftproxy.store import Store
 from tests.objects import endpoint, endpoint_slice, service
@@ -76,35 +74,16 @@ def cluster(*counts: int, affinity: str = "None", policy: str = "Cluster") -> li
     return found
 
 
-def watch(kernel: Kernel, before: Callable[[str], None]) -> None:
-    """Show every transaction to a function first; what it raises keeps the transaction from happening."""
-    run, send = kernel._run, kernel._send
-
-    def watched_run(text: str) -> None:
-        before(text)
-        run(text)
-
-    def watched_send(commands: list[Command]) -> None:
-        before(repr(commands))
-        send(commands)
-
-    kernel._run = watched_run  # type: ignore[method-assign]
-    kernel._send = watched_send  # type: ignore[method-assign]
-
-
 def fail_on(kernel: Kernel, needle: str, error: Callable[[], BaseException]) -> None:
     """Have every transaction that contains a text fail."""
+    run = kernel._run
 
     def failing(text: str) -> None:
         if needle in text:
             raise error()
+        run(text)
 
-    watch(kernel, failing)
-
-
-def accept_everything(kernel: Kernel) -> None:
-    """Have no transaction fail any more."""
-    del kernel._run, kernel._send
+    kernel._run = failing  # type: ignore[method-assign]
 
 
 @pytest.mark.contract("5.10.1")
@@ -112,13 +91,13 @@ def test_a_refused_service_is_set_aside_alone(netns: str) -> None:
     log: list[str] = []
     sink = logger.add(log.append, level="ERROR", format="{message}")
     with table(netns, *cluster(*[2] * 20)) as found:
-        fail_on(found.kernel, "'10.96.0.17'", lambda: KernelError("no"))
+        fail_on(found.kernel, '"10.96.0.17"', lambda: KernelError("no"))
         report = found.sync(Family.IPv4, [])
         assert [str(name) for name in report.refused] == ["default/web7"]
         assert len({key[0] for key in elements(found)["services4"]} & {f"10.96.0.{10 + n}" for n in range(20)}) == 19
         assert len([line for line in log if "default/web7" in line]) == 1
         assert found.sync(Family.IPv4, []).refused == {}  # unchanged: not tried again
-        accept_everything(found.kernel)
+        del found.kernel._run  # the kernel accepts everything again
         found.store.put(cluster(*[2] * 8)[14])
         found.store.put(endpoint_slice("web7", [endpoint("10.244.9.9")]))
         assert found.sync(Family.IPv4, []).refused == {}
@@ -126,10 +105,16 @@ def test_a_refused_service_is_set_aside_alone(netns: str) -> None:
     logger.remove(sink)
 
 
-def test_an_element_that_the_kernel_itself_refuses(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    too_long = bytes(300)  # nf_tables takes 256 bytes of user data
+def test_an_element_that_libnftables_itself_refuses(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nftproxy import kernel as kernel_module
+
+    honest = kernel_module._json
+
+    def bad(key: Key, value: Value) -> object:
+        return honest((("no.such.address.invalid"), *key[1:]) if key[0] == "10.96.0.12" else key, value)
+
     with table(netns, *cluster(2, 2, 2, 2)) as found:
-        monkeypatch.setattr("nftproxy.batch.comment", lambda text: too_long if "web2" in text else comment(text))
+        monkeypatch.setattr(kernel_module, "_json", bad)
         report = found.sync(Family.IPv4, [])
         assert [str(name) for name in report.refused] == ["default/web2"]
         assert {key[0] for key in elements(found)["services4"] if str(key[0]).startswith("10.")} == {
@@ -150,7 +135,7 @@ def test_a_kernel_that_refuses_everything_loses_nothing(netns: str) -> None:
         with pytest.raises(KernelError, match="out of memory"):
             found.sync(Family.IPv4, [])
         assert elements(found) == before
-        accept_everything(found.kernel)
+        del found.kernel._run
         report = found.sync(Family.IPv4, [])
         assert report.services == 2, "what the failed sync had taken is still due"
         assert elements(found) == fresh(*cluster(3, 1))
@@ -218,15 +203,17 @@ def _killed_at(netns: str, stage: int, before: list[Object], after: list[Object]
         found.sync(Family.IPv4, [])
         for item in after:
             found.store.put(item)
+        run = found.kernel._run
         count = 0
 
-        def dying(_: str) -> None:
+        def dying(text: str) -> None:
             nonlocal count
             if count == stage:
                 raise Killed
             count += 1
+            run(text)
 
-        watch(found.kernel, dying)
+        found.kernel._run = dying  # type: ignore[method-assign]
         try:
             found.sync(Family.IPv4, [])
         except Killed:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from pyroute2 import IPSet
+from pyroute2 import IPVS, IPSet, IPVSService
 
 from nftproxy import takeover
 from nftproxy.address import Family
@@ -396,6 +396,32 @@ def test_interface_and_ip_sets_of_ipvs_mode(kernel: Kernel) -> None:
     with IPSet() as sets:
         assert {item.get_attr("IPSET_ATTR_SETNAME") for item in sets.list()} == {"KUBE-SRC-NETWORKPOLICY", "mine"}
     assert subprocess.run(["ip", "link", "show", "kube-other"], check=False, capture_output=True).returncode == 0
+
+
+def has_ipvs() -> bool:
+    """Whether the kernel has IPVS or can load it: Debian's kernels, which `make` targets boot, can."""
+    if not Path("/proc/net/ip_vs").exists() and shutil.which("modprobe"):
+        subprocess.run(["modprobe", "ip_vs_rr"], check=False, capture_output=True)
+    return Path("/proc/net/ip_vs").exists()
+
+
+@pytest.mark.skipif(not has_ipvs(), reason="this kernel has no IPVS; those that tests/versions boots have")
+@pytest.mark.contract("5.12.1")
+def test_virtual_services_of_ipvs_mode(kernel: Kernel) -> None:
+    """All of them go if kube-proxy's interface is there; without it they are somebody else's."""
+    with IPVS() as netlink:
+        for address, protocol in (("10.96.0.10", 6), ("10.96.0.10", 17), ("fd00:10:96::10", 6)):
+            six = {"netmask": "128.0.0.0"} if ":" in address else {}  # a prefix length, where pyroute2 writes an IPv4 address
+            netlink.service("add", IPVSService(addr=address, port=80, protocol=protocol, sched_name="rr", **six))
+    assert not leftovers()
+    subprocess.run(["ip", "link", "add", "kube-ipvs0", "type", "bridge"], check=True)
+    found = leftovers()
+    assert (found.virtual_services, found.interface) == (3, True)
+    assert remove(found, kernel) == []
+    assert not leftovers()
+    with IPVS() as netlink:
+        assert list(netlink.service("dump")) == []
+    assert remove(found, kernel) == [], "what is gone already is no problem"
 
 
 def test_a_set_in_use_is_reported(kernel: Kernel) -> None:

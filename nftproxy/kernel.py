@@ -312,6 +312,7 @@ def _context() -> "Nftables":  # type: ignore[name-defined]  # noqa: F821
     except ImportError as error:
         raise UnusableError("the Python module nftables is not installed", hint="pip install pip-nftables") from error
     try:
+        ctypes.CDLL("libnftables.so.1")  # first: an Nftables() that cannot load it complains once more when it is collected
         nft = Nftables()
     except OSError as error:
         raise UnusableError(f"libnftables cannot be loaded: {error}", hint="apt-get install libnftables1") from error

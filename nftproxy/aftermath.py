@@ -3,6 +3,7 @@
 The order is that of contract 5.11. A failure here never undoes a sync nor stops the next one.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from loguru import logger
@@ -62,6 +63,7 @@ class Aftermath(Observer):
         self._health = health
         self._metrics = metrics
         self._sides = {family: _Side(family, settings, own, health, record) for family in settings.families}
+        self._taking_over: asyncio.Task[None] | None = None
         self._first = set(settings.families)  # families whose first sync has not succeeded yet
 
     def close(self) -> None:
@@ -101,7 +103,8 @@ class Aftermath(Observer):
         if family in self._first:
             self._first.discard(family)
             if not self._first:
-                await self.proxy.in_worker(self._take_over)
+                # In a thread of its own: iptables programs take a minute for ten thousand Services, and syncs must go on.
+                self._taking_over = asyncio.create_task(asyncio.to_thread(self._take_over))
 
     def failed(self, family: Family, seconds: float) -> None:
         """Count a sync that failed."""

@@ -8,7 +8,6 @@ Pure. Three things hold for every difference:
   fall between two states.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -124,7 +123,7 @@ class Remembered:
         self.routes: dict[Frontend, Route] = {}
         self.owners: dict[Frontend, ObjectName] = {}
         self.rivals: dict[Frontend, list[ObjectName]] = {}  # all who claim it where there are two or more, the owner first
-        self.shared: Counter[Element] = Counter()
+        self.shared: dict[str, dict[Key, int]] = {}  # by set: how many services have the element
 
     def accept(self, change: Change) -> None:
         """Take over a change that the kernel accepted."""
@@ -132,10 +131,11 @@ class Remembered:
             old = self.services.pop(name, None)
             if new is not None:
                 self.services[name] = new
-            for element, count in _claims(old, new, self.family).items():
-                self.shared[element] += count
-                if not self.shared[element]:
-                    del self.shared[element]
+            for element, count in _claims(old, new, self.family):
+                counts = self.shared.setdefault(element.where, {})
+                counts[element.key] = counts.get(element.key, 0) + count
+                if not counts[element.key]:
+                    del counts[element.key]
         for frontend, (_, after) in change.routes.items():
             claimants = change.claimants[frontend]
             if after is None:
@@ -153,29 +153,27 @@ class Remembered:
 def difference(remembered: Remembered, wanted: Mapping[ObjectName, Compiled | None]) -> list[Change]:
     """Return the changes that make `wanted` true (None: the service is gone); services not named stay as they are."""
     changed = {name: new for name, new in wanted.items() if remembered.services.get(name) != new}
-    touching: dict[Frontend, dict[ObjectName, None]] = {}
-    claims: dict[Frontend, set[ObjectName]] = {}
+    touched: dict[Frontend, dict[ObjectName, Route | None]] = {}  # who has to do with it, and what each newly wants
     for name, new in changed.items():
         old = remembered.services.get(name)
         for route in old.routes if old else ():
-            touching.setdefault(route.frontend, {})[name] = None
+            touched.setdefault(route.frontend, {})[name] = None
         for route in new.routes if new else ():
-            touching.setdefault(route.frontend, {})[name] = None
-            claims.setdefault(route.frontend, set()).add(name)
+            touched.setdefault(route.frontend, {})[name] = route
     groups = _Groups(changed)
-    for frontend, names in touching.items():
-        change = groups.of(list(names))
-        claimants = claims.get(frontend, set())
+    for frontend, wishes in touched.items():
+        change = groups.of(list(wishes))
+        claimants = [name for name, route in wishes.items() if route is not None]
         owner = remembered.owners.get(frontend)
         standing = remembered.rivals.get(frontend) or ([owner] if owner else [])
-        claimants.update(name for name in standing if name not in changed)
+        claimants += [name for name in standing if name not in changed]
+        if len(claimants) > 1:
+            claimants.sort(key=lambda name: _age(name, _claimed(name, changed, remembered)))
         before, after = remembered.routes.get(frontend), None
-        order = sorted(claimants, key=lambda name: _age(name, _claimed(name, changed, remembered)))
-        if order:
-            routes = _claimed(order[0], changed, remembered).routes
-            after = _settled(next(r for r in routes if r.frontend == frontend), before)
+        if claimants:
+            after = _settled(wishes.get(claimants[0]) or _wish(remembered.services[claimants[0]], frontend), before)
         change.routes[frontend] = (before, after)
-        change.claimants[frontend] = order
+        change.claimants[frontend] = claimants
     return groups.changes()
 
 
@@ -236,12 +234,13 @@ def delta(change: Change, remembered: Remembered, actual: dict[str, dict[Key, Va
 def shared_delta(changes: Iterable[Change], remembered: Remembered, actual: dict[str, dict[Key, Value]] | None = None) -> Delta:
     """Return the elements that several services may have: added with the first claim, deleted late with the last."""
     found = Delta()
-    claims: Counter[Element] = Counter()
+    claims: dict[Element, int] = {}
     for change in changes:
         for name, new in change.services.items():
-            claims.update(_claims(remembered.services.get(name), new, remembered.family))
+            for element, count in _claims(remembered.services.get(name), new, remembered.family):
+                claims[element] = claims.get(element, 0) + count
     for element, count in claims.items():
-        had = remembered.shared[element]
+        had = remembered.shared.get(element.where, {}).get(element.key, 0)
         present = actual is not None and element.key in actual.get(element.where, {})
         if had == 0 and count > 0 and not present:
             found.add(element)
@@ -265,14 +264,16 @@ def _compare(found: Delta, new: Iterable[Element], old: Iterable[Element], actua
     found.compare(new, present)
 
 
-def _claims(old: Compiled | None, new: Compiled | None, family: Family) -> Counter[Element]:
-    """Count what a service claims more (positive) or no longer (negative) of the shared elements."""
-    counts: Counter[Element] = Counter()
-    if new is not None:
-        counts.update(set(new.shared(family)))
-    if old is not None:
-        counts.subtract(set(old.shared(family)))
-    return counts
+def _claims(old: Compiled | None, new: Compiled | None, family: Family) -> Iterator[tuple[Element, int]]:
+    """Yield the shared elements that a service claims newly (1) or no longer (-1)."""
+    before = set(old.shared(family)) if old else set()
+    after = set(new.shared(family)) if new else set()
+    yield from ((element, 1) for element in after - before)
+    yield from ((element, -1) for element in before - after)
+
+
+def _wish(compiled: Compiled, frontend: Frontend) -> Route:
+    return next(route for route in compiled.routes if route.frontend == frontend)
 
 
 def _claimed(name: ObjectName, changed: Mapping[ObjectName, Compiled | None], remembered: Remembered) -> Compiled:

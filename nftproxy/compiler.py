@@ -5,6 +5,7 @@ are small, and share the tuples of endpoints among all frontends of a service po
 """
 
 import enum
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -76,10 +77,15 @@ class Refusal(enum.Enum):
     DROP = Verdict("drop")
 
 
+# libnftables aborts the process on names of more than 255 characters. The longest is `sticky_external4-<ports>-<name>`.
+PORTS_LIMIT = 40
+NAME_LIMIT = 255 - len("sticky_external4-") - PORTS_LIMIT - 1
+
+
 class Affinity(msgspec.Struct, frozen=True, gc=False):
     """ClientIP affinity of one service port: what may be remembered, and for how many seconds."""
 
-    name: str  # namespace/service/protocol/port name; part of chain and map names
+    name: str  # namespace/service/protocol/port name, within NAME_LIMIT; part of chain and map names
     family: Family
     proto: str
     timeout: int
@@ -94,7 +100,7 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     @property
     def ports_name(self) -> str:
         """The port numbers as they stand in chain names."""
-        return ".".join(map(str, self.ports))
+        return _bounded(".".join(map(str, self.ports)), PORTS_LIMIT)
 
     def chain(self, step: str) -> str:
         """Return the name of one of its chains; a chain with other content has another name."""
@@ -219,7 +225,16 @@ def _affinity(service: ObjectName, port: ServicePort, seen: View, chosen: Lists,
     if seen.affinity_seconds is None or not (chosen.cluster or chosen.local):
         return None
     proto = port.protocol.nft
-    return Affinity(f"{service}/{proto}/{port.name or ''}", family, proto, seen.affinity_seconds, chosen.cluster, chosen.local)
+    name = _bounded(f"{service}/{proto}/{port.name or ''}", NAME_LIMIT)
+    return Affinity(name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local)
+
+
+def _bounded(text: str, limit: int) -> str:
+    """Shorten a part of a name; what is cut off is told apart by a digest (contract 5.6.3)."""
+    if len(text) <= limit:
+        return text
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    return f"{text[: limit - 21]}.{digest:020}"
 
 
 def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:

@@ -70,11 +70,13 @@ def route_outside(world: World) -> None:
 
 
 class Web:
-    """A Service that no other test knows, with its slices."""
+    """A Service that no other test knows, with its slices; of all families and protocols, or of one."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, only: Wire | None = None) -> None:
         number = next(_numbers)
         self.world = world
+        self.families = (only.family,) if only else world.lab.families
+        self.names = {only.protocol.lower(): only.protocol} if only else PORT_NAMES
         self.name = f"web{number}"
         self.port = 80
         self.node_port = 30000 + number
@@ -95,35 +97,34 @@ class Web:
 
     def service(self, **spec: Any) -> Service:
         """The Service; `spec` in the API's spelling replaces what it has by default."""
-        families = self.world.lab.families
         ports = [
             {"name": name, "protocol": protocol, "port": self.port, "nodePort": self.node_port}
-            for name, protocol in PORT_NAMES.items()
+            for name, protocol in self.names.items()
         ]
         default: dict[str, Any] = {
-            "cluster_ip": [self._addresses["cluster"][f] for f in families],
-            "vips": [self._addresses["vip"][f] for f in families],
-            "externalIPs": [self._addresses["external"][f] for f in families],
+            "cluster_ip": [self._addresses["cluster"][f] for f in self.families],
+            "vips": [self._addresses["vip"][f] for f in self.families],
+            "externalIPs": [self._addresses["external"][f] for f in self.families],
             "ports": ports,
         }
         return service(self.name, **{**default, **spec})
 
     def slices(
-        self, *places: Ready, port: int = 8080, suffix: str = "", names: Mapping[str, str] = PORT_NAMES
+        self, *places: Ready, port: int = 8080, suffix: str = "", names: Mapping[str, str] | None = None
     ) -> list[EndpointSlice]:
         """Its slices, one per family: pods, nodes and clients by name as endpoints, or with conditions or hints.
 
         `names` are the names of the ports and their protocols.
         """
         found = []
-        for family in self.world.lab.families:
+        for family in self.families:
             endpoints = []
             for each in places:
                 name, more = (each, {}) if isinstance(each, str) else each
                 place = self.world.lab.place(name)
                 node = getattr(place, "node", name if name.startswith("node") else "")
                 endpoints.append(endpoint(place.addresses[family], **{"node": node, **more}))
-            ports = [{"name": name, "port": port, "protocol": protocol} for name, protocol in names.items()]
+            ports = [{"name": name, "port": port, "protocol": protocol} for name, protocol in (names or self.names).items()]
             name = f"{self.name}-{family.lower()}{suffix}"
             found.append(endpoint_slice(self.name, endpoints, name=name, ports=ports, family=family))
         return found
@@ -131,6 +132,12 @@ class Web:
     def apply(self, *places: Ready, port: int = 8080, **spec: Any) -> list[Report]:
         """Deliver the Service and its slices to all nodes."""
         return self.world.apply(self.service(**spec), *self.slices(*places, port=port))
+
+    def delete(self) -> None:
+        """Delete the Service and its slices, and what else the tables hold because of it."""
+        self.world.delete(self.service(), *self.slices())
+        for table in self.world.tables.values():
+            table.tidy()
 
     def answers(self, where: str, kind: Kind, wire: Wire, *, node: str = "node1", times: int = 48, **options: Any) -> set[str]:
         """Who answers. That one of three endpoints is not among 48 answers happens once in 100 million runs."""

@@ -94,6 +94,7 @@ class Aftermath(Observer):
             report,
             seconds,
             full=report.read_back,
+            stages=report.stages,
             without_local_endpoints=side.standing.without_local_endpoints,
         )
         self._health.updated(family)

@@ -341,6 +341,8 @@ def test_metrics_of_a_running_process(machine: Machine) -> None:
     assert "kubeproxy_sync_proxy_rules_endpoint_changes_total 1.0" in text
     assert 'rest_client_requests_total{code="200"' in text
     assert 'nftproxy_map_elements{map="services4"} 1.0' in text
+    for stage in ("compile", "read_back", "difference", "kernel"):
+        assert f'nftproxy_sync_stage_duration_seconds_count{{ip_family="IPv4",stage="{stage}"}}' in text
     assert 'nftproxy_elements_written_total{ip_family="IPv4"}' in text
     configuration = json.loads(machine.get(10249, "/configz")[2])["kubeproxy.config.k8s.io"]
     assert configuration["mode"] == "nftables"

@@ -204,7 +204,8 @@ class _Groups:
 def delta(change: Change, remembered: Remembered, actual: dict[str, dict[Key, Value]] | None = None) -> Delta:
     """Return the elements of a change but for the shared ones.
 
-    With `actual`, the elements read back from the kernel, these count as the state before, and what is found is taken out of it.
+    With `actual`, the elements read back from the kernel, these count as the state before, and what is found is taken out of it;
+    an empty one, as at a first start, is nothing to compare with.
     """
     found = Delta()
     family = remembered.family
@@ -216,17 +217,17 @@ def delta(change: Change, remembered: Remembered, actual: dict[str, dict[Key, Va
         after += new.affinities if new else ()
     for frontend, (old_route, wanted) in change.routes.items():
         new_route = wanted
-        if actual is not None and wanted is not None:
+        if actual and wanted is not None:
             new_route = _settled_as_read(wanted, family, actual)
             change.routes[frontend] = (old_route, new_route)
-        if old_route is None and actual is None and new_route is not None:
+        if old_route is None and not actual and new_route is not None:
             for element in elements(new_route, family):
                 found.add(element)
-        elif old_route != new_route or actual is not None:
+        elif old_route != new_route or actual:
             _compare(
                 found, elements(new_route, family) if new_route else (), elements(old_route, family) if old_route else (), actual
             )
-    if before != after or actual is not None:
+    if before != after or actual:
         _compare(found, [e for a in after for e in a.elements()], [e for a in before for e in a.elements()], actual)
     return found
 
@@ -241,18 +242,18 @@ def shared_delta(changes: Iterable[Change], remembered: Remembered, actual: dict
                 claims[element] = claims.get(element, 0) + count
     for element, count in claims.items():
         had = remembered.shared.get(element.where, {}).get(element.key, 0)
-        present = actual is not None and element.key in actual.get(element.where, {})
+        present = element.key in actual.get(element.where, {}) if actual else False
         if had == 0 and count > 0 and not present:
             found.add(element)
         elif had > 0 and had + count == 0:
             found.remove_late(element.where, element.key)
-        if actual is not None:
+        if actual:
             actual.get(element.where, {}).pop(element.key, None)
     return found
 
 
 def _compare(found: Delta, new: Iterable[Element], old: Iterable[Element], actual: dict[str, dict[Key, Value]] | None) -> None:
-    if actual is None:
+    if not actual:
         found.compare(new, {(e.where, e.key): e.value for e in old})
         return
     new = list(new)

@@ -9,7 +9,9 @@ A service that the kernel refuses is set aside alone, named once in the log, and
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from loguru import logger
@@ -25,7 +27,8 @@ from nftproxy.selection import Locality
 from nftproxy.settings import NodeSettings
 from nftproxy.store import Pending, Store, Taken
 
-BATCH = 6000  # elements in one transaction of a big change; libnftables takes about 50 MB for each MB of JSON
+BATCH = 10_000  # elements in one transaction of a big change; libnftables takes 40 MB for them
+PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it
 FORGET = 2000  # remembered clients deleted in one transaction
 
 Actual = dict[str, dict[Key, Value]]
@@ -43,6 +46,16 @@ class Report:
     read_back: bool = False
     refused: dict[ObjectName, str] = field(default_factory=dict)
     looked_at: dict[ObjectName, Pending] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)  # seconds for compile, read_back, difference, kernel
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time that a block takes to a stage."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[stage] = self.stages.get(stage, 0) + time.perf_counter() - begin
 
 
 class Syncer:
@@ -103,17 +116,24 @@ class Syncer:
 
     def _sync(self, taken: Taken) -> Report:
         report = Report(self.family, services=len(taken.services), looked_at=taken.services)
-        wanted = self._compile(taken)
-        actual = None if self.in_step else self._read_back(report)
+        actual = None
+        if not self.in_step:
+            with report.timed("read_back"):
+                actual = self._read_back(report)
         generation = self._kernel.generation
-        first = actual is not None and not any(actual.values())
         held = Delta()
-        for batch in self._batches(difference(self.remembered, wanted), actual):
-            self._apply(batch, actual, report, held if first else None)
-        if actual is not None:
-            self._adopt(actual, report)
-        self._commit(held, (), report)
-        self._commit_late(report)
+        for services in _portions(taken.services, None if actual is None else PORTION):
+            with report.timed("compile"):
+                wanted = self._compile(services, taken.zone)
+            with report.timed("difference"):  # all but what the kernel takes of it
+                for batch in self._batches(difference(self.remembered, wanted), actual):
+                    self._apply(batch, actual, report, held if actual == {} else None)
+        with report.timed("difference"):
+            if actual is not None:
+                self._adopt(actual, report)
+            self._commit(held, (), report)
+            self._commit_late(report)
+        report.stages["difference"] -= report.stages.get("kernel", 0)
         if taken.networks is not None:
             self._service_cidrs(taken.networks)
         if actual is not None:
@@ -121,12 +141,12 @@ class Syncer:
             self._generation = generation
         return report
 
-    def _compile(self, taken: Taken) -> dict[ObjectName, Compiled | None]:
+    def _compile(self, services: Mapping[ObjectName, Pending], zone: str) -> dict[ObjectName, Compiled | None]:
         node_ip = self._settings.node_ips[self.family].text
-        here = Locality(self._settings.node_name, taken.zone)
+        here = Locality(self._settings.node_name, zone)
         context = Context(self.family, here, node_ip, external_ips=self._settings.allow_external_ips)
         wanted: dict[ObjectName, Compiled | None] = {}
-        for name, (service, slices) in taken.services.items():
+        for name, (service, slices) in services.items():
             notes: list[str] = []
             wanted[name] = compile_service(service, slices, context, notes) if service is not None else None
             if notes or self._notes:
@@ -143,7 +163,10 @@ class Syncer:
             self._notes.pop(name, None)
 
     def _read_back(self, report: Report) -> Actual:
-        """Make sure that the program is there, forget what was remembered, and return the elements of this family."""
+        """Make sure that the program is there, forget what was remembered, and return the elements of this family, by set.
+
+        At a first start there are none, and no sets either in what is returned.
+        """
         report.read_back = True
         self._kernel.refresh()
         if not self._kernel.holds(self._program):
@@ -151,7 +174,8 @@ class Syncer:
         self.remembered = Remembered(self.family)
         self._late = Delta()
         self.untidy = True
-        return {name: self._kernel.elements(name) for name in self._kernel.sets if compared(name, self.family)}
+        actual = {name: self._kernel.elements(name) for name in self._kernel.sets if compared(name, self.family)}
+        return actual if any(actual.values()) else {}
 
     def _batches(self, changes: list[Change], actual: Actual | None) -> Iterator[list[Pair]]:
         """Cut changes into transactions; one that makes clients forget endpoints stands alone, last, as that can take seconds."""
@@ -234,16 +258,18 @@ class Syncer:
             )
 
     def _commit(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
-        self._kernel.ensure_for(whole, self._program, affinities)
-        if whole.removed or whole.added:
-            report.transactions += 1
-            report.written += len(whole) - sum(map(len, whole.late.values()))
-            self._kernel.commit(whole)
+        with report.timed("kernel"):
+            self._kernel.ensure_for(whole, self._program, affinities)
+            if whole.removed or whole.added:
+                report.transactions += 1
+                report.written += len(whole) - sum(map(len, whole.late.values()))
+                self._kernel.commit(whole)
 
     def _commit_late(self, report: Report) -> None:
         """Delete what nothing points to any more; all of it belongs to changes that were applied."""
         if self._late:
-            self._kernel.commit_late(self._late)
+            with report.timed("kernel"):
+                self._kernel.commit_late(self._late)
             report.transactions += 1
             report.written += len(self._late)
             self._late = Delta()
@@ -318,6 +344,19 @@ class Syncer:
         where = f"service_cidrs{self.family.digit}"
         if self._kernel.networks(where, self.family) != networks:
             self._kernel.replace(where, [{"prefix": {"addr": n.text, "len": n.length}} for n in networks])
+
+
+def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator[dict[ObjectName, Pending]]:
+    """Yield services some at a time; all at once without a size.
+
+    Only what exchanges a frontend must change together, and after reading back nobody is known to have had one.
+    """
+    if size is None:
+        yield services
+        return
+    rest = iter(services.items())
+    while portion := dict(itertools.islice(rest, size)):
+        yield portion
 
 
 def compared(name: str, family: Family) -> bool:

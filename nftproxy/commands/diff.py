@@ -30,7 +30,7 @@ def diff(manifests: tuple[Path, ...], output: str, **flags: Any) -> int:
     given.refuse_problems()
     with Kernel() as kernel:
         kernel.require()
-        lines = _compare(given, kernel)
+        lines = sorted(_compare(given, kernel), key=lambda line: (line[1] != "program", line[1], line[2]))
     if output == "json":
         click.echo(json.dumps([{"change": sign, "where": where, "element": text} for sign, where, text in lines], indent=2))
         return 1 if lines else 0

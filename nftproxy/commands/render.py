@@ -32,26 +32,35 @@ def render(manifests: tuple[Path, ...], output: str, **flags: Any) -> None:
     given.refuse_problems()
     settings = given.settings
     previews = [preview.preview(settings, given.store, family) for family in settings.families]
-    for note in (*given.warnings, *(note for each in previews for note in each.notes)):
+    addresses, doubts = _nodeport_ips(settings)
+    for note in (*given.warnings, *doubts, *(note for each in previews for note in each.notes)):
         click.echo(f"{click.style('warning:', fg='yellow')} {note}", err=True)
     program = Program(settings)
     if output == "nft":
-        click.echo(preview.text(program, previews, nodeport_ips(settings)), nl=False)
+        click.echo(preview.text(program, previews, addresses), nl=False)
     else:
-        click.echo(json.dumps(_json(program, previews), indent=2))
+        click.echo(json.dumps(_json(program, previews, addresses), indent=2))
 
 
-def nodeport_ips(settings: NodeSettings) -> dict[Family, list[str]]:
-    """Return the addresses that accept NodePorts as far as the settings alone tell: those of networks of one address."""
-    return {
-        family: [network.text for network in networks if network.length == family.bits]
-        for family, networks in settings.nodeport_addresses.items()
-        if networks is not ALL
-    }
+def _nodeport_ips(settings: NodeSettings) -> tuple[dict[Family, list[str]], list[str]]:
+    """Return the addresses that accept NodePorts as far as the settings alone tell, and what they leave open."""
+    addresses: dict[Family, list[str]] = {}
+    doubts: list[str] = []
+    for family, networks in settings.nodeport_addresses.items():
+        if networks is not ALL:
+            addresses[family] = [network.text for network in networks if network.length == family.bits]
+            doubts += [
+                f"nodePortAddresses: which addresses of {network} this node has is not known here; "
+                f"nodeport_ips{family.digit} has none of them"
+                for network in networks
+                if network.length != family.bits
+            ]
+    return addresses, doubts
 
 
-def _json(program: Program, previews: list[Preview]) -> dict[str, Any]:
+def _json(program: Program, previews: list[Preview], nodeport_ips: dict[Family, list[str]]) -> dict[str, Any]:
     elements = {where: items for each in previews for where, items in sorted(each.delta.added.items())}
+    elements |= {f"nodeport_ips{family.digit}": {(ip,): None for ip in ips} for family, ips in nodeport_ips.items() if ips}
     return {
         "program": program.digest,
         "elements": {

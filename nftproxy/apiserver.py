@@ -59,7 +59,7 @@ class Observer(Protocol):
         """Note a request and how it was answered; `code` is `<error>` if it was not (`rest_client_requests_total`, contract 7.4.17)."""
 
     def watch_restarted(self, resource: str) -> None:
-        """Note that a watch of a resource came to an end and is to be begun again."""
+        """Note that a list or watch came to an end before its time, and is begun again after a pause."""
 
 
 class NoObserver:

@@ -1,7 +1,7 @@
 """The cluster as a source: four reflectors, each in a thread, that keep the store like the API server's objects.
 
-The own Node comes first; the others begin when the server has answered for it (contract 1.2.1). Nothing here waits for anything else
-that way, and nothing here decides what the objects mean.
+The own Node comes first; the others begin when the server has answered for it (contract 1.2.1). Nothing here decides what the
+objects mean. There is no periodic resync (1.1.9): the store is the only copy, so there is nothing that it could drift away from.
 """
 
 import threading

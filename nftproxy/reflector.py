@@ -92,13 +92,13 @@ class Reflector:
             if self._begun:
                 lasted = self._environment.clock() - self._begun
                 outcome = replace(outcome, lasted=lasted, events=self._events)
-                self._connection.observer.watch_restarted(self.resource.name)
             step = retry.after(self._state, outcome, self.resource, chance=self._environment.chance())
             self._report(outcome, step)
             self._state = step.state
             if step.renew:
                 self._connection.renew()
             if step.pause:
+                self._connection.observer.watch_restarted(self.resource.name)
                 self._environment.pause(self._stopping, step.pause)
 
     def stop(self) -> None:
@@ -246,8 +246,10 @@ class Reflector:
         name = self.resource.name
         if outcome.lasted >= retry.STEADY:
             self._recovered()
-        normal = outcome.cause in {Cause.ENDED, Cause.SILENT} and (outcome.lasted >= retry.STEADY or step.state.failures < 3)
-        if normal or not step.pause:
+        # A quiet stream is silent; and a server that goes down in good order ends a watch or two just after they began.
+        quiet = outcome.cause is Cause.SILENT and outcome.lasted >= retry.STEADY
+        normal = outcome.cause is Cause.ENDED and step.state.failures < 3
+        if quiet or normal or not step.pause:
             logger.debug("{}: watch {} after {:.0f} s", name, outcome.cause.value, outcome.lasted)
             return
         if outcome.code == 410:

@@ -1,5 +1,6 @@
 """A reflector at work against a stand-in server, in a world where a pause takes no time; and what it leaves in the store."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -103,16 +104,23 @@ def fresh_start(server: FakeApiServer, resource: Resource) -> Mapping[ObjectName
         other.stop()
 
 
-def impatient(resource: Resource) -> Resource:
-    """Return a resource whose silence is noticed at once."""
-    return replace(resource, silence=0.1)
+def impatient(resource: Resource, seconds: float = 0.1) -> Resource:
+    """Return a resource whose silence is noticed sooner."""
+    return replace(resource, silence=seconds)
 
 
 @contextmanager
-def logged(level: str = "INFO") -> Iterator[list[str]]:
-    """Gather the lines logged."""
+def logged(level: str = "INFO", condition: threading.Condition | None = None) -> Iterator[list[str]]:
+    """Gather the lines logged, and notify a condition of each."""
     lines: list[str] = []
-    handler = logger.add(lambda line: lines.append(str(line).rstrip()), level=level, format="{level} {message}")
+
+    def gather(line: object) -> None:
+        with condition or contextlib.nullcontext():
+            lines.append(str(line).rstrip())
+            if condition:
+                condition.notify_all()
+
+    handler = logger.add(gather, level=level, format="{level} {message}")
     try:
         yield lines
     finally:

@@ -16,7 +16,7 @@ from nftproxy.apiserver import Connection, SilentError, TransportError, connect
 from nftproxy.errors import ConfigError
 from nftproxy.resources import SERVICES
 from tests.fake_apiserver import Exchange, FakeApiServer, refused
-from tests.mirror import kubeconfig, logged
+from tests.mirror import kubeconfig, logged, mirroring
 from tests.pki import Authority
 
 QUERY = {"limit": "5"}
@@ -259,3 +259,11 @@ def test_a_token_with_a_line_end_inside_is_no_header(server: FakeApiServer, tmp_
         ask(connection)
     assert server.requests == []
     connection.close()
+
+
+def test_restarts_are_counted(server: FakeApiServer) -> None:
+    counter = Counter()
+    server.expect("services", refused(503), times=3)
+    with mirroring(server, SERVICES, connect("", server.url, observer=counter)) as mirror:
+        mirror.until(lambda: mirror.changes)
+        assert counter.restarts == ["services"] * 3

@@ -94,7 +94,7 @@ def test_list_is_garbage(server: FakeApiServer, body: bytes) -> None:
     server.expect("services", lambda exchange: exchange.answer(200, body), verb="list", times=3)
     with mirroring(server, SERVICES) as mirror:
         mirror.until(lambda: mirror.knows("one"))
-        assert mirror.time.pauses == [0.8, 1.6, 3.2]
+        assert mirror.time.pauses == pytest.approx([0.8, 1.2, 1.8])
 
 
 def test_list_breaks_off(server: FakeApiServer) -> None:
@@ -194,7 +194,7 @@ def test_watch_ends_in_good_order(server: FakeApiServer) -> None:
         mirror.time.now += 20
         server.end_watches("services")
         watching(mirror, 2)
-        assert mirror.time.pauses == []
+        assert mirror.time.pauses == [], "nor does it count as trouble"
         assert len(server.asked("services", "list")) == 1
 
 
@@ -207,7 +207,8 @@ def test_server_closes_at_once_no_spin(server: FakeApiServer) -> None:
     server.streams_lists = True
     with logged() as lines, mirroring(server, SERVICES) as mirror:
         mirror.until(lambda: len(mirror.time.pauses) >= 20)
-        assert mirror.time.pauses[:7] == [0.8, 1.6, 3.2, 6.4, 12.8, 25.6, LONGEST_PAUSE]
+        assert mirror.time.pauses[:4] == pytest.approx([0.8, 1.2, 1.8, 2.7])
+        assert mirror.time.pauses[10] == LONGEST_PAUSE
         assert len(server.asked("services")) <= len(mirror.time.pauses) + 2, "one request per pause, and the list"
         assert len([line for line in lines if line.startswith("WARNING")]) <= 2
         server.behave()
@@ -373,8 +374,8 @@ def test_gone_again_and_again_no_spin(server: FakeApiServer) -> None:
     server.expect("services", refused(410), verb="watch", times=1000)
     server.streams_lists = True
     with mirroring(server, SERVICES) as mirror:
-        mirror.until(lambda: len(mirror.time.pauses) >= 10)
-        assert mirror.time.pauses[-1] == LONGEST_PAUSE
+        mirror.until(lambda: len(mirror.time.pauses) >= 20)
+        assert mirror.time.pauses[19] == LONGEST_PAUSE
         server.behave()
         mirror.until(lambda: mirror.knows("one"))
 
@@ -438,7 +439,7 @@ def test_forbidden_and_allowed_again(server: FakeApiServer) -> None:
 @pytest.mark.parametrize("refusal", [recorded("list-forbidden.http"), refused(404)], ids=["403", "404"])
 def test_forbidden_servicecidrs(server: FakeApiServer, refusal: Hazard) -> None:
     server.load("servicecidrs", "servicecidrs-list.json")
-    server.expect("servicecidrs", refusal, times=15)
+    server.expect("servicecidrs", refusal, times=20)
     with logged() as lines, mirroring(server, SERVICE_CIDRS) as mirror:
         mirror.until(lambda: mirror.changes)
         assert max(mirror.time.pauses) == 300

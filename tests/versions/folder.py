@@ -1,0 +1,119 @@
+"""A Debian release in a folder: made once by debootstrap, kept under build/versions, entered for a command.
+
+Packages come from the mirror that this machine's own apt uses. Nothing is left mounted or running on this machine: a command in a
+folder has its own mounts, processes and, unless it asks for the network, its own network.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nftproxy.errors import NftproxyError
+
+CACHE = Path(__file__).parents[2] / "build/versions"
+PACKAGES = (
+    # What the project needs: see PACKAGES and TEST_PACKAGES in the Makefile.
+    "python3", "python3-venv", "libnftables1", "iproute2", "procps", "nftables", "iptables", "openssl", "git",
+    # What this package needs: certificates for pip, modprobe in a virtual machine.
+    "ca-certificates", "kmod",
+)  # fmt: skip
+_SCRIPT = Path(__file__).parent / "inside.sh"
+_PATH = "/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "TERM")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The folder of one release, whether it is there or not."""
+
+    release: str
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return CACHE / self.release
+
+    def make(self) -> None:
+        """Make it unless it is there with the packages wanted; NftproxyError when that fails."""
+        recipe = digest(PACKAGES)
+        stamp = self.path / ".made"
+        if stamp.exists() and stamp.read_text() == recipe:
+            return
+        need_programs({"debootstrap": "debootstrap"})
+        print(f"{self.release}: making {self.path}", flush=True)
+        half = self.path.with_name(f"{self.release}.half")
+        shutil.rmtree(half, ignore_errors=True)
+        half.parent.mkdir(parents=True, exist_ok=True)
+        argv = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", self.release, str(half), mirror()]
+        done = subprocess.run(argv, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            last = done.stdout.strip().splitlines()[-1:] or ["no output"]
+            raise NftproxyError(
+                f"debootstrap cannot make {self.release}: {last[0]}", hint=f"see {half}/debootstrap/debootstrap.log"
+            )
+        (half / "etc/resolv.conf").touch()  # to mount this machine's on
+        for package in half.glob("var/cache/apt/archives/*.deb"):
+            package.unlink()
+        shutil.rmtree(self.path, ignore_errors=True)
+        (half / ".made").write_text(recipe)
+        half.rename(self.path)
+
+    def run(
+        self, argv: Sequence[str], *, network: bool = False, env: Mapping[str, str] | None = None, capture: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in it; without `network` only a loopback interface is there. `capture` its output as text."""
+        spaces = ["--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts"]
+        command = list(argv)
+        if not network:
+            spaces.append("--net")
+            command = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh", *argv]
+        passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        everything = {"PATH": _PATH, "HOME": "/root", "LANG": "C.UTF-8", **passed, **(env or {})}
+        return subprocess.run(
+            ["unshare", *spaces, "sh", str(_SCRIPT), str(self.path), *command],
+            env=everything,
+            check=False,
+            text=True,
+            stdout=subprocess.PIPE if capture else None,
+            stderr=subprocess.STDOUT if capture else None,
+        )
+
+    def ask(self, *argv: str, network: bool = False, env: Mapping[str, str] | None = None) -> str:
+        """Run a command in it and return what it prints; NftproxyError when it fails."""
+        done = self.run(argv, network=network, env=env, capture=True)
+        if done.returncode:
+            raise NftproxyError(f"{self.release}: `{' '.join(argv)}` exited with {done.returncode}:\n{done.stdout}")
+        return done.stdout
+
+
+def mirror() -> str:
+    """Return the Debian mirror of this machine's apt; NftproxyError when it has none."""
+    wanted = "$(LABEL)|$(COMPONENT)|$(REPO_URI)"
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"], check=True, capture_output=True, text=True
+    )
+    for line in listed.stdout.splitlines():
+        label, component, address = line.split("|")
+        if (label, component) == ("Debian", "main"):
+            return address
+    raise NftproxyError("apt on this machine knows no Debian mirror", hint="apt-get update; this runs on Debian")
+
+
+def need_programs(packages: Mapping[str, str]) -> None:
+    """Install the packages (by program) whose programs are missing."""
+    missing = [package for program, package in packages.items() if not shutil.which(program)]
+    if missing:
+        print(f"installing {' '.join(missing)}", flush=True)
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "-qq", "update"], check=True, env=quiet)
+        argv = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing]
+        subprocess.run(argv, check=True, env=quiet, stdout=subprocess.DEVNULL)
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Return a short name for a list of texts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,19 @@
+#!/bin/sh
+# inside.sh FOLDER COMMAND...: run a command in a folder as if the folder were the machine.
+#
+# Started in a mount and a pid namespace of its own (folder.py): whatever is mounted or left running here is gone with the command.
+set -eu
+folder=$1
+shift
+
+mount --bind "$folder" "$folder" # the new root has to be a mount point: `ip netns exec` changes how it propagates
+mount -t proc proc "$folder/proc"
+mount -t sysfs sysfs "$folder/sys"
+mount -t tmpfs tmpfs "$folder/run"
+mount -t tmpfs tmpfs "$folder/tmp"
+
+# For pip and apt: names are resolved, and certificates trusted, as on this machine.
+mount --bind "$(readlink -f /etc/resolv.conf)" "$folder/etc/resolv.conf"
+[ ! -f /etc/ssl/certs/ca-certificates.crt ] || mount --bind /etc/ssl/certs "$folder/etc/ssl/certs"
+
+exec chroot "$folder" "$@"

@@ -1,0 +1,71 @@
+"""`make test-kernels`: the packet tests on the kernels of Debian 12 (6.1) and Debian 13 (6.12), in virtual machines side by side.
+
+Exit code 1 when a test fails on any of them.
+"""
+
+import argparse
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from nftproxy.errors import NftproxyError
+from tests.versions.machine import Machine
+from tests.versions.project import kernel_tests
+
+RELEASES = ("bookworm", "trixie")
+SLOW = 8  # how much slower Python runs there
+LIMIT = 25 * 60.0  # seconds for one machine
+ONLY_HERE = ["tests/versions/sctp.py", "tests/versions/scale.py"]
+
+
+def main() -> int:
+    """Run the tests on each kernel."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--release", action="append", choices=RELEASES, help="only its kernel (may be repeated)")
+    parser.add_argument("pytest", nargs="*", help="what pytest is given instead of the usual tests")
+    given = parser.parse_args()
+    tests = given.pytest or [*kernel_tests(), *ONLY_HERE]
+    machines = [Machine(release) for release in given.release or RELEASES]
+    pytest = [
+        "python",
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--color=no",
+        "--timeout",
+        str(180 * SLOW),
+        "-q",
+        "--durations=10",
+        *tests,
+    ]
+    for machine in machines:
+        machine.prepare(["env", f"NFTPROXY_SLOW={SLOW}", *pytest])
+    with ThreadPoolExecutor(len(machines)) as workers:
+        results = list(workers.map(run, machines))
+    print("\n".join(result for _, result in results))
+    return 0 if all(passed for passed, _ in results) else 1
+
+
+def run(machine: Machine) -> tuple[bool, str]:
+    """Boot a machine; return whether all went well, and one line that says how it went."""
+    version = machine.version
+    short = ".".join(version.split(".")[:2])
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{short} {time.monotonic() - started:4.0f} s | {line}", flush=True)
+
+    try:
+        code = machine.boot(LIMIT, say)
+    except NftproxyError as error:
+        return False, f"{machine.release:10} FAILED  kernel {version}: {error}"
+    result = "FAILED" if code else "passed"
+    return code == 0, f"{machine.release:10} {result}  kernel {version}, {time.monotonic() - started:.0f} s"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NftproxyError as error:
+        sys.exit(f"{error}\n{error.hint}".strip())

@@ -1,0 +1,58 @@
+"""`make test-versions`: the tests that reach the kernel, with the libnftables and the Python of several Debian releases.
+
+Exit code 1 when a test fails in any of them. A release that is not released yet may be missing from a mirror: that one is named and
+left out.
+"""
+
+import argparse
+import sys
+import time
+
+from nftproxy.errors import NftproxyError
+from tests.versions.folder import Folder
+from tests.versions.project import install, kernel_tests
+
+RELEASES = ("bookworm", "trixie", "sid")
+_OPTIONAL = ("sid",)
+_PRINT_VERSIONS = "import sys; print('Python', sys.version.split()[0])"
+
+
+def main() -> int:
+    """Run the tests in each release."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--release", action="append", choices=RELEASES, help="only this one (may be repeated)")
+    parser.add_argument("pytest", nargs="*", help="what pytest is given instead of all tests that reach the kernel")
+    given = parser.parse_args()
+    results = {release: run(release, given.pytest or kernel_tests()) for release in given.release or RELEASES}
+    print("\n".join(f"{release:10} {result}" for release, result in results.items()))
+    return 1 if any(result.startswith("FAILED") for result in results.values()) else 0
+
+
+def run(release: str, tests: list[str]) -> str:
+    """Run tests in one release; return one line that says how it went."""
+    folder = Folder(release)
+    try:
+        folder.make()
+    except NftproxyError as error:
+        if release in _OPTIONAL:
+            return f"left out: {error}"
+        raise
+    install(folder)
+    versions = f"{libnftables(folder)}, {folder.ask('python3', '-c', _PRINT_VERSIONS).strip()}"
+    print(f"{release}: {versions}", flush=True)
+    started = time.monotonic()
+    argv = ["sh", "-c", 'cd /project && exec python -m pytest -p no:cacheprovider "$@"', "sh", "-q", *tests]
+    code = folder.run(argv).returncode
+    return f"{'FAILED' if code else 'passed'}  {versions}, {time.monotonic() - started:.0f} s"
+
+
+def libnftables(folder: Folder) -> str:
+    """Return the version of the library that is in use there."""
+    return "libnftables " + folder.ask("dpkg-query", "--show", "--showformat", "${Version}", "libnftables1").strip()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NftproxyError as error:
+        sys.exit(f"{error}\n{error.hint}".strip())

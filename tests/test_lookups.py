@@ -149,6 +149,6 @@ def test_zero_means_something(world: World) -> None:
     web = Web(world, wire)
     world.apply(web.service())
     states: list[list[Object]] = [[*web.slices()], [*web.slices("pod1-1")]]
-    untranslated, translated, _ = survive(world, web, wire, "vip", states, enough=1000)
+    untranslated, translated, _ = survive(world, web, wire, "vip", states, enough=20_000)
     assert untranslated > 0
     assert translated > 0

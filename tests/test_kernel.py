@@ -1,0 +1,116 @@
+"""The edge to libnftables: what is required of a machine, hooks and priorities, and what a fresh table looks like."""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from nftproxy.address import Family
+from nftproxy.daemon import SKIP_KERNEL_CHECK, require_kernel
+from nftproxy.errors import UnusableError
+from nftproxy.kernel import Kernel
+from nftproxy.lab import namespace
+from nftproxy.lab.namespace import enter
+from nftproxy.model import Object
+from nftproxy.program import Program
+from nftproxy.proxy import Table
+from nftproxy.store import Store
+from tests.objects import endpoint, endpoint_slice, service
+from tests.world import settings, unique_name
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    name = f"{unique_name()}.kernel"
+    namespace.create(name)
+    yield name
+    namespace.delete(name)
+
+
+@pytest.mark.contract("5.1.1", "9.15")
+@pytest.mark.parametrize(
+    ("release", "environment", "accepted"),
+    [
+        ("6.18.1-generic", {}, True),
+        ("5.13.0", {}, True),
+        ("5.12.19", {}, False),
+        ("4.19.0-25-amd64", {}, False),
+        ("4.19.0", {SKIP_KERNEL_CHECK: "1"}, True),
+        ("4.19.0", {SKIP_KERNEL_CHECK: ""}, False),
+        ("something", {}, True),
+    ],
+)
+def test_which_kernels_are_accepted(release: str, environment: dict[str, str], *, accepted: bool) -> None:
+    if accepted:
+        require_kernel(release, environment)
+        return
+    with pytest.raises(UnusableError, match=r"older than 5\.13") as caught:
+        require_kernel(release, environment)
+    assert SKIP_KERNEL_CHECK in caught.value.hint
+
+
+@pytest.mark.contract("5.1.2")
+def test_the_probe_leaves_nothing(netns: str) -> None:
+    with enter(netns), Kernel() as kernel:
+        kernel.require()
+        assert subprocess.run(["nft", "list", "tables"], check=True, capture_output=True).stdout == b""
+
+
+@pytest.mark.contract("5.2.1", "5.2.2")
+def test_hooks_and_priorities(netns: str) -> None:
+    """Numbers, whatever names this version of nft gives them: other components order themselves relative to these."""
+    with enter(netns), Kernel() as kernel:
+        kernel.load(Program(settings()))
+        listed = subprocess.run(
+            ["nft", "-y", "list", "table", "inet", "nftproxy"], check=True, capture_output=True, text=True
+        ).stdout
+    found: dict[str, tuple[str, str, str]] = {}
+    name = ""
+    for line in listed.splitlines():
+        words = line.split()
+        if words[:1] == ["chain"]:
+            name = words[1]
+        if words[:1] == ["type"] and "hook" in words:
+            assert line.strip().endswith("policy accept;")
+            found[name] = (words[1], words[3], words[5].rstrip(";"))
+    decisive = {
+        "filter-prerouting": ("filter", "prerouting", "-110"),
+        "filter-output-early": ("filter", "output", "-110"),
+        "nat-prerouting": ("nat", "prerouting", "-100"),
+        "nat-output": ("nat", "output", "-100"),
+        "filter-input": ("filter", "input", "0"),
+        "filter-forward": ("filter", "forward", "0"),
+        "filter-output": ("filter", "output", "0"),
+        "nat-postrouting": ("nat", "postrouting", "100"),
+    }
+    assert decisive.items() <= found.items()
+    others = {place for name, place in found.items() if name not in decisive}
+    assert {hook for _, hook, _ in others} == {"input", "postrouting"}, "these only remember clients"
+
+
+@pytest.mark.contract("5.7.3")
+def test_a_base_chain_of_another_release_is_replaced(netns: str) -> None:
+    with enter(netns), Kernel() as kernel:
+        other = "add table inet nftproxy; add chain inet nftproxy nat-prerouting { type nat hook prerouting priority -99; }"
+        gone = "add chain inet nftproxy old-hook { type filter hook forward priority 5; policy drop; }"
+        subprocess.run(["nft", f"{other}; {gone}"], check=True)
+        kernel.load(Program(settings()))
+        listed = subprocess.run(["nft", "-y", "list", "chains"], check=True, capture_output=True, text=True).stdout
+    assert "priority -99" not in listed
+    assert "old-hook" not in listed
+
+
+@pytest.mark.contract("1.1.9", "5.8.3")
+def test_an_unchanged_object_writes_nothing(netns: str) -> None:
+    chosen = settings(families=[Family.IPv4])
+    with enter(netns), Kernel() as kernel:
+        table = Table(chosen, Store(chosen.families), kernel)
+        objects: list[Object] = [service(), endpoint_slice(endpoints=[endpoint("10.244.1.2")])]
+        for item in objects:
+            table.store.put(item)
+        assert table.sync(Family.IPv4, []).written > 0
+        assert not table.store.put(service())
+        assert not table.store.put(endpoint_slice(endpoints=[endpoint("10.244.1.2")]))
+        assert not table.store.pending(Family.IPv4)
+        report = table.sync(Family.IPv4, [])
+        assert (report.services, report.written, report.transactions) == (0, 0, 0)

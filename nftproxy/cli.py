@@ -7,6 +7,7 @@ no (`diff` found a difference, `lab demo` a wrong answer), 2 something is wrong 
 import difflib
 import errno
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Any
@@ -58,6 +59,14 @@ class Commands(click.Group):
             )
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; end as programs do that SIGPIPE ends when the reader went away, as in `| head`."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete names without importing the commands."""
         found = [CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)]
@@ -102,9 +111,6 @@ def run(command: click.Command, arguments: list[str] | None = None, **options: A
     except NftproxyError as error:
         tell(error)
         return 2
-    except BrokenPipeError:  # the reader went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise

@@ -98,8 +98,10 @@ def demo(name: str) -> int:
     seconds and removes everything again. Exit code 1 if a packet does otherwise than it should.
     """
     from nftproxy import columns
+    from nftproxy.lab import build
     from nftproxy.lab.demo import Demo, walk
 
+    build.check_machine()
     for end in (signal.SIGTERM, signal.SIGHUP):  # what was built is removed then too
         signal.signal(end, lambda number, _: sys.exit(128 + number))
     started, wrong, checks = time.monotonic(), 0, 0

@@ -214,6 +214,8 @@ def test_with_another_library(tmp_path: Path, module: str, error: str, hint: str
 
 
 def test_files_that_may_not_be_read(tmp_path: Path) -> None:
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
     folder, file = tmp_path / "closed", tmp_path / "closed.yaml"
     folder.mkdir(mode=0)
     file.touch(mode=0)

@@ -20,7 +20,7 @@ def input_options(command: Command) -> Command:
     """Put --manifests and the node's flags on a command."""
     manifests = click.option(
         "--manifests",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),  # `Manifests` says what is wrong with it
         multiple=True,
         required=True,
         metavar="PATH",

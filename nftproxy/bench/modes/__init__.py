@@ -1,0 +1,24 @@
+"""The modes to compare: ways to lay out rules for Services, each rendered by code of our own.
+
+    mode = make("iptables", Place(namespace, workload.node_settings(), workload.service_cidr()))
+    if reason := mode.unavailable(): ...
+    try:
+        work = mode.start([Load(workload.service(n), (workload.slice(n),)) for n in range(workload.services)])
+        work = mode.update(put=[Load(workload.service(17), (workload.slice(17, replaced=1),))])  # one endpoint changes
+        work = mode.update(put=[Load(new.service(1000), (new.slice(1000),))])                    # a service is added
+        work = mode.update(deleted=[ObjectName("default", new.name(1000))])                      # ... and deleted
+        work = mode.restart(load)                                                                # a new process, rules there
+        print(work.own, work.programs, work.commands, work.sent)
+    finally:
+        mode.stop()
+
+    none                   routed, no proxy: what the network alone costs
+    nftproxy               our own table, kept by the very code that `nftproxy run` uses
+    iptables               kube-proxy's iptables mode, through iptables-restore; `backend` legacy or nft
+    kube-proxy-nftables    kube-proxy's nftables mode, through nft (contract 5)
+    ipvs                   kube-proxy's ipvs mode, through ipvsadm, where the kernel has ip_vs
+    userspace              the oldest: a process that accepts and forwards
+
+All of them give a node: ClusterIPs, NodePorts, load-balancer VIPs, external policy Local, ClientIP affinity and masquerading, in
+IPv4. `nftproxy` keeps what it knows in the calling process: measure memory in a process of its own.
+"""

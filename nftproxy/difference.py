@@ -253,15 +253,14 @@ def shared_delta(changes: Iterable[Change], remembered: Remembered, actual: dict
 
 
 def _compare(found: Delta, new: Iterable[Element], old: Iterable[Element], actual: dict[str, dict[Key, Value]] | None) -> None:
-    if not actual:
-        found.compare(new, {(e.where, e.key): e.value for e in old})
-        return
-    new = list(new)
-    present = {}
-    for where, key, _ in new:
-        keys = actual.get(where)
-        if keys is not None and key in keys:
-            present[where, key] = keys.pop(key)
+    """Add what turns `old` into `new`; what was read back and nobody has claimed yet counts as old, too."""
+    present = {(e.where, e.key): e.value for e in old}
+    if actual:
+        new = list(new)
+        for where, key, _ in new:
+            keys = actual.get(where)
+            if keys is not None and key in keys:
+                present[where, key] = keys.pop(key)
     found.compare(new, present)
 
 

@@ -150,6 +150,11 @@ class Remembered:
                 self.rivals.pop(frontend, None)
 
 
+def age(name: ObjectName, created: str) -> tuple[bool, str, ObjectName]:
+    """Order services: the older first; without a creation time last; then by name."""
+    return not created, created, name
+
+
 def difference(remembered: Remembered, wanted: Mapping[ObjectName, Compiled | None]) -> list[Change]:
     """Return the changes that make `wanted` true (None: the service is gone); services not named stay as they are."""
     changed = {name: new for name, new in wanted.items() if remembered.services.get(name) != new}
@@ -168,7 +173,7 @@ def difference(remembered: Remembered, wanted: Mapping[ObjectName, Compiled | No
         standing = remembered.rivals.get(frontend) or ([owner] if owner else [])
         claimants += [name for name in standing if name not in changed]
         if len(claimants) > 1:
-            claimants.sort(key=lambda name: _age(name, _claimed(name, changed, remembered)))
+            claimants.sort(key=lambda name: age(name, _claimed(name, changed, remembered).created))
         before, after = remembered.routes.get(frontend), None
         if claimants:
             after = _settled(wishes.get(claimants[0]) or _wish(remembered.services[claimants[0]], frontend), before)
@@ -280,11 +285,6 @@ def _claimed(name: ObjectName, changed: Mapping[ObjectName, Compiled | None], re
     compiled = changed[name] if name in changed else remembered.services[name]
     assert compiled is not None  # noqa: S101 - only services that exist claim a frontend
     return compiled
-
-
-def _age(name: ObjectName, compiled: Compiled) -> tuple[bool, str, ObjectName]:
-    """Order services: the older first; without a creation time last; then by name."""
-    return not compiled.created, compiled.created, name
 
 
 def _settled(route: Route, before: Route | None) -> Route:

@@ -18,7 +18,7 @@ from loguru import logger
 
 from nftproxy.address import Family, Network
 from nftproxy.compiler import Affinity, Compiled, Context, Frontend, Key, Value, compile_service, targets
-from nftproxy.difference import Change, Delta, Remembered, delta, difference, shared_delta
+from nftproxy.difference import Change, Delta, Remembered, age, delta, difference, shared_delta
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.kernel import Kernel
 from nftproxy.model import ObjectName
@@ -349,12 +349,18 @@ class Syncer:
 def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator[dict[ObjectName, Pending]]:
     """Yield services some at a time; all at once without a size.
 
-    Only what exchanges a frontend must change together, and after reading back nobody is known to have had one.
+    Only what exchanges a frontend must change together, and after reading back nobody is known to have had one. The oldest come
+    first: of two that claim a frontend the younger then never has it for a moment.
     """
     if size is None:
         yield services
         return
-    rest = iter(services.items())
+
+    def by_age(item: tuple[ObjectName, Pending]) -> tuple[bool, str, ObjectName]:
+        name, (service, _) = item
+        return age(name, (service and service.metadata.creation_timestamp) or "")
+
+    rest = iter(sorted(services.items(), key=by_age))
     while portion := dict(itertools.islice(rest, size)):
         yield portion
 

@@ -6,7 +6,7 @@
 
 - A UDP socket never has a source port that this process used before from the same namespace and address: conntrack remembers a
   port for minutes and would send its datagrams to the endpoint of then.
-- TCP connections are closed with a reset: thousands to one frontend would else use up the ports in TIME-WAIT.
+- TCP connections, and those of SCTP, are closed with a reset: thousands to one frontend would else use up the ports in TIME-WAIT.
 - Silence is a matter of waiting. Prove a *drop* by a counter or a capture.
 """
 
@@ -24,6 +24,13 @@ from typing import Self
 
 from nftproxy.errors import NftproxyError
 from nftproxy.lab.namespace import enter
+
+SOCKETS = {
+    "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "UDP": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "SCTP": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),  # one-to-one style: sockets that behave like those of TCP
+}
+"""Type and number of each protocol's sockets."""
 
 _UDP_PORTS = range(10000, 65536)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -128,10 +135,10 @@ def open_connection(
     """Connect and keep the connection; the caller closes it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with enter(namespace):
-        sock = socket.socket(family, socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM)
+        sock = socket.socket(family, *SOCKETS[protocol])
     try:
         sock.settimeout(timeout)
-        if protocol == "TCP":
+        if protocol != "UDP":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             if source or source_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -4,9 +4,9 @@ One server holds the listening sockets of a whole lab, each opened inside the na
 
     {"name": "pod1-1", "protocol": "TCP", "port": 8080, "address": "10.244.1.2", "source": "10.244.2.2", "source_port": 41234}
 
-where address and port are the server's own (after any translation) and the source is what arrived. TCP: the line comes at once,
-then every byte is sent back until the client closes; a client that does not read is cut off. UDP: one answer for each datagram,
-sent from the very address it was sent to, also on a node with many.
+where address and port are the server's own (after any translation) and the source is what arrived. TCP, and SCTP where the kernel
+has it: the line comes at once, then every byte is sent back until the client closes; a client that does not read is cut off. UDP:
+one answer for each datagram, sent from the very address it was sent to, also on a node with many.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Self
 
 from nftproxy.address import Family
+from nftproxy.lab.client import SOCKETS
 from nftproxy.lab.namespace import enter
 
 _IP_PKTINFO = 8  # socket.IP_PKTINFO, which Python 3.11 does not name
@@ -95,7 +96,7 @@ class EchoServer:
             raise
         for sock, listener in opened:
             self._listening[sock.fileno()] = namespace, listener
-            self._add(sock, self._accept if listener.protocol == "TCP" else self._reply)
+            self._add(sock, self._reply if listener.protocol == "UDP" else self._accept)
 
     def close(self, namespace: str, ports: Iterable[int] | None = None) -> None:
         """Stop listening in a namespace on some ports or all; connections stay. Returns when the sockets are closed."""
@@ -188,19 +189,19 @@ class EchoServer:
 
 def _open(protocol: str, family: Family, port: int) -> socket.socket:
     """Return a listening socket in the namespace of the calling thread."""
-    sock = socket.socket(_AF[family], socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM)
+    sock = socket.socket(_AF[family], *SOCKETS[protocol])
     try:
         sock.settimeout(0)
         if family is Family.IPv6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if protocol == "TCP":
+        if protocol != "UDP":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         elif family is Family.IPv4:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         sock.bind(("", port))
-        if protocol == "TCP":
+        if protocol != "UDP":
             sock.listen(_BACKLOG)
     except BaseException:
         sock.close()

@@ -28,6 +28,7 @@ from tests.objects import endpoint, endpoint_slice
 _numbers = itertools.count()
 CLUSTER = Cidr({family: parse_network(text) for family, text in CLUSTER_CIDRS.items()})
 VIP = {Family.IPv4: "203.0.113.10", Family.IPv6: "fd00:beef::10"}
+SLOW = float(os.environ.get("NFTPROXY_SLOW", "1"))  # how much slower than usual this machine is, such as an emulated one
 CLUSTER_IP = {Family.IPv4: "10.96.0.10", Family.IPv6: "fd00:10:96::10"}
 
 
@@ -139,6 +140,7 @@ class World:
 
     def connect(self, where: str, address: str, port: int, protocol: str = "TCP", **options: Any) -> Outcome:
         """Connect from a place: what became of it."""
+        options.setdefault("timeout", 1.0 * SLOW)
         return self.lab.connect(where, address, port, protocol, **options)
 
     def ask(self, where: str, address: str, port: int, protocol: str = "TCP", **options: Any) -> Answer:

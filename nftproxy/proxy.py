@@ -39,6 +39,7 @@ class Table:
         self.store = store
         self.kernel = kernel
         self.program = Program(settings)
+        self._accepted: dict[Family, tuple[Address, ...]] = {}  # what the table holds as accepting NodePorts
         self.syncers = {family: Syncer(family, settings, self.program, kernel, store) for family in settings.families}
 
     def sync(self, family: Family, own_addresses: Iterable[Address]) -> Report:
@@ -48,8 +49,9 @@ class Table:
         accepted, errors = accepted_nodeport_addresses({family: self.settings.nodeport_addresses[family]}, own_addresses)
         for error in errors:
             logger.error("{}", error)
-        if family in accepted:
+        if family in accepted and (report.read_back or accepted[family] != self._accepted.get(family)):
             syncer.accept_nodeports_on(address.text for address in accepted[family])
+            self._accepted[family] = accepted[family]
         return report
 
     def distrust(self, *, program: bool) -> None:
@@ -113,6 +115,7 @@ class Proxy:
         self._observer = observer or Observer()
         self._worker = ThreadPoolExecutor(1, "table")
         self.repairs = 0
+        self._own: list[Address] | None = None
         self._interference = Kind.NOTHING
         self._repair: asyncio.TimerHandle | None = None
         self._repaired = -REPAIR_PERIOD
@@ -186,11 +189,15 @@ class Proxy:
         await self._observer.synced(report, seconds)
 
     def _own_addresses(self) -> list[Address]:
-        every = all(networks is ALL for networks in self._table.settings.nodeport_addresses.values())
-        return [] if every else interfaces.addresses()
+        """Return the addresses of this machine's interfaces, as they were when one last changed: asking costs more than a sync."""
+        if self._own is None:
+            every = all(networks is ALL for networks in self._table.settings.nodeport_addresses.values())
+            self._own = [] if every else interfaces.addresses()
+        return self._own
 
     def _addresses_changed(self, netlink: socket.socket) -> None:
         interfaces.drain(netlink)
+        self._own = None
         for family in self.runners:
             self._request(family)
 

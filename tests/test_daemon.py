@@ -480,3 +480,14 @@ def test_the_log_names_no_secret(machine: Machine, tmp_path: Path) -> None:
     machine.api.end_watches("services")
     eventually(lambda: "401" in machine.said() or "Unauthorized" in machine.said())
     assert "very-secret-token" not in machine.said()
+
+
+@pytest.mark.contract("2.6.5")
+def test_an_address_that_is_added_later_accepts_nodeports(machine: Machine) -> None:
+    web(machine)
+    machine.start(nodePortAddresses=["192.0.2.0/24"])
+    eventually(lambda: set(machine.elements().get("nodeport_ips4", {})) == {("192.0.2.10",)})
+    subprocess.run(["ip", "-n", machine.netns, "addr", "add", "192.0.2.77/32", "dev", "lo"], check=True)
+    eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",), ("192.0.2.77",)})
+    subprocess.run(["ip", "-n", machine.netns, "addr", "del", "192.0.2.10/32", "dev", "lo"], check=True)
+    eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.77",)})

@@ -16,6 +16,7 @@ from nftproxy.lab.client import Answer, Outcome
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.plan import CLUSTER_CIDRS
 from nftproxy.readback import Reader
+from nftproxy.syncer import BATCH
 from tests.process import Run, endpoints, everything, network, nftproxy, reading, service, taken, write
 from tests.world import unique_name
 
@@ -242,20 +243,21 @@ def test_restart_under_load(tmp_path: Path) -> None:
 def test_a_kill_in_the_middle_of_a_first_load_is_mended_by_the_next_start(tmp_path: Path) -> None:
     folder = tmp_path / "manifests"
     folder.mkdir()
-    many = [service(f"s{n}", f"10.96.{n // 250}.{n % 250 + 1}") for n in range(900)]  # two transactions
-    slices = [endpoints(*(f"10.244.{i}.{n % 250 + 1}" for i in range(6)), of=f"s{n}") for n in range(900)]
+    count = 4 * BATCH // 8  # four transactions: a service with six endpoints is eight elements
+    many = [service(f"s{n}", f"10.96.{n // 250}.{n % 250 + 1}") for n in range(count)]
+    slices = [endpoints(*(f"10.244.{i}.{n % 250 + 1}" for i in range(6)), of=f"s{n}") for n in range(count)]
     (folder / "all.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": many + slices}))
     with network() as where, Run(where, folder) as run:
         run.until_started()
         whole = everything(where)
         with reading(where) as reader:
-            for _ in range(20):  # until the kill comes between the two transactions
+            for _ in range(20):  # until the kill comes between two transactions
                 run.end(signal.SIGKILL)
                 assert nftproxy("cleanup", where=where).returncode == 0
                 run.start()
                 run.until(lambda: _count(reader))
                 run.end(signal.SIGKILL)
-                if _count(reader) < 900 * 6:
+                if _count(reader) < count * 6:
                     break
             else:
                 pytest.fail("it never was in the middle")

@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -385,3 +387,27 @@ def test_a_link_to_a_file_is_followed_to_where_it_is(tmp_path: Path, folder: Pat
     link.parent.mkdir()
     link.symlink_to(folder / "a.yaml")
     assert Manifests([link]).folders() == {link.parent, folder}
+
+
+WITHOUT_INOTIFY = """
+import asyncio, sys
+from pathlib import Path
+from nftproxy.folders import Folders
+Path("/proc/sys/user/max_inotify_instances").write_text("0")
+
+async def follow():
+    with Folders([Path(sys.argv[1])]) as folders:
+        for _ in range(2):
+            await asyncio.wait_for(folders.changed(), 3)
+
+asyncio.run(follow())
+"""
+
+
+def test_without_inotify_folders_are_looked_at_every_second(folder: Path) -> None:
+    """In a user namespace, whose limit is its own."""
+    argv = ["unshare", "--user", "--map-root-user", sys.executable, "-c", WITHOUT_INOTIFY, folder]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (warning,) = done.stderr.splitlines()
+    assert "inotify: Too many open files; folders are read every 1 s instead" in warning

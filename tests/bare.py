@@ -1,115 +1,67 @@
-"""Our table in a network namespace with nothing else in it, for tests that need no packets.
+"""A bare Debian in a folder, as a container image or a new machine has it; made once by debootstrap, then copied.
 
-with bare_table() as table:
-    table.store.put(service())
-    table.sync(Family.IPv4, [])
-    assert contents(table) == ...
+Packages come from the mirror that this machine's own apt uses. A command in a folder has its own mounts and processes, so nothing is left
+mounted or running; it shares this machine's network unless it asks for its own.
 """
 
-import contextlib
-import struct
-from collections.abc import Iterable, Iterator
-from typing import Any
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
 
-from nftproxy.address import Family
-from nftproxy.compiler import Key, Value
-from nftproxy.kernel import Kernel
-from nftproxy.lab import namespace
-from nftproxy.lab.namespace import enter
-from nftproxy.model import Object
-from nftproxy.proxy import Table
-from nftproxy.readback import Reader, attributes
-from nftproxy.settings import NodeSettings
-from nftproxy.store import Store
-from tests.world import settings, unique_name
+from tests.versions.folder import mirror, need_programs
 
-_GETGEN = 16
+ROOT = Path(__file__).parents[1]
+CACHE = ROOT / "build/bare"
+_INSIDE = ROOT / "tests/versions/inside.sh"
+_PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "TERM")
 
 
-@contextlib.contextmanager
-def new_namespace() -> Iterator[str]:
-    """A network namespace, for the length of a block."""
-    name = f"{unique_name()}.bare"
-    namespace.create(name)
-    try:
-        yield name
-    finally:
-        namespace.delete(name)
+class Bare:
+    """A folder with a Debian in it."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-@contextlib.contextmanager
-def table_in(netns: str, *objects: Object, chosen: NodeSettings | None = None) -> Iterator[Table]:
-    """A proxy of a namespace with objects delivered, but not yet synced; when the block ends, the table stays."""
-    chosen = chosen or settings(families=[Family.IPv4])
-    with enter(netns):
-        kernel = Kernel()
-    with kernel:
-        table = Table(chosen, Store(chosen.families), kernel)
-        deliver(table, *objects)
-        yield table
+    @classmethod
+    def copy(cls, release: str, path: Path) -> Self:
+        """Make a folder for a release, in the place of one that may be there."""
+        master = CACHE / f"{release}.master"
+        if not master.exists():
+            need_programs({"debootstrap": "debootstrap"})
+            half = master.with_suffix(".half")
+            shutil.rmtree(half, ignore_errors=True)
+            half.parent.mkdir(parents=True, exist_ok=True)
+            print(f"{release}: debootstrap", flush=True)
+            argv = ["debootstrap", "--variant=minbase", release, str(half), mirror()]
+            subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+            (half / "etc/resolv.conf").touch()  # to mount this machine's on
+            half.rename(master)
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "--archive", "--reflink=auto", str(master), str(path)], check=True)
+        return cls(path)
 
+    def run(self, command: str, *, env: Mapping[str, str] | None = None, alone: bool = False) -> None:
+        """Have its shell run a command; CalledProcessError when it fails. `alone`: with a network of its own."""
+        self._run(command, env or {}, alone=alone, capture=False)
 
-@contextlib.contextmanager
-def bare_table(*objects: Object, **options: Any) -> Iterator[Table]:
-    """A proxy in a namespace of its own; `options` go to `settings`."""
-    options = {"families": [Family.IPv4], **options}
-    with new_namespace() as netns, table_in(netns, *objects, chosen=settings(**options)) as table:
-        yield table
+    def ask(self, command: str, *, env: Mapping[str, str] | None = None, alone: bool = False) -> str:
+        """The same, returning what it prints."""
+        return self._run(command, env or {}, alone=alone, capture=True)
 
-
-def deliver(table: Table, *objects: Object) -> None:
-    """Put objects into the store."""
-    for item in objects:
-        table.store.put(item)
-
-
-def contents(table: Table) -> dict[str, dict[Key, Value]]:
-    """All elements of services, read from the kernel, by set; empty sets are left out."""
-    table.kernel.refresh()
-    found = {}
-    for name in sorted(table.kernel.sets):
-        if not name.startswith(("service_cidrs", "nodeport_ips", "affinity", "local_affinity")) and (
-            elements := table.kernel.elements(name)
-        ):
-            found[name] = elements
-    return found
-
-
-def unordered(elements: dict[str, dict[Key, Value]]) -> dict[str, Any]:
-    """The same where the order of slots counts for nothing; lists must be dense all the same."""
-    found: dict[str, Any] = {}
-    for name, items in elements.items():
-        if "endpoints" not in name or "no_endpoints" in name:
-            found[name] = items
-            continue
-        lists: dict[Any, list[Value]] = {}
-        slots: dict[Any, set[int]] = {}
-        for (*frontend, slot), value in items.items():
-            lists.setdefault(tuple(frontend), []).append(value)
-            slots.setdefault(tuple(frontend), set()).add(int(slot))
-        assert all(numbers == set(range(len(numbers))) for numbers in slots.values()), (name, slots)
-        found[name] = {frontend: sorted(values, key=str) for frontend, values in lists.items()}
-    return found
-
-
-@contextlib.contextmanager
-def reading(netns: str) -> Iterator[Reader]:
-    """Look into the table of a namespace."""
-    with enter(netns):
-        reader = Reader()
-    try:
-        yield reader
-    finally:
-        reader.close()
-
-
-def generation(reader: Reader) -> int:
-    """How many nftables transactions the namespace has seen: any program's, and also one that changes nothing."""
-    (message,) = reader._request(_GETGEN, {}, dump=False)
-    place = dict(attributes(message, 0, len(message)))[1]
-    return int(struct.unpack(">I", message[place[0] : place[1]])[0])
-
-
-def names(objects: Iterable[Object]) -> list[str]:
-    """The names of objects, for messages."""
-    return [f"{type(item).__name__} {item.metadata.key}" for item in objects]
+    def _run(self, command: str, env: Mapping[str, str], *, alone: bool, capture: bool) -> str:
+        passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        everything = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **passed, **env}
+        spaces: Sequence[str] = ["--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts", *(["--net"] if alone else [])]
+        done = subprocess.run(
+            ["unshare", *spaces, "sh", str(_INSIDE), str(self.path), "sh", "-ec", command],
+            env=everything,
+            check=True,
+            text=True,
+            stdout=subprocess.PIPE if capture else None,
+        )
+        return done.stdout or ""

@@ -16,7 +16,7 @@ from nftproxy.address import Family, Network, parse_network
 from nftproxy.model import EndpointSlice, Labels, Node, Object, ObjectName, Service, ServiceCIDR
 from nftproxy.proxy import Table
 from nftproxy.store import Store
-from tests.bare import bare_table, contents, deliver, names, new_namespace, table_in, unordered
+from tests.tables import bare_table, contents, deliver, names, new_namespace, table_in, unordered
 from tests.objects import endpoint, endpoint_slice, node, service, service_cidr
 
 WEB = ObjectName("default", "web")

@@ -60,7 +60,8 @@ def parse_address(text: str) -> Address:
     """Return the address that `text` spells; AddressError when it spells none."""
     try:
         if ":" not in text:
-            return Address(Family.IPv4, socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text)))
+            canonical = socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text))
+            return Address(Family.IPv4, text if text == canonical else canonical)  # one text in memory, not two
         packed = socket.inet_pton(socket.AF_INET6, _without_zeros(text))
     except (OSError, ValueError):
         octets = text.split(".")
@@ -69,7 +70,8 @@ def parse_address(text: str) -> Address:
         raise AddressError(f"{text[:80]!r} is not an IP address") from None
     if packed.startswith(_MAPPED):
         return Address(Family.IPv4, socket.inet_ntop(socket.AF_INET, packed[12:]))
-    return Address(Family.IPv6, _ipv6_text(packed))
+    canonical = _ipv6_text(packed)
+    return Address(Family.IPv6, text if text == canonical else canonical)
 
 
 def parse_network(text: str) -> Network:

@@ -139,13 +139,13 @@ class Compiled(msgspec.Struct, frozen=True, gc=False):
     cluster_ip: str
     routes: tuple[Route, ...]
     affinities: tuple[Affinity, ...]
-    hairpins: tuple[tuple[str, str, int], ...]  # address, protocol, port of the endpoints on this node
+    hairpins: tuple[Key, ...]  # address, the same address, protocol, port of the endpoints on this node
 
     def shared(self, family: Family) -> Iterator[Element]:
         """Yield the elements that other services may have as well."""
         yield Element(f"cluster_ips{family.digit}", (self.cluster_ip,))
-        for address, proto, port in self.hairpins:
-            yield Element(f"hairpin{family.digit}", (address, address, proto, port))
+        for key in self.hairpins:
+            yield Element(f"hairpin{family.digit}", key)
 
 
 class Context(NamedTuple):
@@ -168,14 +168,14 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], context: 
     slices = tuple(slices)
     routes: dict[Frontend, Route] = {}
     affinities: list[Affinity] = []
-    hairpins: dict[tuple[str, str, int], None] = {}
+    hairpins: dict[Key, None] = {}
     for port in service.spec.ports or ():
         chosen = lists(seen, port, slices, context.family, context.here, notes)
         proto = port.protocol.nft
         affinity = _affinity(service.metadata.key, port, seen, chosen, context.family)
         if affinity:
             affinities.append(affinity)
-        hairpins.update(dict.fromkeys((e.address, proto, e.port) for e in chosen.here))
+        hairpins.update(dict.fromkeys((e.address, e.address, proto, e.port) for e in chosen.here))
         for route in _routes(service.metadata.key, seen, port, chosen, affinity, context):
             routes.setdefault(route.frontend, route)
     return Compiled(

@@ -16,12 +16,14 @@ import msgspec
 from nftproxy.address import Family
 from nftproxy.compiler import Affinity, Compiled, Element, Frontend, Key, Route, Value, Verdict, elements
 from nftproxy.model import ObjectName
+from nftproxy.packing import Shape, pack_value, shape
 from nftproxy.selection import Endpoint
 
 # Sets and maps (without the family) that a verdict points to: their elements go after the verdict.
 _LATE = {"endpoints", "local_endpoints", "nodeport_endpoints", "nodeport_local_endpoints", "allowed"}
 
 Place = tuple[str, Key]
+Actual = dict[str, dict[bytes, bytes]]  # what the kernel holds: packed elements, by set or map
 
 
 class Delta:
@@ -206,7 +208,7 @@ class _Groups:
         return list({id(change): change for change in self._of.values()}.values())
 
 
-def delta(change: Change, remembered: Remembered, actual: dict[str, dict[Key, Value]] | None = None) -> Delta:
+def delta(change: Change, remembered: Remembered, actual: Actual | None = None) -> Delta:
     """Return the elements of a change but for the shared ones.
 
     With `actual`, the elements read back from the kernel, these count as the state before, and what is found is taken out of it;
@@ -237,7 +239,7 @@ def delta(change: Change, remembered: Remembered, actual: dict[str, dict[Key, Va
     return found
 
 
-def shared_delta(changes: Iterable[Change], remembered: Remembered, actual: dict[str, dict[Key, Value]] | None = None) -> Delta:
+def shared_delta(changes: Iterable[Change], remembered: Remembered, actual: Actual | None = None) -> Delta:
     """Return the elements that several services may have: added with the first claim, deleted late with the last."""
     found = Delta()
     claims: dict[Element, int] = {}
@@ -247,26 +249,38 @@ def shared_delta(changes: Iterable[Change], remembered: Remembered, actual: dict
                 claims[element] = claims.get(element, 0) + count
     for element, count in claims.items():
         had = remembered.shared.get(element.where, {}).get(element.key, 0)
-        present = element.key in actual.get(element.where, {}) if actual else False
+        present = _take(actual, element.where, element.key) is not None if actual else False
         if had == 0 and count > 0 and not present:
             found.add(element)
         elif had > 0 and had + count == 0:
             found.remove_late(element.where, element.key)
-        if actual:
-            actual.get(element.where, {}).pop(element.key, None)
     return found
 
 
-def _compare(found: Delta, new: Iterable[Element], old: Iterable[Element], actual: dict[str, dict[Key, Value]] | None) -> None:
-    """Add what turns `old` into `new`; what was read back and nobody has claimed yet counts as old, too."""
-    present = {(e.where, e.key): e.value for e in old}
+def _compare(found: Delta, new: Iterable[Element], old: Iterable[Element], actual: Actual | None) -> None:
+    """Take in what turns `old` into `new`; what was read back and nobody has claimed yet counts as old, too."""
+    before = {(e.where, e.key): e.value for e in old}
     if actual:
-        new = list(new)
-        for where, key, _ in new:
-            keys = actual.get(where)
-            if keys is not None and key in keys:
-                present[where, key] = keys.pop(key)
-    found.compare(new, present)
+        for where, key, value in (new := list(new)):
+            if (where, key) not in before and (packed := _take(actual, where, key)) is not None:
+                before[where, key] = value if packed == pack_value(value, _shape(where).value) else None
+    found.compare(new, before)
+
+
+def _take(actual: Actual, where: str, key: Key) -> bytes | None:
+    """Take an element out of what was read; None when it is not there."""
+    return actual.get(where, {}).pop(_shape(where).key.pack(key), None)
+
+
+def unpacked(where: str, keys: Iterable[bytes]) -> Iterator[Key]:
+    """Yield keys as they are written."""
+    return map(_shape(where).key.unpack, keys)
+
+
+def _shape(where: str) -> Shape:
+    found = shape(where)
+    assert found is not None, where  # noqa: S101 - the compiler names no others
+    return found
 
 
 def _claims(old: Compiled | None, new: Compiled | None, family: Family) -> Iterator[tuple[Element, int]]:
@@ -297,16 +311,21 @@ def _settled(route: Route, before: Route | None) -> Route:
     return msgspec.structs.replace(route, cluster=cluster, local=local)
 
 
-def _settled_as_read(route: Route, family: Family, actual: dict[str, dict[Key, Value]]) -> Route:
+def _settled_as_read(route: Route, family: Family, actual: Actual) -> Route:
     """Return `route` with its endpoints in the slots that the kernel holds."""
     maps = "" if route.frontend.address else "nodeport_"
     kind = f"{family.digit}-{route.frontend.proto}"
     read = []
-    for where in (f"{maps}endpoints{kind}", f"{maps}local_endpoints{kind}"):
-        known = actual.get(where, {})
+    for where, wanted in ((f"{maps}endpoints{kind}", route.cluster), (f"{maps}local_endpoints{kind}", route.local)):
+        known, pack, fields = actual.get(where, {}), _shape(where).key.pack, _shape(where).value
+        assert fields is not None  # noqa: S101 - lists of endpoints have values
+        if all(known.get(pack(route.frontend.slot(n))) == fields.pack(endpoint) for n, endpoint in enumerate(wanted)):
+            read.append(wanted)
+            continue
         slots: list[Endpoint] = []
-        while isinstance(value := known.get(route.frontend.slot(len(slots))), tuple):
-            slots.append(Endpoint(str(value[0]), int(value[1])))
+        while packed := known.get(pack(route.frontend.slot(len(slots)))):
+            address, port = fields.unpack(packed)
+            slots.append(Endpoint(str(address), int(port)))
         read.append(tuple(slots))
     return _settled(route, msgspec.structs.replace(route, cluster=read[0], local=read[1]))
 

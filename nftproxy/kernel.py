@@ -120,6 +120,11 @@ class Kernel:
         with self._lock:
             return self._reader.elements(where)
 
+    def packed(self, where: str) -> dict[bytes, bytes]:
+        """Return what is in one of our sets or maps, packed."""
+        with self._lock:
+            return self._reader.packed(where)
+
     def networks(self, where: str, family: Family) -> list[Network]:
         """Return what is in a set of networks."""
         with self._lock:

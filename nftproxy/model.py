@@ -20,7 +20,10 @@ class Proto(enum.StrEnum):
     @property
     def nft(self) -> str:
         """The name in nft syntax and in element keys (contract 5.3.2)."""
-        return self.value.lower()
+        return _NFT_NAMES[self]
+
+
+_NFT_NAMES = {proto: proto.value.lower() for proto in Proto}
 
 
 class ObjectName(NamedTuple):

@@ -8,7 +8,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from nftproxy.address import parse_address
@@ -67,7 +67,6 @@ class Fields:
             "n": ("I", int, int),  # as numgen leaves it in a register: in the order of the machine
         }
         layout = struct.Struct("=" + "".join(known[field][0] for field in fields))
-        self.size = layout.size
         self.pack = _packer(layout, [known[field][1] for field in fields])
         self.unpack = _unpacker(layout, [known[field][2] for field in fields])
 
@@ -99,7 +98,7 @@ def _unpacker(layout: struct.Struct, from_packed: list[Callable[[Any], Any]]) ->
     return lambda packed: tuple([convert(value) for convert, value in zip(from_packed, unpack(packed), strict=True)])
 
 
-@cache
+@lru_cache(4096)
 def shape(name: str) -> Shape | None:
     """Return what the set or map of that name holds; None when it is none of the program's."""
     parts = _NAME.fullmatch(name)
@@ -117,7 +116,7 @@ def pack_value(value: Value, fields: Fields | None) -> bytes:
     if fields is not None:
         return fields.pack((value,) if isinstance(value, str) else value)
     assert isinstance(value, Verdict)  # noqa: S101 - maps without fields hold verdicts
-    return verdict(value.verb, value.target) + comment(value.comment)
+    return _verdict(value.verb, value.target) + comment(value.comment)
 
 
 def unpack_value(packed: bytes, fields: Fields) -> Value:
@@ -126,11 +125,11 @@ def unpack_value(packed: bytes, fields: Fields) -> Value:
     return values if len(values) > 1 else str(values[0])
 
 
-@cache
-def verdict(verb: str, target: str) -> bytes:
+@lru_cache(4096)
+def _verdict(verb: str, target: str) -> bytes:
     """Return the attributes of a verdict: its code, and the chain it goes to."""
-    packed = attribute(1, struct.pack(">i", _CODES[verb]))
-    return packed + attribute(2, target.encode() + b"\0") if target else packed
+    packed = _attribute(1, struct.pack(">i", _CODES[verb]))
+    return packed + _attribute(2, target.encode() + b"\0") if target else packed
 
 
 def unpack_verdict(code: bytes, target: bytes) -> Verdict:
@@ -152,14 +151,9 @@ def unpack_comment(packed: bytes) -> str:
     return packed[2 : 2 + packed[1]].rstrip(b"\0").decode(errors="replace") if len(packed) > 2 and packed[0] == 0 else ""
 
 
-def attribute(number: int, payload: bytes) -> bytes:
+def _attribute(number: int, payload: bytes) -> bytes:
     """Return a netlink attribute, padded."""
     return _ATTRIBUTE.pack(4 + len(payload), number) + payload + bytes(-len(payload) % 4)
-
-
-def nest(number: int, attributes: bytes) -> bytes:
-    """Return a netlink attribute that holds others."""
-    return _ATTRIBUTE.pack(4 + len(attributes), 0x8000 | number) + attributes
 
 
 def _text4(packed: bytes) -> str:

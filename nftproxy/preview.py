@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nftproxy.address import Family, Network
 from nftproxy.compiler import Affinity, Context, Key, Value, Verdict, compile_service
-from nftproxy.difference import Delta, Remembered, delta, difference, shared_delta
+from nftproxy.difference import Actual, Delta, Remembered, delta, difference, shared_delta, unpacked
 from nftproxy.program import Program, table
 from nftproxy.selection import Locality
 from nftproxy.settings import NodeSettings
@@ -26,7 +26,7 @@ class Preview:
     notes: tuple[str, ...]  # what in the objects is ignored, and why
 
 
-def preview(settings: NodeSettings, store: Store, family: Family, actual: dict[str, dict[Key, Value]] | None = None) -> Preview:
+def preview(settings: NodeSettings, store: Store, family: Family, actual: Actual | None = None) -> Preview:
     """Return what a first sync of a family would write; `actual`, used up, is what the table holds already."""
     taken = store.take(family, everything=True)
     context = Context(
@@ -47,7 +47,7 @@ def preview(settings: NodeSettings, store: Store, family: Family, actual: dict[s
     for change in changes:
         whole.merge(delta(change, remembered, actual))
     for where, keys in (actual or {}).items():
-        for key in keys:
+        for key in unpacked(where, keys):
             whole.drop(where, key)
     affinities = tuple(a for compiled in wanted.values() if compiled for a in compiled.affinities)
     return Preview(family, whole, affinities, tuple(taken.networks or ()), tuple(notes))

@@ -7,7 +7,6 @@ them through libnftables takes three, and 300 MB inside the library. Only our ta
 
 import errno
 import os
-import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import NamedTuple
 from nftproxy.address import Family, Network, collapse, parse_address
 from nftproxy.compiler import Element, Key, Value, Verdict
 from nftproxy.errors import KernelError, MissingError, UnusableError
+from nftproxy.packing import shape, unpack_comment, unpack_value, unpack_verdict
 
 TABLE = b"nftproxy\0"
 NFPROTO_INET = 1
@@ -28,35 +28,6 @@ _DUMP_INTERRUPTED = 0x10
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
-_PROTOCOL_NUMBERS = {name: number for number, name in _PROTOCOLS.items()}
-_VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto"}
-_NAME = re.compile(r"([a-z_]+)([46])(?:-(.+))?", re.DOTALL)
-
-# What the parts of keys are: an address, a protocol, a port, a slot number.
-_FRONTEND = "aps"
-_KEYS = {
-    "cluster_ips": "a",
-    "nodeport_ips": "a",
-    "hairpin": "aaps",
-    "firewall": _FRONTEND,
-    "allowed": "apsa",
-    "endpoints": "asn",
-    "local_endpoints": "asn",
-    "nodeport_endpoints": "sn",
-    "nodeport_local_endpoints": "sn",
-    "cluster_members": "as",
-    "local_members": "as",
-    "affinity": "a",
-    "local_affinity": "a",
-    **dict.fromkeys(("sticky", "internal", "services", "no_endpoints", "learn"), _FRONTEND),
-    **dict.fromkeys(
-        ("nodeport_sticky", "nodeport_internal", "nodeport_services", "nodeport_no_endpoints", "nodeport_learn"), "ps"
-    ),
-}
-_VALUES = {"affinity": "a", "local_affinity": "a"} | {
-    f"{prefix}{local}endpoints": "as" for prefix in ("", "nodeport_") for local in ("", "local_")
-}
 
 
 class Counted(NamedTuple):
@@ -148,16 +119,21 @@ class Reader:
 
     def counted(self, name: str) -> Iterator[Counted]:
         """Yield the elements of a set or map with their packet counters (0 where it counts nothing)."""
-        shape = _NAME.fullmatch(name)
-        if shape is None or shape[1] not in _KEYS:
+        held = shape(name)
+        if held is None:
             return
-        address = 4 if shape[2] == "4" else 16
-        key_of, value_of = _KEYS[shape[1]], _VALUES.get(shape[1], "")
         for raw in self._raw(name):
-            value: Value = raw.verdict
-            if raw.data:
-                value = _plain(_unpack(raw.data, value_of, address))
-            yield Counted(Element(name, _unpack(raw.key, key_of, address), value), raw.packets)
+            value = unpack_value(raw.data, held.value) if held.value and raw.data else raw.verdict
+            yield Counted(Element(name, held.key.unpack(raw.key), value), raw.packets)
+
+    def packed(self, name: str) -> dict[bytes, bytes]:
+        """Return the elements of one of our sets or maps as `packing` packs them: a fifth of the time and memory of `elements`."""
+        found: dict[bytes, bytes] = {}
+        for message in self._request(_GETSETELEM, {1: TABLE, 2: name.encode() + b"\0"}):
+            for kind, (start, end) in attributes(message, 0, len(message)):
+                if kind == 3:
+                    _take_packed(message, start, end, found)
+        return found
 
     def count(self, name: str) -> int:
         """Count the elements of a set or map, without taking them apart."""
@@ -262,12 +238,33 @@ def _element(message: bytes, start: int, end: int) -> _Raw:
         elif part == 3:
             ends = bool(message[where[1] - 1] & 1)
         elif part == 6:
-            comment = _comment(_bytes(message, where))
+            comment = unpack_comment(_bytes(message, where))
         elif part == 7:
             packets = _packets(message, *where)
     if verdict is not None and comment:
         verdict = verdict._replace(comment=comment)
     return _Raw(key, data, verdict, packets, ends)
+
+
+def _take_packed(message: bytes, position: int, end: int, found: dict[bytes, bytes]) -> None:
+    """Take in the packed elements between two places of a message. By far the busiest loop of a restart, hence written out."""
+    unpack = _ATTRIBUTE.unpack_from
+    while position + 4 <= end:
+        stop = position + unpack(message, position)[0]
+        position += 4
+        key = value = b""
+        while position + 4 <= stop:
+            length, kind = unpack(message, position)
+            kind &= 0x3FFF
+            if kind == 1:
+                key = message[position + 8 : position + length]
+            elif kind == 2:  # in it, a value or a verdict
+                value = message[position + 8 : position + length]
+            elif kind == 6:  # the comment
+                value += message[position + 4 : position + length]
+            position += (length + 3) & ~3
+        found[key] = value
+        position = (stop + 3) & ~3
 
 
 def attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, tuple[int, int]]]:
@@ -285,13 +282,7 @@ def _bytes(data: bytes, place: tuple[int, int]) -> bytes:
 
 def _verdict(data: bytes, start: int, end: int) -> Verdict:
     parts = dict(attributes(data, start, end))
-    code = struct.unpack(">i", _bytes(data, parts[1]))[0]
-    return Verdict(_VERDICTS.get(code, str(code)), _text(_bytes(data, parts[2])) if 2 in parts else "")
-
-
-def _comment(data: bytes) -> str:
-    """Return the comment in an element's user data: type, length, text."""
-    return _text(data[2 : 2 + data[1]]) if len(data) > 2 and data[0] == 0 else ""
+    return unpack_verdict(_bytes(data, parts[1]), _bytes(data, parts[2]) if 2 in parts else b"")
 
 
 def _text(data: bytes) -> str:
@@ -308,27 +299,3 @@ def _packets(data: bytes, start: int, end: int) -> int:
 
 
 _AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}
-
-
-def _unpack(data: bytes, fields: str, address: int) -> Key:
-    """Split packed bytes, each field padded to four, into the values a key is written with."""
-    values: list[str | int] = []
-    position = 0
-    for field in fields:
-        if field == "a":
-            text = socket.inet_ntop(socket.AF_INET if address == 4 else socket.AF_INET6, data[position : position + address])
-            values.append(parse_address(text).text if "." in text and address == 16 else text)
-            position += address
-            continue
-        if field == "p":
-            values.append(_PROTOCOLS.get(data[position], str(data[position])))
-        elif field == "s":
-            values.append(data[position] << 8 | data[position + 1])
-        else:
-            values.append(int.from_bytes(data[position : position + 4], "little" if struct.pack("=H", 1)[0] else "big"))
-        position += 4
-    return tuple(values)
-
-
-def _plain(fields: Key) -> Value:
-    return fields if len(fields) > 1 else str(fields[0])

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from loguru import logger
 
 from nftproxy.address import Family, Network
-from nftproxy.compiler import Affinity, Compiled, Context, Frontend, Key, Value, compile_service, targets
-from nftproxy.difference import Change, Delta, Remembered, age, delta, difference, shared_delta
+from nftproxy.compiler import Affinity, Compiled, Context, Frontend, compile_service, targets
+from nftproxy.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.kernel import Kernel
 from nftproxy.model import ObjectName
@@ -31,7 +31,6 @@ BATCH = 10_000  # elements in one transaction of a big change; libnftables takes
 PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it
 FORGET = 2000  # remembered clients deleted in one transaction
 
-Actual = dict[str, dict[Key, Value]]
 Pair = tuple[Change, Delta]
 
 
@@ -174,7 +173,7 @@ class Syncer:
         self.remembered = Remembered(self.family)
         self._late = Delta()
         self.untidy = True
-        actual = {name: self._kernel.elements(name) for name in self._kernel.sets if compared(name, self.family)}
+        actual = {name: self._kernel.packed(name) for name in self._kernel.sets if compared(name, self.family)}
         return actual if any(actual.values()) else {}
 
     def _batches(self, changes: list[Change], actual: Actual | None) -> Iterator[list[Pair]]:
@@ -278,7 +277,7 @@ class Syncer:
         """After reading back: delete what no service has, and forget clients of endpoints that are gone."""
         rest = Delta()
         for where, keys in actual.items():
-            for key in keys:
+            for key in unpacked(where, keys):
                 rest.drop(where, key)
         self._commit(rest, (), report)
         self._late.merge(Delta(late=rest.late))

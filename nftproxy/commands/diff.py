@@ -51,9 +51,9 @@ def _compare(given: Input, kernel: Kernel) -> list[Line]:
         ]
     own = interfaces.addresses()
     for family in settings.families:
-        actual = {name: kernel.elements(name) for name in kernel.sets if compared(name, family)}
-        before = {name: dict(items) for name, items in actual.items()}
-        found = preview.preview(settings, given.store, family, actual)
+        names = [name for name in kernel.sets if compared(name, family)]
+        before = {name: kernel.elements(name) for name in names}
+        found = preview.preview(settings, given.store, family, {name: kernel.packed(name) for name in names})
         for where in sorted({*found.delta.removed, *found.delta.late, *found.delta.added}):
             gone = {**found.delta.removed.get(where, {}), **found.delta.late.get(where, {})}
             lines += [("-", where, preview.line(key, before[where][key])) for key in gone]

@@ -1,0 +1,109 @@
+"""Keys and values packed by ourselves are, byte for byte, what libnftables writes and the kernel returns."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nftproxy.address import Family, parse_address
+from nftproxy.compiler import Key, Value, Verdict
+from nftproxy.model import Object
+from nftproxy.packing import comment, pack_value, shape, unpack_comment, unpack_value
+from nftproxy.syncer import compared
+from tests.bare import bare_table
+from tests.objects import endpoint, endpoint_slice, service
+
+
+def everything(family: Family) -> list[Object]:
+    """Services of every kind, so that each map and set holds something."""
+    four = family is Family.IPv4
+    ip, pod, vip = ("10.96.0.", "10.244.1.", "203.0.113.") if four else ("fd00:10:96::", "fd00:244:1::", "fd00:beef::")
+    allowed = ["198.51.100.0/24", "192.0.2.1/32"] if four else ["2001:db8::/32"]
+    local = {"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"}
+    specs: list[tuple[dict[str, Any], list[str]]] = [
+        ({}, ["node1", "node2", "node3"]),
+        ({"protocol": "UDP", "node_port": 30001}, ["node1", "node2"]),
+        ({"protocol": "SCTP", "vips": [f"{vip}1"], "loadBalancerSourceRanges": allowed}, ["node2"]),
+        ({"vips": [f"{vip}2"], "node_port": 30003, **local}, ["node1", "node2"]),
+        ({"vips": [f"{vip}3"], "node_port": 30004, **local}, ["node2"]),
+        ({"externalIPs": [f"{vip}4"], "node_port": 30005}, []),
+        ({"sessionAffinity": "ClientIP", "node_port": 30006}, ["node1", "node2"]),
+        ({"sessionAffinity": "ClientIP", "vips": [f"{vip}5"], **local}, ["node1", "node2"]),
+    ]
+    found: list[Object] = []
+    for number, (spec, nodes) in enumerate(specs):
+        members = [endpoint(f"{pod}{number}{place}", node) for place, node in enumerate(nodes)]
+        protocol = spec.get("protocol", "TCP")
+        found.append(service(f"web{number}", f"{ip}{number + 10}", **spec))
+        found.append(endpoint_slice(f"web{number}", members, protocol=protocol, family=family))
+    return found
+
+
+@pytest.mark.parametrize("family", Family)
+def test_the_kernel_packs_as_we_do(family: Family) -> None:
+    """What libnftables wrote and the kernel returns is, byte for byte, what packing makes of the values."""
+    with bare_table(families=[family]) as table:
+        for item in everything(family):
+            table.store.put(item)
+        table.sync(family, [])
+        filled = 0
+        for where in table.kernel.sets:
+            if compared(where, family):
+                fields = shape(where)
+                assert fields is not None
+                elements: dict[Key, Value] = table.kernel.elements(where)
+                packed = {fields.key.pack(key): pack_value(value, fields.value) for key, value in elements.items()}
+                assert table.kernel.packed(where) == packed, where
+                filled += bool(packed)
+        assert filled > 20
+
+
+addresses4 = st.ip_addresses(v=4).map(lambda a: parse_address(str(a)).text)
+addresses6 = (
+    st.ip_addresses(v=6).map(lambda a: parse_address(str(a))).filter(lambda a: a.family is Family.IPv6).map(lambda a: a.text)
+)
+ports = st.integers(0, 65535)
+protocols = st.sampled_from(["tcp", "udp", "sctp"])
+
+
+@given(st.data())
+def test_packing_loses_nothing(data: st.DataObject) -> None:
+    addresses = {"4": addresses4, "6": addresses6}[v := data.draw(st.sampled_from("46"))]
+    rows: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
+        f"cluster_ips{v}": (addresses,),
+        f"services{v}": (addresses, protocols, ports),
+        f"nodeport_services{v}": (protocols, ports),
+        f"endpoints{v}-tcp": (addresses, ports, ports),
+        f"nodeport_endpoints{v}-tcp": (ports, ports),
+        f"hairpin{v}": (addresses, addresses, protocols, ports),
+        f"allowed{v}-8": (addresses, protocols, ports, addresses),
+        f"local_members{v}-ns/web/tcp/": (addresses, ports),
+    }
+    name = data.draw(st.sampled_from(sorted(rows)))
+    key = data.draw(st.tuples(*rows[name]))
+    held = shape(name)
+    assert held is not None
+    assert held.key.unpack(held.key.pack(key)) == key
+    if held.value:
+        value = data.draw(st.tuples(addresses, ports))
+        assert unpack_value(pack_value(value, held.value), held.value) == value
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=60))
+def test_comments_lose_nothing(text: str) -> None:
+    assert unpack_comment(comment(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (Verdict("goto", "a"), Verdict("jump", "a")),
+        (Verdict("goto", "a"), Verdict("goto", "b")),
+        (Verdict("goto", "a"), Verdict("goto", "a", "comment")),
+        (Verdict("drop"), Verdict("goto", "drop")),
+    ],
+    ids=["verb", "target", "comment", "drop"],
+)
+def test_different_verdicts_are_packed_differently(left: Verdict, right: Verdict) -> None:
+    assert pack_value(left, None) != pack_value(right, None)

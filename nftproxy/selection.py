@@ -222,6 +222,8 @@ def _merge(slices: Iterable[EndpointSlice], port: ServicePort, family: Family, n
     # Sorted: of two non-terminating duplicates the same one wins on every run (contract 3.2.2 leaves it open).
     for piece in sorted(slices, key=lambda s: s.metadata.name):
         if piece.address_type != family:
+            if piece.address_type == "FQDN":  # contract 3.1.2
+                notes.append(f"EndpointSlice {piece.metadata.name}: addressType FQDN; ignored")
             continue
         numbers = [p.port for p in piece.ports or () if p.port and p.name == name and (p.protocol or Proto.TCP) is proto]
         if not numbers:

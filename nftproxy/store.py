@@ -173,7 +173,7 @@ class Store:
         slices[key.name] = piece
         self._owners[key] = owner
         self._watcher.slice_changed(piece)
-        return self._mark(owner, [f for f in self._dirty if f == piece.address_type])
+        return self._mark(owner, self._families_of(piece))
 
     def _drop_slice(self, key: ObjectName) -> bool:
         owner = self._owners.pop(key, None)
@@ -183,7 +183,7 @@ class Store:
         if not self._slices[owner]:
             del self._slices[owner]
         self._watcher.slice_deleted(piece)
-        return self._mark(owner, [f for f in self._dirty if f == piece.address_type])
+        return self._mark(owner, self._families_of(piece))
 
     def _put_node(self, node: Node) -> bool:
         self._node = node
@@ -193,6 +193,10 @@ class Store:
         for dirty in self._dirty.values():  # contract 1.4.1: hints may mean something else now
             dirty.update(self._services)
         return True
+
+    def _families_of(self, piece: EndpointSlice) -> list[Family]:
+        """Return the families that look at a slice; all of them have to say that they ignore one of names."""
+        return [family for family in self._dirty if piece.address_type in {family, "FQDN"}]
 
     def _mark_service(self, name: ObjectName) -> bool:
         self._watcher.service_changed(name)

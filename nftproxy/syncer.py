@@ -149,7 +149,7 @@ class Syncer:
             notes: list[str] = []
             wanted[name] = compile_service(service, slices, context, notes) if service is not None else None
             if notes or self._notes:
-                self._log(name, notes)
+                self._log(name, list(dict.fromkeys(notes)))  # every port of a service reads the same slices
         return wanted
 
     def _log(self, name: ObjectName, notes: list[str]) -> None:

@@ -246,9 +246,12 @@ def raw_slice(**fields: Any) -> EndpointSlice:
 
 
 @pytest.mark.contract("3.1.2")
-@pytest.mark.parametrize("kind", ["IPv6", "FQDN"])
-def test_slices_of_another_address_type(kind: str) -> None:
-    assert cluster(raw_slice(addressType=kind)) == []
+@pytest.mark.parametrize(("kind", "told"), [("IPv6", []), ("FQDN", ["EndpointSlice web-ipv4: addressType FQDN; ignored"])])
+def test_slices_of_another_address_type(kind: str, told: list[str]) -> None:
+    """Another family's are none of ours; those of names are said to be ignored."""
+    notes: list[str] = []
+    assert cluster(raw_slice(addressType=kind), notes=notes) == []
+    assert notes == told
 
 
 @pytest.mark.contract("3.1.3", "3.1.4", "2.1.4")

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from loguru import logger
 from msgspec import structs
 
 from nftproxy import syncer as syncer_module
@@ -16,8 +17,8 @@ from nftproxy.address import Family, Network, parse_network
 from nftproxy.model import EndpointSlice, Labels, Node, Object, ObjectName, Service, ServiceCIDR
 from nftproxy.proxy import Table
 from nftproxy.store import Store
-from tests.tables import bare_table, contents, deliver, names, new_namespace, table_in, unordered
 from tests.objects import endpoint, endpoint_slice, node, service, service_cidr
+from tests.tables import bare_table, contents, deliver, names, new_namespace, table_in, unordered
 
 WEB = ObjectName("default", "web")
 
@@ -140,6 +141,28 @@ def test_a_slice_belongs_to_a_service_of_its_namespace(store: Store) -> None:
     piece = endpoint_slice(endpoints=[endpoint("10.244.1.2")])
     store.put(structs.replace(piece, metadata=structs.replace(piece.metadata, namespace="other")))
     assert set(store.take(Family.IPv4).services) == {ObjectName("other", "web")}
+
+
+@pytest.mark.contract("3.1.2")
+def test_a_slice_of_names_is_logged_once_per_family() -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}", level="WARNING")
+    names = structs.replace(endpoint_slice(endpoints=[endpoint("db.example")]), address_type="FQDN")
+    try:
+        ports = [{"name": name, "port": port} for name, port in (("http", 80), ("alt", 81))]
+        with bare_table(service(cluster_ip=["10.96.0.10", "fd00::10"], ports=ports), families=Family) as table:
+            for family in Family:
+                table.sync(family, [])
+            assert lines == []
+            deliver(table, names)
+            for family in Family:
+                assert table.sync(family, []).services == 1
+                assert table.sync(family, []).services == 0
+    finally:
+        logger.remove(sink)
+    assert [line for line in lines if "FQDN" in line] == [
+        f"Service default/web {family}: EndpointSlice web-ipv4: addressType FQDN; ignored\n" for family in Family
+    ]
 
 
 @pytest.mark.contract("3.2.5")

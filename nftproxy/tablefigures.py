@@ -7,12 +7,13 @@ element. When the table cannot be read, the figures of before are shown again an
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from nftproxy.address import Family
-from nftproxy.connections import LISTS, STEPS, Figure, Ledger
+from nftproxy.connections import LISTS, PREFIXES, STEPS, Figure, Ledger
 from nftproxy.errors import KernelError, MissingError
 from nftproxy.program import PROTOCOLS
 from nftproxy.readback import Counted, Reader
@@ -54,19 +55,21 @@ class TableFigures(Collector):
         with self._lock:
             try:
                 if self._reader.table_exists():
-                    self._ledger.enter(list(self._read()))
+                    self._ledger.enter(self._read())
                     self._sizes = self._count()
+                else:
+                    self._ledger.lost()
             except KernelError:
                 self._failures += 1
             yield from self._figures()
             yield from self._gauges()
 
-    def _read(self) -> Iterator[Counted]:
-        for name in self._maps:
-            try:
-                yield from self._reader.counted(name)
-            except MissingError:  # a table that is just being made
-                continue
+    def _read(self) -> Iterator[tuple[str, Iterator[Counted]]]:
+        return ((name, self._elements(name)) for name in self._maps)
+
+    def _elements(self, name: str) -> Iterator[Counted]:
+        with suppress(MissingError):  # a table that is just being made
+            yield from self._reader.counted(name)
 
     def _count(self) -> Counter[str]:
         """Count the elements of all maps and sets; those that each ClientIP service has of its own count together."""
@@ -102,8 +105,8 @@ class TableFigures(Collector):
 
 
 def _step_maps(family: Family) -> list[str]:
-    return [f"{prefix}{step}{family.digit}" for step in STEPS for prefix in ("", "nodeport_")]
+    return [f"{prefix}{step}{family.digit}" for step in STEPS for prefix in PREFIXES]
 
 
 def _slot_maps(family: Family) -> list[str]:
-    return [f"{p}{slots}{family.digit}-{proto}" for slots in LISTS for p in ("", "nodeport_") for proto in PROTOCOLS]
+    return [f"{prefix}{slots}{family.digit}-{proto}" for slots in LISTS for prefix in PREFIXES for proto in PROTOCOLS]

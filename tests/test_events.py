@@ -32,7 +32,7 @@ WEB = Regarding.service(ObjectName("shop", "web"))
 EVENTS = "/apis/events.k8s.io/v1/namespaces/{}/events"
 
 
-@pytest.mark.contract("10.1", "10.1.1")
+@pytest.mark.contract("10.1.1")
 @pytest.mark.parametrize(
     ("kind", "regarding", "expected"),
     [

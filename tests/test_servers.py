@@ -384,7 +384,7 @@ def about(**options: Any) -> About:
     )
 
 
-@pytest.mark.contract("7.3", "7.3.1")
+@pytest.mark.contract("7.3.1")
 @pytest.mark.parametrize(
     ("path", "content_type", "expected"),
     [
@@ -411,7 +411,7 @@ def test_pages(path: str, content_type: str, expected: str) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.contract("7.3")
+@pytest.mark.contract("7.3.1")
 def test_configz_has_the_effective_values() -> None:
     async def run() -> None:
         async with listening(metrics_server(Metrics(Family, {}), about())) as port:
@@ -425,7 +425,7 @@ def test_configz_has_the_effective_values() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.contract("7.3")
+@pytest.mark.contract("7.3.1")
 @pytest.mark.parametrize(
     ("options", "path"),
     [
@@ -446,7 +446,7 @@ def test_no_page(options: dict[str, Any], path: str) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.contract("7.3")
+@pytest.mark.contract("7.3.1")
 def test_content_negotiation() -> None:
     async def run() -> None:
         async with listening(metrics_server(Metrics(Family, {}), about())) as port:
@@ -458,7 +458,7 @@ def test_content_negotiation() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.contract("7.3")
+@pytest.mark.contract("7.3.1")
 def test_service_level_indicators() -> None:
     async def run() -> None:
         async with listening(metrics_server(Metrics(Family, {}), about())) as port:
@@ -471,7 +471,7 @@ def test_service_level_indicators() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.contract("7.3")
+@pytest.mark.contract("7.3.1")
 def test_profiling() -> None:
     async def run() -> None:
         levels: list[int] = []

@@ -6,11 +6,11 @@ SECONDS ?= 600
 
 # For running: the library and the lab's tools. For the tests: nft checks what render prints, iptables makes what we take over from.
 PACKAGES = python3 python3-venv libnftables1 iproute2 procps
-TEST_PACKAGES = $(PACKAGES) nftables iptables openssl git
+TEST_PACKAGES = $(PACKAGES) nftables iptables openssl git conntrack iputils-ping shellcheck
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint contract soak test-versions test-kernels bench clean
+.PHONY: demo test lint contract soak test-versions test-kernels test-image bench dist lock licences clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -33,6 +33,27 @@ test-versions: $(VENV)/.installed-test
 
 test-kernels: $(VENV)/.installed-test
 	$(VENV)/bin/python -m tests.versions.kernels
+
+# The steps of deploy/Dockerfile, done in folders made by debootstrap: no container engine is needed, but minutes.
+test-image: $(VENV)/.installed-test
+	@$(call need,debootstrap)
+	$(VENV)/bin/python -m tests.image
+
+dist: $(VENV)/.installed-test
+	$(VENV)/bin/python -m build --outdir dist .
+
+# What the image installs: the newest of everything, and the hashes of all its files.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet uv
+	for lock in requirements build; do \
+		source=pyproject.toml; [ $$lock = requirements ] || source=deploy/build.in; \
+		build/lock/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
+			--custom-compile-command "make lock" --output-file deploy/$$lock.lock $$source || exit; \
+	done
+
+licences: $(VENV)/.installed-test
+	$(VENV)/bin/python release/licences.py
 
 clean:
 	rm -rf $(VENV) build dist

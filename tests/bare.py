@@ -15,7 +15,7 @@ from tests.versions.folder import mirror, need_programs
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "build/bare"
-_INSIDE = ROOT / "tests/versions/inside.sh"
+_INSIDE = ROOT / "tests/bare.sh"
 _PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "TERM")
 
 

@@ -1,7 +1,9 @@
-"""Draws the pictures of the documentation:  python docs/pictures/draw.py
+"""Draw the pictures of the documentation.
 
-Each picture is a function that returns boxes, arrows and words on a grid of 10 pixels; the SVG files beside this one are what it writes, and a
-test says so. Colours and letters are legible on white and on black pages.
+    python docs/pictures/draw.py
+
+Each picture is a function that yields boxes, arrows and words on a grid of 10 pixels. The SVG files beside this one are what it writes,
+and a test says so.
 """
 
 from collections.abc import Iterable
@@ -33,7 +35,7 @@ def arrow(*points: tuple[float, float], dashed: bool = False) -> str:
 
 
 def overview() -> Iterable[str]:
-    """The README's: what is constant, what is data, and what a packet meets."""
+    """Draw the README's: what is constant, what is data, and what a packet meets."""
     yield box(1, 1, 17, 5, "API server, or files", "Services, EndpointSlices", fill=PALE)
     yield arrow((18, 3.5), (23, 3.5))
     yield box(23, 1, 24, 5, "nftproxy, on each node", "which endpoints, which elements", fill=BLUE)
@@ -56,7 +58,7 @@ def overview() -> Iterable[str]:
 
 
 def hooks() -> Iterable[str]:
-    """The way of a connection's first packet, from pod, node and outside."""
+    """Draw the way of a connection's first packet, from pod, node and outside."""
     yield box(1, 8, 16, 6, "pod, or client", "packet arrives", fill=PALE)
     yield box(1, 28, 16, 6, "process on the node", "packet is made", fill=PALE)
     yield box(22, 2, 20, 7, "filter-prerouting", "priority -110", "source ranges: drop", fill=RED)
@@ -86,11 +88,15 @@ def hooks() -> Iterable[str]:
     yield arrow((85, 36), (87.5, 36), (87.5, 25.5), (90, 25.5))
     yield arrow((100, 29), (100, 33))
     yield arrow((110, 36.5), (115, 36.5))
-    yield word(1, 43.5, "Only the first packet of a connection is asked for an endpoint; connection tracking repeats the answer for all others.")
+    yield word(
+        1,
+        43.5,
+        "Only the first packet of a connection is asked for an endpoint; connection tracking repeats the answer for all others.",
+    )
 
 
 def flow() -> Iterable[str]:
-    """Where in the code a change becomes an element."""
+    """Draw where in the code a change becomes an element."""
     steps = (
         ("kubesource, manifests", "list, watch, files"),
         ("store", "typed objects, dirty keys"),
@@ -126,7 +132,7 @@ def svg(name: str) -> str:
     return "\n".join(
         [
             f'{head} font-family="DejaVu Sans, sans-serif" font-size="12" fill="{INK}">',
-            f'<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">',
             f'<path d="M0,0 L8,4 L0,8 z" fill="{INK}"/></marker></defs>',
             f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
             *make(),

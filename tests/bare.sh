@@ -1,0 +1,23 @@
+#!/bin/sh
+# bare.sh FOLDER COMMAND...: run a command in a folder as if the folder were the machine.
+#
+# Started in a mount and a pid namespace of its own (bare.py): whatever is mounted or left running here is gone with the command. Unlike
+# versions/inside.sh, nothing that a package manager writes to is shared with this machine.
+set -eu
+folder=$1
+shift
+
+mount --bind "$folder" "$folder" # the new root has to be a mount point: `ip netns exec` changes how it propagates
+mount -t proc proc "$folder/proc"
+mount -t sysfs sysfs "$folder/sys"
+mount -t tmpfs tmpfs "$folder/run"
+mount -t tmpfs tmpfs "$folder/tmp"
+mount --bind "$(readlink -f /etc/resolv.conf)" "$folder/etc/resolv.conf"
+
+# What this machine trusts, pip trusts in there, too.
+if [ -f /etc/ssl/certs/ca-certificates.crt ]; then
+    cp /etc/ssl/certs/ca-certificates.crt "$folder/run/trusted.crt"
+    export PIP_CERT=/run/trusted.crt
+fi
+
+exec chroot "$folder" "$@"

@@ -11,8 +11,8 @@ from nftproxy.compiler import Key, Value, Verdict
 from nftproxy.model import Object
 from nftproxy.packing import comment, pack_value, shape, unpack_comment, unpack_value
 from nftproxy.syncer import compared
-from tests.bare import bare_table
 from tests.objects import endpoint, endpoint_slice, service
+from tests.tables import bare_table
 
 
 def everything(family: Family) -> list[Object]:

@@ -222,4 +222,5 @@ def _readable(error: msgspec.ValidationError) -> str:
 
 def _named(identity: _Identity) -> str:
     kind, name = identity
-    return f"{kind} {name.name if kind in {'Node', 'ServiceCIDR'} else name}"
+    text = name.name if kind in {"Node", "ServiceCIDR"} else str(name)
+    return f"{kind} {text if text.isprintable() else repr(text)}"

@@ -7,13 +7,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nftproxy import kubeyaml, shipped
 from nftproxy.errors import SourceError
@@ -138,6 +141,11 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
         text(changed(WEB, "spec", [])),
         "document 1: Service default/web: spec: expected `object`, got `array`",
     ),
+    "a name that would break the line": (
+        "x.yaml",
+        text(changed(WEB, "metadata.name", "a\n\x1b[31mb")),
+        "document 1: Service 'default/a\\n\\x1b[31mb': metadata.name: expected `str` matching regex",
+    ),
     "impossible port": (
         "x.yaml",
         text(SLICE, changed(WEB, "spec.ports.0.port", 65536)),
@@ -188,6 +196,49 @@ def test_bad_input_is_one_line_that_says_where(tmp_path: Path, name: str, conten
     assert line.startswith(f"{path}: {problem}"), line
     assert "\n" not in line
     assert "good" in names(found), "the other objects keep working"
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(data=st.data(), value=anything)
+def test_whatever_stands_in_a_field_is_one_line_or_none(data: st.DataObject, value: Any) -> None:
+    """Any field of a sound object holds anything else: the object is used, or each problem is a line that names it."""
+    document = data.draw(st.sampled_from([WEB, SLICE]))
+    path = data.draw(st.sampled_from(list(paths(document))))
+    copy = changed(document, path, 0)
+    *parents, last = path.split(".")
+    place: Any = copy
+    for parent in parents:
+        place = place[int(parent) if parent.isdigit() else parent]
+    place[int(last) if last.isdigit() else last] = value
+    with TemporaryDirectory() as name:
+        file = Path(name) / "x.yaml"
+        file.write_text(yaml.safe_dump(copy, allow_unicode=True))
+        found = scan(Path(name))
+    assert all(problem.startswith(f"{file}: ") and "\n" not in problem for problem in found.problems), found.problems
+
+
+def paths(value: Any, prefix: str = "") -> Iterator[str]:
+    """The path of every field, as `changed` takes it."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if "." not in str(key):
+            yield f"{prefix}{key}"
+            yield from paths(inner, f"{prefix}{key}.")
+
+
+@given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass")))
+def test_whatever_a_file_holds_is_told_in_lines(content: bytes) -> None:
+    with TemporaryDirectory() as name:
+        for file in ("x.yaml", "x.json"):
+            (Path(name) / file).write_bytes(content)
+        found = scan(Path(name))
+    assert all("\n" not in problem for problem in found.problems)
+    assert names(found) == []
 
 
 def test_an_object_that_two_files_define_belongs_to_the_first(tmp_path: Path) -> None:
@@ -392,6 +443,7 @@ def test_a_link_to_a_file_is_followed_to_where_it_is(tmp_path: Path, folder: Pat
 WITHOUT_INOTIFY = """
 import asyncio, sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from nftproxy.folders import Folders
 Path("/proc/sys/user/max_inotify_instances").write_text("0")
 

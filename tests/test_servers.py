@@ -266,7 +266,7 @@ def test_both_families_have_sockets_of_their_own() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.contract("7.2.3", "7.2.8")
+@pytest.mark.contract("7.2.3")
 @pytest.mark.usefixtures("own_network")
 def test_health_check_port_of_an_unhealthy_proxy() -> None:
     async def run() -> None:

@@ -120,6 +120,7 @@ class Syncer:
             with report.timed("read_back"):
                 actual = self._read_back(report)
         generation = self._kernel.generation
+        before = set(self._kernel.sets) if actual is not None else set()
         held = Delta()
         for services in _portions(taken.services, None if actual is None else PORTION):
             with report.timed("compile"):
@@ -129,7 +130,7 @@ class Syncer:
                     self._apply(batch, actual, report, held if actual == {} else None)
         with report.timed("difference"):
             if actual is not None:
-                self._adopt(actual, report)
+                self._adopt(actual, before, report)
             self._commit(held, (), report)
             self._commit_late(report)
         report.stages["difference"] -= report.stages.get("kernel", 0)
@@ -273,8 +274,11 @@ class Syncer:
             report.written += len(self._late)
             self._late = Delta()
 
-    def _adopt(self, actual: Actual, report: Report) -> None:
-        """After reading back: delete what no service has, and forget clients of endpoints that are gone."""
+    def _adopt(self, actual: Actual, before: set[str], report: Report) -> None:
+        """After reading back: delete what no service has, and forget clients of endpoints that are gone.
+
+        Only memories that were there before hold any; each costs the kernel a walk along all sets.
+        """
         rest = Delta()
         for where, keys in actual.items():
             for key in unpacked(where, keys):
@@ -283,7 +287,8 @@ class Syncer:
         self._late.merge(Delta(late=rest.late))
         self._kernel.ensure_for(Delta(), self._program, list(self._affinities()))
         for affinity in self._affinities():
-            self._forget(affinity, affinity.ports)
+            if not before.isdisjoint(_memories(affinity, affinity.ports)):
+                self._forget(affinity, affinity.ports)
 
     def _affinities(self) -> Iterator[Affinity]:
         return (affinity for compiled in self.remembered.services.values() for affinity in compiled.affinities)

@@ -4,11 +4,13 @@ Packages come from the mirror that this machine's own apt uses. Nothing is left 
 folder has its own mounts, processes and, unless it asks for the network, its own network.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,14 @@ class Folder:
     def path(self) -> Path:
         """Where it is."""
         return CACHE / self.release
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out of it until the end of the block: they would exchange the project under this one's feet."""
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f"{self.release}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def make(self) -> None:
         """Make it unless it is there with the packages wanted; NftproxyError when that fails."""

@@ -9,6 +9,8 @@ shift
 mount --bind "$folder" "$folder" # the new root has to be a mount point: `ip netns exec` changes how it propagates
 mount -t proc proc "$folder/proc"
 mount -t sysfs sysfs "$folder/sys"
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$folder/dev/pts"
+ln -sf pts/ptmx "$folder/dev/ptmx"
 mount -t tmpfs tmpfs "$folder/run"
 mount -t tmpfs tmpfs "$folder/tmp"
 

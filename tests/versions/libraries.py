@@ -29,17 +29,23 @@ def main() -> int:
 
 
 def run(release: str, tests: list[str]) -> str:
-    """Run tests in one release; return one line that says how it went."""
+    """Make a release ready and run tests in it; return one line that says how it went."""
     folder = Folder(release)
-    try:
-        folder.make()
-    except NftproxyError as error:
-        if release in _OPTIONAL:
-            return f"left out: {error}"
-        raise
-    install(folder)
+    with folder.held():
+        try:
+            folder.make()
+        except NftproxyError as error:
+            if release in _OPTIONAL:
+                return f"left out: {error}"
+            raise
+        install(folder)
+        return run_in(folder, tests)
+
+
+def run_in(folder: Folder, tests: list[str]) -> str:
+    """Run tests in a folder that is ready; return one line that says how it went."""
     versions = f"{libnftables(folder)}, {folder.ask('python3', '-c', _PRINT_VERSIONS).strip()}"
-    print(f"{release}: {versions}", flush=True)
+    print(f"{folder.release}: {versions}", flush=True)
     started = time.monotonic()
     argv = ["sh", "-c", 'cd /project && exec python -m pytest -p no:cacheprovider "$@"', "sh", "-q", *tests]
     code = folder.run(argv).returncode

@@ -60,6 +60,10 @@ class Machine:
         """Make what it boots from, or take what is there; `command` is what it will run in the project."""
         need_programs(PROGRAMS)
         folder = Folder(self.release)
+        with folder.held():
+            self._prepare(folder, command)
+
+    def _prepare(self, folder: Folder, command: Sequence[str]) -> None:
         folder.make()
         project.install(folder)
         if not (folder.path / "kernel/version").exists():

@@ -216,6 +216,8 @@ def _take(file: _File, place: str, document: Any, before: dict[_Identity, Object
 def _readable(error: msgspec.ValidationError) -> str:
     """Put the path of the field first, as in all other messages."""
     text, _, path = str(error).partition(" - at `$")
+    if "matching regex" in text:
+        text = "has to be a DNS name: a-z, 0-9 and -, with a letter or digit at either end"
     path = path.rstrip("`").removeprefix(".")
     return f"{path}: {text[:1].lower()}{text[1:]}" if path else text[:1].lower() + text[1:]
 

@@ -144,7 +144,7 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "a name that would break the line": (
         "x.yaml",
         text(changed(WEB, "metadata.name", "a\n\x1b[31mb")),
-        "document 1: Service 'default/a\\n\\x1b[31mb': metadata.name: expected `str` matching regex",
+        "document 1: Service 'default/a\\n\\x1b[31mb': metadata.name: has to be a DNS name",
     ),
     "impossible port": (
         "x.yaml",

@@ -137,6 +137,9 @@ class Manifests:
                 signature = (0, 0, 0)  # another write in the same tick of the clock would look the same: read it again next time
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            if isinstance(error, FileNotFoundError) and path not in self.paths and not path.is_symlink():
+                self._files.pop(path, None)  # deleted since the folder was listed
+                return
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             faults.append(f"{path}: {reason}{kept}")
             return

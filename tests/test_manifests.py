@@ -312,6 +312,21 @@ def test_a_file_in_a_folder_that_is_deleted_takes_its_objects_along(tmp_path: Pa
     assert names(manifests.scan()) == []
 
 
+def test_a_link_that_leads_nowhere_takes_nothing_with_it(tmp_path: Path, folder: Path) -> None:
+    (folder / "a.yaml").write_text(text(WEB))
+    link = tmp_path / "links" / "web.yaml"
+    link.parent.mkdir()
+    link.symlink_to(folder / "a.yaml")
+    manifests = Manifests([link.parent])
+    assert names(manifests.scan()) == ["web"]
+    (folder / "a.yaml").unlink()
+    found = manifests.scan()
+    assert (names(found), found.problems) == (
+        ["web"],
+        [f"{link}: No such file or directory; what was read from it before stays in use"],
+    )
+
+
 def test_what_is_no_manifest_is_passed_over(tmp_path: Path) -> None:
     for name in ("README.md", ".hidden.yaml", "web.yaml~", ".web.yaml.swp"):
         (tmp_path / name).write_text("[")

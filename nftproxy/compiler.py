@@ -77,9 +77,9 @@ class Refusal(enum.Enum):
     DROP = Verdict("drop")
 
 
-# libnftables aborts the process on names of more than 255 characters. The longest is `sticky_external4-<ports>-<name>`.
+# libnftables aborts the process on names of more than 255 characters. The longest is `learn_both4-<timeout>-<ports>-<name>`.
 PORTS_LIMIT = 40
-NAME_LIMIT = 255 - len("sticky_external4-") - PORTS_LIMIT - 1
+NAME_LIMIT = 255 - len("learn_both4-86400-") - PORTS_LIMIT - 1
 
 
 class Affinity(msgspec.Struct, frozen=True, gc=False):
@@ -91,6 +91,7 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     timeout: int
     cluster: tuple[Endpoint, ...]
     local: tuple[Endpoint, ...]
+    steps: tuple[str, ...] = ("sticky",)  # how its frontends look a client up
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -104,8 +105,21 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
 
     def chain(self, step: str) -> str:
         """Return the name of one of its chains; a chain with other content has another name."""
-        timeout = f"{self.timeout}-" if step == "learn" else ""
+        timeout = f"{self.timeout}-" if step.startswith("learn") else ""
         return f"{step}{self.family.digit}-{timeout}{self.ports_name}-{self.name}"
+
+    @property
+    def learn(self) -> str:
+        """Return the name of the chain that remembers clients, for the lists that are used."""
+        local = "sticky_local" in self.steps
+        if "sticky_internal" in self.steps or (local and len(self.steps) > 1):
+            return self.chain("learn_both")
+        return self.chain("learn_local" if local else "learn")
+
+    @property
+    def chains(self) -> tuple[str, ...]:
+        """Return the names of the chains that its frontends go to."""
+        return (self.learn, *map(self.chain, self.steps))
 
     def memory(self, which: str, port: int) -> str:
         """Return the name of the map client -> endpoint address; `which` is `affinity` or `local_affinity`."""
@@ -189,9 +203,8 @@ def _routes(
     """Yield the routes of one service port: ClusterIP, external IPs, load-balancer addresses, NodePort (contract 2.2)."""
     proto = port.protocol.nft
     name = _comment(f"{service}:{port.name}" if port.name else str(service))  # contract 5.3.1
-    internal = Policy.LOCAL if seen.internal_local else Policy.CLUSTER
-    yield _route(name, Frontend(seen.cluster_ip, proto, port.port), internal, chosen, affinity)
-    external = Policy.PRESERVE if seen.external_local else Policy.EXTERNAL
+    yield _route(name, Frontend(seen.cluster_ip, proto, port.port), _internal(seen), chosen, affinity)
+    external = _external(seen)
     sources = _sources(seen, context)
     for address in seen.vips:  # before external IPs: an address that is both keeps its source ranges
         yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity, sources)
@@ -199,6 +212,14 @@ def _routes(
         yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity)
     if port.node_port:
         yield _route(name, Frontend("", proto, port.node_port), external, chosen, affinity)
+
+
+def _internal(seen: View) -> Policy:
+    return Policy.LOCAL if seen.internal_local else Policy.CLUSTER
+
+
+def _external(seen: View) -> Policy:
+    return Policy.PRESERVE if seen.external_local else Policy.EXTERNAL
 
 
 def _route(
@@ -226,7 +247,9 @@ def _affinity(service: ObjectName, port: ServicePort, seen: View, chosen: Lists,
         return None
     proto = port.protocol.nft
     name = _bounded(f"{service}/{proto}/{port.name or ''}", NAME_LIMIT)
-    return Affinity(name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local)
+    policies = {_internal(seen), _external(seen)} if seen.externally_accessible(port) else {_internal(seen)}
+    steps = tuple(sorted(_STICKY_STEP[policy] for policy in policies))
+    return Affinity(name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local, steps)
 
 
 def _bounded(text: str, limit: int) -> str:
@@ -271,7 +294,7 @@ def elements(route: Route, family: Family) -> Iterator[Element]:
         yield Element(f"{maps}no_endpoints{v}", frontend.key, route.refusal.value._replace(comment=route.name))
     if route.affinity:
         yield Element(f"{maps}sticky{v}", frontend.key, Verdict("jump", route.affinity.chain(_STICKY_STEP[route.policy])))
-        yield Element(f"{maps}learn{v}", frontend.key, Verdict("goto", route.affinity.chain("learn")))
+        yield Element(f"{maps}learn{v}", frontend.key, Verdict("goto", route.affinity.learn))
     if route.sources is not None:
         yield Element(f"firewall{v}", frontend.key, Verdict("goto", f"allowed{v}"))
         for network in route.sources:

@@ -23,6 +23,7 @@ PROTOCOLS = ("tcp", "udp", "sctp")
 _HEADER = re.compile(r"^(set|map|chain) (\S+) \{", re.MULTILINE)
 _PICK = re.compile(r"(?:nodeport-)?(?:pick|external|internal|local)([46])-(tcp|udp|sctp)-([1-9][0-9]*)")
 _GOTO = re.compile(r"\bgoto (\S+)")
+_NAMED = re.compile(r"(?:\bgoto |@)(\S+)")  # chains, sets and maps that a rule names
 _NAMES = {Family.IPv4: ("ip", "ipv4_addr"), Family.IPv6: ("ip6", "ipv6_addr")}
 _LOOPBACK = {Family.IPv4: "127.0.0.0/8", Family.IPv6: "::1"}
 
@@ -37,7 +38,7 @@ class Program:
         self._variables = {family: _variables(settings, family) for family in settings.families}
         sample = [*self._picks("pick4-tcp-1"), *self._picks("pick6-tcp-1")]
         for family in settings.families:
-            sample += self.affinity(Affinity("", family, "tcp", 1, (), ())).values()
+            sample += self._affinity(Affinity("", family, "tcp", 1, (), ())).values()
         body = self.text()
         self.digest = hashlib.sha256("\n".join([body, *sample]).encode()).hexdigest()[:16]
 
@@ -95,6 +96,18 @@ class Program:
 
     def affinity(self, affinity: Affinity) -> dict[str, str]:
         """Return the text of everything one ClientIP service port needs, by name, in order."""
+        known = self._affinity(affinity)
+        needed: set[str] = set()
+        wanted = list(affinity.chains)
+        while wanted:
+            name = wanted.pop()
+            if name in known and name not in needed:
+                needed.add(name)
+                wanted += _NAMED.findall(known[name])
+        return {name: text for name, text in known.items() if name in needed}
+
+    def _affinity(self, affinity: Affinity) -> dict[str, str]:
+        """Return the text of everything that a ClientIP service port may need."""
         variables = {
             **self._variables[affinity.family],
             "proto": affinity.proto,

@@ -25,7 +25,7 @@ _STEP = re.compile(r"(?:nodeport_)?(sticky|internal|services|no_endpoints|learn|
 _SLOTS = re.compile(r"(?:nodeport_)?(local_)?endpoints([46])-(tcp|udp|sctp)")
 _ALLOWED = re.compile(r"allowed([46])-([0-9]+)")
 _MEMORY = re.compile(r"(?:local_)?affinity([46])-(.+)-([0-9]+)", re.DOTALL)
-_LEARN = re.compile(r"learn[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
+_LEARN = re.compile(r"learn(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
 _FAMILIES = {family.digit: family for family in Family}
 
 

@@ -483,7 +483,7 @@ def test_sctp(world: World, family: Family) -> None:
     world.apply(sticky.service(ports=ports, externalTrafficPolicy="Local"), *sticky.slices(*PODS, names={"sctp": "SCTP"}))
     table, v = world.tables["node1"], family.digit
     key: Key = (sticky.address("cluster", family), "sctp", 80)
-    for where, expected in ((f"sticky{v}", f"jump sticky{v}-8080-"), (f"learn{v}", f"goto learn{v}-10800-8080-")):
+    for where, expected in ((f"sticky{v}", f"jump sticky{v}-8080-"), (f"learn{v}", f"goto learn_both{v}-10800-8080-")):
         value: Value = table.kernel.elements(where)[key]
         assert str(value) == f"{expected}default/{sticky.name}/sctp/sctp"
         chain = str(value).split()[1]

@@ -84,10 +84,11 @@ class Manifests:
     def scan(self, unfinished: Collection[Path] = ()) -> Scan:
         """Read what changed since the last scan and return everything; files that are `unfinished` stay what they were."""
         faults: list[str] = []
-        present = dict.fromkeys(self._list(faults))
+        untouched = set(unfinished)
+        present = dict.fromkeys(self._list(faults, untouched))
         self._files = {path: file for path, file in self._files.items() if path in present}
         for path in present:
-            if not unfinished or (path not in unfinished and path.resolve() not in unfinished):
+            if not untouched or (path not in untouched and path.resolve() not in untouched):
                 self._read(path, faults)
         objects: dict[type[Object], list[Object]] = {kind: [] for kind in KINDS.values()}
         seen: dict[_Identity, Path] = {}
@@ -107,8 +108,8 @@ class Manifests:
         self._told = set(faults)
         return Scan(objects, faults, news, mended)
 
-    def _list(self, faults: list[str]) -> Iterator[Path]:
-        """Yield the files there are; those of a folder that cannot be listed are the ones known before."""
+    def _list(self, faults: list[str], untouched: set[Path]) -> Iterator[Path]:
+        """Yield the files there are; those of a folder that cannot be listed are the ones known before, and `untouched`."""
         folders = {known.parent for known in self._files} - {*self._files}  # those that were folders when last read
         for path in self.paths:
             if not _is_folder(path) and path not in folders:
@@ -118,7 +119,9 @@ class Manifests:
                 names = sorted(entry.name for entry in path.iterdir())
             except OSError as error:
                 faults.append(f"{path}: {error.strerror}{_KEPT}")
-                yield from [known for known in self._files if known.parent == path]
+                kept = [known for known in self._files if known.parent == path]
+                untouched.update(kept)
+                yield from kept
                 continue
             yield from (path / name for name in names if not name.startswith(".") and Path(name).suffix in SUFFIXES)
 

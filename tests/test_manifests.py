@@ -300,7 +300,9 @@ def test_a_folder_that_goes_away_takes_nothing_with_it(tmp_path: Path, outage: C
     outage(folder)
     found = manifests.scan()
     assert names(found) == ["web"]
-    assert found.problems[0].endswith("what was read from it before stays in use")
+    (problem,) = found.problems
+    assert problem.startswith(f"{folder}: ")
+    assert problem.endswith("what was read from it before stays in use")
 
 
 def test_a_file_in_a_folder_that_is_deleted_takes_its_objects_along(tmp_path: Path) -> None:

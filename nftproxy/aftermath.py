@@ -30,7 +30,9 @@ Record = Callable[[Kind, Regarding, str], None]
 class _Side:
     """What is remembered beside the table of one family."""
 
-    def __init__(self, family: Family, settings: NodeSettings, own: list[Address], health: ProxyHealth, record: Record) -> None:
+    def __init__(
+        self, family: Family, settings: NodeSettings, own: list[Address], healthy: Callable[[], bool], record: Record
+    ) -> None:
         self.standing = Standing(family, settings.node_name)
         self.flows = UdpFlows(family, external_ips=settings.allow_external_ips)
         self.notes: list[str] = []
@@ -39,7 +41,7 @@ class _Side:
         def failed(service: ObjectName, reason: str) -> None:
             record(HEALTH_CHECK_PORT_FAILED, Regarding.service(service), reason)
 
-        self.ports = HealthCheckPorts(family, listen_on(family, self.networks, own), lambda: health.healthy, failed)
+        self.ports = HealthCheckPorts(family, listen_on(family, self.networks, own), healthy, failed)
 
 
 class Aftermath(Observer):
@@ -55,14 +57,23 @@ class Aftermath(Observer):
         health: ProxyHealth,
         metrics: Metrics,
         record: Record,
+        judged: bool,
     ) -> None:
-        """`own` are the addresses of this machine's interfaces, looked up once at the start (contract 7.2.2)."""
+        """Prepare; nothing is opened before the first sync.
+
+        `own` are the addresses of this machine's interfaces, looked up once at the start (contract 7.2.2); `judged`: whether there
+        is a health server. Without one, health check node ports count the proxy as healthy (7.2.8).
+        """
         self.proxy: Proxy  # set by whoever makes the proxy that this observes
         self._kernel = kernel
         self._conntrack = conntrack
         self._health = health
         self._metrics = metrics
-        self._sides = {family: _Side(family, settings, own, health, record) for family in settings.families}
+
+        def healthy() -> bool:
+            return health.healthy or not judged
+
+        self._sides = {family: _Side(family, settings, own, healthy, record) for family in settings.families}
         self._taking_over: asyncio.Task[None] | None = None
         self._first = set(settings.families)  # families whose first sync has not succeeded yet
 
@@ -107,9 +118,14 @@ class Aftermath(Observer):
                 # In a thread of its own: iptables programs take a minute for ten thousand Services, and syncs must go on.
                 self._taking_over = asyncio.create_task(asyncio.to_thread(self._take_over))
 
-    def failed(self, family: Family, seconds: float) -> None:
+    def failed(self, family: Family, seconds: float, *, full: bool) -> None:
         """Count a sync that failed."""
-        self._metrics.sync_failed(family, seconds, full=False)
+        self._metrics.sync_failed(family, seconds, full=full)
+
+    def tidying_failed(self) -> None:
+        """Count chains that could not be deleted (contract 7.4.11)."""
+        for family in self._sides:
+            self._metrics.tidying_failed(family)
 
     def repaired(self) -> None:
         """Count a repair."""

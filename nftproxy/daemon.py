@@ -6,9 +6,12 @@ without rules in between (5.12 has it go first).
 """
 
 import asyncio
+import enum
+import functools
 import os
 import platform
 import re
+import resource
 import signal
 from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack, closing, suppress
@@ -41,13 +44,21 @@ from nftproxy.model import Node
 from nftproxy.proxy import Proxy, Table
 from nftproxy.settings import NodeFacts, NodeSettings, node_settings
 from nftproxy.store import Store
-from nftproxy.tablefigures import TableFigures
+from nftproxy.tablefigures import LIMIT, TableFigures
 
 NODE_PATIENCE = 30.0  # seconds for the Node to exist and to have an address (contract 1.2.2)
 POD_CIDR_PATIENCE = 300.0  # seconds for its pod CIDRs, where they are needed (1.2.3)
 EVENTS_PATIENCE = 3.0  # seconds to write what is still to be written at the end
 SKIP_KERNEL_CHECK = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK"  # contract 5.1.1
 OLDEST_KERNEL = (5, 13)
+
+
+class Figures(enum.Enum):
+    """For what connections are counted at each scrape."""
+
+    OFF = "off"
+    FRONTENDS = "frontends"
+    ENDPOINTS = "endpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,8 @@ class Launch:
     config_file: Path | None = None
     flags: Mapping[str, str] | None = None
     init_only: bool = False
+    figures: Figures = Figures.FRONTENDS
+    series: int = LIMIT
 
 
 class Daemon:
@@ -82,6 +95,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until a signal says stop; NftproxyError when the process has to end, most often to be started again."""
+        _allow_open_files()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._finish)
         source = Source(
@@ -116,17 +130,30 @@ class Daemon:
             stack.enter_context(instance.claim())
             kernel = stack.enter_context(Kernel())
             kernel.require()
-            figures = stack.enter_context(closing(TableFigures(settings.families)))
-            self._metrics.registry.register(figures)
+            await self._count_connections(settings, stack)
             conntrack = stack.enter_context(closing(Conntrack()))
             own = await asyncio.to_thread(interfaces.addresses)
             record = self._events.record
-            after = Aftermath(settings, own, kernel, conntrack, health=self._health, metrics=self._metrics, record=record)
+            judged = bool(self._config.healthz_bind_address)
+            after = Aftermath(
+                settings, own, kernel, conntrack, health=self._health, metrics=self._metrics, record=record, judged=judged
+            )
             stack.enter_context(closing(after))
             self._proxy = after.proxy = Proxy(Table(settings, self._store, kernel), after)
             logger.info("node {}: serving {}", settings.node_name, " and ".join(settings.families))
             self._proxy.changed()
             await self._proxy.run()
+
+    async def _count_connections(self, settings: NodeSettings, stack: ExitStack) -> None:
+        """Have scrapes read the counters of the table, unless told not to."""
+        figures = self._launch.figures
+        if figures is not Figures.OFF:
+            # In a thread: it reads all frontends once, to begin with what is there.
+            make = functools.partial(
+                TableFigures, settings.families, endpoints=figures is Figures.ENDPOINTS, limit=self._launch.series
+            )
+            collector = stack.enter_context(closing(await asyncio.to_thread(make)))
+            self._metrics.registry.register(collector)
 
     async def _prepare(self, source: Source) -> NodeSettings:
         """Wait for the Node, derive the settings, make those of the system (contract 1.2, 6.1)."""
@@ -227,6 +254,12 @@ class Daemon:
             self._end.set_exception(error)
         else:
             self._end.set_result(None)
+
+
+def _allow_open_files() -> None:
+    """Open as many files as the machine allows: each health check node port takes a socket for each family and address."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def facts(node: Node | None) -> NodeFacts | None:

@@ -18,7 +18,7 @@ from nftproxy.address import Address, Family
 from nftproxy.errors import KernelError
 from nftproxy.foreign import Kind, Listener
 from nftproxy.kernel import Kernel
-from nftproxy.program import Program, is_pick
+from nftproxy.program import Program
 from nftproxy.runner import Runner
 from nftproxy.settings import ALL, NodeSettings, accepted_nodeport_addresses
 from nftproxy.store import Store
@@ -66,13 +66,13 @@ class Table:
         """Whether chains or sets may have fallen out of use."""
         return any(syncer.untidy for syncer in self.syncers.values())
 
-    def tidy(self) -> None:
-        """Delete chains and sets that fell out of use; those that are still referenced get another chance."""
+    def tidy(self) -> bool:
+        """Delete chains and sets that fell out of use; False if some are still referenced, which then get another chance."""
         if not all(syncer.in_step for syncer in self.syncers.values()):
-            return
+            return True
         used = self.program.names().union(*(syncer.needed() for syncer in self.syncers.values()))
         chains = self.kernel.chains - used
-        picks = {name for name in chains if is_pick(name)}
+        picks = {name for name in chains if self.program.pick(name)}  # not those of a family that is no longer served
         if len(picks) <= SPARE_PICKS:
             chains -= picks
         sets = {name for name in self.kernel.sets - used if not name.startswith("allowed")}
@@ -85,6 +85,8 @@ class Table:
             self.kernel.refresh()
             for syncer in self.syncers.values():
                 syncer.untidy = True
+            return False
+        return True
 
 
 class Observer:
@@ -99,8 +101,11 @@ class Observer:
     async def synced(self, report: Report, seconds: float) -> None:
         """Note that a sync succeeded."""
 
-    def failed(self, family: Family, seconds: float) -> None:
-        """Note that a sync failed."""
+    def failed(self, family: Family, seconds: float, *, full: bool) -> None:
+        """Note that a sync failed; `full`: it was to read the table back."""
+
+    def tidying_failed(self) -> None:
+        """Note that chains which fell out of use could not be deleted."""
 
     def repaired(self) -> None:
         """Note that somebody else's changes of our table are being put right."""
@@ -170,10 +175,11 @@ class Proxy:
             return
         clock = asyncio.get_running_loop().time
         started = clock()
+        full = not self._table.syncers[family].in_step
         try:
             report = await self.in_worker(lambda: self._table.sync(family, self._own_addresses()))
         except BaseException:
-            self._observer.failed(family, clock() - started)
+            self._observer.failed(family, clock() - started, full=full)
             raise
         seconds = clock() - started
         if report.written or report.read_back:
@@ -226,4 +232,5 @@ class Proxy:
             await asyncio.sleep(QUIET)
             if self._table.untidy and not any(runner.busy for runner in self.runners.values()):
                 with suppress(KernelError):
-                    await self.in_worker(self._table.tidy)
+                    if not await self.in_worker(self._table.tidy):
+                        self._observer.tidying_failed()

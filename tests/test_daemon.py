@@ -491,3 +491,25 @@ def test_an_address_that_is_added_later_accepts_nodeports(machine: Machine) -> N
     eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",), ("192.0.2.77",)})
     subprocess.run(["ip", "-n", machine.netns, "addr", "del", "192.0.2.10/32", "dev", "lo"], check=True)
     eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.77",)})
+
+
+@pytest.mark.contract("7.2.8")
+def test_health_check_ports_without_a_health_server(machine: Machine) -> None:
+    machine.api.put(
+        "services", service(spec={"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000})
+    )
+    machine.api.put("endpointslices", slice_of("web", "10.244.1.2"))
+    flags = ["--hostname-override=node1", f"--master={machine.api.url}", "--healthz-port=0", "--conntrack-max-per-core=0"]
+    quiet = ["--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0", "--connection-metrics=off"]
+    with enter(machine.netns), machine.log.open("wb") as log:
+        machine.process = subprocess.Popen([*KUBE_PROXY, *flags, *quiet], stderr=log, stdout=log)
+
+    def answered() -> bool:
+        with contextlib.suppress(OSError):
+            return machine.get(32000, "/", "192.0.2.10")[0] == 200
+        return False
+
+    eventually(answered)
+    with pytest.raises(ConnectionRefusedError):
+        machine.get(10256, "/livez")
+    assert "nftproxy_map_elements" not in machine.get(10249, "/metrics")[2]

@@ -16,6 +16,21 @@ from nftproxy.flags import CONTEXT_SETTINGS, FLAGS, kube_proxy_options
 
 @click.command(name="kube-proxy", context_settings=CONTEXT_SETTINGS)
 @kube_proxy_options
+@click.option(
+    "--connection-metrics",
+    type=click.Choice(["off", "frontends", "endpoints"]),
+    default="frontends",
+    show_default=True,
+    help="What connections are counted for, read from the table at each scrape. Obeyed beside --config.",
+)
+@click.option(
+    "--connection-metrics-limit",
+    type=click.IntRange(min=0),
+    default=10_000,
+    show_default=True,
+    metavar="N",
+    help="How many series of connections there may be. Obeyed beside --config.",
+)
 def kube_proxy(**flags: Any) -> int:
     """Take the place of kube-proxy on this node.
 
@@ -51,7 +66,7 @@ def _start(flags: dict[str, Any]) -> int:
         return 0
     if flags.get("cleanup"):
         return _clean_up()
-    from nftproxy.daemon import Launch
+    from nftproxy.daemon import Figures, Launch
 
     launch = Launch(
         config=config,
@@ -61,6 +76,8 @@ def _start(flags: dict[str, Any]) -> int:
         config_file=Path(flags["config"]) if flags.get("config") else None,
         flags={flag.name: _shown(flags.get(flag.parameter), flag.default) for flag in FLAGS},
         init_only=bool(flags.get("init_only")),
+        figures=Figures(flags["connection_metrics"]),
+        series=flags["connection_metrics_limit"],
     )
     asyncio.run(_serve(launch, flags.get("master") or ""))
     return 0

@@ -6,7 +6,7 @@
         work = mode.start([Load(workload.service(n), (workload.slice(n),)) for n in range(workload.services)])
         work = mode.update(put=[Load(workload.service(17), (workload.slice(17, replaced=1),))])  # one endpoint changes
         work = mode.update(put=[Load(new.service(1000), (new.slice(1000),))])                    # a service is added
-        work = mode.update(deleted=[ObjectName("default", new.name(1000))])                      # ... and deleted
+        work = mode.update(deleted=[Load(new.service(1000), (new.slice(1000),))])                # ... and deleted
         work = mode.restart(load)                                                                # a new process, rules there
         print(work.own, work.programs, work.commands, work.sent)
     finally:
@@ -22,3 +22,28 @@
 All of them give a node: ClusterIPs, NodePorts, load-balancer VIPs, external policy Local, ClientIP affinity and masquerading, in
 IPv4. `nftproxy` keeps what it knows in the calling process: measure memory in a process of its own.
 """
+
+from typing import Final, Literal
+
+from nftproxy.bench.modes.iptables import IptablesLegacy, IptablesNft
+from nftproxy.bench.modes.ipvs import Ipvs
+from nftproxy.bench.modes.kube_nftables import KubeNftables
+from nftproxy.bench.modes.mode import Load, Mode, Place, Work
+from nftproxy.bench.modes.none import Nothing
+from nftproxy.bench.modes.ours import Ours
+from nftproxy.bench.modes.userspace import Userspace
+from nftproxy.errors import NftproxyError
+
+_KINDS: Final[tuple[type[Mode], ...]] = (Nothing, Ours, IptablesLegacy, IptablesNft, KubeNftables, Ipvs, Userspace)
+MODES: Final[dict[str, type[Mode]]] = {kind.name: kind for kind in _KINDS}
+
+
+def make(name: str, place: Place, iptables_backend: Literal["legacy", "nft"] = "legacy") -> Mode:
+    """Return a mode, which has done nothing yet; `iptables` is a name for the one with the backend given."""
+    chosen = f"iptables-{iptables_backend}" if name == "iptables" else name
+    if chosen not in MODES:
+        raise NftproxyError(f"there is no mode {name!r}", hint=f"modes: {', '.join([*MODES, 'iptables'])}")
+    return MODES[chosen](place)
+
+
+__all__ = ["MODES", "Load", "Mode", "Place", "Work", "make"]

@@ -7,7 +7,7 @@ makes of them is its own affair. Objects must be as a cluster has them: a servic
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, NamedTuple
 
 from nftproxy.model import EndpointSlice, ObjectName, Service, ServiceCIDR
 from nftproxy.settings import NodeSettings
@@ -18,6 +18,11 @@ class Load(NamedTuple):
 
     service: Service
     slices: tuple[EndpointSlice, ...]
+
+    @property
+    def name(self) -> ObjectName:
+        """The namespaced name of the Service."""
+        return self.service.metadata.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +60,8 @@ class Mode(abc.ABC):
 
     name: ClassVar[str]
 
-    @final
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.prepare()
-
-    def prepare(self) -> None:
-        """Set up what is remembered between calls; writes nothing to the kernel."""
 
     def unavailable(self) -> str:
         """Return why this machine cannot do it, a sentence without a full stop; empty when it can."""
@@ -72,8 +72,11 @@ class Mode(abc.ABC):
         """Do what the first sync on a fresh node does."""
 
     @abc.abstractmethod
-    def update(self, put: Sequence[Load] = (), deleted: Sequence[ObjectName] = ()) -> Work:
-        """Do what a sync does after services or their slices were changed, added or deleted: only what changed, as the original."""
+    def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:
+        """Do what a sync does after services or their slices were changed, added or deleted: no more than the original does.
+
+        What is put again has the slices it had, by name; what is deleted goes with its slices.
+        """
 
     @abc.abstractmethod
     def restart(self, load: Sequence[Load]) -> Work:

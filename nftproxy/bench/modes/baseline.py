@@ -1,0 +1,74 @@
+"""What the baselines share: they render each service once, remember that, and then write what a sync of theirs writes."""
+
+import abc
+import shutil
+from collections.abc import Sequence
+from typing import ClassVar, Generic, TypeVar
+
+from nftproxy.bench.modes.mode import Load, Mode, Place, Work
+from nftproxy.bench.modes.programs import Programs
+from nftproxy.bench.modes.served import ServedPort, served
+from nftproxy.model import ObjectName
+
+Rendered = TypeVar("Rendered")
+
+
+class Baseline(Mode, Generic[Rendered]):
+    """A mode that works through programs."""
+
+    needs: ClassVar[dict[str, str]] = {}  # programs, and the Debian packages they come from
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Remember nothing; writes nothing to the kernel."""
+        self.programs = Programs(self.place.namespace)
+        self.rendered: dict[ObjectName, Rendered] = {}
+
+    def unavailable(self) -> str:
+        """Name a program that is missing."""
+        missing = sorted({package for program, package in self.needs.items() if not shutil.which(program)})
+        return f"{self.name} needs the Debian package{'s' * (len(missing) > 1)} {', '.join(missing)}" if missing else ""
+
+    @abc.abstractmethod
+    def render(self, ports: Sequence[ServedPort]) -> Rendered:
+        """Return what a service is in this mode; pure."""
+
+    @abc.abstractmethod
+    def full(self) -> None:
+        """Bring the kernel in step with all that is rendered, as the first sync of a process does."""
+
+    @abc.abstractmethod
+    def partial(self, put: Sequence[ObjectName], gone: dict[ObjectName, Rendered]) -> None:
+        """Bring the kernel in step after some services were put; `gone` is what those and deleted ones were before."""
+
+    def start(self, load: Sequence[Load]) -> Work:
+        """Render everything and write it."""
+
+        def work() -> None:
+            self.rendered = {each.name: self._render(each) for each in load}
+            self.full()
+
+        return self.programs.measured(work)
+
+    def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:
+        """Render what changed and write what the mode writes then."""
+
+        def work() -> None:
+            names = [each.name for each in put]
+            gone = {name: self.rendered.pop(name) for name in (each.name for each in deleted)}
+            gone |= {name: self.rendered[name] for name in names if name in self.rendered}
+            self.rendered |= {name: self._render(each) for name, each in zip(names, put, strict=True)}
+            self.partial(names, gone)
+
+        return self.programs.measured(work)
+
+    def restart(self, load: Sequence[Load]) -> Work:
+        """Forget everything and start."""
+        self.prepare()
+        return self.start(load)
+
+    def _render(self, load: Load) -> Rendered:
+        return self.render(served(load, self.place.settings))

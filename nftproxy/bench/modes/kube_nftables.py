@@ -1,0 +1,204 @@
+"""kube-proxy's nftables mode: what its syncs run and write, over `nft_rules` (contract 5.7 to 5.9).
+
+A full sync lists every map and set, makes every chain anew and applies the difference of elements; a partial one lists the table
+to find chains that nobody needs, and rewrites only chains of services that changed. All of it is one transaction, but for chains
+that fell out of use more than a second ago, which are deleted before. Left out: source ranges.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from nftproxy.bench.modes import nft_rules
+from nftproxy.bench.modes.baseline import Baseline
+from nftproxy.bench.modes.nft_rules import CONTAINERS, TABLE, Element, Rules
+from nftproxy.bench.modes.served import ServedPort, node_addresses, pod_network
+from nftproxy.bench.modes.uses import Uses
+from nftproxy.errors import NftproxyError
+from nftproxy.model import ObjectName
+
+STALE: Final = 1.0  # seconds for which a chain out of use is kept (contract 5.9.2)
+_PROBE: Final = (
+    "add table ip nftproxy-probe",
+    "add chain ip nftproxy-probe c { type nat hook prerouting priority -100 ; }",
+    "add rule ip nftproxy-probe c meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 192.0.2.1 . 80 }",
+    "delete table ip nftproxy-probe",
+)
+
+
+class _Named(msgspec.Struct, frozen=True):
+    name: str
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    """One object of a listed table; rules and whatever else there is are nothing here."""
+
+    chain: _Named | None = None
+    set: _Named | None = None
+
+
+class _Table(msgspec.Struct, frozen=True):
+    nftables: list[_Listed]
+
+
+class KubeNftables(Baseline[Rules]):
+    """The mode."""
+
+    name = "kube-proxy-nftables"
+    needs = {"nft": "nftables"}  # noqa: RUF012
+
+    def prepare(self) -> None:
+        """Remember nothing."""
+        super().prepare()
+        self.pods = pod_network(self.place.settings)
+        self.verdicts: dict[tuple[str, str], str] = {}  # what the kernel holds, by container and key
+        self.uses: Uses[tuple[str, str]] = Uses()
+        self.stale: dict[str, float] = {}  # chains out of use, and since when
+
+    def unavailable(self) -> str:
+        """Name what is missing: the program, or support for such rules, found by making one."""
+        if missing := super().unavailable():
+            return missing
+        try:
+            self._commit(_PROBE)
+        except NftproxyError as error:
+            return f"this machine cannot hold the rules ({error})"
+        return ""
+
+    def render(self, ports: Sequence[ServedPort]) -> Rules:
+        """Return what a service is."""
+        return nft_rules.render(ports, self.pods)
+
+    def full(self) -> None:
+        """Read everything back, write every chain and the difference of elements (contract 5.7)."""
+        for container, (kind, *_) in CONTAINERS.items():
+            listed = self.programs.run("nft", "--json", "list", kind, *TABLE.split(), container, may_fail=True)
+            self.verdicts |= {(container, key): verdict for key, verdict in _elements(listed, kind)}
+        chains, sets = self._listed()
+        wanted = {(e.container, e.key): e for rules in self.rendered.values() for e in rules.elements}
+        self.uses.exchange(((e.container, e.key) for rules in self.rendered.values() for e in rules.elements), ())
+        cidrs = [cidr for cidr in self.place.service_cidr.spec.cidrs or () if ":" not in cidr]
+        commands = [
+            *nft_rules.program(self.pods, node_addresses(self.place.settings), cidrs),
+            *_declared(self.rendered.values()),
+            *self._differences(wanted, self.verdicts.keys() | wanted.keys()),
+            *_filled(self.rendered.values()),
+            *self._unused(chains, sets),
+        ]
+        self._commit(commands)
+
+    def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, Rules]) -> None:
+        """Rewrite chains of services that changed, and elements that differ (contract 5.8)."""
+        self._delete_stale()
+        changed = [self.rendered[name] for name in put]
+        wanted = {(e.container, e.key): e for rules in changed for e in rules.elements}
+        before = ((e.container, e.key) for rules in gone.values() for e in rules.elements)
+        _, unused = self.uses.exchange(((e.container, e.key) for rules in changed for e in rules.elements), before)
+        chains, sets = self._listed()
+        commands = [
+            *_declared(changed),
+            *self._differences(wanted, (*wanted, *unused)),
+            *_filled(changed),
+            *self._unused(chains, sets),
+        ]
+        self._commit(commands)
+
+    def stop(self) -> None:
+        """Delete the table."""
+        self.programs.run("nft", "delete", "table", *TABLE.split(), may_fail=True)
+
+    def _differences(self, wanted: Mapping[tuple[str, str], Element], touched: Iterable[tuple[str, str]]) -> Iterator[str]:
+        """Yield the commands that make touched elements what is wanted; they are remembered as written."""
+        additions, deletions = [], []
+        for at in touched:
+            new, old = wanted.get(at), self.verdicts.get(at)
+            if new is None or (old is not None and old != new.verdict):
+                deletions.append(Element(*at).deleted)
+                self.verdicts.pop(at)
+            if new is not None and old != new.verdict:
+                additions.append(new.added)
+                self.verdicts[at] = new.verdict
+        # A key that gets another verdict has to go before it comes.
+        yield from deletions
+        yield from additions
+
+    def _unused(self, chains: Iterable[str], sets: Iterable[str]) -> Iterator[str]:
+        """Yield the commands that empty chains and delete sets which no service has (contract 5.9.1, 5.9.5)."""
+        used = {chain for rules in self.rendered.values() for chain in rules.chains}
+        for chain in chains:
+            if "/" in chain and chain not in used and chain not in self.stale:
+                self.stale[chain] = time.monotonic()
+                yield f"flush chain {TABLE} {chain}"
+        for chain in self.stale.keys() & used:  # contract 5.9.3
+            del self.stale[chain]
+        remembering = {name for rules in self.rendered.values() for name in rules.sets}
+        for name in sets:
+            if name.startswith("affinity-") and name not in remembering:
+                yield f"delete set {TABLE} {name}"
+
+    def _delete_stale(self) -> None:
+        before = time.monotonic() - STALE
+        old = [chain for chain, since in self.stale.items() if since < before]
+        if old:
+            self._commit([f"delete chain {TABLE} {chain}" for chain in old])
+            for chain in old:
+                del self.stale[chain]
+
+    def _listed(self) -> tuple[list[str], list[str]]:
+        """Return the chains and sets of the table (contract 5.8.4)."""
+        listed = self.programs.run("nft", "--json", "--terse", "list", "table", *TABLE.split(), may_fail=True)
+        if not listed:
+            return [], []
+        found = msgspec.json.decode(listed, type=_Table).nftables
+        return [each.chain.name for each in found if each.chain], [each.set.name for each in found if each.set]
+
+    def _commit(self, commands: Iterable[str]) -> None:
+        self.programs.run("nft", "-f", "-", given="\n".join(commands) + "\n")
+
+
+def _declared(services: Iterable[Rules]) -> Iterator[str]:
+    """Yield the commands that make chains or empty them, and make sets."""
+    for rules in services:
+        for chain in rules.chains:
+            yield f"add chain {TABLE} {chain}"
+            yield f"flush chain {TABLE} {chain}"
+        for name, seconds in rules.sets.items():
+            yield f"add set {TABLE} {name} {{ type ipv4_addr ; flags dynamic,timeout ; timeout {seconds}s ; }}"
+
+
+def _filled(services: Iterable[Rules]) -> Iterator[str]:
+    for rules in services:
+        for chain in rules.chains.values():
+            yield from chain
+
+
+def _elements(listed: str | None, kind: str) -> Iterator[tuple[str, str]]:
+    """Yield key and verdict of every element that nft listed."""
+    if not listed:
+        return
+    for item in _objects(listed, kind):
+        for each in item.get("elem", ()):
+            key, verdict = (each, None) if kind == "set" else each
+            if isinstance(key, dict) and "elem" in key:  # with a comment (contract 5.7.4a)
+                key = key["elem"]["val"]
+            yield _key(key), _verdict(verdict)
+
+
+def _objects(listed: str, kind: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of one kind."""
+    for item in msgspec.json.decode(listed)["nftables"]:
+        if kind in item:
+            yield item[kind]
+
+
+def _key(key: Any) -> str:
+    return " . ".join(map(str, key["concat"])) if isinstance(key, dict) else str(key)
+
+
+def _verdict(verdict: Any) -> str:
+    if not verdict:
+        return ""
+    ((verb, target),) = verdict.items()
+    return f"{verb} {target['target']}" if target else str(verb)

@@ -1,0 +1,26 @@
+"""No proxy at all: endpoints are reached by their own addresses, and what that costs is the network's share in every other mode."""
+
+from collections.abc import Sequence
+
+from nftproxy.bench.modes.mode import Load, Mode, Work
+
+
+class Nothing(Mode):
+    """Writes nothing."""
+
+    name = "none"
+
+    def start(self, load: Sequence[Load]) -> Work:  # noqa: ARG002
+        """Do nothing."""
+        return Work()
+
+    def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:  # noqa: ARG002
+        """Do nothing."""
+        return Work()
+
+    def restart(self, load: Sequence[Load]) -> Work:  # noqa: ARG002
+        """Do nothing."""
+        return Work()
+
+    def stop(self) -> None:
+        """Leave nothing."""

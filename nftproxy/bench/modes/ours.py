@@ -1,0 +1,81 @@
+"""nftproxy itself: a table kept by the very code that `nftproxy run` uses, without the API server and without waiting between syncs."""
+
+import time
+from collections.abc import Sequence
+
+from nftproxy import interfaces
+from nftproxy.bench.modes.mode import Load, Mode, Place, Work
+from nftproxy.errors import NftproxyError
+from nftproxy.kernel import Kernel
+from nftproxy.lab.namespace import enter
+from nftproxy.model import EndpointSlice, Service
+from nftproxy.proxy import Table
+from nftproxy.store import Store
+
+
+class Ours(Mode):
+    """Our table; `own` is the time from decoded objects to committed."""
+
+    name = "nftproxy"
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._table: Table | None = None
+
+    def start(self, load: Sequence[Load]) -> Work:
+        """Take everything in and sync, which reads the table back if there is one."""
+        self._close()
+        with enter(self.place.namespace):
+            kernel = Kernel()
+            self._addresses = interfaces.addresses()
+        began = time.perf_counter()
+        table = Table(self.place.settings, Store(self.place.settings.families), kernel)
+        self._table = table
+        table.store.put(self.place.service_cidr)
+        _put(table.store, load)
+        self._sync(table)
+        return Work(own=time.perf_counter() - began)
+
+    def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:
+        """Deliver changes as a watch does, and sync."""
+        if self._table is None:
+            raise NftproxyError("this mode was not started")
+        began = time.perf_counter()
+        _put(self._table.store, put)
+        for each in deleted:
+            self._table.store.remove(Service, each.name)
+            for piece in each.slices:
+                self._table.store.remove(EndpointSlice, piece.metadata.key)
+        self._sync(self._table)
+        return Work(own=time.perf_counter() - began)
+
+    def restart(self, load: Sequence[Load]) -> Work:
+        """Start again: nothing that was remembered is used."""
+        return self.start(load)
+
+    def stop(self) -> None:
+        """Remove the table."""
+        self._close()
+        with enter(self.place.namespace):
+            kernel = Kernel()
+        with kernel:
+            kernel.delete_table()
+
+    def _sync(self, table: Table) -> None:
+        for family in table.settings.families:
+            refused = table.sync(family, self._addresses).refused
+            if refused:
+                name, reason = next(iter(refused.items()))
+                raise NftproxyError(f"service {name} was refused: {reason}")
+
+    def _close(self) -> None:
+        if self._table is not None:
+            self._table.kernel.close()
+            self._table = None
+
+
+def _put(store: Store, load: Sequence[Load]) -> None:
+    for each in load:
+        store.put(each.service)
+        for piece in each.slices:
+            store.put(piece)

@@ -115,6 +115,12 @@ def collapse(networks: list[Network]) -> list[Network]:
     return collapsed
 
 
+def between(start: int, end: int, family: Family) -> list[Network]:
+    """Return the networks that hold the addresses from number `start` up to, not including, number `end`."""
+    kind = ipaddress.IPv4Address if family is Family.IPv4 else ipaddress.IPv6Address
+    return [parse_network(str(n)) for n in ipaddress.summarize_address_range(kind(start), kind(end - 1))]
+
+
 def _ipv6_text(packed: bytes) -> str:
     """Canonical text without an embedded dotted quad, which inet_ntop prints for ::1.2.3.4 and libnftables does not read back."""
     text = socket.inet_ntop(socket.AF_INET6, packed)

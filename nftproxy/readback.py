@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from nftproxy.address import Family, Network, collapse, parse_address
+from nftproxy.address import Family, Network, between, collapse
 from nftproxy.compiler import Element, Key, Value, Verdict
 from nftproxy.errors import KernelError, MissingError, UnusableError
 from nftproxy.packing import shape, unpack_comment, unpack_value, unpack_verdict
@@ -144,15 +144,13 @@ class Reader:
         return total
 
     def networks(self, name: str, family: Family) -> list[Network]:
-        """Return the networks of an interval set that holds nothing but networks."""
-        edges = sorted((int.from_bytes(raw.key), raw.ends) for raw in self._raw(name))
+        """Return what is in an interval set, as the fewest networks that hold it."""
+        edges = sorted((int.from_bytes(raw.key), not raw.ends) for raw in self._raw(name))  # where two meet, the end comes first
         found = []
-        for position, (start, is_end) in enumerate(edges):
-            if is_end:
-                continue
-            end = next((edge for edge, ends in edges[position + 1 :] if ends), 1 << family.bits)
-            base = socket.inet_ntop(_AF[family], start.to_bytes(family.bits // 8))
-            found.append(Network(family, parse_address(base).text, family.bits - (end - start).bit_length() + 1))
+        for position, (start, starts) in enumerate(edges):
+            if starts:
+                end = next((edge for edge, more in edges[position + 1 :] if not more), 1 << family.bits)
+                found += between(start, end, family)
         return collapse(found)
 
     def _raw(self, name: str) -> "Iterator[_Raw]":
@@ -296,6 +294,3 @@ def _packets(data: bytes, start: int, end: int) -> int:
         return 0
     counter = dict(attributes(data, *expression[2]))
     return int.from_bytes(_bytes(data, counter[2]))
-
-
-_AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}

@@ -24,7 +24,7 @@ from nftproxy.kernel import Kernel
 from nftproxy.model import ObjectName
 from nftproxy.program import Program
 from nftproxy.selection import Locality
-from nftproxy.settings import NodeSettings
+from nftproxy.settings import ALL, NodeSettings
 from nftproxy.store import Pending, Store, Taken
 
 BATCH = 10_000  # elements in one transaction of a big change; libnftables takes 40 MB for them
@@ -137,6 +137,8 @@ class Syncer:
         if taken.networks is not None:
             self._service_cidrs(taken.networks)
         if actual is not None:
+            if self._settings.nodeport_addresses[self.family] is ALL:
+                self.accept_nodeports_on(())  # no rule looks there, but an older process may have left some
             self._kernel.trim()
             self._generation = generation
         return report

@@ -53,7 +53,7 @@ def expected_source(world: World, where: str, kind: Kind, answer: Answer, wire: 
     return world.address(where, wire.family)
 
 
-@pytest.mark.contract("2.2.1", "2.3.3", "2.3.5", "2.3.6", "3.4.1", "3.4.9", "4.1.2", "4.1.3", "4.1.5", "4.1.6")
+@pytest.mark.contract("2.2", "2.2.1", "2.3.3", "2.3.5", "2.3.6", "3.4.1", "3.4.9", "4.1.2", "4.1.3", "4.1.5", "4.1.6")
 @each_wire
 @each_kind
 @pytest.mark.parametrize("where", ["pod1-1", "pod1-3", "pod2-2", "node1", "client"])

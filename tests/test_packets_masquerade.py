@@ -47,7 +47,7 @@ def world() -> Iterator[World]:
         yield world
 
 
-@pytest.mark.contract("4.1.5", "4.4.1", "3.4.8")
+@pytest.mark.contract("4.1.5", "4.4.1", "3.4.8", "9.11")
 @each_wire
 @each_kind
 @each_policy
@@ -105,7 +105,7 @@ def test_only_endpoints_here_are_in_the_hairpin_set(world: World, family: Family
     assert found() == set()
 
 
-@pytest.mark.contract("4.1.9")
+@pytest.mark.contract("4.1.9", "9.13")
 @each_wire
 @each_external
 def test_source_ports_are_randomised(world: World, wire: Wire, kind: Kind) -> None:
@@ -142,7 +142,7 @@ def test_what_is_not_translated_is_not_masqueraded(world: World, wire: Wire, whe
     assert answer.source == world.address(where, wire.family)
 
 
-@pytest.mark.contract("4.1.8")
+@pytest.mark.contract("4.1.8", "9.12")
 @pytest.mark.parametrize("family", list(Family))
 def test_the_mark_is_set_for_every_port_of_a_cluster_ip(world: World, family: Family) -> None:
     """Decided on the destination being a ClusterIP, before the port is looked at; and it is gone again on the way out."""

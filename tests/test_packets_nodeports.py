@@ -90,7 +90,7 @@ def test_everywhere_is_refused_without_endpoints(everywhere: World, wire: Wire) 
         assert web.refusal_counter("nodeport", wire) == before + 1
 
 
-@pytest.mark.contract("2.6.7", "2.6.5")
+@pytest.mark.contract("2.6.7", "2.6.5", "9.2")
 @each_wire
 @pytest.mark.parametrize("endpoints", [("pod1-1",), ()], ids=["with endpoints", "without"])
 def test_never_on_loopback(world: World, wire: Wire, endpoints: tuple[str, ...]) -> None:

@@ -44,7 +44,7 @@ def world() -> Iterator[World]:
         yield world
 
 
-@pytest.mark.contract("2.5.1", "2.5.5", "2.5.4", "3.4.6", "2.7.9")
+@pytest.mark.contract("2.5", "2.5.1", "2.5.5", "2.5.4", "3.4.6", "2.7.9")
 @each_wire
 @each_kind
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_without_a_usable_endpoint_anywhere(
         assert web.refusal_counter(kind, wire) == before + 1
 
 
-@pytest.mark.contract("2.5.2", "3.4.6", "2.3.8")
+@pytest.mark.contract("2.5", "2.5.2", "3.4.6", "2.3.8")
 @each_wire
 @each_kind
 @pytest.mark.parametrize("elsewhere", ["pod2-1", ("pod2-1", DRAINING)], ids=["ready elsewhere", "draining elsewhere"])
@@ -109,7 +109,7 @@ def test_a_rejection_is_port_unreachable(world: World, wire: Wire, kind: str, wh
         assert next_error(listening, wire.family) == UNREACHABLE[wire.family]
 
 
-@pytest.mark.contract("2.5.6")
+@pytest.mark.contract("2.5.6", "9.3")
 @each_family
 @pytest.mark.parametrize("where", SOURCES)
 @pytest.mark.parametrize("endpoints", [(), ("pod1-1",)], ids=["without endpoints", "with endpoints"])
@@ -207,7 +207,7 @@ def test_an_external_address_that_the_node_has(world: World, wire: Wire, kind: K
     assert port == 80
 
 
-@pytest.mark.contract("2.5.7", "1.5.1")
+@pytest.mark.contract("2.5.7", "1.5.1", "9.4")
 @each_wire
 @pytest.mark.parametrize("where", SOURCES)
 def test_an_address_that_no_service_has_is_dropped(world: World, wire: Wire, where: str) -> None:
@@ -236,6 +236,10 @@ CIDRS: dict[str, tuple[list[tuple[str, ...]], dict[str, bool]]] = {
     "shared by two": ([("10.96.0.0/16",), ("10.96.0.0/16",)], {"10.96.200.1": True}),
     "inside each other": ([("10.96.200.0/24",), ("10.0.0.0/9",), ("10.96.0.0/12",)], {"10.96.200.1": True, "10.1.0.1": True}),
     "side by side": ([("10.96.0.0/17",), ("10.96.128.0/17",)], {"10.96.200.1": True, "10.97.0.1": False}),
+    "side by side, but no larger one": (
+        [("10.95.0.0/16", "10.96.0.0/16")],
+        {"10.96.200.1": True, "10.95.0.1": True, "10.97.0.1": False},
+    ),
     "host bits": ([("10.96.3.4/16",)], {"10.96.200.1": True}),
     "the other family": ([("fd00:10:96::/112",)], {"10.96.200.1": False, "fd00:10:96::ff01": True}),
     "everything": ([("0.0.0.0/0",)], {"10.96.200.1": True, "198.18.15.1": True}),
@@ -283,6 +287,31 @@ def test_source_ranges_come_first(world: World, wire: Wire, spec: dict[str, Any]
         assert web.refusal_counter("vip", wire) == refused
     for kind in (k for k in EXTERNAL if k != "vip"):
         web.assert_refused("pod1-1", kind, wire)
+
+
+@pytest.mark.contract("9.5", "9.6")
+@each_family
+def test_invalid_packets_and_drops_of_others(world: World, family: Family) -> None:
+    """What conntrack calls invalid is forwarded as if we were not there, and nothing of ours overrules a drop of another table."""
+    ip, target = "ip6" if family is Family.IPv6 else "ip", world.address("pod1-1", family)
+    rules = f"""
+    counter invalid {{ }}
+    chain behind {{
+        type filter hook forward priority 300
+        {ip} daddr {target} tcp dport 8080 ct state invalid counter name invalid
+    }}"""
+    with foreign_rules(world, "node1", rules):
+        segment = struct.pack("!HHIIBBHHH", 40000, 8080, 1, 1, 5 << 4, 0b000011, 1000, 0, 0)  # SYN and FIN at once
+        with world.lab.enter("client"):
+            raw = socket.socket(socket.AF_INET6 if family is Family.IPv6 else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+        with raw:
+            raw.sendto(segment, (target, 0))
+        assert foreign_counter(world, "node1", "invalid") == 1
+    with foreign_rules(world, "node1", "chain shut { type filter hook forward priority 300; policy drop; }"):
+        web = Web(world)
+        web.apply("pod1-1")
+        for protocol in ("TCP", "UDP"):
+            assert world.connect("client", *web.at("vip", Wire(family, protocol)), timeout=SILENCE) == Silent()
 
 
 @contextlib.contextmanager

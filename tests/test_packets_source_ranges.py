@@ -40,7 +40,7 @@ def allowed(world: World, web: Web, wire: Wire) -> set[str]:
     return found
 
 
-@pytest.mark.contract("2.7.4", "2.7.5")
+@pytest.mark.contract("2.7.4", "2.7.5", "9.10")
 @each_wire
 def test_only_those_in_a_range(world: World, wire: Wire) -> None:
     """Not even pods and the node itself are exempt; the other kinds of addresses are open to everybody."""

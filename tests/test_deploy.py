@@ -12,9 +12,9 @@ from nftproxy.apiserver import connect
 from nftproxy.configfile import load
 from nftproxy.flags import FLAGS
 from nftproxy.validation import require_valid
+from release.image import steps
 from tests.consoles import PROJECT
 from tests.fake_apiserver import FakeApiServer
-from tests.image import steps
 
 DEPLOY = PROJECT / "deploy"
 MANIFESTS = sorted(DEPLOY.glob("*.yaml"))

@@ -1,8 +1,8 @@
 #!/bin/sh
-# bare.sh FOLDER COMMAND...: run a command in a folder as if the folder were the machine.
+# inside.sh FOLDER COMMAND...: run a command in a folder as if the folder were the machine.
 #
-# Started in a mount and a pid namespace of its own (bare.py): whatever is mounted or left running here is gone with the command. Unlike
-# versions/inside.sh, nothing that a package manager writes to is shared with this machine.
+# Started in a mount and a pid namespace of its own (image.py): whatever is mounted or left running here is gone with the command.
+# Nothing that a package manager writes to is shared with this machine.
 set -eu
 folder=$1
 shift

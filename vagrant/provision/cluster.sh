@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The first machine makes the cluster, the others join it. Neither is done twice.
+# shellcheck source=common.sh
+source "${NFTPROXY_TREE:-/nftproxy}/vagrant/provision/common.sh"
+need NODE NETWORK JOIN_TOKEN KUBERNETES_VERSION POD_NETWORK SERVICE_NETWORK FLANNEL_MANIFEST FLANNEL_SHA256
+[[ $JOIN_TOKEN =~ ^[a-z0-9]{6}\.[a-z0-9]{16}$ ]] || fail "JOIN_TOKEN is not what kubeadm takes"
+
+control=$NETWORK.11
+
+# configuration: what kubeadm gets.
+configuration() {
+    cat <<END
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: InitConfiguration
+bootstrapTokens:
+  - token: $JOIN_TOKEN
+    ttl: 24h0m0s
+localAPIEndpoint:
+  advertiseAddress: $control
+skipPhases:
+  - addon/kube-proxy
+---
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: ClusterConfiguration
+kubernetesVersion: v$KUBERNETES_VERSION
+controlPlaneEndpoint: $control:6443
+networking:
+  podSubnet: $POD_NETWORK
+  serviceSubnet: $SERVICE_NETWORK
+END
+}
+
+# with_interface FILE: flannel's manifest, told to use the network between the machines, not the one to the outside.
+with_interface() {
+    local pattern
+    pattern="^$(printf '%s' "$NETWORK" | sed 's/\./\\\\./g')\\\\."
+    sed "s/^\( *\)- --kube-subnet-mgr\$/&\n\1- --iface-regex=$pattern/; s|\"Network\": \"[^\"]*\"|\"Network\": \"$POD_NETWORK\"|" "$1"
+}
+
+make_cluster() {
+    export KUBECONFIG=/etc/kubernetes/admin.conf
+    configuration | write /etc/kubernetes/kubeadm.yaml || true
+    chmod 600 /etc/kubernetes/kubeadm.yaml
+    [ -f "$KUBECONFIG" ] || kubeadm init --config /etc/kubernetes/kubeadm.yaml
+    curl --fail --silent --show-error --location --retry 3 --output /var/tmp/flannel.yml "$FLANNEL_MANIFEST"
+    check_sha256 /var/tmp/flannel.yml "$FLANNEL_SHA256"
+    with_interface /var/tmp/flannel.yml | kubectl apply --filename -
+    install -D --mode 600 "$KUBECONFIG" /root/.kube/config
+}
+
+# The token is made anew when a machine is added later: vagrant up on it asks for `kubeadm token create` on node1.
+join_cluster() {
+    [ -f /etc/kubernetes/kubelet.conf ] && return
+    # Who could answer in the control plane's place has to know the token: its answer is signed with it.
+    kubeadm join "$control:6443" --token "$JOIN_TOKEN" --discovery-token-unsafe-skip-ca-verification
+}
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    if [ "$NODE" = 1 ]; then
+        make_cluster
+    else
+        join_cluster
+    fi
+fi

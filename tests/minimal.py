@@ -49,7 +49,7 @@ def _scenario(document: dict[str, Any], seed: int) -> Scenario:
     steps = [
         Step(
             services={int(n): msgspec.convert(d, Service | None) for n, d in step.get("services", {}).items()},
-            slices={int(n): msgspec.convert(d, EndpointSlice | None) for n, d in step.get("slices", {}).items()},
+            slices={int(n): msgspec.convert(d, tuple[EndpointSlice, ...]) for n, d in step.get("slices", {}).items()},
             cidrs=msgspec.convert(step.get("cidrs"), tuple[ServiceCIDR, ...] | None),
             zones=step.get("zones", {}),
             restart=tuple(step.get("restart", ())),

@@ -6,6 +6,7 @@ on purpose: conflicts, duplicates and reused numbers are frequent.
 """
 
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,12 @@ import msgspec
 from hypothesis import strategies as st
 
 from nftproxy.address import Family
-from nftproxy.model import EndpointSlice, Proto, Service, ServiceCIDR
+from nftproxy.model import EndpointSlice, Proto, Service, ServiceCIDR, SliceEndpoint
 from tests.objects import endpoint, endpoint_slice, service_cidr
 
 Draw = st.DrawFn
+Slices = tuple[EndpointSlice, ...]
+Place = tuple[str, dict[str, Any]]
 
 NODES = ("node1", "node2")
 PODS = ("pod1-1", "pod1-2", "pod2-1", "pod2-2")
@@ -50,7 +53,7 @@ UNDEFINED_NODE_PORT = 30099
 ENDPOINT_PORTS = (8080, 9376)
 PORT_NAMES = ("http", "")
 PROTOS = (Proto.TCP, Proto.UDP)
-SLICES = 6
+SLICES = 5
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """What changes: Services by number, slices by number (None: deleted), ServiceCIDRs, the nodes' zones, restarts."""
+    """What changes: Services by number (None: deleted), slices by number (none: deleted), ServiceCIDRs, zones, restarts."""
 
     services: Mapping[int, Service | None] = field(default_factory=dict)
-    slices: Mapping[int, EndpointSlice | None] = field(default_factory=dict)
+    slices: Mapping[int, Slices] = field(default_factory=dict)
     cidrs: tuple[ServiceCIDR, ...] | None = None
     zones: Mapping[str, str] = field(default_factory=dict)
     restart: tuple[str, ...] = ()
@@ -137,10 +140,17 @@ def service_ports(draw: Draw) -> list[dict[str, Any]]:
 
 
 _ANY_FAMILIES = (("IPv4", "IPv6"), ("IPv6", "IPv4"), ("IPv4",), ("IPv6",))
-_SOME_RANGES = (
+_RANGES = (
     "10.244.1.0/24", "10.244.1.2/32", " 010.244.002.003/032 ", "192.168.50.201/24", "192.168.50.202/32", "192.168.50.11/32",
-    "0.0.0.0/0", "nonsense", "", "fd00:244:1::/64", "fd00:50::201/128", "fd00:50::/64", "fd00:244:2::3/127", "::/0", "203.0.113.12/32",
+    "fd00:244:1::/64", "fd00:50::201/128", "fd00:50::/64", "fd00:244:2::3/127", "fd00:50::11/128",
 )  # fmt: skip
+_ODD_RANGES = ("0.0.0.0/0", "::/0", "nonsense", "", "203.0.113.12/32", "10.244.0.0/33", "::ffff:10.244.1.0/120")
+
+
+@st.composite
+def _ranges(draw: Draw) -> list[str]:
+    """Source ranges."""
+    return [*draw(_some(*_RANGES, most=3)), *(draw(_some(*_ODD_RANGES, most=2)) if _rarely(draw, 4) else ())]
 
 
 @st.composite
@@ -162,7 +172,7 @@ def services(draw: Draw, number: int) -> Service:
         "externalTrafficPolicy": draw(_either("Cluster", "Local", None)),
         "internalTrafficPolicy": draw(_either("Cluster", None, "Local")),
         "sessionAffinity": draw(_either("None", "ClientIP", None)),
-        "loadBalancerSourceRanges": draw(_some(*_SOME_RANGES, most=3)) if _rarely(draw, 3) else [],
+        "loadBalancerSourceRanges": draw(_ranges()) if _rarely(draw, 3) else [],
     }
     if _rarely(draw):
         spec["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": draw(_either(3600, 86400))}}
@@ -203,25 +213,25 @@ _CONDITIONS: tuple[dict[str, bool], ...] = (
 
 
 @st.composite
-def endpoints(draw: Draw, family: Family, *, hinted: bool) -> dict[str, Any]:
-    """An endpoint of a slice: a pod, or now and then a node as a hostNetwork pod has it."""
+def endpoints(draw: Draw, *, hinted: bool) -> Place:
+    """An endpoint of a slice: a pod, or now and then a node as a hostNetwork pod has it; and what its slice says about it."""
     place = draw(_either(*NODES)) if _rarely(draw, 6) else draw(_either(*PODS))
     node = "" if _rarely(draw, 12) else f"node{place.removeprefix('pod').removeprefix('node')[0]}"
-    found = endpoint(ADDRESSES[family][place], node, **draw(_either(*_CONDITIONS[:2] if draw(st.booleans()) else _CONDITIONS)))
+    found = endpoint("", node, **draw(_either(*_CONDITIONS[:2] if draw(st.booleans()) else _CONDITIONS)))
     if found["conditions"] == {"ready": True} and _rarely(draw):
         del found["conditions"]
-    if hinted or _rarely(draw):
-        zones, nodes = draw(_some("a", "b", most=2)), draw(_some(*NODES, most=2)) if _rarely(draw, 4) else []
+    if hinted != _rarely(draw, 12):
+        zones, nodes = draw(_either("a", "b", "ab", "")), draw(_some(*NODES, most=2)) if _rarely(draw, 4) else []
         found["hints"] = {"forZones": [{"name": z} for z in zones], "forNodes": [{"name": n} for n in nodes]}
-    return found
+    return place, found
 
 
 @st.composite
-def slices(draw: Draw, number: int) -> EndpointSlice:
-    """A slice of one of the Services, which need not exist."""
-    namespace, name = NAMES[draw(st.integers(0, len(NAMES) - 1))]
-    family = draw(_either(*Family))
-    hinted = draw(st.booleans())
+def slices(draw: Draw, number: int) -> Slices:
+    """Slices of one of the Services, which need not exist: in one family, or twins with the same endpoints in both."""
+    namespace, name = draw(_either(*NAMES))
+    families = draw(_either(tuple(Family), tuple(Family), *((family,) for family in Family)))
+    hinted = not _rarely(draw, 3)
     ports: list[dict[str, Any]] = []
     for port_name in (*PORT_NAMES, None):
         for proto in PROTOS:
@@ -229,15 +239,51 @@ def slices(draw: Draw, number: int) -> EndpointSlice:
             if port_name is None or _rarely(draw):
                 port["port"] = draw(_either(None, 0, 8080))
             ports.append(port)
-    piece = endpoint_slice(
-        name,
-        draw(st.lists(endpoints(family, hinted=hinted), max_size=4)),
-        name=f"slice-{number}",
-        ports=ports,
-        family=family,
-        labels={"service.kubernetes.io/headless": ""} if _rarely(draw, 24) else None,
-    )
+    labels = {"service.kubernetes.io/headless": ""} if _rarely(draw, 24) else None
+    twice = _rarely(draw)
+    places = draw(st.lists(endpoints(hinted=hinted), max_size=4, unique_by=None if twice else operator.itemgetter(0)))
+    return tuple(_slice(f"slice-{number}-{family.digit}", namespace, name, family, ports, places, labels) for family in families)
+
+
+def _slice(
+    own: str, namespace: str, service: str, family: Family, ports: Any, places: list[Place], labels: dict[str, str] | None
+) -> EndpointSlice:
+    found = [{**more, "addresses": [ADDRESSES[family][place]]} for place, more in places]
+    piece = endpoint_slice(service, found, name=own, ports=ports, family=family, labels=labels)
     return msgspec.structs.replace(piece, metadata=msgspec.structs.replace(piece.metadata, namespace=namespace))
+
+
+@st.composite
+def edited_slices(draw: Draw, before: Slices) -> Slices:
+    """The same slices with one endpoint more, less, or in another condition."""
+    known = len(before[0].endpoints or ())
+    at = draw(st.integers(0, known))
+    place, new = draw(endpoints(hinted=draw(st.booleans())))
+    gone = draw(st.booleans())
+
+    def edited(piece: EndpointSlice) -> EndpointSlice:
+        found = list(piece.endpoints or ())
+        replacement = msgspec.convert({**new, "addresses": [ADDRESSES[Family(piece.address_type)][place]]}, SliceEndpoint)
+        if gone or at == known:
+            found[at : at + 1] = [] if gone else [replacement]
+        else:
+            found[at] = msgspec.structs.replace(found[at], conditions=replacement.conditions, hints=replacement.hints)
+        return msgspec.structs.replace(piece, endpoints=tuple(found))
+
+    return tuple(edited(piece) for piece in before)
+
+
+@st.composite
+def edited_service(draw: Draw, before: Service, number: int) -> Service:
+    """The same Service with one or two fields as another one has them."""
+    other = draw(services(number))
+    fields = {field: getattr(other.spec, field) for field in draw(_some(*_EDITED, most=2))}
+    return msgspec.structs.replace(before, spec=msgspec.structs.replace(before.spec, **fields))
+
+
+_EDITED = (
+    "ports", "external_ips", "external_traffic_policy", "internal_traffic_policy", "session_affinity", "load_balancer_source_ranges",
+)  # fmt: skip
 
 
 @st.composite
@@ -248,17 +294,36 @@ def cidrs(draw: Draw) -> tuple[ServiceCIDR, ...]:
 
 
 @st.composite
-def steps(draw: Draw, *, first: bool) -> Step:
-    """A step: the first draws everything, the others a little."""
-    numbers = range(len(NAMES)) if first else draw(_some(*range(len(NAMES)), most=2))
-    pieces = range(SLICES) if first else draw(_some(*range(SLICES), most=3))
-    gone = 4 if first else 6
+def first_steps(draw: Draw) -> Step:
+    """A step that draws everything."""
     return Step(
-        services={number: None if _rarely(draw, gone) else draw(services(number)) for number in numbers},
-        slices={number: None if _rarely(draw, gone) else draw(slices(number)) for number in pieces},
-        cidrs=draw(cidrs()) if first or _rarely(draw) else None,
-        zones={node: draw(_either("a", "b", "")) for node in NODES} if first or _rarely(draw) else {},
-        restart=tuple(draw(_some(*NODES, most=2))) if not first and _rarely(draw, 4) else (),
+        services={number: draw(services(number)) for number in range(len(NAMES)) if not _rarely(draw, 6)},
+        slices={number: draw(slices(number)) for number in range(SLICES) if not _rarely(draw, 6)},
+        cidrs=draw(cidrs()),
+        zones={node: draw(_either("a", "b", "")) for node in NODES},
+    )
+
+
+@st.composite
+def later_steps(draw: Draw, known: Mapping[int, Service], pieces: Mapping[int, Slices]) -> Step:
+    """A step that changes a little: edits, deletes or redraws a few objects."""
+
+    def service(number: int) -> Service | None:
+        if number in known and not _rarely(draw, 3):
+            return draw(edited_service(known[number], number))
+        return None if _rarely(draw, 3) else draw(services(number))
+
+    def some_slices(number: int) -> Slices:
+        if pieces.get(number) and not _rarely(draw, 3):
+            return draw(edited_slices(pieces[number]))
+        return () if _rarely(draw, 3) else draw(slices(number))
+
+    return Step(
+        services={number: service(number) for number in draw(_some(*range(len(NAMES)), most=2))},
+        slices={number: some_slices(number) for number in draw(_some(*range(SLICES), most=3))},
+        cidrs=draw(cidrs()) if _rarely(draw) else None,
+        zones={node: draw(_either("a", "b", "")) for node in NODES} if _rarely(draw, 4) else {},
+        restart=tuple(draw(_some(*NODES, most=2))) if _rarely(draw, 4) else (),
     )
 
 
@@ -272,5 +337,10 @@ def scenarios(draw: Draw) -> Scenario:
         wiring=draw(_either("bridge", "routed")),
         external_ips=not _rarely(draw, 12),
     )
-    later = draw(st.lists(steps(first=False), max_size=4))
-    return Scenario(options, (draw(steps(first=True)), *later), draw(st.integers(0, 2**16)))
+    steps = [draw(first_steps())]
+    known, pieces = dict(steps[0].services), dict(steps[0].slices)
+    for _ in range(draw(st.integers(1, 6))):
+        steps.append(draw(later_steps({n: s for n, s in known.items() if s}, pieces)))
+        known |= steps[-1].services
+        pieces |= steps[-1].slices
+    return Scenario(options, tuple(steps), draw(st.integers(0, 2**16)))

@@ -31,8 +31,8 @@ def of_a(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
         # The store told only the new family; a slice deleted and made anew between two lists looks like that.
         pytest.param(
             scenario(
-                Step({0: a()}, {0: of_a(endpoint(POD, "node1"))}),
-                Step({}, {0: of_a(endpoint("fd00:244:1::2", "node1"), family="IPv6")}),
+                Step({0: a()}, {0: (of_a(endpoint(POD, "node1")),)}),
+                Step({}, {0: (of_a(endpoint("fd00:244:1::2", "node1"), family="IPv6"),)}),
             ),
             id="slice-changes-its-family",
             marks=pytest.mark.contract("3.1.2"),

@@ -50,6 +50,7 @@ class Table:
         for error in errors:
             logger.error("{}", error)
         if family in accepted and (report.read_back or accepted[family] != self._accepted.get(family)):
+            self._accepted.pop(family, None)  # not known until it is written
             syncer.accept_nodeports_on(address.text for address in accepted[family])
             self._accepted[family] = accepted[family]
         return report

@@ -101,8 +101,12 @@ class Syncer:
         """Make these the addresses that accept NodePorts (contract 2.6.5)."""
         where = f"nodeport_ips{self.family.digit}"
         wanted = {(address,) for address in addresses}
-        if wanted != set(self._kernel.elements(where)):
-            self._kernel.replace(where, [address for (address,) in sorted(wanted)])
+        try:
+            if wanted != set(self._kernel.elements(where)):
+                self._kernel.replace(where, [address for (address,) in sorted(wanted)])
+        except MissingError:  # somebody took the table away, or the set
+            self.distrust()
+            raise
 
     def needed(self) -> set[str]:
         """Return the names of all chains and sets made on demand that are in use."""

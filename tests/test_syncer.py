@@ -1,0 +1,414 @@
+"""One sync: what it writes, in which order, and what it does when the kernel says no (contract 1.3, 5.7 to 5.10)."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from nftproxy import proxy as proxy_module
+from nftproxy import syncer as syncer_module
+from nftproxy.address import Family, parse_address
+from nftproxy.errors import ExistsError, KernelError, MissingError
+from nftproxy.model import Object, ObjectName, Service
+from nftproxy.proxy import Table
+from tests.objects import endpoint, endpoint_slice, service, service_cidr
+from tests.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in, unordered
+
+OWN = [parse_address("192.168.50.11"), parse_address("fd00:50::11")]
+STICKY = {"sessionAffinity": "ClientIP"}
+
+
+def web(number: int = 0, pods: int = 2, **spec: Any) -> list[Object]:
+    """A Service and its slice."""
+    members = [endpoint(f"10.244.{number + 1}.{pod + 2}", f"node{pod % 2 + 1}") for pod in range(pods)]
+    return [service(f"web{number}", f"10.96.0.{10 + number}", **spec), endpoint_slice(f"web{number}", members)]
+
+
+def webs(count: int, pods: int = 2, **spec: Any) -> list[Object]:
+    return [item for number in range(count) for item in web(number, pods, **spec)]
+
+
+@pytest.fixture
+def table() -> Iterator[Table]:
+    with bare_table() as table:
+        yield table
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}", level="WARNING")
+    yield lines
+    logger.remove(sink)
+
+
+def sync(table: Table, *items: Object) -> Any:
+    deliver(table, *items)
+    return table.sync(Family.IPv4, OWN)
+
+
+def same_as_fresh(table: Table, *items: Object) -> bool:
+    with bare_table(*items) as fresh:
+        assert fresh.sync(Family.IPv4, OWN).refused == {}
+        return unordered(contents(table)) == unordered(contents(fresh))
+
+
+@contextlib.contextmanager
+def recorded(table: Table) -> Iterator[list[list[tuple[str, str, int]]]]:
+    """The transactions of elements that a block makes: in each what is done to which set, with how many elements."""
+    found: list[list[tuple[str, str, int]]] = []
+    run = table.kernel._run
+
+    def recording(text: str) -> None:
+        if text.startswith("{"):
+            steps = []
+            for command in json.loads(text)["nftables"]:
+                ((verb, what),) = command.items()
+                ((kind, body),) = what.items()
+                steps.append((verb if kind == "element" else f"{verb} {kind}", body["name"], len(body.get("elem", ()))))
+            found.append(steps)
+        run(text)
+
+    table.kernel._run = recording  # type: ignore[method-assign]
+    yield found
+    table.kernel._run = run  # type: ignore[method-assign]
+
+
+# --- what is written, in which order ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.contract("5.8.3", "1.1.9", "1.3.7")
+def test_nothing_to_do_is_no_transaction() -> None:
+    """Also for a Service that went and came back in between, and for one that changed in what is not read."""
+    with (
+        new_namespace() as netns,
+        reading(netns) as reader,
+        table_in(netns, *webs(3), service_cidr("c", "10.96.0.0/16")) as table,
+    ):
+        sync(table)
+        before = generation(reader)
+        report = sync(table)
+        assert (report.services, report.written, report.transactions, report.read_back) == (0, 0, 0, False)
+        table.store.remove(Service, ObjectName("default", "web0"))
+        report = sync(table, *web(0, healthCheckNodePort=1), service_cidr("c", "10.96.0.0/16"), *web(1))
+        assert (report.services, report.written, report.transactions) == (1, 0, 0)
+        assert generation(reader) == before
+
+
+@pytest.mark.contract("5.7.2")
+def test_additions_are_one_transaction_and_what_goes_takes_a_second(table: Table) -> None:
+    sync(table, *webs(3))
+    with recorded(table) as made:
+        assert sync(table, *web(3), *web(0, 5)).transactions == 1
+        assert sync(table, *web(0, 1), *web(1, 1), *web(4)).transactions == 2
+    first, second, third = made
+    assert {verb for verb, _, _ in first} == {"delete", "add"}, "verdicts are rewritten"
+    assert {verb for verb, _, _ in second} == {"delete", "add"}
+    assert third == [("delete", "endpoints4-tcp", 4 + 1)] or {where for _, where, _ in third} == {"endpoints4-tcp", "hairpin4"}
+    assert {verb for verb, _, _ in third} == {"delete"}
+
+
+def test_one_command_for_each_set(table: Table) -> None:
+    """All elements of a set stand in one command: a command for each costs twice the time and memory."""
+    with recorded(table) as made:
+        sync(table, *webs(40))
+    adds = [where for step in made for verb, where, _ in step if verb == "add"]
+    assert len(adds) == len(set(adds))
+
+
+def test_a_big_change_is_cut_by_service(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syncer_module, "BATCH", 10)
+    sync(table)
+    with recorded(table) as made:
+        report = sync(table, *webs(20, 3))
+    assert report.transactions == len(made) > 5
+    for step in made:
+        slots = sum(count for _, where, count in step if where == "endpoints4-tcp")
+        verdicts = sum(count for _, where, count in step if where == "services4")
+        assert slots == 3 * verdicts, "a service is never cut in two"
+    assert same_as_fresh(table, *webs(20, 3))
+
+
+def test_at_a_first_start_refusals_come_last(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then another proxy's table may still serve what we do not know yet."""
+    monkeypatch.setattr(syncer_module, "BATCH", 10)
+    with recorded(table) as made:
+        sync(table, service_cidr("c", "10.96.0.0/16"), *webs(20, 3))
+    touching = [number for number, step in enumerate(made) if any("cluster_ips4" in where for _, where, _ in step)]
+    cidrs = [number for number, step in enumerate(made) if any("service_cidrs4" in where for _, where, _ in step)]
+    elements = [number for number, step in enumerate(made) if any("services4" in where for _, where, _ in step)]
+    assert len(touching) == len(cidrs) == 1
+    assert max(elements) < touching[0] < cidrs[0]
+
+
+@pytest.mark.contract("2.4.5")
+def test_forgetting_comes_before_the_change(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First nobody learns the endpoint any more, then who knows it forgets it, in portions, then the rest changes."""
+    monkeypatch.setattr(syncer_module, "FORGET", 2)
+    sync(table, *web(0, 3, **STICKY))
+    memory = "affinity4-default/web0/tcp/http-8080"
+    clients = ", ".join(f"192.0.2.{number} timeout 1h : 10.244.1.{2 + number % 3}" for number in range(15))
+    table.kernel._run(f"add element inet nftproxy {memory} {{ {clients} }}\n")
+    with recorded(table) as made:
+        sync(table, *web(0, 2, **STICKY))
+    members = "cluster_members4-default/web0/tcp/http"
+    assert made[0] == [("delete", members, 1)]
+    assert made[1:4] == [[("add", memory, 2), ("delete", memory, 2)]] * 2 + [[("add", memory, 1), ("delete", memory, 1)]]
+    assert any(where == "services4" for _, where, _ in made[4])
+    assert len(table.kernel.elements(memory)) == 10
+
+
+@pytest.mark.contract("2.4.5")
+def test_an_entry_that_expires_while_it_is_forgotten(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleting what is not there any more would fail the whole transaction."""
+    sync(table, *web(0, 3, **STICKY))
+    memory = "affinity4-default/web0/tcp/http-8080"
+    honest = table.kernel.elements
+    expired = {("192.0.2.1",): "10.244.1.4"}
+    monkeypatch.setattr(table.kernel, "elements", lambda where: expired if where == memory else honest(where))
+    report = sync(table, *web(0, 2, **STICKY))
+    assert (report.refused, report.read_back) == ({}, False)
+
+
+# --- the table is not what it was left as -----------------------------------------------------------------------------------------
+
+HANDS = {
+    "a missing slot": "delete element inet nftproxy endpoints4-tcp { 10.96.0.10 . 80 . 2 }",
+    "a missing verdict": "delete element inet nftproxy services4 { 10.96.0.10 . tcp . 80 }",
+    "a slot in the way": "add element inet nftproxy endpoints4-tcp { 10.96.0.10 . 80 . 3 : 192.0.2.1 . 1 }",
+    "a verdict in the way": "add element inet nftproxy no_endpoints4 { 10.96.0.11 . tcp . 80 : drop }",
+    "an empty map": "flush map inet nftproxy endpoints4-tcp",
+    "no table": "delete table inet nftproxy",
+}
+
+
+@pytest.mark.contract("5.10.3", "5.7.4", "5.8.4")
+@pytest.mark.parametrize("command", HANDS.values(), ids=HANDS)
+@pytest.mark.parametrize("change", [web(0, 2), web(0, 4), web(1, 0)], ids=["fewer", "more", "none"])
+def test_what_others_did_is_read_back_and_repaired(
+    table: Table, warnings: list[str], command: str, change: list[Object]
+) -> None:  # fmt: skip
+    """When a transaction fails because of it; then everything is put right, with one line."""
+    items = [*webs(2, 3), service_cidr("c", "10.96.0.0/16")]
+    sync(table, *items)
+    table.kernel._run(f"{command}\n")
+    report = sync(table, *change)
+    assert report.refused == {}
+    if report.read_back:
+        assert len(warnings) == 1
+        assert "reading it back" in warnings[0]
+        assert same_as_fresh(table, *items, *change)
+        assert table.kernel.networks("service_cidrs4", Family.IPv4)
+        assert table.kernel.elements("nodeport_ips4")
+    else:  # this change had nothing to do with it
+        assert warnings == []
+        table.distrust(program=False)
+        sync(table)
+        assert same_as_fresh(table, *items, *change)
+
+
+@pytest.mark.contract("2.6.5", "5.10.3")
+def test_nodeport_addresses_when_the_table_is_gone(table: Table) -> None:
+    """A failed sync says so, and the next one puts everything right."""
+    sync(table, *webs(2))
+    table.kernel._run("delete table inet nftproxy\n")
+    with pytest.raises(MissingError):
+        table.sync(Family.IPv4, [])  # as if the node had lost its address
+    sync(table)
+    assert same_as_fresh(table, *webs(2))
+    assert set(table.kernel.elements("nodeport_ips4")) == {("192.168.50.11",)}
+
+
+def test_nodeport_addresses_that_could_not_be_written_are_written_later(table: Table) -> None:
+    sync(table, *webs(2))
+    table.distrust(program=False)
+    table.kernel._run("flush set inet nftproxy nodeport_ips4\n")
+    with failing(table, lambda text: "nodeport_ips4" in text), pytest.raises(KernelError):
+        sync(table)
+    sync(table)
+    assert set(table.kernel.elements("nodeport_ips4")) == {("192.168.50.11",)}
+
+
+# --- the kernel refuses ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def failing(table: Table, when: Callable[[str], bool], error: type[KernelError] = KernelError) -> Iterator[list[str]]:
+    """Have transactions fail; yields those that did."""
+    run = table.kernel._run
+    failed: list[str] = []
+
+    def maybe(text: str) -> None:
+        if when(text):
+            failed.append(text)
+            raise error("no")
+        run(text)
+
+    table.kernel._run = maybe  # type: ignore[method-assign]
+    yield failed
+    table.kernel._run = run  # type: ignore[method-assign]
+
+
+@pytest.mark.contract("5.10.1", "5.10.2")
+def test_a_failed_second_transaction_is_made_up_for(table: Table) -> None:
+    sync(table, *web(0, 3))
+    with failing(table, lambda text: '"delete"' in text and '"add"' not in text), pytest.raises(KernelError):
+        sync(table, *web(0, 1))
+    assert ("10.96.0.10", 80, 2) in table.kernel.elements("endpoints4-tcp"), "nothing points to it, and it is still there"
+    sync(table)
+    assert same_as_fresh(table, *web(0, 1))
+
+
+@pytest.mark.contract("5.10.1")
+def test_a_failed_second_transaction_does_not_delete_what_came_back(table: Table) -> None:
+    sync(table, *web(0, 3))
+    with failing(table, lambda text: '"delete"' in text and '"add"' not in text), pytest.raises(KernelError):
+        sync(table, *web(0, 1))
+    report = sync(table, *web(0, 3))
+    assert report.refused == {}
+    assert same_as_fresh(table, *web(0, 3))
+    assert sync(table).transactions == 0
+
+
+@pytest.mark.contract("5.10.1")
+@pytest.mark.parametrize("needle", ["10.96.0.13", "cluster_ips4", "pick4-tcp-2", "service_cidrs4", "nodeport_ips4", "table inet"])
+def test_whatever_fails_at_a_first_start_is_tried_again(table: Table, needle: str) -> None:
+    items = [*webs(6), service_cidr("c", "10.96.0.0/16")]
+    deliver(table, *items)
+    with failing(table, lambda text: needle in text or text.startswith("add table")), pytest.raises(KernelError):
+        table.sync(Family.IPv4, OWN)
+    assert sync(table).refused == {}
+    assert same_as_fresh(table, *items)
+    assert table.kernel.networks("service_cidrs4", Family.IPv4)
+    assert table.kernel.elements("nodeport_ips4")
+
+
+@pytest.mark.contract("5.10.1")
+def test_of_many_only_the_refused_ones_are_set_aside(table: Table, warnings: list[str]) -> None:
+    sync(table, *webs(30))
+    bad = {"10.96.0.13", "10.96.0.14", "10.96.0.39"}
+    changed = webs(30, 3)
+    with failing(table, lambda text: any(f'"{ip}"' in text for ip in bad)) as failed:
+        report = sync(table, *changed)
+    assert {name.name for name in report.refused} == {"web3", "web4", "web29"}
+    assert len(failed) < 3 * 6, "found by halving"
+    assert len(warnings) == 3
+    held = contents(table)["services4"]
+    counts = {str(key[0]): str(verdict) for key, verdict in held.items()}
+    assert {ip for ip, verdict in counts.items() if verdict == "goto pick4-tcp-2"} == bad, "they stay as they were"
+    assert sync(table).services == 0, "not tried again until they change"
+    assert sync(table, *[item for item in webs(30, 4) if item.metadata.name.startswith(("web3", "web4", "web29"))]).refused == {}
+
+
+@pytest.mark.contract("5.10.1")
+def test_services_that_exchange_a_frontend_are_set_aside_together(table: Table) -> None:
+    one: dict[str, Any] = {"vips": ["203.0.113.1"]}
+    two: dict[str, Any] = {"vips": ["203.0.113.2"]}
+    sync(table, *web(0, **one), *web(1, **two), *web(2))
+    with failing(table, lambda text: '"203.0.113.1"' in text):
+        report = sync(table, *web(0, **two), *web(1, **one), *web(2, 3))
+    assert {name.name for name in report.refused} == {"web0", "web1"}
+    assert same_as_fresh(table, *web(0, **one), *web(1, **two), *web(2, 3))
+
+
+@pytest.mark.parametrize("error", [MissingError, ExistsError])
+def test_an_error_that_reading_back_does_not_mend_is_a_refusal(table: Table, error: type[KernelError]) -> None:
+    """It cannot go on for ever."""
+    sync(table, *webs(3))
+    with failing(table, lambda text: '"10.96.0.11"' in text, error):
+        report = sync(table, *web(1, 4), *web(2, 4))
+        assert report.read_back
+        assert {name.name for name in report.refused} == {"web1"}
+    sync(table, *web(1, 5))
+    assert same_as_fresh(table, *web(0), *web(1, 5), *web(2, 4))
+
+
+@pytest.mark.contract("1.3.10")
+def test_one_family_does_not_stop_the_other() -> None:
+    dual = service("dual", ["10.96.0.10", "fd00::10"])
+    slices: list[Object] = [
+        endpoint_slice("dual", [endpoint("10.244.1.2")]),
+        endpoint_slice("dual", [endpoint("fd00:244::2")], family="IPv6"),
+    ]
+    with bare_table(dual, *slices, families=list(Family)) as table:
+        with failing(table, lambda text: '"fd00::10"' in text or text == "add table inet nftproxy\n"):
+            assert table.sync(Family.IPv4, OWN).refused == {}
+            with pytest.raises(KernelError):
+                table.sync(Family.IPv6, OWN)
+            assert not table.store.pending(Family.IPv4)
+            assert table.store.pending(Family.IPv6)
+        assert "services4" in contents(table)
+        assert "services6" not in contents(table)
+        assert table.sync(Family.IPv6, OWN).refused == {}
+        assert "services6" in contents(table)
+
+
+# --- what is said ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.contract("2.7.1", "3.1.5")
+def test_what_is_ignored_is_said_once_until_it_changes(table: Table, warnings: list[str]) -> None:
+    bad = service(externalIPs=["nonsense"], ports=[{"name": "a", "port": 1}, {"name": "b", "port": 2}])
+    sync(table, bad)
+    assert len(warnings) == 1
+    sync(table, bad, endpoint_slice(endpoints=[endpoint("10.244.1.2")], port_name="a"))
+    assert len(warnings) == 1
+    sync(table, endpoint_slice(endpoints=[endpoint("127.0.0.1")], ports=[{"name": "a", "port": 1}, {"name": "b", "port": 2}]))
+    assert [line for line in warnings[1:] if "127.0.0.1" in line] == warnings[2:] != []
+    assert len(set(warnings[1:])) == len(warnings[1:]), "each of them once, whatever the number of ports"
+    del warnings[:]
+    sync(table, service(), endpoint_slice())
+    assert warnings == []
+    sync(table, bad)
+    assert len(warnings) == 1
+
+
+@pytest.mark.contract("2.2.3")
+def test_rivals_are_named_once(table: Table, warnings: list[str]) -> None:
+    claim: dict[str, Any] = {"vips": ["203.0.113.1", "203.0.113.2"]}
+    sync(table, *web(0, created="2026-01-01T00:00:00Z", **claim), *web(1, created="2026-01-02T00:00:00Z", **claim))
+    assert warnings == [
+        "Service default/web0 has 203.0.113.1:80/tcp and 1 more, as the oldest of those who claim it; without it: default/web1\n"
+    ]
+    sync(table, *web(0, 3, created="2026-01-01T00:00:00Z", **claim))
+    assert len(warnings) == 1
+
+
+# --- tidying ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.contract("5.9.1", "5.9.3", "5.9.5")
+def test_tidying_keeps_what_is_used_and_some_spare_picks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_module, "SPARE_PICKS", 6)
+    with new_namespace() as netns, reading(netns) as reader, table_in(netns) as table:
+        sync(table, *web(0, 3, **STICKY, node_port=30080))
+        for pods in (1, 2):
+            sync(table, *web(0, pods, **STICKY, node_port=30080))
+            table.tidy()
+        assert "pick4-tcp-3" in reader.chains(), "few enough to stay"
+        sync(table, *web(0, 5, node_port=30080))
+        table.tidy()
+        chains, sets = reader.chains(), reader.sets()
+        assert {name for name in chains if "-tcp-" in name} == {"pick4-tcp-5", "nodeport-pick4-tcp-5", "nodeport-external4-tcp-5"}
+        assert not [name for name in {*chains, *sets} if "default/" in name]
+        before = generation(reader)
+        table.tidy()
+        assert generation(reader) == before
+        sync(table, *web(0, 3, **STICKY, node_port=30080))
+        assert "pick4-tcp-3" in reader.chains(), "made again"
+
+
+@pytest.mark.contract("5.9.4")
+def test_what_cannot_be_deleted_yet_is_tried_again(table: Table) -> None:
+    sync(table, *web(0, 3, **STICKY))
+    sync(table, *web(0, 3))
+    assert table.untidy
+    with failing(table, lambda text: "delete" in text):
+        assert not table.tidy()
+    assert table.untidy
+    assert table.tidy()
+    assert not table.untidy
+    assert not [name for name in table.kernel.chains if "default/" in name]

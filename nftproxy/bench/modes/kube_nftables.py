@@ -77,54 +77,47 @@ class KubeNftables(Baseline[Rules]):
             listed = self.programs.run("nft", "--json", "list", kind, *TABLE.split(), container, may_fail=True)
             self.verdicts |= {(container, key): verdict for key, verdict in _elements(listed, kind)}
         chains, sets = self._listed()
-        wanted = {(e.container, e.key): e for rules in self.rendered.values() for e in rules.elements}
-        self.uses.exchange(((e.container, e.key) for rules in self.rendered.values() for e in rules.elements), ())
+        everything = list(self.rendered.values())
+        self.uses.exchange(_places(everything), ())
+        unused = self.verdicts.keys() - _places(everything)
         cidrs = [cidr for cidr in self.place.service_cidr.spec.cidrs or () if ":" not in cidr]
-        commands = [
-            *nft_rules.program(self.pods, node_addresses(self.place.settings), cidrs),
-            *_declared(self.rendered.values()),
-            *self._differences(wanted, self.verdicts.keys() | wanted.keys()),
-            *_filled(self.rendered.values()),
-            *self._unused(chains, sets),
-        ]
-        self._commit(commands)
+        program = nft_rules.program(self.pods, node_addresses(self.place.settings), cidrs)
+        self._commit([*program, *self._commands(everything, unused), *self._tidied(chains, sets)])
 
     def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, Rules]) -> None:
         """Rewrite chains of services that changed, and elements that differ (contract 5.8)."""
         self._delete_stale()
         changed = [self.rendered[name] for name in put]
-        wanted = {(e.container, e.key): e for rules in changed for e in rules.elements}
-        before = ((e.container, e.key) for rules in gone.values() for e in rules.elements)
-        _, unused = self.uses.exchange(((e.container, e.key) for rules in changed for e in rules.elements), before)
+        _, unused = self.uses.exchange(_places(changed), _places(gone.values()))
         chains, sets = self._listed()
-        commands = [
-            *_declared(changed),
-            *self._differences(wanted, (*wanted, *unused)),
-            *_filled(changed),
-            *self._unused(chains, sets),
-        ]
-        self._commit(commands)
+        self._commit([*self._commands(changed, unused), *self._tidied(chains, sets)])
 
     def stop(self) -> None:
         """Delete the table."""
         self.programs.run("nft", "delete", "table", *TABLE.split(), may_fail=True)
 
-    def _differences(self, wanted: Mapping[tuple[str, str], Element], touched: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """Yield the commands that make touched elements what is wanted; they are remembered as written."""
-        additions, deletions = [], []
-        for at in touched:
-            new, old = wanted.get(at), self.verdicts.get(at)
-            if new is None or (old is not None and old != new.verdict):
-                deletions.append(Element(*at).deleted)
-                self.verdicts.pop(at)
-            if new is not None and old != new.verdict:
-                additions.append(new.added)
-                self.verdicts[at] = new.verdict
-        # A key that gets another verdict has to go before it comes.
-        yield from deletions
-        yield from additions
+    def _commands(self, services: Iterable[Rules], unused: Iterable[tuple[str, str]]) -> Iterator[str]:
+        """Yield the commands that make services what they are, one after the other, then those that delete elements."""
+        for rules in services:
+            for chain in rules.chains:
+                yield f"add chain {TABLE} {chain}"
+                yield f"flush chain {TABLE} {chain}"
+            for element in rules.elements:
+                before = self.verdicts.get(element.place)
+                if before != element.verdict:
+                    if before is not None:
+                        yield element.deleted
+                    yield element.added
+                    self.verdicts[element.place] = element.verdict
+            for name, seconds in rules.sets.items():
+                yield f"add set {TABLE} {name} {{ type ipv4_addr ; flags dynamic,timeout ; timeout {seconds}s ; }}"
+            for chain_rules in rules.chains.values():
+                yield from chain_rules
+        for place in unused:
+            yield Element(*place).deleted
+            del self.verdicts[place]
 
-    def _unused(self, chains: Iterable[str], sets: Iterable[str]) -> Iterator[str]:
+    def _tidied(self, chains: Iterable[str], sets: Iterable[str]) -> Iterator[str]:
         """Yield the commands that empty chains and delete sets which no service has (contract 5.9.1, 5.9.5)."""
         used = {chain for rules in self.rendered.values() for chain in rules.chains}
         for chain in chains:
@@ -158,20 +151,8 @@ class KubeNftables(Baseline[Rules]):
         self.programs.run("nft", "-f", "-", given="\n".join(commands) + "\n")
 
 
-def _declared(services: Iterable[Rules]) -> Iterator[str]:
-    """Yield the commands that make chains or empty them, and make sets."""
-    for rules in services:
-        for chain in rules.chains:
-            yield f"add chain {TABLE} {chain}"
-            yield f"flush chain {TABLE} {chain}"
-        for name, seconds in rules.sets.items():
-            yield f"add set {TABLE} {name} {{ type ipv4_addr ; flags dynamic,timeout ; timeout {seconds}s ; }}"
-
-
-def _filled(services: Iterable[Rules]) -> Iterator[str]:
-    for rules in services:
-        for chain in rules.chains.values():
-            yield from chain
+def _places(services: Iterable[Rules]) -> list[tuple[str, str]]:
+    return [element.place for rules in services for element in rules.elements]
 
 
 def _elements(listed: str | None, kind: str) -> Iterator[tuple[str, str]]:

@@ -53,6 +53,11 @@ class Element(NamedTuple):
     comment: str = ""
 
     @property
+    def place(self) -> tuple[str, str]:
+        """What there can be only one of."""
+        return self.container, self.key
+
+    @property
     def added(self) -> str:
         """The command that adds it."""
         comment = f' comment "{self.comment}"' if self.comment else ""

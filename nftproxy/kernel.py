@@ -223,10 +223,6 @@ class Kernel:
                 self._run(text + "".join(f"delete chain {TABLE} {name}\n" for name in chains))
                 self.chains -= set(chains)
 
-    def trim(self) -> None:
-        """Give memory that a large transaction needed back to the system."""
-        ctypes.CDLL(None).malloc_trim(0)
-
     def probe(self) -> None:
         """Have the kernel accept a transaction that changes nothing; KernelError when it accepts none at all."""
         with self._lock:

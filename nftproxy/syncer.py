@@ -21,6 +21,7 @@ from nftproxy.compiler import Affinity, Compiled, Context, Frontend, compile_ser
 from nftproxy.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.kernel import Kernel
+from nftproxy.memory import give_back
 from nftproxy.model import ObjectName
 from nftproxy.program import Program
 from nftproxy.selection import Locality
@@ -143,8 +144,9 @@ class Syncer:
         if actual is not None:
             if self._settings.nodeport_addresses[self.family] is ALL:
                 self.accept_nodeports_on(())  # no rule looks there, but an older process may have left some
-            self._kernel.trim()
             self._generation = generation
+        if actual is not None or report.written >= BATCH:
+            give_back()
         return report
 
     def _compile(self, services: Mapping[ObjectName, Pending], zone: str) -> dict[ObjectName, Compiled | None]:

@@ -24,7 +24,7 @@ LAYERS: dict[str, set[str]] = {
     "program: which rules": {"shipped", "program", "preview"},
     "edges: the kernel, this machine, the sources": {
         "apiserver", "columns", "conntrack", "events", "folders", "foreign", "host", "instance", "interfaces", "kernel",
-        "kubesource", "leftovers", "log", "manifests", "readback", "reflector", "retry", "sysctl", "takeover",
+        "kubesource", "leftovers", "log", "manifests", "memory", "readback", "reflector", "retry", "sysctl", "takeover",
     },
     "figures: what the kernel counted": {"connections", "snapshot", "tablefigures"},
     "syncs: when, in which order": {"runner", "syncer", "proxy"},

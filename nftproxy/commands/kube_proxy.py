@@ -8,7 +8,7 @@ from typing import Any
 import click
 from loguru import logger
 
-from nftproxy import log
+from nftproxy import log, memory
 from nftproxy.cli import run, tell
 from nftproxy.errors import NftproxyError
 from nftproxy.flags import CONTEXT_SETTINGS, FLAGS, kube_proxy_options
@@ -57,6 +57,7 @@ def _start(flags: dict[str, Any]) -> int:
 
     config, warnings = effective.kube_proxy(flags)
     log.start(config.logging.format, verbosity=config.logging.verbosity)
+    memory.collect_seldom()
     for warning in warnings:
         logger.warning("{}", warning)
     require_valid(config)

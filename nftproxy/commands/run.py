@@ -9,7 +9,7 @@ from typing import Any
 import click
 from loguru import logger
 
-from nftproxy import instance, log
+from nftproxy import instance, log, memory
 from nftproxy.commands.input import Input, input_options
 from nftproxy.flags import CONTEXT_SETTINGS
 from nftproxy.folders import Folders
@@ -38,6 +38,7 @@ def run(manifests: tuple[Path, ...], log_format: str, verbosity: int, **flags: A
     for number in _STOP:
         signal.signal(number, lambda *_: sys.exit(0))
     log.start(log_format, verbosity=verbosity)
+    memory.collect_seldom()
     given = Input(manifests, flags)
     for warning in given.warnings:
         logger.warning("{}", warning)

@@ -29,6 +29,7 @@ _COMMANDS = {
     "diff": ("nftproxy.commands.diff:diff", "Show what a sync would change in this machine's table."),
     "show": ("nftproxy.commands.show:show", "Show what is programmed now, read from the kernel."),
     "cleanup": ("nftproxy.commands.cleanup:cleanup", "Remove our table from this machine."),
+    "bench": ("nftproxy.bench.cli:bench", "Measure what Services cost on this machine, and compare ways to proxy them."),
     "lab": ("nftproxy.lab.cli:lab", "Build a throw-away cluster out of network namespaces, and try things on it."),
 }
 

@@ -4,14 +4,19 @@ A *mode* is one way to lay out rules for Services: ours, or a baseline rendered 
 the same namespaces, and are measured by the same code.
 
     workload     which services there are, and their objects
+    offer        the services of one round, of which some are for a measure of their own
     modes        what each mode writes for them
-    bed          the namespaces: a node that is measured, a network with clients, one with endpoints
-    measures     what is measured, each as a function of a mode that returns samples
-    control      ... of syncs and memory, in a process of each mode's own
-    traffic      ... of packets, from the clients' namespace
-    plan         which mode, size and repetition comes when: modes take turns, so that noise hits all alike
+    bed          the namespaces: a client, the node that is measured, a host of endpoints
+    server       what answers on all endpoints
+    client       what connects, in a process of its own
+    measures     what is measured: names, units, and the rows of the table
+    control      a mode's syncs and memory, in a process of each mode's own
+    traffic      packets through a mode's node
+    plan         which sizes and modes, how often, how long
+    rounds       a run: modes take turns, so that noise hits all alike
     statistics   percentiles, and ratios within one run
-    report       the table in the terminal, and CSV with all samples and the machine's description
+    report       the table in the terminal, and CSV with all samples
+    machine      ... and with the machine's description
     charts       pictures of them, for which matplotlib is an extra
     cli          the command
 """

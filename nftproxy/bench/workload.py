@@ -23,15 +23,19 @@ from nftproxy.settings import Cidr, NodeSettings
 NODE: Final = "node1"
 NODE_IP: Final = "192.168.50.11"
 CLUSTER_IPS: Final = "10.96.0.0/12"
-ENDPOINTS: Final = "10.128.0.0/9"
+PODS: Final = "10.128.0.0/9"
+ENDPOINT_RANGES: Final = ("10.128.0.0/10", "10.192.0.0/11")  # those of the services; those that replace one of them
 BALANCERS: Final = "198.18.0.0/15"  # reserved for benchmarks by RFC 2544
 SERVICE_PORT: Final = 80
 ENDPOINT_PORT: Final = 8080
 FIRST_NODEPORT: Final = 30000
 MOST: Final = 150_000  # services: a fifth of them needs a NodePort
 
-_CLUSTER_IPS, _ENDPOINTS, _BALANCERS = (int(ipaddress.ip_network(net)[0]) for net in (CLUSTER_IPS, ENDPOINTS, BALANCERS))
-_SPARE = 0x00400000  # where endpoints that replace others come from
+_CLUSTER_IPS, _BALANCERS, _ENDPOINTS, _SPARE = (
+    int(ipaddress.ip_network(net)[0]) for net in (CLUSTER_IPS, BALANCERS, *ENDPOINT_RANGES)
+)
+_MOST_ENDPOINTS = ipaddress.ip_network(ENDPOINT_RANGES[0]).num_addresses
+_MOST_SPARE = ipaddress.ip_network(ENDPOINT_RANGES[1]).num_addresses
 
 
 class Mix(enum.StrEnum):
@@ -53,7 +57,7 @@ class Workload:
     def __post_init__(self) -> None:
         if not 1 <= self.services <= MOST:
             raise NftproxyError(f"{self.services} services: only 1 to {MOST} have addresses here")
-        if not 1 <= self.endpoints <= 1000 or self.services * self.endpoints > _SPARE:
+        if not 1 <= self.endpoints <= 1000 or self.services * self.endpoints > _MOST_ENDPOINTS:
             raise NftproxyError(f"{self.services} services with {self.endpoints} endpoints each are too many to have addresses")
 
     def name(self, number: int) -> str:
@@ -85,7 +89,7 @@ class Workload:
         first = _ENDPOINTS + number * self.endpoints
         found = [first + each for each in range(self.endpoints)]
         if replaced:
-            found[-1] = _ENDPOINTS + _SPARE + (number * 64 + replaced) % _SPARE
+            found[-1] = _SPARE + (number * 64 + replaced) % _MOST_SPARE
         return [str(ipaddress.IPv4Address(each)) for each in found]
 
     def service_document(self, number: int) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def node_settings() -> NodeSettings:
         node_name=NODE,
         families=(Family.IPv4,),
         node_ips={Family.IPv4: parse_address(NODE_IP)},
-        detector=Cidr({Family.IPv4: parse_network(ENDPOINTS)}),
+        detector=Cidr({Family.IPv4: parse_network(PODS)}),
         masquerade_bit=0x4000,
         masquerade_all=False,
         nodeport_addresses={Family.IPv4: (parse_network(f"{NODE_IP}/32"),)},

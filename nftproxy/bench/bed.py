@@ -1,0 +1,111 @@
+"""Where modes are measured: a client, a node and a host of endpoints, each a network namespace, one behind the other.
+
+The client is a pod of the node. All endpoints, hundreds of thousands if need be, are addresses of the third namespace, so any service
+of a workload answers. Whatever way the block ends, the namespaces and the server in them are gone afterwards.
+"""
+
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Final, Self
+
+from nftproxy.bench.workload import BALANCERS, CLUSTER_IPS, ENDPOINT_RANGES, NODE_IP
+from nftproxy.errors import NftproxyError
+from nftproxy.lab import build, namespace
+
+CLIENT_IP: Final = "10.255.0.2"  # inside the pods' network, outside the ranges of endpoints
+_NODE_TO_CLIENT, _NODE_TO_SERVER, _SERVER = "10.255.0.1", "10.254.0.1", "10.254.0.2"
+_numbers = itertools.count(1)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[str]:
+    """Lend a namespace to try things in, by name."""
+    name = f"bench-{os.getpid()}-{next(_numbers)}.scratch"
+    namespace.create(name)
+    try:
+        yield name
+    finally:
+        build.remove([name])
+
+
+class Bed:
+    """The three namespaces, by name, from `up` to `down`."""
+
+    def __init__(self) -> None:
+        name = f"bench-{os.getpid()}-{next(_numbers)}"
+        self.client, self.node, self.server = (f"{name}.{place}" for place in ("client", "node", "server"))
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.up()
+        except BaseException:
+            self.down()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.down()
+
+    def up(self) -> None:
+        """Make everything, and return when endpoints answer."""
+        build.check_machine()
+        for name in (self.client, self.node, self.server):
+            namespace.create(name)
+        build.batch("ip", None, self._cables())
+        build.batches([("ip", self.client, _CLIENT), ("ip", self.node, _NODE), ("ip", self.server, _ENDPOINTS)])
+        with namespace.enter(self.node):
+            for path, value in _SYSCTLS.items():
+                with open(f"/proc/sys/net/{path}", "w") as file:  # noqa: PTH123 - the thread's own view of /proc/sys
+                    file.write(value)
+        with namespace.enter(self.server):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "nftproxy.bench.server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the bench alone: it ends this by closing its input
+            )
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        if self._process.stdout.readline() != "ready\n":
+            raise NftproxyError("the server of the bench did not start")
+
+    def down(self) -> None:
+        """Remove everything."""
+        if self._process is not None:
+            self._process.communicate()
+            self._process = None
+        names = [name for name in (self.client, self.node, self.server) if (namespace.DIRECTORY / name).exists()]
+        build.remove(names)
+
+    def _cables(self) -> list[str]:
+        return [
+            f"link add client netns {self.node} type veth peer name eth0 netns {self.client}",
+            f"link add server netns {self.node} type veth peer name eth0 netns {self.server}",
+        ]
+
+
+_CLIENT = ["link set lo up", f"addr add {CLIENT_IP}/24 dev eth0", "link set eth0 up", f"route add default via {_NODE_TO_CLIENT}"]
+_NODE = [
+    "link set lo up",
+    f"addr add {NODE_IP}/32 dev lo",
+    f"addr add {_NODE_TO_CLIENT}/24 dev client",
+    f"addr add {_NODE_TO_SERVER}/24 dev server",
+    "link set client up",
+    "link set server up",
+    *(f"route add {cidr} via {_SERVER}" for cidr in ENDPOINT_RANGES),
+    *(f"route add {cidr} dev lo" for cidr in (CLUSTER_IPS, BALANCERS)),  # a way to be sent at all; translated before it is taken
+]
+_ENDPOINTS = [
+    "link set lo up",
+    f"addr add {_SERVER}/24 dev eth0",
+    "link set eth0 up",
+    f"route add default via {_NODE_TO_SERVER}",
+    *(f"route add local {cidr} dev lo" for cidr in ENDPOINT_RANGES),
+]
+_SYSCTLS = {"ipv4/ip_forward": "1", "ipv4/conf/all/rp_filter": "0"}

@@ -1,0 +1,164 @@
+"""The command `nftproxy bench`: reads options, runs, reports; ends cleanly whenever it is told to."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from nftproxy import columns
+from nftproxy.bench import charts, machine, report
+from nftproxy.bench.bed import scratch
+from nftproxy.bench.modes import MODES, Place, make
+from nftproxy.bench.offer import FEWEST, Offer
+from nftproxy.bench.plan import FULL, QUICK, Plan
+from nftproxy.bench.rounds import Run
+from nftproxy.bench.statistics import Figures
+from nftproxy.bench.workload import MOST, Mix, Workload, node_settings
+from nftproxy.errors import NftproxyError
+from nftproxy.flags import CONTEXT_SETTINGS
+from nftproxy.lab import build
+
+_SIZES, _QUICK_SIZES = "100,1000,10000", "100,1000"
+_MODES, _QUICK_MODES = "none,nftproxy,iptables,kube-proxy-nftables,ipvs,userspace", "none,nftproxy,iptables,kube-proxy-nftables"
+_REPEAT, _QUICK_REPEAT = 3, 1
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.option("--services", metavar="N,N...", help=f"Numbers of services, {_SIZES} unless told otherwise.")
+@click.option("--endpoints", default=3, show_default=True, help="Endpoints of each service.")
+@click.option(
+    "--mix",
+    type=click.Choice([mix.value for mix in Mix]),
+    default=Mix.PLAIN.value,
+    show_default=True,
+    help="Plain: ClusterIPs. Mixed: a fifth are LoadBalancers with NodePort and external policy Local, one in a hundred has "
+    "ClientIP affinity.",
+)
+@click.option("--modes", metavar="MODE,MODE...", help=f"What to compare, of {', '.join(MODES)}, iptables; {_MODES} unless told.")
+@click.option("--repeat", type=click.IntRange(1), help=f"Rounds for each number of services, {_REPEAT} unless told otherwise.")
+@click.option(
+    "--quick", is_flag=True, help=f"Less of everything, under a minute: {_QUICK_SIZES} services, {_QUICK_REPEAT} round."
+)
+@click.option("--iptables-backend", type=click.Choice(["legacy", "nft"]), default="legacy", show_default=True)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("nftproxy-bench"),
+    show_default=True,
+    help="Folder for CSV and charts.",
+)
+def bench(
+    services: str | None,
+    endpoints: int,
+    mix: str,
+    modes: str | None,
+    repeat: int | None,
+    iptables_backend: Literal["legacy", "nft"],
+    output: Path,
+    *,
+    quick: bool,
+) -> int:
+    """Measure what Services cost on this machine, and compare ways to proxy them.
+
+    All of it happens in network namespaces of its own, which are removed at the end; needs root. Every mode writes rules for
+    the same services and is sent the same connections, in turns. Ctrl-C ends it with what was measured so far.
+    """
+    build.check_machine()
+    wanted = _modes(modes or (_QUICK_MODES if quick else _MODES), iptables_backend)
+    available = [mode for mode, reason in wanted.items() if not reason]
+    for reason in filter(None, wanted.values()):
+        click.echo(f"{click.style('left out:', fg='yellow')} {reason}", err=True)
+    if not available:
+        raise NftproxyError("no mode is left to measure")
+    plan = Plan(
+        offers=_offers(services or (_QUICK_SIZES if quick else _SIZES), endpoints, Mix(mix)),
+        modes=tuple(available),
+        repeat=repeat or (_QUICK_REPEAT if quick else _REPEAT),
+        effort=QUICK if quick else FULL,
+        iptables_backend=iptables_backend,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    described = machine.describe() | {"command": shlex.join(["nftproxy", *sys.argv[1:]])}
+    run, interrupted = _run(plan)
+    for note in dict.fromkeys(run.notes):
+        click.echo(f"{click.style('warning:', fg='yellow')} {note}", err=True)
+    _report(run, described, output, interrupted=interrupted)
+    return 130 if interrupted else 0
+
+
+def _modes(text: str, backend: Literal["legacy", "nft"]) -> dict[str, str]:
+    """Return the modes named in a list, each with why it cannot be measured here, or nothing."""
+    found = {}
+    with scratch() as name:
+        place = Place(name, node_settings(), Workload(1).service_cidr())
+        for wanted in dict.fromkeys(text.split(",")):
+            mode = make(wanted.strip(), place, backend)
+            found[mode.name] = mode.unavailable()
+    return found
+
+
+def _offers(text: str, endpoints: int, mix: Mix) -> tuple[Offer, ...]:
+    offers = []
+    for size in text.split(","):
+        if not size.strip().isdecimal() or not FEWEST <= int(size) <= MOST:
+            raise NftproxyError(f"--services: {size.strip()!r} is not a number from {FEWEST} to {MOST}")
+        offers.append(Offer(int(size), endpoints, mix))
+        offers[-1].workload()  # raises where there are not so many addresses
+    return tuple(offers)
+
+
+def _run(plan: Plan) -> tuple[Run, bool]:
+    """Run a plan; return what was measured, and whether somebody ended it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    line = TextColumn("{task.description}")
+    with Progress(
+        BarColumn(), TimeElapsedColumn(), line, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=plan.steps)
+        run = Run(plan, lambda text, steps: bar.update(task, description=text, advance=steps))
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = [signal.signal(number, _interrupt_once(signals)) for number in signals]
+        try:
+            run.go()
+        except KeyboardInterrupt:
+            return run, True
+        finally:
+            for number, handler in zip(signals, before, strict=True):
+                signal.signal(number, handler)
+    return run, False
+
+
+def _interrupt_once(signals: Sequence[int]) -> Callable[[int, Any], None]:
+    """Return a handler: the first signal ends the run; further ones do not disturb the tidying up."""
+
+    def handler(_number: int, _frame: Any) -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    return handler
+
+
+def _report(run: Run, described: dict[str, str], output: Path, *, interrupted: bool) -> None:
+    figures = Figures(run.samples, run.plan.modes)
+    for size in figures.sizes:
+        header, *rows = report.table(figures, size)
+        columns.show(header, rows)
+        click.echo()
+    if figures.sizes:
+        click.echo(report.LEGEND)
+    if interrupted:
+        click.echo("ended early: what there is")
+    report.write_samples(output / "samples.csv", run.samples)
+    report.write_machine(output / "machine.csv", described)
+    written = ["samples.csv", "machine.csv", *charts.draw(figures, output)]
+    click.echo(f"{output}: {', '.join(written)}")
+    if not charts.available():
+        click.echo("for charts: pip install 'nftproxy[bench]'")

@@ -1,0 +1,147 @@
+"""The near end: `python -m nftproxy.bench.client` measures what a client of services sees, one order per line, one answer each.
+
+It does nothing else, so that neither a large heap nor a collection of garbage stands between two readings of the clock. A connection's time
+is that of connect(): on veth links all of both ways is done by the kernel before it returns.
+"""
+
+import gc
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_PATIENCE: Final = 5.0  # seconds until something that does not answer is an error
+_WARM_UP: Final = 10
+
+
+class Target(NamedTuple):
+    """Where to connect."""
+
+    address: str
+    port: int
+
+
+class Order(msgspec.Struct, kw_only=True):
+    """What to measure; `count` readings for each target in turn, or as much as goes in `seconds`."""
+
+    what: str
+    targets: list[Target]
+    count: int = 0
+    seconds: float = 0.0
+
+
+def connections(order: Order) -> list[list[float]]:
+    """Return for each target how many seconds connections took. Targets take turns: noise hits all of them alike."""
+    return _in_turn(order, _connect)
+
+
+def datagrams(order: Order) -> list[list[float]]:
+    """Return for each target how many seconds the answer to the first datagram from a new port took."""
+    return _in_turn(order, _ask)
+
+
+def rate(order: Order) -> list[list[float]]:
+    """Return, as a single reading, how many connections a second all processors together make."""
+    began = time.perf_counter()
+    until = began + order.seconds
+    readers = []
+    for _ in range(os.cpu_count() or 1):
+        reader, writer = os.pipe()
+        if not os.fork():
+            os.write(writer, struct.pack("=q", _connect_until(order.targets, until)))
+            os._exit(0)
+        os.close(writer)
+        readers.append(reader)
+    total = sum(struct.unpack("=q", os.read(reader, 8))[0] for reader in readers)
+    for reader in readers:
+        os.close(reader)
+        os.wait()
+    return [[total / (time.perf_counter() - began)]]
+
+
+def throughput(order: Order) -> list[list[float]]:
+    """Return for each target how many bytes a second one connection carries, as its receiver counted them."""
+    return [[_carried(target, order.seconds)] for target in order.targets]
+
+
+_MEASURES: Final[dict[str, Callable[[Order], list[list[float]]]]] = {
+    "connections": connections,
+    "datagrams": datagrams,
+    "rate": rate,
+    "throughput": throughput,
+}
+
+
+def _in_turn(order: Order, measure: Callable[[Target], float]) -> list[list[float]]:
+    for target in order.targets:
+        for _ in range(_WARM_UP):
+            measure(target)
+    found: list[list[float]] = [[] for _ in order.targets]
+    for _ in range(order.count):
+        for target, readings in zip(order.targets, found, strict=True):
+            readings.append(measure(target))
+    return found
+
+
+def _connect(target: Target) -> float:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)  # else thousands wait in TIME-WAIT
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
+        began = time.perf_counter()
+        client.connect(target)
+        return time.perf_counter() - began
+
+
+def _ask(target: Target) -> float:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
+        client.connect(target)
+        began = time.perf_counter()
+        client.send(b"?")
+        client.recv(16)
+        return time.perf_counter() - began
+
+
+def _connect_until(targets: list[Target], until: float) -> int:
+    count = 0
+    while time.perf_counter() < until:
+        for target in targets:
+            _connect(target)
+            count += 1
+    return count
+
+
+def _carried(target: Target, seconds: float) -> float:
+    with socket.create_connection(target, _PATIENCE) as client:
+        block = bytes(1 << 18)
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            client.sendall(block)
+        client.shutdown(socket.SHUT_WR)
+        counted = int(client.makefile().readline())
+        return counted / (time.perf_counter() - began)
+
+
+_TIMEOUT: Final = struct.pack("ll", int(_PATIENCE), 0)
+
+
+def main() -> None:
+    """Take orders until the input ends."""
+    gc.disable()
+    for line in sys.stdin:
+        order = msgspec.json.decode(line, type=Order)
+        try:
+            answer: object = {"readings": _MEASURES[order.what](order)}
+        except OSError as error:
+            answer = {"problem": f"{order.what}: {error}"}
+        print(msgspec.json.encode(answer).decode(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

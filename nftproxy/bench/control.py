@@ -1,0 +1,172 @@
+"""One mode's control plane, in a process of its own: `python -m nftproxy.bench.control JOB` measures it from outside of all others.
+
+The job is one JSON object; each reading is one line of JSON, then comes `null`. After that the process stays as it is until its
+input ends, because what a mode needs for packets may be its child. A restart is a job of its own: a new process that finds the rules
+of the one before.
+
+Objects are decoded one by one while the mode takes them in, and what that takes is not counted: nobody keeps them but the mode, so
+memory is what a daemon has that reads them from a watch.
+"""
+
+import itertools
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Literal, overload
+
+import msgspec
+
+from nftproxy.bench.measures import Measure
+from nftproxy.bench.modes import Load, Mode, Place, make
+from nftproxy.bench.offer import Offer
+from nftproxy.bench.workload import node_settings
+from nftproxy.errors import NftproxyError
+from nftproxy.kernel import Kernel
+from nftproxy.lab.namespace import enter
+
+_STRIDE: Final = 7919  # a prime: services that change one after the other are nowhere near each other
+_KERNEL_MEMORY: Final = ("SUnreclaim", "VmallocUsed", "Percpu")
+"""Where rules and elements are, by their names in /proc/meminfo; reclaimable slab holds files, which others read meanwhile."""
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """What a process is to do. It changes things at least once and `changes` times at most, as long as it has `seconds` for each kind."""
+
+    mode: str
+    iptables_backend: Literal["legacy", "nft"]
+    namespace: str
+    offer: Offer
+    restart: bool
+    changes: int = 0
+    seconds: float = 0.0
+
+
+class Reading(msgspec.Struct):
+    """One line of the answer."""
+
+    measure: Measure
+    value: float
+
+
+Answer = Reading | str | None
+"""A reading, what went wrong, or the end."""
+
+
+class Arriving(Sequence[Load]):
+    """The services of an offer, decoded whenever somebody asks for them; `seconds` is what that took in the latest pass."""
+
+    def __init__(self, offer: Offer) -> None:
+        self._offer = offer
+        self.seconds = 0.0
+
+    def __len__(self) -> int:
+        return self._offer.services
+
+    @overload
+    def __getitem__(self, index: int) -> Load: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Load]: ...
+    def __getitem__(self, index: int | slice) -> Load | list[Load]:
+        found = range(len(self))[index]
+        return self._offer.load(found) if isinstance(found, int) else [self._offer.load(number) for number in found]
+
+    def __iter__(self) -> Iterator[Load]:
+        self.seconds = 0.0
+        for number in range(len(self)):
+            began = time.perf_counter()
+            load = self._offer.load(number)
+            self.seconds += time.perf_counter() - began
+            yield load
+
+
+def readings(job: Job) -> Iterator[Reading]:
+    """Do a job and yield what it took."""
+    place = Place(job.namespace, node_settings(), job.offer.workload().service_cidr())
+    mode = make(job.mode, place, job.iptables_backend)
+    load = Arriving(job.offer)
+    if job.restart:
+        yield Reading(Measure.RESTART, mode.restart(load).seconds - load.seconds)
+        yield from _memory(mode)
+        return
+    before = kernel_memory()
+    yield Reading(Measure.FIRST_SYNC, max(0.0, mode.start(load).seconds - load.seconds))
+    yield Reading(Measure.KERNEL, max(0.0, kernel_memory() - before))
+    yield from _changes(mode, job)
+    if mode.name == "nftproxy":
+        yield from _transactions(job)
+
+
+def _changes(mode: Mode, job: Job) -> Iterator[Reading]:
+    """Change things and change them back: the next process finds what the first sync wrote."""
+    offer = job.offer
+    until = time.monotonic() + job.seconds
+    for turn in range(job.changes):
+        number = turn * _STRIDE % offer.services
+        for replaced in (1, 0):
+            yield Reading(Measure.UPDATE, mode.update(put=[offer.load(number, replaced)]).seconds)
+        if time.monotonic() > until:
+            break
+    until = time.monotonic() + job.seconds
+    for number in itertools.islice(itertools.count(offer.services), job.changes):
+        load = [offer.load(number)]
+        yield Reading(Measure.ADD, mode.update(put=load).seconds)
+        yield Reading(Measure.DELETE, mode.update(deleted=load).seconds)
+        if time.monotonic() > until:
+            break
+
+
+def _transactions(job: Job) -> Iterator[Reading]:
+    """Measure what libnftables and the kernel take for nothing at all, which no change can be quicker than."""
+    with enter(job.namespace):
+        kernel = Kernel()
+    with kernel:
+        for _ in range(job.changes):
+            began = time.perf_counter()
+            kernel.probe()
+            yield Reading(Measure.TRANSACTION, time.perf_counter() - began)
+
+
+def _memory(mode: Mode) -> Iterator[Reading]:
+    pids = ["self", *map(str, mode.processes())]
+    peak = sum(_status(pid, "VmHWM") for pid in pids)
+    yield Reading(Measure.SETTLED, sum(_status(pid, "VmRSS") for pid in pids))
+    yield Reading(Measure.PEAK, peak)
+    # A program's figure starts with what this process had when it became the program: no more than that says nothing.
+    programs = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    if programs > peak:
+        yield Reading(Measure.PROGRAMS, programs)
+
+
+def _status(pid: str, field: str) -> float:
+    return _kilobytes(Path("/proc", pid, "status"), (field,))
+
+
+def kernel_memory() -> float:
+    """Return how many bytes the kernel has where it keeps rules. The whole machine's: only differences mean anything."""
+    return _kilobytes(Path("/proc/meminfo"), _KERNEL_MEMORY)
+
+
+def _kilobytes(file: Path, fields: Sequence[str]) -> float:
+    lines = (line.partition(":") for line in file.read_text().splitlines())
+    return sum(int(value.split()[0]) * 1024 for name, _, value in lines if name in fields)
+
+
+def main() -> None:
+    """Do the job, and stay."""
+
+    def say(answer: Answer) -> None:
+        print(msgspec.json.encode(answer).decode(), flush=True)
+
+    try:
+        for reading in readings(msgspec.json.decode(sys.argv[1], type=Job)):
+            say(reading)
+        say(None)
+    except NftproxyError as error:
+        say(str(error))
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

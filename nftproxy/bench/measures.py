@@ -1,0 +1,100 @@
+"""What is measured: names, units, and which rows of the table they make. Everything else here speaks in these names.
+
+A `Sample` is one reading and never a summary. Seconds, bytes and counts are kept as they are; only a reader sees ms or MB.
+"""
+
+import enum
+from typing import Final, NamedTuple
+
+import msgspec
+
+
+class Unit(enum.StrEnum):
+    """What a reading counts."""
+
+    SECONDS = "s"
+    BYTES = "B"
+    PER_SECOND = "1/s"
+    BYTES_PER_SECOND = "B/s"
+
+
+class Measure(enum.StrEnum):
+    """What a reading is of; the value is its name in CSV."""
+
+    FIRST_SYNC = "first sync"
+    UPDATE = "one endpoint changes"
+    ADD = "service added"
+    DELETE = "service deleted"
+    RESTART = "restart"
+    TRANSACTION = "empty transaction"
+    SETTLED = "process memory"
+    PEAK = "process memory, peak"
+    PROGRAMS = "programs' memory, peak"
+    KERNEL = "kernel memory"
+    CONNECT = "connection"
+    RATE = "connections per second"
+    DATAGRAM = "UDP first packet"
+    THROUGHPUT = "throughput"
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of its readings."""
+        return _UNITS.get(self, Unit.SECONDS)
+
+    @property
+    def of_packets(self) -> bool:
+        """Whether packets were sent, which also cost something without a proxy."""
+        return self in {Measure.CONNECT, Measure.RATE, Measure.DATAGRAM, Measure.THROUGHPUT}
+
+
+class Place(enum.StrEnum):
+    """Which service of the list is connected to."""
+
+    START = "start"
+    MIDDLE = "middle"
+    END = "end"
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One reading. `place` is empty unless there are several, `round` counts from 1."""
+
+    services: int
+    round: int
+    mode: str
+    measure: Measure
+    place: str
+    value: float
+
+
+class Row(NamedTuple):
+    """A row of the table: a percentile of the readings of a measure at a place."""
+
+    measure: Measure
+    place: str
+    percent: float
+
+    @property
+    def title(self) -> str:
+        """What stands in front of the row."""
+        where = f", {self.place} of the list" if self.place else ""
+        which = f", p{self.percent:g}" if self.measure in _SPREAD else ""
+        return f"{self.measure}{where}{which}"
+
+
+_UNITS: Final = {
+    Measure.SETTLED: Unit.BYTES,
+    Measure.PEAK: Unit.BYTES,
+    Measure.PROGRAMS: Unit.BYTES,
+    Measure.KERNEL: Unit.BYTES,
+    Measure.RATE: Unit.PER_SECOND,
+    Measure.THROUGHPUT: Unit.BYTES_PER_SECOND,
+}
+_SPREAD: Final = {Measure.CONNECT, Measure.DATAGRAM}
+"""Measures of which the median is not enough."""
+
+ROWS: Final = tuple(
+    Row(measure, place, percent)
+    for measure in Measure
+    for place in (Place if measure is Measure.CONNECT else ("",))
+    for percent in ((50.0, 90.0, 99.0) if measure in _SPREAD else (50.0,))
+)

@@ -1,0 +1,61 @@
+"""The services of one round: those of a workload, but for the last, which is UDP, and one that iperf3 can be reached through."""
+
+from typing import Final
+
+import msgspec
+
+from nftproxy.bench.client import Target
+from nftproxy.bench.measures import Place
+from nftproxy.bench.modes import Load
+from nftproxy.bench.workload import ENDPOINT_PORT, SERVICE_PORT, Mix, Workload
+
+FEWEST: Final = 5  # services: three to connect to, one for iperf3, one for datagrams
+IPERF_PORT: Final = 5201
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """So many services with so many endpoints each."""
+
+    services: int
+    endpoints: int = 3
+    mix: Mix = Mix.PLAIN
+
+    def workload(self, protocol: str = "TCP") -> Workload:
+        """Return the workload behind it."""
+        return Workload(self.services, self.endpoints, self.mix, protocol)
+
+    @property
+    def datagrams(self) -> int:
+        """The UDP service."""
+        return self.services - 1
+
+    @property
+    def iperf(self) -> int:
+        """The service whose endpoints are iperf3."""
+        return self.services - 2
+
+    def place(self, place: Place) -> int:
+        """Return the service at a place of the list, as far as services are in one."""
+        last = self.services - 3
+        return {Place.START: 0, Place.MIDDLE: last // 2, Place.END: last}[place]
+
+    def spread(self, count: int) -> list[int]:
+        """Return so many services from all over the list, fewer if there are fewer."""
+        most = self.services - 2
+        return list(range(0, most, max(1, most // count)))[:count]
+
+    def load(self, number: int, replaced: int = 0) -> Load:
+        """Return a service, one endpoint replaced so many times; beyond the last they go on."""
+        workload = self.workload("UDP" if number == self.datagrams else "TCP")
+        piece = workload.slice(number, replaced)
+        if number == self.iperf:
+            piece = msgspec.structs.replace(
+                piece, ports=tuple(msgspec.structs.replace(port, port=IPERF_PORT) for port in piece.ports or ())
+            )
+        return Load(workload.service(number), (piece,))
+
+    def target(self, number: int, *, proxied: bool) -> Target:
+        """Return where to connect to reach a service, or without a proxy one of its endpoints."""
+        if proxied:
+            return Target(self.workload().cluster_ip(number), SERVICE_PORT)
+        return Target(self.workload().addresses(number)[0], IPERF_PORT if number == self.iperf else ENDPOINT_PORT)

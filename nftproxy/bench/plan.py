@@ -1,0 +1,46 @@
+"""What a run does: which sizes and modes, how often, and how long each measure may take. Pure.
+
+Modes take turns in every round, each time another one first, so that noise hits all of them alike; ratios within a run are what counts.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from nftproxy.bench.offer import Offer
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured of one mode in one round."""
+
+    changes: int  # at most, of each kind
+    seconds: float  # as long as there is time for, of each kind
+    turns: int  # connections and datagrams are measured in so many turns ...
+    connections: int  # ... of so many each for each place of the list
+    datagrams: int
+    steady: float  # seconds of connections without a pause, and of a connection that stays
+
+
+FULL: Final = Effort(changes=100, seconds=5.0, turns=20, connections=100, datagrams=50, steady=2.0)
+QUICK: Final = Effort(changes=20, seconds=0.5, turns=5, connections=60, datagrams=40, steady=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run."""
+
+    offers: tuple[Offer, ...]
+    modes: tuple[str, ...]
+    repeat: int
+    effort: Effort
+    iptables_backend: Literal["legacy", "nft"] = "legacy"
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are: for each mode of a round two of control and two of traffic."""
+        return len(self.offers) * self.repeat * len(self.modes) * 4
+
+    def turn(self, number: int) -> tuple[str, ...]:
+        """Return the modes in the order of a round or turn, counted from 0."""
+        first = number % len(self.modes)
+        return self.modes[first:] + self.modes[:first]

@@ -1,0 +1,75 @@
+"""What a person gets of a run: a table for each size in the terminal, and CSV of all samples and of the machine."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from nftproxy.bench.measures import ROWS, Row, Sample, Unit
+from nftproxy.bench.rounds import NO_PROXY
+from nftproxy.bench.statistics import Figures
+
+OURS: Final = "nftproxy"
+LEGEND: Final = f"2.00x: so many times {OURS}; after the stroke: so many times {NO_PROXY}"
+_COLUMNS: Final = ("services", "round", "mode", "measure", "place", "value", "unit")
+_PREFIXES: Final[dict[Unit, tuple[tuple[float, str], ...]]] = {
+    Unit.SECONDS: ((1, "s"), (1e-3, "ms"), (1e-6, "µs")),
+    Unit.BYTES: ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")),
+    Unit.PER_SECOND: ((1e3, "k/s"), (1, "/s")),
+    Unit.BYTES_PER_SECOND: ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")),
+}
+
+
+def quantity(value: float, unit: Unit) -> str:
+    """Return a reading with three digits and a fitting unit.
+
+    >>> quantity(0.00123, Unit.SECONDS)
+    '1.23 ms'
+    """
+    prefixes = _PREFIXES[unit]
+    factor, name = next((each for each in prefixes if value >= each[0] * 0.9995), prefixes[-1])
+    return f"{_three_digits(value / factor)} {name}" if value else "0"
+
+
+def times(ratio: float) -> str:
+    """Return a ratio for people."""
+    return f"{_three_digits(ratio)}x"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def table(figures: Figures, services: int) -> list[list[str]]:
+    """Return the rows of a size, the header first; measures that nobody has are left out."""
+    modes = [mode for mode in figures.modes if any(figures.value(services, mode, row) is not None for row in ROWS)]
+    rows = [[row.title, *(_cell(figures, services, mode, row) for mode in modes)] for row in ROWS]
+    return [[f"{services} services", *modes], *(row for row in rows if any(row[1:]))]
+
+
+def _cell(figures: Figures, services: int, mode: str, row: Row) -> str:
+    value = figures.value(services, mode, row)
+    if value is None:
+        return ""
+    ours = figures.ratio(services, mode, OURS, row) if mode != OURS else None
+    bare = figures.ratio(services, mode, NO_PROXY, row) if mode != NO_PROXY and row.measure.of_packets else None
+    ratios = [*([times(ours)] if ours else []), *([f"/ {times(bare)}"] if bare else [])]
+    return " ".join([quantity(value, row.measure.unit), *ratios])
+
+
+def write_samples(path: Path, samples: Iterable[Sample]) -> None:
+    """Write every reading, seconds and bytes as they are."""
+    rows = ((s.services, s.round, s.mode, s.measure, s.place, f"{s.value:.9g}", s.measure.unit) for s in samples)
+    _write(path, _COLUMNS, rows)
+
+
+def write_machine(path: Path, machine: Mapping[str, str]) -> None:
+    """Write what the machine is."""
+    _write(path, ("property", "value"), machine.items())
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

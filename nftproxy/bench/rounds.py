@@ -1,0 +1,144 @@
+"""A run, round by round: in each, every mode is set up on a bed of its own, and then all of them are sent packets in turn.
+
+What was measured is in `samples` at every moment, whatever ends the run. A mode that fails is left out of the rest of its round and
+named in `notes`; the others go on. When a round ends, in whatever way, its processes and namespaces are gone.
+"""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from nftproxy.bench.bed import Bed
+from nftproxy.bench.control import Answer, Job
+from nftproxy.bench.control import Reading as ControlReading
+from nftproxy.bench.measures import Sample
+from nftproxy.bench.offer import Offer
+from nftproxy.bench.plan import Plan
+from nftproxy.bench.traffic import Reading, Traffic
+from nftproxy.errors import NftproxyError
+
+Progress = Callable[[str, int], None]
+"""What is going on, and how many steps more were done."""
+
+NO_PROXY = "none"
+
+
+class Run:
+    """A plan, what was measured so far, and what went wrong."""
+
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self.plan = plan
+        self.samples: list[Sample] = []
+        self.notes: list[str] = []
+        self._progress = progress
+
+    def go(self) -> None:
+        """Do all of it."""
+        for offer in self.plan.offers:
+            for number in range(self.plan.repeat):
+                _Round(self, offer, number).go()
+
+    def tell(self, text: str, steps: int = 0) -> None:
+        """Say what is going on."""
+        self._progress(text, steps)
+
+
+class _Round:
+    """One round: an offer, and the modes that still work."""
+
+    def __init__(self, run: Run, offer: Offer, number: int) -> None:
+        self._run = run
+        self._offer = offer
+        self._number = number
+        self._traffic: dict[str, Traffic] = {}
+
+    def go(self) -> None:
+        with contextlib.ExitStack() as stack:
+            for mode in self._run.plan.turn(self._number):
+                with self._blamed(mode):
+                    self._set_up(mode, stack)
+            self._send()
+
+    def _set_up(self, mode: str, stack: contextlib.ExitStack) -> None:
+        bed = stack.enter_context(Bed())
+        if mode == NO_PROXY:
+            self._tell(mode, "nothing to write", 2)
+        else:
+            for restart in (False, True):
+                self._tell(mode, "restart" if restart else "first sync, changes")
+                keep = stack if restart else None
+                for reading in self._control(mode, bed, keep, restart=restart):
+                    self._take(mode, [(reading.measure, "", reading.value)])
+                self._tell(mode, "", 1)
+        self._traffic[mode] = stack.enter_context(Traffic(bed, self._offer, proxied=mode != NO_PROXY))
+
+    def _control(self, mode: str, bed: Bed, keep: contextlib.ExitStack | None, *, restart: bool) -> Iterator[ControlReading]:
+        plan = self._run.plan
+        job = Job(
+            mode=mode,
+            iptables_backend=plan.iptables_backend,
+            namespace=bed.node,
+            offer=self._offer,
+            restart=restart,
+            changes=plan.effort.changes,
+            seconds=plan.effort.seconds,
+        )
+        with contextlib.ExitStack() as own:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nftproxy.bench.control", msgspec.json.encode(job).decode()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the bench alone
+            )
+            (keep or own).callback(_end, process)
+            assert process.stdout is not None  # noqa: S101 - it is a pipe
+            for line in process.stdout:
+                answer = msgspec.json.decode(line, type=Answer)
+                if answer is None:
+                    return
+                if isinstance(answer, str):
+                    raise NftproxyError(answer)
+                yield answer
+            raise NftproxyError("its process ended", hint="what it printed says why")
+
+    def _send(self) -> None:
+        effort = self._run.plan.effort
+        for turn in range(effort.turns):
+            for mode in self._turn(turn):
+                self._tell(mode, "connections", int(turn == 0))
+                with self._blamed(mode):
+                    self._take(mode, self._traffic[mode].connections(effort.connections))
+                    self._take(mode, self._traffic[mode].datagrams(effort.datagrams))
+        for mode in self._turn(0):
+            self._tell(mode, "connections without a pause, throughput", 1)
+            with self._blamed(mode):
+                self._take(mode, self._traffic[mode].rate(effort.steady))
+                self._take(mode, self._traffic[mode].throughput(effort.steady))
+
+    def _turn(self, number: int) -> list[str]:
+        return [mode for mode in self._run.plan.turn(self._number + number) if mode in self._traffic]
+
+    def _take(self, mode: str, readings: Iterable[Reading]) -> None:
+        for measure, place, value in readings:
+            self._run.samples.append(Sample(self._offer.services, self._number + 1, mode, measure, place, value))
+
+    @contextlib.contextmanager
+    def _blamed(self, mode: str) -> Iterator[None]:
+        try:
+            yield
+        except NftproxyError as error:
+            self._traffic.pop(mode, None)
+            self._run.notes.append(f"{mode} failed with {self._offer.services} services: {error}")
+
+    def _tell(self, mode: str, what: str, steps: int = 0) -> None:
+        self._run.tell(f"{self._offer.services} services, round {self._number + 1}: {mode} {what}", steps)
+
+
+def _end(process: "subprocess.Popen[Any]") -> None:
+    process.kill()
+    process.communicate()

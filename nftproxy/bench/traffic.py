@@ -1,0 +1,123 @@
+"""Packets through one mode's node: orders to the `client` process of its bed, and iperf3 where there is one.
+
+Orders are short, so that modes can take turns: what disturbs the machine then disturbs them all alike.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Final, Self
+
+import msgspec
+
+from nftproxy.bench.bed import Bed
+from nftproxy.bench.client import Order, Target
+from nftproxy.bench.measures import Measure, Place
+from nftproxy.bench.offer import IPERF_PORT, Offer
+from nftproxy.errors import NftproxyError
+from nftproxy.lab.namespace import enter
+
+_SPREAD: Final = 64  # services that all get new connections while these are counted
+
+Reading = tuple[Measure, str, float]
+
+
+class Answer(msgspec.Struct):
+    """What the client process says."""
+
+    readings: list[list[float]] = []
+    problem: str = ""
+
+
+class Traffic:
+    """The clients of one bed; all services of the offer are there. `proxied` is whether they are reached by their own addresses."""
+
+    def __init__(self, bed: Bed, offer: Offer, *, proxied: bool) -> None:
+        self._bed = bed
+        self._places = {place: offer.target(offer.place(place), proxied=proxied) for place in Place}
+        self._spread = [offer.target(number, proxied=proxied) for number in offer.spread(_SPREAD)]
+        self._datagrams = offer.target(offer.datagrams, proxied=proxied)
+        self._iperf = offer.target(offer.iperf, proxied=proxied)
+        with enter(bed.client):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "nftproxy.bench.client"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the bench alone
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def connections(self, count: int) -> Iterator[Reading]:
+        """Yield how long so many connections took, for each place of the list."""
+        found = self._ask(Order(what="connections", targets=list(self._places.values()), count=count))
+        for place, readings in zip(self._places, found, strict=True):
+            yield from ((Measure.CONNECT, place, reading) for reading in readings)
+
+    def datagrams(self, count: int) -> Iterator[Reading]:
+        """Yield how long answers to so many first datagrams took."""
+        found = self._ask(Order(what="datagrams", targets=[self._datagrams], count=count))
+        yield from ((Measure.DATAGRAM, "", reading) for reading in found[0])
+
+    def rate(self, seconds: float) -> Iterator[Reading]:
+        """Yield how many connections a second are made to services from all over the list."""
+        yield Measure.RATE, "", self._ask(Order(what="rate", targets=self._spread, seconds=seconds))[0][0]
+
+    def throughput(self, seconds: float) -> Iterator[Reading]:
+        """Yield how many bytes a second a connection carries."""
+        if shutil.which("iperf3"):
+            yield Measure.THROUGHPUT, "", self._by_iperf(seconds)
+        else:
+            order = Order(what="throughput", targets=[self._places[Place.MIDDLE]], seconds=seconds)
+            yield Measure.THROUGHPUT, "", self._ask(order)[0][0]
+
+    def _ask(self, order: Order) -> list[list[float]]:
+        orders, answers = self._process.stdin, self._process.stdout
+        assert orders is not None  # noqa: S101 - both are pipes
+        assert answers is not None  # noqa: S101
+        orders.write(msgspec.json.encode(order).decode() + "\n")
+        orders.flush()
+        answer = msgspec.json.decode(answers.readline() or '{"problem": "the client ended"}', type=Answer)
+        if answer.problem:
+            raise NftproxyError(answer.problem)
+        return answer.readings
+
+    def _by_iperf(self, seconds: float) -> float:
+        with enter(self._bed.server):
+            server = subprocess.Popen(
+                ["iperf3", "--server", "--one-off", "--forceflush", "--port", str(IPERF_PORT)],
+                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+        try:
+            assert server.stdout is not None  # noqa: S101 - it is a pipe
+            for line in server.stdout:
+                if "listening" in line:
+                    break
+            return self._iperf_client(self._iperf, seconds)
+        finally:
+            server.kill()
+            server.communicate()
+
+    def _iperf_client(self, target: Target, seconds: float) -> float:
+        argv = ["iperf3", "--client", target.address, "--port", str(target.port), "--time", f"{max(1, round(seconds))}", "--json"]
+        with enter(self._bed.client):
+            client = subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, start_new_session=True)
+        try:
+            report = json.loads(client.communicate(timeout=seconds + 30)[0])
+            return float(report["end"]["sum_received"]["bits_per_second"]) / 8
+        except (ValueError, KeyError, subprocess.TimeoutExpired) as error:
+            raise NftproxyError(f"iperf3 through {target.address}:{target.port} failed: {error}") from error
+        finally:
+            client.kill()
+            client.communicate()

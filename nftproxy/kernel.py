@@ -102,6 +102,7 @@ class Kernel:
         with self._lock:
             exists = self._reader.table_exists()
             self.chains = set(self._reader.chains()) if exists else set()
+            self._stale &= self.chains
             self.sets = self._reader.sets() if exists else set()
         return exists
 
@@ -222,6 +223,7 @@ class Kernel:
             if chains:
                 self._run(text + "".join(f"delete chain {TABLE} {name}\n" for name in chains))
                 self.chains -= set(chains)
+                self._stale -= set(chains)
 
     def probe(self) -> None:
         """Have the kernel accept a transaction that changes nothing; KernelError when it accepts none at all."""

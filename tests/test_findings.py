@@ -8,6 +8,7 @@ from nftproxy.model import EndpointSlice, Service
 from tests.objects import endpoint, endpoint_slice, service
 from tests.stage import Tally, play
 from tests.strategies import Options, Scenario, Step
+from tests.world import World
 
 POD = "10.244.1.2"
 
@@ -43,3 +44,18 @@ def test_findings(case: Scenario) -> None:
     tally = Tally()
     play(case, tally)
     assert tally.packets > 50
+
+
+@pytest.mark.contract("2.4.1", "5.9.3")
+def test_a_chain_of_an_older_program_may_be_deleted_and_come_back() -> None:
+    """The kernel side believed that such a chain could be emptied after it was tidied away, and refused the service for ever."""
+    web = service(sessionAffinity="ClientIP")
+    with World(lab={"nodes": 1, "pods": 1, "families": ["IPv4"]}) as world:
+        first, second = (world.endpoints("pod1-1", port=port) for port in (8080, 9376))
+        world.apply(web, first)
+        table = world.start("node1", masquerade_all=True)  # another program; chains for ClientIP services stay until they change
+        world.apply(web, second)
+        table.tidy()
+        reports = world.apply(first)
+        assert not any(report.read_back for report in reports)
+        assert world.ask("client", "10.96.0.10", 80).port == 8080

@@ -119,13 +119,12 @@ class World:
 
     def sync(self) -> list[Report]:
         """Sync all families of all nodes; nothing may be refused."""
-        reports = []
+        reports: list[Report] = []
         for node in self.lab.nodes:
             table = self.tables[node.name]
             own = [parse_address(text) for text in (*node.addresses.values(), *node.gateways.values(), "127.0.0.1", "::1")]
-            for family in table.settings.families:
-                reports.append(table.sync(family, own))
-        assert not any(report.refused for report in reports), reports
+            reports += [table.sync(family, own) for family in table.settings.families]
+        assert not any(report.refused for report in reports), [report.refused for report in reports]
         return reports
 
     def endpoints(self, *pods: str, family: Family = Family.IPv4, **options: Any) -> EndpointSlice:

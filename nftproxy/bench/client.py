@@ -100,12 +100,18 @@ def _connect(target: Target) -> float:
 
 def _ask(target: Target) -> float:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ASK_AGAIN)
         client.connect(target)
         began = time.perf_counter()
-        client.send(b"?")
-        client.recv(16)
-        return time.perf_counter() - began
+        while True:  # a datagram may be lost; who asks then asks again, and has waited all the time
+            client.send(b"?")
+            try:
+                client.recv(16)
+            except BlockingIOError:
+                if time.perf_counter() - began > _PATIENCE:
+                    raise
+            else:
+                return time.perf_counter() - began
 
 
 def _connect_until(targets: list[Target], until: float) -> int:
@@ -128,7 +134,7 @@ def _carried(target: Target, seconds: float) -> float:
         return counted / (time.perf_counter() - began)
 
 
-_TIMEOUT: Final = struct.pack("ll", int(_PATIENCE), 0)
+_TIMEOUT, _ASK_AGAIN = struct.pack("ll", int(_PATIENCE), 0), struct.pack("ll", 1, 0)
 
 
 def main() -> None:
@@ -139,7 +145,8 @@ def main() -> None:
         try:
             answer: object = {"readings": _MEASURES[order.what](order)}
         except OSError as error:
-            answer = {"problem": f"{order.what}: {error}"}
+            timeout = isinstance(error, BlockingIOError)  # what sockets with SO_RCVTIMEO and SO_SNDTIMEO raise
+            answer = {"problem": f"{order.what}: {f'no answer within {_PATIENCE:g} s' if timeout else error}"}
         print(msgspec.json.encode(answer).decode(), flush=True)
 
 

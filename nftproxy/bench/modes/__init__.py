@@ -20,7 +20,9 @@
     userspace              the oldest: a process that accepts and forwards
 
 All of them give a node: ClusterIPs, NodePorts, load-balancer VIPs, external policy Local, ClientIP affinity and masquerading, in
-IPv4. `nftproxy` keeps what it knows in the calling process: measure memory in a process of its own.
+IPv4. Services stand in the rules in the order in which they were given; the originals have them in none. The baselines remember
+their rules in the calling process, and `nftproxy` does all its work there: measure memory in a process of its own. For a
+baseline `Work.programs` is what the original would spend as well, and `Work.own` is our Python in the place of its Go.
 """
 
 from typing import Final, Literal

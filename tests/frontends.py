@@ -12,8 +12,8 @@ import itertools
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import pytest
 from nftables import Nftables
@@ -58,6 +58,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 each_external = pytest.mark.parametrize("kind", EXTERNAL)
 
 _numbers = itertools.count(1)
+Value = TypeVar("Value")
 Ready = str | tuple[str, dict[str, Any]]  # a place, or a place and conditions or hints
 
 
@@ -155,12 +156,20 @@ class Web:
         before = self.refusal_counter(kind, wire, node)
         outcome = self.world.connect(where, *self.at(kind, wire, node), timeout=DROPPED)
         assert outcome == Silent(), f"{where} -> {kind}: {outcome}"
-        assert self.refusal_counter(kind, wire, node) == before + 1
+        assert becomes(lambda: self.refusal_counter(kind, wire, node), before + 1) == before + 1
 
     def assert_refused(self, where: str, kind: Kind, wire: Wire, node: str = "node1") -> None:
         """A connection is refused at once."""
-        outcome = self.world.connect(where, *self.at(kind, wire, node))
+        outcome = self.world.connect(where, *self.at(kind, wire, node), timeout=5.0)
         assert outcome == Refused(), f"{where} -> {kind}: {outcome}"
+
+
+def becomes(read: Callable[[], Value], expected: Value, patience: float = 2.0) -> Value:
+    """Read until it is what is expected, or for some seconds; the last reading. A busy machine counts a packet a moment later."""
+    deadline = time.monotonic() + patience
+    while (found := read()) != expected and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return found
 
 
 def masked(world: World, node: str, answered_by: str, family: Family) -> str:
@@ -226,6 +235,11 @@ def foreign_counter(world: World, node: str, name: str) -> int:
     """The packets of a named counter of `inet foreign`."""
     (item,) = listing(world, node, f"counter inet foreign {name}")
     return int(item["counter"]["packets"])
+
+
+def passes(world: World, node: str, name: str) -> bool:
+    """Whether a named counter of `inet foreign` sees exactly one packet."""
+    return becomes(lambda: foreign_counter(world, node, name), 1) == 1
 
 
 @contextlib.contextmanager

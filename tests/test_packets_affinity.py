@@ -152,18 +152,17 @@ def test_the_source_port_is_ignored_and_the_original_source_counts(sticky: Stick
 def test_the_timer(world: World) -> None:
     """New connections renew it, silence lets it run out. All wires at once, because it takes time."""
     sticky = Sticky(world)
-    sticky.apply(*PODS, timeout=1)
+    sticky.apply(*PODS, timeout=2)
     clients = {wire: CLIENTS[wire.family][0] for wire in WIRES}
     first = {wire: sticky.ask_from(clients[wire], "vip", wire) for wire in WIRES}
     started = time.monotonic()
     while time.monotonic() < started + 2.5:
         asked = time.monotonic()
         answers = {wire: sticky.ask_from(clients[wire], "vip", wire) for wire in WIRES}
-        if time.monotonic() - asked > 0.5:
-            pytest.fail("this machine is too slow to renew a timer of one second")
+        assert time.monotonic() - asked < 1.5, "this machine is too slow to renew a timer of two seconds"
         assert answers == first
         time.sleep(0.3)
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 4
     while any(sticky.memory(wire) for wire in WIRES):
         assert time.monotonic() < deadline, "remembered beyond the timeout"
         time.sleep(0.05)

@@ -22,6 +22,7 @@ from tests.frontends import (
     foreign_counter,
     foreign_rules,
     masked,
+    passes,
     route_outside,
 )
 from tests.world import World
@@ -161,7 +162,8 @@ def test_the_mark_is_set_for_every_port_of_a_cluster_ip(world: World, family: Fa
     with foreign_rules(world, "node1", rules):
         world.connect("client", address, 81, "UDP", timeout=SILENCE)
         world.connect("pod1-1", address, 81, "UDP", timeout=SILENCE)
-        assert (foreign_counter(world, "node1", "marked"), foreign_counter(world, "node1", "unmarked")) == (1, 1)
+        assert passes(world, "node1", "marked")
+        assert passes(world, "node1", "unmarked")
 
 
 @pytest.mark.contract("4.3.1", "4.3.2")
@@ -181,7 +183,7 @@ def test_other_bits_of_the_mark_stay(world: World, wire: Wire) -> None:
     with foreign_rules(world, "node1", rules):
         answer = world.ask("client", *web.at("vip", wire))
         assert answer.source == masked(world, "node1", "pod2-1", wire.family)
-        assert foreign_counter(world, "node1", "during") == 1
+        assert passes(world, "node1", "during")
         assert foreign_counter(world, "node1", "after") >= 1
 
 

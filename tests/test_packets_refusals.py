@@ -19,11 +19,12 @@ from tests.frontends import (
     Web,
     Wire,
     add_address,
+    becomes,
     each_external,
     each_kind,
     each_wire,
-    foreign_counter,
     foreign_rules,
+    passes,
     route_outside,
     rule_counters,
 )
@@ -66,7 +67,7 @@ def test_without_a_usable_endpoint_anywhere(
     for where in SOURCES:
         before = web.refusal_counter(kind, wire)
         web.assert_refused(where, kind, wire)
-        assert web.refusal_counter(kind, wire) == before + 1
+        assert becomes(lambda: web.refusal_counter(kind, wire), before + 1) == before + 1
 
 
 @pytest.mark.contract("2.5", "2.5.2", "3.4.6", "2.3.8")
@@ -105,7 +106,7 @@ def test_a_rejection_is_port_unreachable(world: World, wire: Wire, kind: str, wh
     with icmp(world, where, wire.family) as listening:
         started = time.monotonic()
         assert world.connect(where, address, 81 if kind == "other port" else 80, wire.protocol) == Refused()
-        assert time.monotonic() - started < 0.5, "at once, not with the client's second try"
+        assert time.monotonic() - started < 0.9, "at once, not with the client's second try"
         assert next_error(listening, wire.family) == UNREACHABLE[wire.family]
 
 
@@ -120,7 +121,7 @@ def test_ping_of_a_cluster_ip_is_rejected(world: World, family: Family, where: s
     with icmp(world, where, family) as sending:
         ping(sending, web.address("cluster", family))
         assert next_error(sending, family) == UNREACHABLE[family]
-    assert rule_counters(world, "node1", f"cluster-ips{family.digit}")[0] == reject + 1
+    assert becomes(lambda: rule_counters(world, "node1", f"cluster-ips{family.digit}")[0], reject + 1) == reject + 1
 
 
 @pytest.mark.contract("2.2.2", "2.5.6")
@@ -138,7 +139,7 @@ def test_ping_of_an_external_address_is_not_our_business(world: World, family: F
         with icmp(world, "client", family) as sending:
             ping(sending, address)
             assert next_error(sending, family) != UNREACHABLE[family]
-        assert foreign_counter(world, "node1", "passed") == 1
+        assert passes(world, "node1", "passed")
 
 
 @pytest.mark.contract("2.5.3", "2.9.1")
@@ -220,7 +221,7 @@ def test_an_address_that_no_service_has_is_dropped(world: World, wire: Wire, whe
     try:
         _, drop = rule_counters(world, "node1", chain)
         assert world.connect(where, address, 80, protocol, timeout=SILENCE) == Silent()
-        assert rule_counters(world, "node1", chain)[1] == drop + 1
+        assert becomes(lambda: rule_counters(world, "node1", chain)[1], drop + 1) == drop + 1
         assert world.ask(where, *web.at("cluster", wire)).name == "pod1-1"
         assert world.connect(where, web.address("cluster", family), 81, protocol) == Refused()
     finally:
@@ -255,18 +256,18 @@ def test_service_cidrs(world: World, objects: list[tuple[str, ...]], expected: d
         world.apply(service_cidr(f"c{number}", *cidrs))
     for number in reversed(range(len(objects))):
         for address, dropped in expected.items() if number == len(objects) - 1 else ():
-            assert drops(world, address) == dropped, address
+            assert drops(world, address, expected=dropped) == dropped, address
         world.delete(service_cidr(f"c{number}"))
         if number and objects[number] == objects[0]:
-            assert drops(world, "10.96.200.1")
-    assert not any(drops(world, address) for address in expected)
+            assert drops(world, "10.96.200.1", expected=True)
+    assert not any(drops(world, address, expected=False) for address in expected)
 
 
-def drops(world: World, address: str) -> bool:
+def drops(world: World, address: str, *, expected: bool) -> bool:
     chain = f"cluster-ips{'6' if ':' in address else '4'}"
     before = rule_counters(world, "node1", chain)[1]
     world.connect("node1", address, 80, "UDP", timeout=0.02)
-    return rule_counters(world, "node1", chain)[1] > before
+    return becomes(lambda: rule_counters(world, "node1", chain)[1] > before, expected)
 
 
 @pytest.mark.contract("2.5.8", "2.7.9")
@@ -283,7 +284,7 @@ def test_source_ranges_come_first(world: World, wire: Wire, spec: dict[str, Any]
         (before,) = rule_counters(world, "node1", chain)
         refused = web.refusal_counter("vip", wire)
         assert world.connect(where, *web.at("vip", wire), timeout=SILENCE) == Silent()
-        assert rule_counters(world, "node1", chain) == [before + 1]
+        assert becomes(lambda: rule_counters(world, "node1", chain), [before + 1]) == [before + 1]
         assert web.refusal_counter("vip", wire) == refused
     for kind in (k for k in EXTERNAL if k != "vip"):
         web.assert_refused("pod1-1", kind, wire)
@@ -306,7 +307,7 @@ def test_invalid_packets_and_drops_of_others(world: World, family: Family) -> No
             raw = socket.socket(socket.AF_INET6 if family is Family.IPv6 else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
         with raw:
             raw.sendto(segment, (target, 0))
-        assert foreign_counter(world, "node1", "invalid") == 1
+        assert passes(world, "node1", "invalid")
     with foreign_rules(world, "node1", "chain shut { type filter hook forward priority 300; policy drop; }"):
         web = Web(world)
         web.apply("pod1-1")

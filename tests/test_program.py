@@ -70,6 +70,7 @@ def test_every_setting_loads(options: dict[str, Any]) -> None:
         assert {re.sub(r"^[a-z_-]+([46]).*", r"\1", name) for name in held} == {f.digit for f in options["families"]}
 
 
+@pytest.mark.contract("9.6", "9.7")
 @each_setting
 def test_the_text_is_a_function_of_the_settings(options: dict[str, Any]) -> None:
     text = Program(settings(**options)).text()
@@ -77,6 +78,13 @@ def test_the_text_is_a_function_of_the_settings(options: dict[str, Any]) -> None
     assert "$" not in text
     assert "None" not in text
     assert not re.search(r"^[^#]*\baccept\b", text, re.MULTILINE), "contract 9.6, 9.7: no rule of ours keeps others from dropping"
+
+
+@pytest.mark.contract("8.6.4")
+def test_the_address_of_the_node_is_not_part_of_the_program() -> None:
+    """It matters to source ranges and to which NodePort addresses are accepted, and those are elements."""
+    other = {Family.IPv4: "192.0.2.77", Family.IPv6: "2001:db8::77"}
+    assert Program(settings(addresses=other)).text() == Program(settings()).text()
 
 
 def test_every_setting_has_a_digest_of_its_own() -> None:

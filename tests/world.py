@@ -144,7 +144,7 @@ class World:
 
     def ask(self, where: str, address: str, port: int, protocol: str = "TCP", **options: Any) -> Answer:
         """Connect from a place: the answer; anything else fails."""
-        outcome = self.connect(where, address, port, protocol, **options)
+        outcome = self.connect(where, address, port, protocol, **{"timeout": 5.0, **options})  # a busy machine takes its time
         assert isinstance(outcome, Answer), f"{where} -> {address}:{port}/{protocol}: {outcome}"
         return outcome
 

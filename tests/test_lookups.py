@@ -16,7 +16,7 @@ import pytest
 
 from nftproxy.address import Family, parse_address
 from nftproxy.model import Object
-from tests.frontends import WIRES, Kind, Web, Wire, foreign_counter, foreign_rules, route_outside, rule_counters
+from tests.frontends import WIRES, Kind, Web, Wire, each_wire, foreign_counter, foreign_rules, nft, route_outside, rule_counters
 from tests.world import World
 
 PACKETS = 200_000
@@ -141,6 +141,28 @@ def test_affinity_that_comes_and_goes(world: World) -> None:
     states: list[list[Object]] = [[web.service(sessionAffinity=affinity)] for affinity in ("ClientIP", "None")]
     assert_none_lost(*survive(world, web, wire, "cluster", states))
     web.delete()
+
+
+@pytest.mark.parametrize("kind", ["cluster", "vip", "nodeport"])
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+@each_wire
+def test_a_pick_that_misses_its_slot_takes_the_first(world: World, wire: Wire, kind: Kind, policy: str) -> None:
+    """As a packet would that read the verdict before a change and the list after it."""
+    web = Web(world, wire)
+    web.apply("pod1-1", "pod1-2", "pod1-3", internalTrafficPolicy=policy, externalTrafficPolicy=policy)
+    address, port, protocol = web.at(kind, wire)
+    lists = f"{'local_' if policy == 'Local' else ''}endpoints{wire.family.digit}-{protocol.lower()}"
+    if kind == "nodeport":
+        lists, frontend = f"nodeport_{lists}", f"{port}"
+    else:
+        frontend = f"{address} . {port}"
+    nft(world, "node1", f"delete element inet nftproxy {lists} {{ {frontend} . 1, {frontend} . 2 }}")
+    first = world.tables["node1"].kernel.elements(lists)[(port, 0) if kind == "nodeport" else (address, port, 0)]
+    assert isinstance(first, tuple)
+    for _ in range(24):
+        assert world.ask("client", address, port, protocol).address == first[0]
+    world.tables["node1"].distrust(program=False)
+    world.sync()
 
 
 def test_zero_means_something(world: World) -> None:

@@ -35,7 +35,7 @@ places_lab() {
     run() {
         local place=$1
         shift
-        nftproxy lab exec --name "$lab" "$place" -- "$@"
+        ip netns exec "$lab.$place" "$@" # what `nftproxy lab exec` does, quicker
     }
     address() {
         case $1 in

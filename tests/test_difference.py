@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nftproxy.address import Family
@@ -325,7 +325,7 @@ steps = st.lists(st.dictionaries(st.sampled_from("abc"), st.none() | specs, min_
 
 
 @pytest.mark.contract("5.8.2", "2.2.3")
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
 def test_any_sequence_ends_as_a_fresh_start(sequence: list[dict[str, dict[str, Any] | None]]) -> None:
     """And no transaction on the way deletes what is not there or adds what is there with another value."""
@@ -340,7 +340,7 @@ def test_any_sequence_ends_as_a_fresh_start(sequence: list[dict[str, dict[str, A
 
 
 @pytest.mark.contract("5.7.2")
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(before=specs, after=specs)
 def test_between_the_transactions_every_verdict_finds_its_list(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Old verdict or new, before the first transaction, between the two or behind: slot 0 is there, and all sources are."""

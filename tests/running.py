@@ -14,6 +14,7 @@ from nftproxy.model import EndpointSlice, Object, Service
 from nftproxy.proxy import Proxy, Table
 from nftproxy.settings import NodeSettings
 from nftproxy.store import Store
+from tests.world import SLOW
 
 
 class Running:
@@ -92,7 +93,7 @@ def running(namespace: str, settings: NodeSettings) -> Iterator[Running]:
 
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
     """Wait until a condition holds; AssertionError when it does not in time. The time is for slow machines, not a measurement."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * SLOW
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.01)

@@ -72,6 +72,7 @@ def test_figures() -> None:
         pytest.param(3e-8, Unit.SECONDS, "0.03 µs", id="less than the smallest unit"),
         pytest.param(355e6, Unit.BYTES, "355 MB", id="bytes"),
         pytest.param(0.0, Unit.BYTES, "0", id="nothing"),
+        pytest.param(-2.5e6, Unit.BYTES, "-2.50 MB", id="less than before"),
         pytest.param(9996.0, Unit.PER_SECOND, "10.0 k/s", id="a rate"),
         pytest.param(1.25e9, Unit.BYTES_PER_SECOND, "1.25 GB/s", id="throughput"),
     ],

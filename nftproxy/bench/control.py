@@ -8,18 +8,19 @@ Objects are decoded one by one while the mode takes them in, and what that takes
 memory is what a daemon has that reads them from a watch.
 """
 
+import functools
 import itertools
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal, overload
 
 import msgspec
 
 from nftproxy.bench.measures import Measure
-from nftproxy.bench.modes import Load, Mode, Place, make
+from nftproxy.bench.modes import Load, Mode, Place, Work, make
 from nftproxy.bench.offer import Offer
 from nftproxy.bench.workload import node_settings
 from nftproxy.errors import NftproxyError
@@ -55,11 +56,11 @@ Answer = Reading | str | None
 
 
 class Arriving(Sequence[Load]):
-    """The services of an offer, decoded whenever somebody asks for them; `seconds` is what that took in the latest pass."""
+    """The services of an offer, decoded whenever somebody asks; `seconds` and `processor`: what that took in the latest pass."""
 
     def __init__(self, offer: Offer) -> None:
         self._offer = offer
-        self.seconds = 0.0
+        self.seconds = self.processor = 0.0
 
     def __len__(self) -> int:
         return self._offer.services
@@ -73,11 +74,12 @@ class Arriving(Sequence[Load]):
         return self._offer.load(found) if isinstance(found, int) else [self._offer.load(number) for number in found]
 
     def __iter__(self) -> Iterator[Load]:
-        self.seconds = 0.0
+        self.seconds = self.processor = 0.0
         for number in range(len(self)):
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             load = self._offer.load(number)
             self.seconds += time.perf_counter() - began
+            self.processor += time.process_time() - used
             yield load
 
 
@@ -87,15 +89,31 @@ def readings(job: Job) -> Iterator[Reading]:
     mode = make(job.mode, place, job.iptables_backend)
     load = Arriving(job.offer)
     if job.restart:
-        yield Reading(Measure.RESTART, mode.restart(load).seconds - load.seconds)
+        work, processor = _watched(lambda: mode.restart(load))
+        yield Reading(Measure.RESTART, work.seconds - load.seconds)
+        yield Reading(Measure.RESTART_CPU, processor - load.processor)
         yield from _memory(mode)
         return
     before = kernel_memory()
-    yield Reading(Measure.FIRST_SYNC, max(0.0, mode.start(load).seconds - load.seconds))
-    yield Reading(Measure.KERNEL, max(0.0, kernel_memory() - before))
+    work, processor = _watched(lambda: mode.start(load))
+    yield Reading(Measure.FIRST_SYNC, work.seconds - load.seconds)
+    yield Reading(Measure.FIRST_SYNC_CPU, processor - load.processor)
+    yield Reading(Measure.KERNEL, kernel_memory() - before)
     yield from _changes(mode, job)
     if mode.name == "nftproxy":
         yield from _transactions(job)
+
+
+def _watched(work: Callable[[], Work]) -> tuple[Work, float]:
+    """Do something; return what it says, and the processor time it took, programs included: others on the machine do not change that."""
+    before = _processor()
+    done = work()
+    return done, _processor() - before
+
+
+def _processor() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _changes(mode: Mode, job: Job) -> Iterator[Reading]:
@@ -105,7 +123,10 @@ def _changes(mode: Mode, job: Job) -> Iterator[Reading]:
     for turn in range(job.changes):
         number = turn * _STRIDE % offer.services
         for replaced in (1, 0):
-            yield Reading(Measure.UPDATE, mode.update(put=[offer.load(number, replaced)]).seconds)
+            load = [offer.load(number, replaced)]
+            work, processor = _watched(functools.partial(mode.update, put=load))
+            yield Reading(Measure.UPDATE, work.seconds)
+            yield Reading(Measure.UPDATE_CPU, processor)
         if time.monotonic() > until:
             break
     until = time.monotonic() + job.seconds

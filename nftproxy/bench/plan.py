@@ -18,11 +18,12 @@ class Effort:
     turns: int  # connections and datagrams are measured in so many turns ...
     connections: int  # ... of so many each for each place of the list
     datagrams: int
-    steady: float  # seconds of connections without a pause, and of a connection that stays
+    steady_turns: int  # connections without a pause, and one that stays, are measured in so many turns ...
+    steady: float  # ... of so many seconds each
 
 
-FULL: Final = Effort(changes=100, seconds=5.0, turns=20, connections=100, datagrams=50, steady=2.0)
-QUICK: Final = Effort(changes=20, seconds=0.5, turns=5, connections=60, datagrams=40, steady=0.5)
+FULL: Final = Effort(changes=100, seconds=5.0, turns=20, connections=100, datagrams=50, steady_turns=5, steady=1.0)
+QUICK: Final = Effort(changes=20, seconds=0.5, turns=5, connections=60, datagrams=40, steady_turns=1, steady=0.5)
 
 
 @dataclass(frozen=True, slots=True)

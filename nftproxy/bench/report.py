@@ -21,14 +21,14 @@ _PREFIXES: Final[dict[Unit, tuple[tuple[float, str], ...]]] = {
 
 
 def quantity(value: float, unit: Unit) -> str:
-    """Return a reading with three digits and a fitting unit.
+    """Return a reading with three digits and a fitting unit. Less than nothing is what others gave back meanwhile.
 
     >>> quantity(0.00123, Unit.SECONDS)
     '1.23 ms'
     """
     prefixes = _PREFIXES[unit]
-    factor, name = next((each for each in prefixes if value >= each[0] * 0.9995), prefixes[-1])
-    return f"{_three_digits(value / factor)} {name}" if value else "0"
+    factor, name = next((each for each in prefixes if abs(value) >= each[0] * 0.9995), prefixes[-1])
+    return f"{'-' if value < 0 else ''}{_three_digits(abs(value) / factor)} {name}" if value else "0"
 
 
 def times(ratio: float) -> str:

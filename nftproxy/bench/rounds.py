@@ -114,11 +114,12 @@ class _Round:
                 with self._blamed(mode):
                     self._take(mode, self._traffic[mode].connections(effort.connections))
                     self._take(mode, self._traffic[mode].datagrams(effort.datagrams))
-        for mode in self._turn(0):
-            self._tell(mode, "connections without a pause, throughput", 1)
-            with self._blamed(mode):
-                self._take(mode, self._traffic[mode].rate(effort.steady))
-                self._take(mode, self._traffic[mode].throughput(effort.steady))
+        for turn in range(effort.steady_turns):
+            for mode in self._turn(turn):
+                self._tell(mode, "throughput, connections without a pause", int(turn == 0))
+                with self._blamed(mode):
+                    self._take(mode, self._traffic[mode].throughput(effort.steady))
+                    self._take(mode, self._traffic[mode].rate(effort.steady))
 
     def _turn(self, number: int) -> list[str]:
         return [mode for mode in self._run.plan.turn(self._number + number) if mode in self._traffic]

@@ -130,6 +130,7 @@ def _ipv6_text(packed: bytes) -> str:
 def _without_zeros(text: str) -> str:
     """Drop leading zeros of a dotted quad inside an IPv6 address, which inet_pton refuses."""
     head, colon, tail = text.rpartition(":")
-    if "." not in tail:
+    octets = tail.split(".")
+    if len(octets) == 1 or not all(octet.isascii() and octet.isdigit() for octet in octets):
         return text
-    return head + colon + ".".join(str(int(octet)) for octet in tail.split("."))
+    return head + colon + ".".join(str(int(octet)) for octet in octets)

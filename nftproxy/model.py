@@ -43,9 +43,10 @@ class Wire(msgspec.Struct, frozen=True, rename="camel", gc=False, kw_only=True):
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 PortOrZero = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 # Names become part of nft identifiers of ClientIP services and of log lines: nothing but DNS labels and subdomains gets in.
-DnsName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-DnsLabel = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
-PortName = Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$")]
+# They end with \Z, as a $ would let a newline follow.
+DnsName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")]
+DnsLabel = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")]
+PortName = Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?\Z")]
 
 
 class Labels(Wire, frozen=True, rename=None):

@@ -160,6 +160,9 @@ class Compiled(msgspec.Struct, frozen=True, gc=False):
         yield Element(f"cluster_ips{family.digit}", (self.cluster_ip,))
         for key in self.hairpins:
             yield Element(f"hairpin{family.digit}", key)
+        for affinity in self.affinities:
+            for address, port in (*affinity.cluster, *affinity.local):
+                yield Element(f"members{family.digit}", (address, affinity.proto, port))
 
 
 class Context(NamedTuple):

@@ -27,6 +27,7 @@ _KEYS = {
     "cluster_ips": "a",
     "nodeport_ips": "a",
     "hairpin": "aaps",
+    "members": "aps",
     "firewall": _FRONTEND,
     "allowed": "apsa",
     "endpoints": "asn",

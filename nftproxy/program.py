@@ -57,7 +57,7 @@ class Program:
             parts += [*sources.values(), whole.replace(blocks(whole)[f"allowed{family.digit}"], chain.rstrip("\n"))]
         names = {Family.IPv4: "ipv4", Family.IPv6: "ipv6"}
         for step in STEPS:
-            families = ", ".join(f"{names[f]} : goto {step}{f.digit}" for f in self.families)
+            families = "\n    ".join(f"meta nfproto {names[f]} goto {step}{f.digit}" for f in self.families)
             parts.append(_fill(_read("dispatch.nft"), {"step": step, "families": families}))
         parts.append(_fill(_read("hooks.nft"), self._variables[self.families[0]]))
         return "\n".join(parts)

@@ -33,7 +33,7 @@ class Search:
             logger.enable("nftproxy")
 
     def _batch(self, until: float) -> None:
-        failed: list[Scenario] = []
+        failed: list[tuple[Scenario, FindingError]] = []
 
         @seed(self.seed)
         @settings(
@@ -47,17 +47,19 @@ class Search:
         )
         @given(scenarios())
         def case(scenario: Scenario) -> None:
+            if failed and scenario == failed[0][0]:
+                raise failed[0][1]  # hypothesis tries it once more, to print how to have it again
             if time.monotonic() < until and not failed:
                 try:
                     play(scenario, self.tally)
-                except FindingError:
-                    failed.append(scenario)
+                except FindingError as error:
+                    failed.append((scenario, error))
                     raise
 
         try:
             case()
         except FindingError as error:
-            raise FindingError(f"{error}\nseed {self.seed}\n{self._smallest(failed[0])}") from error
+            raise FindingError(f"{error}\nseed {self.seed}\n{self._smallest(failed[0][0])}") from error
 
     def _smallest(self, scenario: Scenario) -> str:
         """Return the smallest case that still fails, and how."""

@@ -26,13 +26,13 @@ from nftproxy.lab.plan import SERVICE_CIDRS
 from nftproxy.model import EndpointSlice, Object, Service
 from nftproxy.settings import LocalDetector
 from tests.objects import endpoint, endpoint_slice, node, service, service_cidr
-from tests.world import CLUSTER, World
+from tests.world import CLUSTER, SLOW, World
 
 STEADY = 4
 PLACES = ("pod1-2", "pod2-2", "node1", "client")
 ANCHORS = ("pod1-1", "pod2-1")
 OTHERS = ("pod1-3", "pod2-3", "node2")
-PATIENCE = 3.0
+PATIENCE = 3.0 * SLOW
 HELD = 8  # connections each client keeps open
 
 

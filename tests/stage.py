@@ -35,9 +35,10 @@ from tests.strategies import (
     Slices,
     Step,
 )  # fmt: skip
+from tests.world import SLOW
 
-PATIENCE = 3.0  # seconds to wait for what must come
-SILENCE = 0.03  # seconds to wait for what must not come
+PATIENCE = 3.0 * SLOW  # seconds to wait for what must come
+SILENCE = 0.03 * SLOW  # seconds to wait for what must not come
 PROBES = 80  # packets for each step, not counting those of clients that may be remembered
 RETURNING = 30  # connections of such clients
 KEPT = 6  # connections held open
@@ -197,7 +198,8 @@ class Stage:
             return found
         returning = sorted(self._returning)
         self._returning.clear()
-        return self._some(returning, RETURNING) + self._some(found, PROBES)
+        own = [Probe(Source("node1"), target) for target in targets if target.destination == OUTSIDE[target.family][-1]]  # 2.7.6
+        return self._some(returning, RETURNING) + self._some(found, PROBES) + own
 
     def _some(self, probes: list[Probe], most: int) -> list[Probe]:
         return probes if len(probes) <= most else self._random.sample(probes, most)

@@ -160,6 +160,7 @@ def services(draw: Draw, number: int) -> Service:
     families = draw(_either(*_ANY_FAMILIES))
     ips = [CLUSTER_IPS[Family(family)][number] for family in families]
     outside = [address for family in Family for address in OUTSIDE[family]]
+    mine = [addresses[-1] for addresses in OUTSIDE.values()]
     own = [ADDRESSES[family][node] for family in Family for node in NODES]
     others = [ip for pool in CLUSTER_IPS.values() for index, ip in enumerate(pool) if index != number]
     spec: dict[str, Any] = {
@@ -183,7 +184,7 @@ def services(draw: Draw, number: int) -> Service:
     labels = {"service.kubernetes.io/service-proxy-name": ""} if _rarely(draw, 24) else {}
     ingress = [
         {"ip": ip, **({"ipMode": mode} if mode else {})}
-        for ip in draw(_some(*outside, *own, most=2))
+        for ip in (*draw(_some(*outside, *own, most=2)), *(mine if spec["loadBalancerSourceRanges"] and _rarely(draw, 3) else ()))
         for mode in [draw(_either(None, "VIP", "Proxy") if _rarely(draw) else st.just("VIP"))]
     ]
     document = {

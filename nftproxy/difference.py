@@ -285,10 +285,10 @@ def _shape(where: str) -> Shape:
 
 def _claims(old: Compiled | None, new: Compiled | None, family: Family) -> Iterator[tuple[Element, int]]:
     """Yield the shared elements that a service claims newly (1) or no longer (-1)."""
-    before = set(old.shared(family)) if old else set()
-    after = set(new.shared(family)) if new else set()
-    yield from ((element, 1) for element in after - before)
-    yield from ((element, -1) for element in before - after)
+    before = set(old.shared(family)) if old else ()
+    after = set(new.shared(family)) if new else ()
+    yield from ((element, 1) for element in after if element not in before)
+    yield from ((element, -1) for element in before if element not in after)
 
 
 def _wish(compiled: Compiled, frontend: Frontend) -> Route:

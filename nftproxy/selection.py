@@ -148,12 +148,12 @@ def refusal(address: Address) -> str:
     """
     text = address.text
     if address.family is Family.IPv4:
-        first, second = (int(octet) for octet in text.split(".")[:2])
+        first = int(text[: text.index(".")])
         if first == 0:
             return "is unspecified"
         if first == 127:
             return "is a loopback address"
-        if (first, second) == (169, 254):
+        if text.startswith("169.254."):
             return "is link-local"
         return "is multicast or reserved" if first >= 224 else ""
     if text == "::":
@@ -272,8 +272,8 @@ def _backend(endpoint: Endpoint, each: SliceEndpoint, node: str) -> Backend:
         serving,
         serving and terminating,
         each.node_name == node,
-        tuple(z.name for z in (hints and hints.for_zones) or ()),
-        tuple(n.name for n in (hints and hints.for_nodes) or ()),
+        tuple(z.name for z in hints.for_zones or ()) if hints else (),
+        tuple(n.name for n in hints.for_nodes or ()) if hints else (),
     )
 
 

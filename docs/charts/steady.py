@@ -76,10 +76,11 @@ async def measure(offer: Offer, changes: int, seconds: float, idle: float) -> No
         for kind in (Service, EndpointSlice, ServiceCIDR, Node):
             table.store.delivered(kind)
         (runner,) = proxy.runners.values()
-        began = time.perf_counter()
+        began, used = time.perf_counter(), _used()
         proxy.changed()
         await runner.settled()
-        print(f"{offer.services} services: first sync {time.perf_counter() - began:.2f} s")
+        took, used = time.perf_counter() - began, _used() - used
+        print(f"{offer.services} services in the store: first sync {took:.2f} s, {used:.2f} s of processor time")
         await asyncio.sleep(5)  # until chains out of use are deleted
         print(f"resident: {_status('VmRSS')} MB, peak {_status('VmHWM')} MB")
         if idle:

@@ -36,4 +36,5 @@ def _version(program: str) -> str:
     if not shutil.which(program):
         return "not installed"
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    return next(iter((done.stdout or done.stderr).splitlines()), "unknown").strip()
+    lines = (done.stdout or done.stderr).splitlines()
+    return lines[0].strip() if lines and not done.returncode else "installed, but does not say which"

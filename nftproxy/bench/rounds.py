@@ -114,12 +114,13 @@ class _Round:
                 with self._blamed(mode):
                     self._take(mode, self._traffic[mode].connections(effort.connections))
                     self._take(mode, self._traffic[mode].datagrams(effort.datagrams))
-        for turn in range(effort.steady_turns):
-            for mode in self._turn(turn):
-                self._tell(mode, "throughput, connections without a pause", int(turn == 0))
-                with self._blamed(mode):
-                    self._take(mode, self._traffic[mode].throughput(effort.steady))
-                    self._take(mode, self._traffic[mode].rate(effort.steady))
+        # The flood of connections comes last: a process that forwards is long busy with them afterwards.
+        for what in (Traffic.throughput, Traffic.rate):
+            for turn in range(effort.steady_turns):
+                for mode in self._turn(turn):
+                    self._tell(mode, what.__name__, int(turn == 0 and what is Traffic.rate))
+                    with self._blamed(mode):
+                        self._take(mode, what(self._traffic[mode], effort.steady))
 
     def _turn(self, number: int) -> list[str]:
         return [mode for mode in self._run.plan.turn(self._number + number) if mode in self._traffic]

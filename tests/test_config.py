@@ -238,7 +238,7 @@ KEPT_OR_NOT = {
 }
 
 
-@pytest.mark.contract("8.2", "10.3.5")
+@pytest.mark.contract("1.1.10", "8.2", "9.1", "9.16", "10.3.5")
 @pytest.mark.parametrize(("fields", "holds"), KEPT_OR_NOT.values(), ids=KEPT_OR_NOT)
 def test_zero_values_count_as_not_set_unless_they_mean_something(fields: str, holds: object) -> None:
     assert callable(holds)

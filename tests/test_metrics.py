@@ -226,7 +226,7 @@ def test_no_local_endpoints() -> None:
     }
 
 
-@pytest.mark.contract("7.4.11", "7.4.14", "7.4.15", "7.4.17")
+@pytest.mark.contract("6.2.8", "7.4.11", "7.4.14", "7.4.15", "7.4.17")
 def test_other_counters() -> None:
     metrics = Metrics(Family, {})
     metrics.tidying_failed(V4)

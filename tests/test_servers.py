@@ -384,7 +384,7 @@ def about(**options: Any) -> About:
     )
 
 
-@pytest.mark.contract("7.3.1")
+@pytest.mark.contract("7.3", "7.3.1")
 @pytest.mark.parametrize(
     ("path", "content_type", "expected"),
     [

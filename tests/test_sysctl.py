@@ -68,7 +68,7 @@ def test_max_entries(per_core: int, at_least: int, cpus: int, expected: int) -> 
         pytest.param(LEAVE_ALONE, [], id="nothing"),
     ],
 )
-@pytest.mark.contract("6.1.1", "6.1.6")
+@pytest.mark.contract("6.1", "6.1.1", "6.1.6")
 def test_what_is_set(conntrack: Conntrack, expected: list[tuple[str, int]]) -> None:
     assert wanted(conntrack, 2) == [Setting(*each) for each in expected]
 

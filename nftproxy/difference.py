@@ -253,7 +253,9 @@ def shared_delta(changes: Iterable[Change], remembered: Remembered, actual: Actu
         if had == 0 and count > 0 and not present:
             found.add(element)
         elif had > 0 and had + count == 0:
-            found.remove_late(element.where, element.key)
+            # What nobody may learn about any more may go at once, which often saves the second transaction.
+            drop = found.remove if element.where.startswith("members") else found.remove_late
+            drop(element.where, element.key)
     return found
 
 

@@ -190,7 +190,7 @@ def test_what_verdicts_point_to_goes_late() -> None:
     held = {where for where, items in model.table.items() if items}
     model.want(web=None)
     assert model.written.added == {}
-    assert set(model.written.late) == {where for where in held if is_late(where)} | {"cluster_ips4", "hairpin4", "members4"}
+    assert set(model.written.late) == {where for where in held if is_late(where)} | {"cluster_ips4", "hairpin4"}
     assert set(model.written.removed) == held - set(model.written.late)
     assert not any(model.table.values())
 

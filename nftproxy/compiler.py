@@ -77,9 +77,9 @@ class Refusal(enum.Enum):
     DROP = Verdict("drop")
 
 
-# libnftables aborts the process on names of more than 255 characters. The longest is `learn_both4-<timeout>-<ports>-<name>`.
+# libnftables aborts the process on names of more than 255 characters. The longest is `learn_local4-<timeout>-<ports>-<name>`.
 PORTS_LIMIT = 40
-NAME_LIMIT = 255 - len("learn_both4-86400-") - PORTS_LIMIT - 1
+NAME_LIMIT = 255 - len("learn_local4-86400-") - PORTS_LIMIT - 1
 
 
 class Affinity(msgspec.Struct, frozen=True, gc=False):

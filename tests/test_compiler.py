@@ -20,8 +20,10 @@ from nftproxy.compiler import (
     elements,
     targets,
 )
+from nftproxy.program import Program
 from nftproxy.selection import Endpoint, Locality
 from tests.objects import endpoint, endpoint_slice, service
+from tests.world import settings
 
 CONTEXT = Context(Family.IPv4, Locality("node1", ""), "192.168.50.11")
 HERE, THERE = ("10.244.1.2", "node1"), ("10.244.2.2", "node2")
@@ -179,22 +181,32 @@ def test_without_endpoints_there_is_nothing_to_remember() -> None:
 
 
 @pytest.mark.contract("5.6.3")
-def test_names_are_bounded_and_differ_all_the_same() -> None:
-    """The longest step, 20 port numbers and names of 253 characters; libnftables aborts on names longer than 255."""
-    names = set()
+@pytest.mark.parametrize("internal", ["Cluster", "Local"])
+@pytest.mark.parametrize("external", ["Cluster", "Local"])
+@pytest.mark.parametrize("node_port", [0, 30080], ids=["ClusterIP", "NodePort"])
+def test_names_are_bounded_and_differ_all_the_same(internal: str, external: str, node_port: int) -> None:
+    """Names of 253 characters, 20 port numbers, a day: libnftables aborts the process on names longer than 255."""
+    names: list[str] = []
     for last in "ab":
-        item = service("s" * 252 + last, sessionAffinity="ClientIP", port_name="p" * 63)
+        spec: dict[str, Any] = {
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86400}},
+            "internalTrafficPolicy": internal,
+            "externalTrafficPolicy": external,
+            "port_name": "p" * 63,
+            "node_port": node_port,
+        }
         ports = [{"name": "p" * 63, "port": 60000 + number} for number in range(20)]
         slices = [endpoint_slice("web", [endpoint(*HERE)], ports=ports)]
-        found = compile_service(item, slices, CONTEXT, [])
+        found = compile_service(service("s" * 252 + last, **spec), slices, CONTEXT, [])
         assert found is not None
         (affinity,) = found.affinities
         assert len(affinity.name) == NAME_LIMIT
-        names |= {affinity.chain(step) for step in ("sticky", "sticky_external", "sticky_local", "sticky_internal", "learn")}
-        names |= {affinity.memory(which, 60000) for which in ("affinity", "local_affinity")}
-        names |= {element.where for element in affinity.elements()}
+        made = Program(settings(families=[Family.IPv4])).affinity(affinity)
+        assert {element.where for element in affinity.elements()} <= made.keys()
+        names += made
     assert max(map(len, names)) <= 255
-    assert len(names) == 2 * 8
+    assert len(set(names)) == len(names)
 
 
 def test_other_ports_are_another_chain() -> None:

@@ -11,6 +11,7 @@ import pytest
 from nftproxy.address import Family
 from nftproxy.compiler import Key, Value
 from nftproxy.lab.client import Answer
+from nftproxy.program import PROTOCOLS
 from tests.frontends import (
     KINDS,
     WIRES,
@@ -490,6 +491,10 @@ def test_sctp(world: World, family: Family) -> None:
         assert rules
         assert all("sctp" in str(rule) for rule in rules)
         assert not any("tcp'" in str(rule).replace("sctp", "") or "udp" in str(rule) for rule in rules)
+    looked_up = listing(world, "node1", f"chain inet nftproxy learn{v}")
+    rights = [str(item["rule"]["expr"][0]["match"]["right"]) for item in looked_up if "rule" in item]
+    by_protocol = [right for right in rights if right in PROTOCOLS]
+    assert by_protocol == ["tcp", "udp", "sctp"] * 2, "by address, then by NodePort"
 
 
 def _batched(items: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -48,22 +48,30 @@ def datagrams(order: Order) -> list[list[float]]:
 
 
 def rate(order: Order) -> list[list[float]]:
-    """Return, as a single reading, how many connections a second all processors together make."""
+    """Return, as a single reading, how many connections a second all processors together make.
+
+    Each ends with the endpoint's answer: a process that forwards has accepted a connection long before it can serve it.
+    """
     began = time.perf_counter()
     until = began + order.seconds
     readers = []
     for _ in range(os.cpu_count() or 1):
         reader, writer = os.pipe()
         if not os.fork():
-            os.write(writer, struct.pack("=q", _connect_until(order.targets, until)))
-            os._exit(0)
+            try:
+                os.write(writer, struct.pack("=q", _connect_until(order.targets, until)))
+            finally:  # whatever happened, this is no second process that takes orders
+                os._exit(0)
         os.close(writer)
         readers.append(reader)
-    total = sum(struct.unpack("=q", os.read(reader, 8))[0] for reader in readers)
+    counts = [os.read(reader, 8) for reader in readers]
+    took = time.perf_counter() - began
     for reader in readers:
         os.close(reader)
         os.wait()
-    return [[total / (time.perf_counter() - began)]]
+    if not all(counts):
+        raise BlockingIOError  # as the sockets of the process that failed had it
+    return [[sum(struct.unpack("=q", count)[0] for count in counts) / took]]
 
 
 def throughput(order: Order) -> list[list[float]]:
@@ -91,12 +99,18 @@ def _in_turn(order: Order, measure: Callable[[Target], float]) -> list[list[floa
 
 
 def _connect(target: Target) -> float:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)  # else thousands wait in TIME-WAIT
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
+    with _stream() as client:
         began = time.perf_counter()
         client.connect(target)
         return time.perf_counter() - began
+
+
+def _stream() -> socket.socket:
+    client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)  # else thousands wait in TIME-WAIT
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
+    return client
 
 
 def _ask(target: Target) -> float:
@@ -119,7 +133,10 @@ def _connect_until(targets: list[Target], until: float) -> int:
     count = 0
     while time.perf_counter() < until:
         for target in targets:
-            _connect(target)
+            with _stream() as client:
+                client.connect(target)
+                client.shutdown(socket.SHUT_WR)
+                client.recv(16)
             count += 1
     return count
 

@@ -114,7 +114,7 @@ class _Round:
                 with self._blamed(mode):
                     self._take(mode, self._traffic[mode].connections(effort.connections))
                     self._take(mode, self._traffic[mode].datagrams(effort.datagrams))
-        # The flood of connections comes last: a process that forwards is long busy with them afterwards.
+        # Connections without a pause come last: what forwards them may still be tidying up afterwards.
         for what in (Traffic.throughput, Traffic.rate):
             for turn in range(effort.steady_turns):
                 for mode in self._turn(turn):

@@ -103,6 +103,23 @@ def test_a_client_stays_and_clients_differ(sticky: Sticky, wire: Wire, kind: Kin
         assert sticky.ask_all(kind, wire) == first
 
 
+@pytest.mark.contract("2.4.1", "2.4.5")
+@each_wire
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_a_service_with_nothing_but_a_cluster_ip(sticky: Sticky, wire: Wire, policy: str) -> None:
+    """It uses one list alone, and so has the objects for that list alone."""
+    ports = [{"name": wire.protocol.lower(), "protocol": wire.protocol, "port": 80}]
+    spec: dict[str, Any] = {"ports": ports, "vips": [], "externalIPs": [], "internalTrafficPolicy": policy}
+    sticky.apply(*PODS, **spec)
+    first = sticky.ask_all("cluster", wire)
+    assert set(first.values()) == ({"pod1-1", "pod1-2"} if policy == "Local" else set(PODS))
+    assert sticky.ask_all("cluster", wire) == first
+    sticky.apply("pod1-1", "pod2-1", **spec)
+    after = sticky.ask_all("cluster", wire)
+    assert set(after.values()) <= {"pod1-1", "pod2-1"}
+    assert {client for client, name in first.items() if name == "pod1-1"} <= {c for c, name in after.items() if name == "pod1-1"}
+
+
 @pytest.mark.contract("2.4.1")
 @each_wire
 @each_kind

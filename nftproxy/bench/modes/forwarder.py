@@ -47,6 +47,7 @@ class TcpService:
 
     def __init__(self) -> None:
         self.balancer = Balancer()
+        self._served: set[asyncio.Task[None] | None] = set()  # Python 3.11 keeps no task of a connection: it may vanish meanwhile
 
     async def open(self) -> int:
         """Listen on a port of the kernel's choice and return it."""
@@ -59,6 +60,14 @@ class TcpService:
         self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._served.add(task)
+        try:
+            await self._forward(reader, writer)
+        finally:
+            self._served.discard(task)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         endpoint = self.balancer.pick(writer.get_extra_info("peername")[0])
         try:
             if endpoint is None:

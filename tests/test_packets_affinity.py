@@ -30,9 +30,10 @@ from tests.frontends import (
 from tests.world import SLOW, World
 
 PODS = ("pod1-1", "pod1-2", "pod2-1")
+# So many that none of three endpoints is missed by chance: 3 in 10 million.
 CLIENTS = {
-    Family.IPv4: [f"192.168.99.{n}" for n in range(1, 21)],
-    Family.IPv6: [f"fd00:99::{n}" for n in range(1, 21)],
+    Family.IPv4: [f"192.168.99.{n}" for n in range(1, 41)],
+    Family.IPv6: [f"fd00:99::{n}" for n in range(1, 41)],
 }
 DRAINING = {"ready": False, "serving": True, "terminating": True}
 LOCAL = {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}

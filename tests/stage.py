@@ -16,9 +16,10 @@ from nftproxy.address import Family, parse_address
 from nftproxy.lab.client import Answer, Connection, Outcome
 from nftproxy.model import EndpointSlice, Proto, Service, ServiceCIDR
 from tests.ground import Ground
-from tests.journey import Answered, Denied, Expected, Journey, Lost, Memory
+from tests.journey import Answered, Denied, Expected, Journey, Lost
 from tests.objects import node as node_object
-from tests.oracle import Cluster, Endpoint, Fate, Oracle, Packet, Which, oracles
+from tests.oracle import Cluster, Endpoint, Fate, Oracle, Packet, oracles
+from tests.recollection import Recollection
 from tests.strategies import (
     ADDRESSES,
     CLUSTER_IPS,
@@ -72,13 +73,6 @@ class FindingError(AssertionError):
     """Kernel and oracle disagree."""
 
 
-class _Unsure:
-    """What stands in the memory where the contract leaves open what is remembered."""
-
-
-UNSURE = _Unsure()
-
-
 @dataclass
 class Tally:
     """How much was compared, and which frontends were found wrong: only these are looked at while a finding is made smaller."""
@@ -111,7 +105,7 @@ class Stage:
         self._cidrs: tuple[ServiceCIDR, ...] = ()
         self._zones = dict.fromkeys(NODES, "")
         self._oracles: dict[tuple[str, Family], list[Oracle]] = {}
-        self._memory: dict[Memory, dict[Which, Endpoint | _Unsure]] = {}
+        self._recollection = Recollection()
         self._returning: set[Probe] = set()
         self._open: list[tuple[Probe, Connection]] = []
 
@@ -163,7 +157,10 @@ class Stage:
             table.store.replace(ServiceCIDR, self._cidrs)
             own = [parse_address(str(address)) for address in self._ground.host(node, "").own]
             for family in table.settings.families:
-                report = table.sync(family, own)
+                try:
+                    report = table.sync(family, own)
+                except Exception as error:
+                    raise FindingError(f"{node.name} {family}: {type(error).__name__}: {error}") from error
                 if report.refused:
                     raise FindingError(f"{node.name} {family}: the kernel refuses {report.refused}")
 
@@ -173,24 +170,13 @@ class Stage:
         hosts = {node.name: self._ground.host(node, self._zones[node.name]) for node in self._ground.lab.nodes}
         self._oracles = {(name, family): oracles(cluster, host, family) for name, host in hosts.items() for family in Family}
         self._journey = Journey(self._ground.lab.plan, hosts, self._oracles)
-        for memory, lists in self._memory.items():
-            known = {which: self._known(memory, which, endpoint) for which, endpoint in lists.items()}
-            self._memory[memory] = {which: endpoint for which, endpoint in known.items() if endpoint is not None}
-
-    def _known(self, memory: Memory, which: Which, endpoint: Endpoint | _Unsure) -> Endpoint | _Unsure | None:
-        """Return what is remembered of an endpoint: it, nothing, or nobody knows, as readings differ."""
-        family = Family.IPv6 if ":" in memory.client else Family.IPv4
-        members = [oracle.members().get(memory.owner) for oracle in self._oracles[memory.node, family]]
-        if isinstance(endpoint, _Unsure):
-            return UNSURE if any(members) else None
-        inside = [found is not None and endpoint in found[which] for found in members]
-        return endpoint if all(inside) else UNSURE if any(inside) else None
+        self._recollection.renew(self._oracles)
 
     # ---- packets ----
 
     def _probes(self) -> list[Probe]:
         """Return the packets of a step: all that make sense, or a random part of them; those to suspects, if there are any."""
-        targets = sorted(self._tally.suspects) * 2
+        targets = sorted(self._tally.suspects) * 3
         if not targets:
             targets = [target for family in Family for target in sorted(self._targets(family))]
         found = [Probe(source, target) for target in targets for source in _sources(target)]
@@ -282,19 +268,15 @@ class Stage:
     def _remember(self, probe: Probe, matches: list[Expected], outcome: Outcome) -> None:
         """Check affinity and note who answered (contract 2.4)."""
         choices = {each.choice for each in matches if not isinstance(each, Denied) and each.choice}
-        for memory, which in choices:
-            lists = self._memory.setdefault(memory, {})
-            if not isinstance(outcome, Answer) or len(choices) > 1:
-                lists |= {"cluster": UNSURE, "local": UNSURE}
-                continue
-            endpoint = Endpoint(outcome.address, outcome.port)
-            known = lists.get(which)
-            if isinstance(known, Endpoint) and endpoint != known:
-                raise self._finding(probe, f"{which} list: {known} was remembered for {memory}, but {endpoint} reached")
-            both: tuple[Which, ...] = ("cluster", "local")
-            for each in both:
-                if each not in lists and (learnt := self._known(memory, each, endpoint)) is not None:
-                    lists[each] = learnt
+        if not isinstance(outcome, Answer) or len(choices) > 1:
+            self._recollection.doubt(choice.memory for choice in choices)
+            return
+        reached = Endpoint(outcome.address, outcome.port)
+        for choice in choices:
+            remembered = self._recollection.expected(choice)
+            if remembered and reached not in remembered:
+                raise self._finding(probe, f"{choice} reached {reached}, but {sorted(remembered)} was remembered")
+            self._recollection.note(choice.memory, reached)
 
     def _keep(self, probe: Probe, connection: Connection) -> None:
         """Hold some connections open; drop the others."""

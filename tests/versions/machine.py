@@ -23,10 +23,11 @@ PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "cpio": "cpio"}
 MEMORY = 2048  # MB; the kernel needs the packed and the unpacked root at the same time
 _EXIT = re.compile(r"exit code (\d+) of the command")
 _INIT = Path(__file__).parent / "init.sh"
-_LEFT_OUT = (
-    "boot", "kernel", "project", "var/cache", "var/lib/apt", "usr/lib/git-core",
-    *(f"usr/share/{name}" for name in ("doc", "i18n", "info", "locale", "man", "perl", "zoneinfo")),
-)  # fmt: skip
+_LEFT_OUT = re.compile(
+    "(boot|kernel|project|var/cache|var/lib/apt|usr/lib/git-core"
+    "|usr/share/(doc|i18n|info|locale|man|perl|zoneinfo)"
+    "|venv/lib/python[^/]*/site-packages/(fontTools|kubernetes|matplotlib|numpy|pip|PIL)([.-][^/]*)?)(/|$)"
+)
 _MODULES = ("net/", "lib/", "crypto/", "arch/x86/crypto/", "drivers/net/veth.", "drivers/net/dummy.", "drivers/net/vxlan/")
 _UNPACK = """\
 set -e
@@ -116,7 +117,7 @@ class Machine:
     def _pack_system(self, folder: Folder) -> None:
         """Pack the folder, unless that was done after it was last changed."""
         stamps = (folder.path / ".made", folder.path / "venv/.installed", folder.path / "kernel/version")
-        recipe = digest([*(stamp.read_text() for stamp in stamps), *_LEFT_OUT, *_MODULES])
+        recipe = digest([*(stamp.read_text() for stamp in stamps), _LEFT_OUT.pattern, *_MODULES])
         stamp = self._file("system.packed")
         if stamp.exists() and stamp.read_text() == recipe:
             return
@@ -128,9 +129,8 @@ def _wanted(root: Path, version: str) -> Iterator[str]:
     """Yield what of a folder goes into a machine: no modules but those for networks, nothing that only people read."""
     modules = f"usr/lib/modules/{version}/kernel/"
     for name in _all(root):
-        left_out = any(name == left or name.startswith(f"{left}/") for left in _LEFT_OUT)
         module = name.removeprefix(modules) if name.startswith(modules) and ".ko" in name else ""
-        if not left_out and (not module or module.startswith(_MODULES)):
+        if not _LEFT_OUT.match(name) and (not module or module.startswith(_MODULES)):
             yield name
 
 

@@ -24,7 +24,8 @@ def install(folder: Folder) -> None:
     copy(folder.path / "project")
     text = (ROOT / "pyproject.toml").read_text()
     extra = tomllib.loads(text)["project"]["optional-dependencies"]["test"]
-    needed = [requirement for requirement in extra if not requirement.startswith(_NO_PACKETS)]
+    needed = [each for each in extra if not each.startswith((*_NO_PACKETS, "nftproxy["))]
+    own = [each[each.index("[") + 1 : -1] for each in extra if each.startswith("nftproxy[")]
     stamp = folder.path / "venv/.installed"
     recipe = digest([text, *needed])
     if stamp.exists() and stamp.read_text() == recipe:
@@ -32,7 +33,7 @@ def install(folder: Folder) -> None:
     print(f"{folder.release}: installing the project", flush=True)
     folder.ask("python3", "-m", "venv", "--clear", "/venv")
     pip = {"PIP_CERT": "/etc/ssl/certs/ca-certificates.crt", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1"}
-    folder.ask("/venv/bin/pip", "install", "--quiet", "--editable", "/project", *needed, network=True, env=pip)
+    folder.ask("/venv/bin/pip", "install", "--quiet", "--editable", f"/project[{','.join(own)}]", *needed, network=True, env=pip)
     stamp.write_text(recipe)
 
 

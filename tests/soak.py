@@ -54,6 +54,7 @@ def soak(seconds: float, seed: int) -> bool:
                 f"{time.monotonic() - begin:5.0f} s: {connections} connections during {changes} changes, none refused or lost",
                 flush=True,
             )
+    print(f"nothing found: {search.tally.packets} connections compared, {connections} during {changes} changes", flush=True)
     return True
 
 

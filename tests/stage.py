@@ -43,7 +43,7 @@ SILENCE = 0.03 * SLOW  # seconds to wait for what must not come
 PROBES = 80  # packets for each step, not counting those of clients that may be remembered
 RETURNING = 30  # connections of such clients
 KEPT = 6  # connections held open
-THOROUGH = 2  # frontends of each step whose endpoints all have to show up
+THOROUGH = 8  # frontends of each step whose endpoints all have to show up
 
 
 class Source(NamedTuple):
@@ -125,7 +125,7 @@ class Stage:
         self._check_open()
         thorough = THOROUGH
         for probe in self._probes():
-            if self._compare(probe) and thorough and self._random.random() < 0.2:
+            if self._compare(probe) and thorough and self._random.random() < 0.5:
                 thorough -= 1
                 self._see_all(probe)
 

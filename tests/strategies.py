@@ -222,7 +222,8 @@ def endpoints(draw: Draw, *, hinted: bool) -> Place:
     if found["conditions"] == {"ready": True} and _rarely(draw):
         del found["conditions"]
     if hinted != _rarely(draw, 12):
-        zones, nodes = draw(_either("a", "b", "ab", "")), draw(_some(*NODES, most=2)) if _rarely(draw, 4) else []
+        zones = "" if _rarely(draw, 10) else draw(_either("a", "b", "ab"))
+        nodes = draw(_some(*NODES, most=2)) if _rarely(draw, 4) else []
         found["hints"] = {"forZones": [{"name": z} for z in zones], "forNodes": [{"name": n} for n in nodes]}
     return place, found
 

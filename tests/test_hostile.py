@@ -104,7 +104,7 @@ def proxy() -> Iterator[Proxy]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.contract("2.1.5", "2.7.1", "3.1.3", "3.1.5")
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(changes=st.lists(st.tuples(st.sampled_from(PLACES), junk), min_size=1, max_size=4))
 def test_any_field_may_hold_anything(
     proxy: Proxy, tmp_path: Path, changes: list[tuple[tuple[str, tuple[str | int, ...]], Any]]

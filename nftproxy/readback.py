@@ -21,7 +21,8 @@ TABLE = b"nftproxy\0"
 NFPROTO_INET = 1
 _FAMILIES = {"inet": NFPROTO_INET, "ip": 2, "ip6": 10}
 _HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
-_GETCHAIN, _GETSET, _GETSETELEM, _GETTABLE, _GETRULE = 4, 10, 13, 1, 7
+_GETCHAIN, _GETSET, _GETSETELEM, _GETTABLE, _GETRULE, _GETGEN = 4, 10, 13, 1, 7, 16
+_BATCH_BEGIN, _BATCH_END = 16, 17
 _NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _DUMP_INTERRUPTED = 0x10
@@ -165,19 +166,41 @@ class Reader:
     def _request(
         self, kind: int, attributes: dict[int, bytes], *, dump: bool = True, family: int = NFPROTO_INET
     ) -> Iterator[bytes]:
-        """Send one request and yield the payloads of its answers; a dump that something interrupted is started again."""
+        """Send one request and yield the payloads of its answers; a dump that a transaction touched is started again.
+
+        The kernel marks a dump during which a transaction began, not one that began while a transaction was being committed:
+        that one may miss what the transaction removes, or mix both states. Hence the generation, and waiting for its end.
+        """
         body = struct.pack("=BBH", family, 0, 0)
         for number, value in attributes.items():
             body += _ATTRIBUTE.pack(4 + len(value), number) + value + bytes(-len(value) % 4)
+        if not dump:
+            yield from self._exchange(kind, _ACK, body)[0]
+            return
         for _ in range(20):
-            self._sequence += 1
-            flags = _REQUEST | (_DUMP if dump else _ACK)
-            self._socket.send(_HEADER.pack(16 + len(body), _NFT | kind, flags, self._sequence, 0) + body)
-            answers, complete = self._receive()
-            if complete:
+            generation = self._generation()
+            self._settle()
+            answers, complete = self._exchange(kind, _DUMP, body)
+            if complete and self._generation() == generation:
                 yield from answers
                 return
         raise KernelError("the table changes too fast to be read", hint="another program changes table inet nftproxy; find it")
+
+    def _generation(self) -> bytes:
+        """Return the number of the last transaction of this network namespace, whoever made it, and if only begun to be committed."""
+        (message,), _ = self._exchange(_GETGEN, _ACK, bytes(4))
+        return _bytes(message, dict(attributes(message, 0, len(message)))[1])
+
+    def _settle(self) -> None:
+        """Wait until no transaction is being committed: an empty one, which changes nothing, has to wait for it."""
+        body = struct.pack(">BBH", 0, 0, _NFT >> 8)
+        self._socket.send(b"".join(_HEADER.pack(20, kind, _REQUEST, 0, 0) + body for kind in (_BATCH_BEGIN, _BATCH_END)))
+
+    def _exchange(self, kind: int, flags: int, body: bytes) -> tuple[list[bytes], bool]:
+        """Send one request; return what `_receive` says."""
+        self._sequence += 1
+        self._socket.send(_HEADER.pack(16 + len(body), _NFT | kind, _REQUEST | flags, self._sequence, 0) + body)
+        return self._receive()
 
     def _receive(self) -> tuple[list[bytes], bool]:
         """Collect all answers to the last request, and whether they are one consistent picture."""

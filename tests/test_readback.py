@@ -193,7 +193,10 @@ def test_a_large_map(reader: Reader, netns: str) -> None:
 
 
 def test_a_picture_that_something_disturbs_is_taken_again(netns: str, reader: Reader) -> None:
-    """While transactions are made without pause, what is read is one of the states that there were."""
+    """While transactions are made without pause, what is read is one of the states that there were.
+
+    Without waiting for the transaction that is being committed, about one reading in eighty misses elements or mixes two states.
+    """
     objects: list[list[Object]] = [
         [service(), endpoint_slice(endpoints=[endpoint(f"10.244.{state}.{pod}") for pod in range(2, 202)])] for state in (1, 2)
     ]
@@ -211,7 +214,7 @@ def test_a_picture_that_something_disturbs_is_taken_again(netns: str, reader: Re
         thread = threading.Thread(target=change)
         thread.start()
         try:
-            for _ in range(40):
+            for _ in range(400):
                 try:
                     values = set(reader.elements("endpoints4-tcp").values())
                 except KernelError as error:  # told to the user when it goes on for ever
@@ -222,7 +225,7 @@ def test_a_picture_that_something_disturbs_is_taken_again(netns: str, reader: Re
         finally:
             stopping.set()
             thread.join()
-        assert len(complaints) < 40
+        assert len(complaints) < 400
         assert all("changes too fast" in text for text in complaints)
 
 

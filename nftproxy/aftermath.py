@@ -8,21 +8,21 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from nftproxy import interfaces, takeover
 from nftproxy.address import Address, Family
-from nftproxy.conntrack import Conntrack
 from nftproxy.errors import NftproxyError
-from nftproxy.events import HEALTH_CHECK_PORT_FAILED, Kind, Regarding
-from nftproxy.health import ProxyHealth
-from nftproxy.healthcheck import Standing, listen_on
-from nftproxy.http.checks import HealthCheckPorts
-from nftproxy.kernel import Kernel
-from nftproxy.metrics import Metrics
 from nftproxy.model import ObjectName
+from nftproxy.monitoring.events import HEALTH_CHECK_PORT_FAILED, Kind, Regarding
+from nftproxy.monitoring.health import ProxyHealth
+from nftproxy.monitoring.healthcheck import Standing, listen_on
+from nftproxy.monitoring.http.checks import HealthCheckPorts
+from nftproxy.monitoring.metrics import Metrics
+from nftproxy.node import interfaces, takeover
+from nftproxy.node.conntrack import Conntrack
+from nftproxy.node.udpflows import UdpFlows, nodeport_addresses
 from nftproxy.proxy import Observer, Proxy
 from nftproxy.settings import NodeSettings
 from nftproxy.syncer import Report
-from nftproxy.udpflows import UdpFlows, nodeport_addresses
+from nftproxy.table.kernel import Kernel
 
 Record = Callable[[Kind, Regarding, str], None]
 

@@ -15,8 +15,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import ConfigError, NftproxyError
-from nftproxy.flags import CONTEXT_SETTINGS
 
 # Name -> where it is, and its sentence in the list of commands.
 _COMMANDS = {

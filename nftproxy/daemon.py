@@ -22,29 +22,30 @@ from typing import Any
 
 from loguru import logger
 
-from nftproxy import config as configuration
-from nftproxy import instance, interfaces, log, sysctl
+from nftproxy import log
 from nftproxy.address import Family, parse_address
 from nftproxy.aftermath import Aftermath
-from nftproxy.apiserver import Connection
-from nftproxy.config import KubeProxyConfiguration
-from nftproxy.conntrack import Conntrack
+from nftproxy.configuration import config as configuration
+from nftproxy.configuration.config import KubeProxyConfiguration
+from nftproxy.configuration.featuregates import enabled
 from nftproxy.errors import AddressError, NftproxyError, UnusableError
-from nftproxy.events import HEALTH_SERVER_FAILED, METRICS_SERVER_FAILED, STARTING, Events, Regarding
-from nftproxy.featuregates import enabled
-from nftproxy.folders import Folders
-from nftproxy.health import ProxyHealth
-from nftproxy.http.bind import serve
-from nftproxy.http.liveness import health_server
-from nftproxy.http.pages import About, metrics_server
-from nftproxy.kernel import Kernel
-from nftproxy.kubesource import Source
-from nftproxy.metrics import Metrics
 from nftproxy.model import Node
+from nftproxy.monitoring.events import HEALTH_SERVER_FAILED, METRICS_SERVER_FAILED, STARTING, Events, Regarding
+from nftproxy.monitoring.health import ProxyHealth
+from nftproxy.monitoring.http.bind import serve
+from nftproxy.monitoring.http.liveness import health_server
+from nftproxy.monitoring.http.pages import About, metrics_server
+from nftproxy.monitoring.metrics import Metrics
+from nftproxy.monitoring.tablefigures import LIMIT, TableFigures
+from nftproxy.node import instance, interfaces, sysctl
+from nftproxy.node.conntrack import Conntrack
 from nftproxy.proxy import Proxy, Table
 from nftproxy.settings import NodeFacts, NodeSettings, node_settings
+from nftproxy.sources.apiserver import Connection
+from nftproxy.sources.folders import Folders
+from nftproxy.sources.kubesource import Source
 from nftproxy.store import Store
-from nftproxy.tablefigures import LIMIT, TableFigures
+from nftproxy.table.kernel import Kernel
 
 NODE_PATIENCE = 30.0  # seconds for the Node to exist and to have an address (contract 1.2.2)
 POD_CIDR_PATIENCE = 300.0  # seconds for its pod CIDRs, where they are needed (1.2.3)

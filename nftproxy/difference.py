@@ -16,8 +16,8 @@ import msgspec
 from nftproxy.address import Family
 from nftproxy.compiler import Affinity, Compiled, Element, Frontend, Key, Route, Value, Verdict, elements
 from nftproxy.model import ObjectName
-from nftproxy.packing import Shape, pack_value, shape
 from nftproxy.selection import Endpoint
+from nftproxy.table.packing import Shape, pack_value, shape
 
 # Sets and maps (without the family) that a verdict points to: their elements go after the verdict.
 _LATE = {"endpoints", "local_endpoints", "nodeport_endpoints", "nodeport_local_endpoints", "allowed"}

@@ -13,16 +13,16 @@ from typing import TypeVar
 
 from loguru import logger
 
-from nftproxy import interfaces
 from nftproxy.address import Address, Family
 from nftproxy.errors import KernelError
-from nftproxy.foreign import Kind, Listener
-from nftproxy.kernel import Kernel
-from nftproxy.program import Program
+from nftproxy.node import interfaces
 from nftproxy.runner import Runner
 from nftproxy.settings import ALL, NodeSettings, accepted_nodeport_addresses
 from nftproxy.store import Store
 from nftproxy.syncer import Report, Syncer
+from nftproxy.table.foreign import Kind, Listener
+from nftproxy.table.kernel import Kernel
+from nftproxy.table.program import Program
 
 QUIET = 2.0  # seconds without a sync before chains that fell out of use are deleted; before kernel 6.2 they count as used for a moment
 REPAIR_PERIOD = 1.0  # seconds between repairs, for a program that keeps changing our table

@@ -15,11 +15,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from nftproxy import featuregates
 from nftproxy.address import Address, Family, Network, parse_address, parse_network
-from nftproxy.config import DETECT_LOCAL_MODES, PRIMARY, Findings, KubeProxyConfiguration
+from nftproxy.configuration import featuregates
+from nftproxy.configuration.config import DETECT_LOCAL_MODES, PRIMARY, Findings, KubeProxyConfiguration
+from nftproxy.configuration.validation import interface_name_problem, startup_warnings
 from nftproxy.errors import AddressError, ConfigError
-from nftproxy.validation import interface_name_problem, startup_warnings
 
 _START_VALUES: Final = {Family.IPv4: Address(Family.IPv4, "127.0.0.1"), Family.IPv6: Address(Family.IPv6, "::1")}
 _LOOPBACK: Final = {Family.IPv4: Network(Family.IPv4, "127.0.0.0", 8), Family.IPv6: Network(Family.IPv6, "::1", 128)}

@@ -20,13 +20,13 @@ from nftproxy.address import Family, Network
 from nftproxy.compiler import Affinity, Compiled, Context, Frontend, compile_service, targets
 from nftproxy.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
 from nftproxy.errors import ExistsError, KernelError, MissingError
-from nftproxy.kernel import Kernel
-from nftproxy.memory import give_back
 from nftproxy.model import ObjectName
-from nftproxy.program import Program
+from nftproxy.node.memory import give_back
 from nftproxy.selection import Locality
 from nftproxy.settings import ALL, NodeSettings
 from nftproxy.store import Pending, Store, Taken
+from nftproxy.table.kernel import Kernel
+from nftproxy.table.program import Program
 
 BATCH = 10_000  # elements in one transaction of a big change; libnftables takes 40 MB for them
 PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it

@@ -22,8 +22,8 @@ from nftproxy.address import Family
 from nftproxy.lab.client import Refused, Silent
 from nftproxy.lab.namespace import enter
 from nftproxy.model import EndpointSlice, Service
-from nftproxy.readback import Reader
 from nftproxy.syncer import Report
+from nftproxy.table.readback import Reader
 from tests.objects import endpoint, endpoint_slice, service
 from tests.world import World
 

@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Self
 
 from nftproxy.address import Family, parse_network
-from nftproxy.kernel import Kernel
 from nftproxy.lab import build
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.plan import CLUSTER_CIDRS, SERVICE_CIDRS, Node
 from nftproxy.proxy import Table
 from nftproxy.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix, LocalDetector, NodePortNetworks
 from nftproxy.store import Store
+from nftproxy.table.kernel import Kernel
 from tests.oracle import Host, Link
 from tests.strategies import (
     CLUSTER_IPS,

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from nftproxy.manifests import Manifests
 from nftproxy.model import KINDS, Object
-from nftproxy.wire import Decoder
+from nftproxy.sources.manifests import Manifests
+from nftproxy.sources.wire import Decoder
 
 Document = dict[str, Any]
 Place = tuple[str, tuple[str | int, ...]]

@@ -12,10 +12,10 @@ from typing import Any
 from loguru import logger
 
 from nftproxy.address import Family
-from nftproxy.apiserver import Connection, connect
 from nftproxy.model import Object, ObjectName
-from nftproxy.reflector import Environment, Reflector
-from nftproxy.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource
+from nftproxy.sources.apiserver import Connection, connect
+from nftproxy.sources.reflector import Environment, Reflector
+from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource
 from nftproxy.store import Store
 from tests.fake_apiserver import TIMEOUT, FakeApiServer
 

@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import yaml
 
-from nftproxy import snapshot
 from nftproxy.lab import namespace
-from nftproxy.readback import Reader
+from nftproxy.table import snapshot
+from nftproxy.table.readback import Reader
 
 NFTPROXY = (sys.executable, "-m", "nftproxy")
 PATIENCE = 20.0  # seconds for what must come, on a machine that others use too

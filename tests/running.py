@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 from loguru import logger
 
-from nftproxy.kernel import Kernel
 from nftproxy.lab.namespace import enter
 from nftproxy.model import EndpointSlice, Object, Service
 from nftproxy.proxy import Proxy, Table
 from nftproxy.settings import NodeSettings
 from nftproxy.store import Store
+from nftproxy.table.kernel import Kernel
 from tests.world import SLOW
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from nftproxy.address import Family
 from nftproxy.compiler import Key, Value
-from nftproxy.kernel import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
 from nftproxy.proxy import Table
-from nftproxy.readback import Reader, attributes
 from nftproxy.settings import NodeSettings
 from nftproxy.store import Store
+from nftproxy.table.kernel import Kernel
+from nftproxy.table.readback import Reader, attributes
 from tests.world import settings, unique_name
 
 _GETGEN = 16

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from nftproxy.admission import problems
 from nftproxy.model import EndpointSlice, Node, Object, Service, ServiceCIDR
+from nftproxy.sources.admission import problems
 from tests.objects import endpoint, endpoint_slice, node, service, service_cidr
 
 DUAL = ("10.96.0.10", "fd00:10:96::10")

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from kubernetes.config import incluster_config
 
-from nftproxy.apiserver import Connection, SilentError, TransportError, connect
 from nftproxy.errors import ConfigError
-from nftproxy.resources import SERVICES
+from nftproxy.sources.apiserver import Connection, SilentError, TransportError, connect
+from nftproxy.sources.resources import SERVICES
 from tests.fake_apiserver import Exchange, FakeApiServer, refused
 from tests.mirror import kubeconfig, logged, mirroring
 from tests.pki import Authority

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nftproxy import reflector as reflector_module
-from nftproxy.apiserver import connect
 from nftproxy.model import ObjectName, Service
-from nftproxy.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES
-from nftproxy.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER
+from nftproxy.sources import reflector as reflector_module
+from nftproxy.sources.apiserver import connect
+from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES
+from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER
 from tests.fake_apiserver import Document, Exchange, FakeApiServer, Hazard, event, initial_events_end, recorded, refused
 from tests.mirror import Mirror, contents, fresh_start, impatient, kubeconfig, logged, mirroring
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftproxy.resources import SERVICE_CIDRS, SERVICES, own_node
-from nftproxy.retry import (
+from nftproxy.sources.resources import SERVICE_CIDRS, SERVICES, own_node
+from nftproxy.sources.retry import (
     LONGEST_PAUSE,
     LONGEST_PAUSE_DENIED,
     LONGEST_RETRY_AFTER,

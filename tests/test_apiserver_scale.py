@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family
-from nftproxy.apiserver import connect
-from nftproxy.kubesource import Source
+from nftproxy.sources.apiserver import connect
+from nftproxy.sources.kubesource import Source
+from nftproxy.sources.wire import Decoder
 from nftproxy.store import Store
-from nftproxy.wire import Decoder
 from tests.fake_apiserver import TIMEOUT, Document, FakeApiServer
 from tests.mirror import Time, contents
 

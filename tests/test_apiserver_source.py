@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family
-from nftproxy.apiserver import connect
-from nftproxy.kubesource import Source
 from nftproxy.model import Node
+from nftproxy.sources.apiserver import connect
+from nftproxy.sources.kubesource import Source
 from nftproxy.store import Store
 from tests.fake_apiserver import TIMEOUT, Document, Exchange, FakeApiServer, recorded, refused
 from tests.mirror import Time, contents, logged

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nftproxy.model import EndpointSlice, Node, Object, ObjectName, Service, ServiceCIDR
-from nftproxy.wire import Bookmark, Broken, Changed, Decoder, Event, Removed, Status, WireError, status, version_of
+from nftproxy.sources.wire import Bookmark, Broken, Changed, Decoder, Event, Removed, Status, WireError, status, version_of
 
 RECORDINGS = Path(__file__).parent / "recordings"
 WEB = {"name": "web", "namespace": "demo", "resourceVersion": "7"}

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from nftproxy import kubesource, wire
 from nftproxy.address import Family
-from nftproxy.apiserver import connect
-from nftproxy.kubesource import Source
 from nftproxy.model import Node
-from nftproxy.resources import SERVICES
+from nftproxy.sources import kubesource, wire
+from nftproxy.sources.apiserver import connect
+from nftproxy.sources.kubesource import Source
+from nftproxy.sources.resources import SERVICES
 from nftproxy.store import Store
 from tests.cluster import Cluster, Document, needs_cluster
 from tests.mirror import contents, impatient, logged

@@ -20,8 +20,8 @@ from nftproxy.compiler import (
     elements,
     targets,
 )
-from nftproxy.program import Program
 from nftproxy.selection import Endpoint, Locality
+from nftproxy.table.program import Program
 from tests.objects import endpoint, endpoint_slice, service
 from tests.world import settings
 

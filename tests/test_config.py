@@ -7,9 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftproxy import config, configfile
-from nftproxy.config import KubeProxyConfiguration
-from nftproxy.duration import MILLISECOND, SECOND, Duration
+from nftproxy.configuration import config, configfile
+from nftproxy.configuration.config import KubeProxyConfiguration
+from nftproxy.configuration.duration import MILLISECOND, SECOND, Duration
 from nftproxy.errors import ConfigError
 
 HEAD = f"apiVersion: {config.API_VERSION}\nkind: {config.KIND}\n"

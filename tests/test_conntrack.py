@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
-from nftproxy import interfaces
 from nftproxy.address import Family, pack
 from nftproxy.compiler import Frontend
-from nftproxy.conntrack import ATTEMPTS, Cleaned, Conntrack, Judge
 from nftproxy.errors import KernelError
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer, Connection, Refused
 from nftproxy.model import ObjectName, Service
+from nftproxy.node import interfaces
+from nftproxy.node.conntrack import ATTEMPTS, Cleaned, Conntrack, Judge
+from nftproxy.node.udpflows import Expected, UdpFlows, nodeport_addresses
 from nftproxy.selection import Endpoint
 from nftproxy.syncer import Report
-from nftproxy.udpflows import Expected, UdpFlows, nodeport_addresses
 from tests.objects import service
 from tests.world import CLUSTER_IP, VIP, World, unique_name
 
@@ -80,7 +80,7 @@ def family_of(entry: Entry) -> bytes:
 
 def put(entries: Iterable[Entry]) -> None:
     """Create entries in the conntrack table of this thread's namespace."""
-    from nftproxy.conntrack import _open
+    from nftproxy.node.conntrack import _open
 
     netlink = _open()
     try:

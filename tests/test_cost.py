@@ -16,10 +16,10 @@ import pytest
 
 from nftproxy.address import Family
 from nftproxy.bench.workload import Mix, Workload, node_settings
-from nftproxy.kernel import Kernel
 from nftproxy.model import EndpointSlice, Object, Service
 from nftproxy.proxy import Table
 from nftproxy.store import Store
+from nftproxy.table.kernel import Kernel
 from tests.objects import endpoint, endpoint_slice, service
 from tests.tables import bare_table, new_namespace, table_in
 

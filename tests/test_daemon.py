@@ -18,7 +18,7 @@ import yaml
 from nftproxy.compiler import Key, Value
 from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
-from nftproxy.readback import Reader
+from nftproxy.table.readback import Reader
 from tests.fake_apiserver import Exchange, FakeApiServer
 from tests.running import eventually
 from tests.world import unique_name

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nftproxy.apiserver import connect
-from nftproxy.configfile import load
-from nftproxy.flags import FLAGS
-from nftproxy.validation import require_valid
+from nftproxy.configuration.configfile import load
+from nftproxy.configuration.flags import FLAGS
+from nftproxy.configuration.validation import require_valid
+from nftproxy.sources.apiserver import connect
 from release.image import steps
 from tests.consoles import PROJECT
 from tests.fake_apiserver import FakeApiServer

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftproxy.duration import HOUR, MILLISECOND, MINUTE, SECOND, Duration
+from nftproxy.configuration.duration import HOUR, MILLISECOND, MINUTE, SECOND, Duration
 
 # The spellings and values of Go's own documentation and tests of time.ParseDuration.
 READ = {

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from kubernetes.client import Configuration
 
-from nftproxy import events
-from nftproxy.apiserver import Connection
-from nftproxy.events import (
+from nftproxy.model import ObjectName
+from nftproxy.monitoring import events
+from nftproxy.monitoring.events import (
     HEALTH_CHECK_PORT_FAILED,
     HEALTH_SERVER_FAILED,
     METRICS_SERVER_FAILED,
@@ -24,7 +24,7 @@ from nftproxy.events import (
     Regarding,
     Write,
 )
-from nftproxy.model import ObjectName
+from nftproxy.sources.apiserver import Connection
 
 NOW = 1_800_000_000.25
 NODE = Regarding.node("node1")

@@ -8,9 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from nftproxy import config, effective, flags, validation
-from nftproxy.config import KubeProxyConfiguration
-from nftproxy.duration import MILLISECOND, MINUTE, SECOND
+from nftproxy.configuration import config, effective, flags, validation
+from nftproxy.configuration.config import KubeProxyConfiguration
+from nftproxy.configuration.duration import MILLISECOND, MINUTE, SECOND
 from nftproxy.errors import ConfigError
 
 FILE = f"""
@@ -371,5 +371,5 @@ def test_help_says_which_source_wins() -> None:
 
 
 def test_loads_nothing_slow() -> None:
-    code = "import sys, nftproxy.flags; print([m for m in ('yaml', 'msgspec', 'importlib.metadata') if m in sys.modules])"
+    code = "import sys, nftproxy.configuration.flags; print([m for m in ('yaml', 'msgspec', 'importlib.metadata') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

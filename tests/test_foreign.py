@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from nftproxy.compiler import Key, Value
-from nftproxy.foreign import Kind, Listener
-from nftproxy.kernel import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer
 from nftproxy.lab.namespace import enter
-from nftproxy.readback import Reader
+from nftproxy.table.foreign import Kind, Listener
+from nftproxy.table.kernel import Kernel
+from nftproxy.table.readback import Reader
 from tests.objects import endpoint, endpoint_slice, service
 from tests.running import Running, eventually, running
 from tests.world import World, settings, unique_name

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftproxy.address import Address, Family, parse_address, parse_network
-from nftproxy.health import Answer, ProxyHealth, eligible
-from nftproxy.healthcheck import Check, Standing, answer, listen_on
 from nftproxy.model import EndpointSlice, Node, ObjectName, Service
+from nftproxy.monitoring.health import Answer, ProxyHealth, eligible
+from nftproxy.monitoring.healthcheck import Check, Standing, answer, listen_on
 from nftproxy.settings import ALL, NodePortNetworks
 from tests.objects import endpoint, endpoint_slice, service
 

@@ -8,13 +8,13 @@ import pytest
 from nftproxy.address import Family
 from nftproxy.daemon import SKIP_KERNEL_CHECK, require_kernel
 from nftproxy.errors import UnusableError
-from nftproxy.kernel import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
-from nftproxy.program import Program
 from nftproxy.proxy import Table
 from nftproxy.store import Store
+from nftproxy.table.kernel import Kernel
+from nftproxy.table.program import Program
 from tests.objects import endpoint, endpoint_slice, service
 from tests.world import settings, unique_name
 

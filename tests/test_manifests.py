@@ -18,11 +18,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftproxy import kubeyaml, shipped
+from nftproxy import shipped
 from nftproxy.errors import SourceError
-from nftproxy.folders import Folders
-from nftproxy.manifests import Manifests, Scan
 from nftproxy.model import EndpointSlice, Node, Service, ServiceCIDR
+from nftproxy.sources import kubeyaml
+from nftproxy.sources.folders import Folders
+from nftproxy.sources.manifests import Manifests, Scan
 
 WEB: dict[str, Any] = {
     "apiVersion": "v1",
@@ -461,7 +462,7 @@ WITHOUT_INOTIFY = """
 import asyncio, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from nftproxy.folders import Folders
+from nftproxy.sources.folders import Folders
 Path("/proc/sys/user/max_inotify_instances").write_text("0")
 
 async def follow():

@@ -13,17 +13,17 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from nftproxy.address import Family
 from nftproxy.compiler import Element, Verdict
-from nftproxy.connections import Figure, Ledger
 from nftproxy.errors import KernelError
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Refused, Silent
-from nftproxy.metrics import Metrics
 from nftproxy.model import EndpointSlice, ObjectName, Service
-from nftproxy.readback import Counted
+from nftproxy.monitoring.connections import Figure, Ledger
+from nftproxy.monitoring.metrics import Metrics
+from nftproxy.monitoring.tablefigures import TableFigures
+from nftproxy.monitoring.trigger import TriggerTimes
 from nftproxy.store import Store
 from nftproxy.syncer import Report
-from nftproxy.tablefigures import TableFigures
-from nftproxy.trigger import TriggerTimes
+from nftproxy.table.readback import Counted
 from tests.objects import endpoint, endpoint_slice, service
 from tests.world import CLUSTER_IP, VIP, World
 

@@ -11,7 +11,7 @@ import pytest
 from nftproxy.address import Family
 from nftproxy.compiler import Key, Value
 from nftproxy.lab.client import Answer
-from nftproxy.program import PROTOCOLS
+from nftproxy.table.program import PROTOCOLS
 from tests.frontends import (
     KINDS,
     WIRES,

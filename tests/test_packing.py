@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from nftproxy.address import Family, parse_address
 from nftproxy.compiler import Key, Value, Verdict
 from nftproxy.model import Object
-from nftproxy.packing import comment, pack_value, shape, unpack_comment, unpack_value
 from nftproxy.syncer import compared
+from nftproxy.table.packing import comment, pack_value, shape, unpack_comment, unpack_value
 from tests.objects import endpoint, endpoint_slice, service
 from tests.tables import bare_table
 

@@ -13,10 +13,10 @@ from nftproxy.address import Family, parse_network
 from nftproxy.compiler import Affinity
 from nftproxy.lab.client import Answer, Connection
 from nftproxy.model import Object
-from nftproxy.program import PROTOCOLS, Program, blocks, is_pick
 from nftproxy.proxy import Table
 from nftproxy.selection import Endpoint
 from nftproxy.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix
+from nftproxy.table.program import PROTOCOLS, Program, blocks, is_pick
 from tests.frontends import WIRES, Kind, Web, listing, masked, route_outside
 from tests.objects import endpoint, endpoint_slice, service
 from tests.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in

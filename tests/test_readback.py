@@ -11,7 +11,7 @@ from nftproxy.compiler import Verdict
 from nftproxy.errors import KernelError, MissingError
 from nftproxy.model import Object
 from nftproxy.proxy import Table
-from nftproxy.readback import Reader
+from nftproxy.table.readback import Reader
 from tests.objects import endpoint, endpoint_slice, service
 from tests.tables import bare_table, new_namespace, reading, table_in
 from tests.world import settings

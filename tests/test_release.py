@@ -19,8 +19,8 @@ import pytest
 
 from nftproxy.address import Family
 from nftproxy.cli import _COMMANDS
-from nftproxy.metrics import Metrics
-from nftproxy.tablefigures import TableFigures
+from nftproxy.monitoring.metrics import Metrics
+from nftproxy.monitoring.tablefigures import TableFigures
 from tests.consoles import PROJECT
 
 TREE = ("nftproxy", "rulesets", "examples", "release", "share", "tests", "docs", "deploy", "vagrant", ".ci")

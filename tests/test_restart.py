@@ -12,9 +12,9 @@ import pytest
 from nftproxy.address import Family, parse_address
 from nftproxy.lab.client import Answer
 from nftproxy.model import Object, ServiceCIDR
-from nftproxy.program import is_pick
 from nftproxy.proxy import Table
 from nftproxy.settings import ALL, Cidr
+from nftproxy.table.program import is_pick
 from tests.frontends import KINDS, WIRES, Web, Wire, each_wire, nft, route_outside
 from tests.objects import endpoint, endpoint_slice, service, service_cidr
 from tests.tables import contents, deliver, generation, new_namespace, reading, table_in, unordered

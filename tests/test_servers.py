@@ -11,19 +11,19 @@ from typing import Any
 import aiohttp
 import pytest
 
-from nftproxy import config
 from nftproxy.address import Family
+from nftproxy.configuration import config
 from nftproxy.errors import UnusableError
-from nftproxy.health import Answer, ProxyHealth
-from nftproxy.healthcheck import Check
-from nftproxy.http import bind
-from nftproxy.http.checks import HealthCheckPorts
-from nftproxy.http.liveness import health_server
-from nftproxy.http.pages import About, metrics_server
-from nftproxy.http.server import Limits, Server
 from nftproxy.lab import namespace
-from nftproxy.metrics import Metrics
 from nftproxy.model import ObjectName
+from nftproxy.monitoring.health import Answer, ProxyHealth
+from nftproxy.monitoring.healthcheck import Check
+from nftproxy.monitoring.http import bind
+from nftproxy.monitoring.http.checks import HealthCheckPorts
+from nftproxy.monitoring.http.liveness import health_server
+from nftproxy.monitoring.http.pages import About, metrics_server
+from nftproxy.monitoring.http.server import Limits, Server
+from nftproxy.monitoring.metrics import Metrics
 from tests.objects import node
 from tests.world import unique_name
 

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from nftproxy import config, host
 from nftproxy.address import Address, Family, parse_address, parse_network
+from nftproxy.configuration import config
 from nftproxy.errors import ConfigError
+from nftproxy.node import host
 from nftproxy.settings import (
     ALL,
     BridgeInterface,

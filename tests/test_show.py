@@ -16,9 +16,9 @@ from nftproxy.compiler import Compiled, Context, Element, Refusal, Route, compil
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Refused, Silent
 from nftproxy.model import Service
-from nftproxy.readback import Counted
 from nftproxy.selection import Locality
-from nftproxy.snapshot import Kind, ServicePort, Shown, services
+from nftproxy.table.readback import Counted
+from nftproxy.table.snapshot import Kind, ServicePort, Shown, services
 from tests.objects import endpoint, endpoint_slice, service
 from tests.process import NFTPROXY, network, nftproxy
 from tests.world import VIP, World

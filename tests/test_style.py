@@ -15,20 +15,19 @@ PACKAGE = ROOT / "nftproxy"
 
 # Bottom first. A module imports from its own layer, without a circle, and from those below. A package stands for all its modules.
 LAYERS: dict[str, set[str]] = {
-    "values: no rule of a proxy, only what things are": {"errors", "address", "duration", "gotypes", "model", "resources", "wire"},
-    "settings: what node this is": {
-        "featuregates", "kubeyaml", "config", "configfile", "flags", "effective", "validation", "settings",
+    "values: no rule of a proxy, only what things are": {
+        "errors", "address", "configuration.duration", "configuration.gotypes", "model", "sources.resources", "sources.wire",
     },
-    "select: which endpoints": {"selection", "admission", "store", "trigger"},
-    "compile: which elements": {"compiler", "difference", "packing", "udpflows"},
-    "program: which rules": {"shipped", "program", "preview"},
+    "settings: what node this is": {"configuration", "settings", "sources.kubeyaml"},
+    "select: which endpoints": {"sources.admission", "store", "selection", "monitoring.trigger"},
+    "compile: which elements": {"compiler", "difference", "table.packing", "node.udpflows"},
+    "program: which rules": {"shipped", "table.program", "table.preview"},
     "edges: the kernel, this machine, the sources": {
-        "apiserver", "columns", "conntrack", "events", "folders", "foreign", "host", "instance", "interfaces", "kernel",
-        "kubesource", "leftovers", "log", "manifests", "memory", "readback", "reflector", "retry", "sysctl", "takeover",
+        "columns", "log", "monitoring.events", "node", "sources", "table.foreign", "table.kernel", "table.readback",
     },
-    "figures: what the kernel counted": {"connections", "snapshot", "tablefigures"},
+    "figures: what the kernel counted": {"monitoring.connections", "monitoring.tablefigures", "table.snapshot"},
     "syncs: when, in which order": {"runner", "syncer", "proxy"},
-    "servers: what others ask": {"health", "healthcheck", "metrics", "http"},
+    "servers: what others ask": {"monitoring.health", "monitoring.healthcheck", "monitoring.metrics", "monitoring.http"},
     "daemon: all of it in one process": {"aftermath", "daemon"},
     "command line": {"__main__", "cli", "commands"},
 }  # fmt: skip
@@ -40,7 +39,7 @@ BESIDE = {"lab", "bench"}
 LAB_KNOWS = {"errors", "address"}
 """What the lab may know of a proxy; its demo and its commands may know all."""
 
-ONLY_IN = {"nftables": {"kernel"}, "kubernetes": {"apiserver"}, "watchdog": set[str]()}
+ONLY_IN = {"nftables": {"table.kernel"}, "kubernetes": {"sources.apiserver"}, "watchdog": set[str]()}
 
 
 def test_format() -> None:
@@ -71,7 +70,11 @@ def tool(name: str, *arguments: str) -> None:
 def imports() -> dict[str, set[str]]:
     """Every module of the package without its first name, and what it imports: modules of the package so too, others as `!name`."""
     paths = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
-    modules = {name.removesuffix(".__init__"): path for name, path in paths.items() if name != "__init__"}
+    modules = {
+        name.removesuffix(".__init__"): path
+        for name, path in paths.items()
+        if path.read_text().count("\n") > 1 and name != "__init__"
+    }
     return {name: set(_imports(ast.parse(path.read_text()), modules.keys() - {name})) for name, path in modules.items()}
 
 
@@ -92,8 +95,11 @@ def _imports(tree: ast.AST, modules: set[str]) -> Iterator[str]:
 
 
 def entry(module: str) -> str:
-    """The entry of the table that a module belongs to: its own, or that of its package."""
-    return module if any(module in entries for entries in LAYERS.values()) else module.partition(".")[0]
+    """The entry of the table that a module belongs to: its own, or that of the nearest package above it."""
+    while module not in {name for entries in LAYERS.values() for name in entries} | BESIDE:
+        assert module, "no layer has this module"
+        module = module.rpartition(".")[0]
+    return module
 
 
 def layer(module: str) -> int:

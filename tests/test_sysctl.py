@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from nftproxy.config import Conntrack
-from nftproxy.duration import HOUR, SECOND, Duration
+from nftproxy.configuration.config import Conntrack
+from nftproxy.configuration.duration import HOUR, SECOND, Duration
 from nftproxy.errors import UnusableError
 from nftproxy.lab import namespace
-from nftproxy.sysctl import Setting, apply, cpu_count, max_entries, set_oom_score, wanted
+from nftproxy.node.sysctl import Setting, apply, cpu_count, max_entries, set_oom_score, wanted
 from tests.world import unique_name
 
 LEAVE_ALONE = Conntrack(max_per_core=0, tcp_established_timeout=Duration(0), tcp_close_wait_timeout=Duration(0))

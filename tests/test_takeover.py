@@ -14,14 +14,14 @@ from typing import Self
 import pytest
 from pyroute2 import IPVS, IPSet, IPVSService
 
-from nftproxy import takeover
 from nftproxy.address import Family
-from nftproxy.kernel import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer, Outcome
-from nftproxy.leftovers import IPSETS, Leftovers, Rules, dropping, parse, rules_left
-from nftproxy.readback import Reader
-from nftproxy.takeover import dropping_chains, leftovers, remove, take_over
+from nftproxy.node import takeover
+from nftproxy.node.leftovers import IPSETS, Leftovers, Rules, dropping, parse, rules_left
+from nftproxy.node.takeover import dropping_chains, leftovers, remove, take_over
+from nftproxy.table.kernel import Kernel
+from nftproxy.table.readback import Reader
 from tests.objects import service
 from tests.world import CLUSTER_IP, World, unique_name
 

@@ -7,9 +7,9 @@ import pytest
 from nftproxy.address import Address, Family, parse_address, parse_network
 from nftproxy.compiler import Frontend
 from nftproxy.model import ObjectName
+from nftproxy.node.udpflows import UdpFlows, nodeport_addresses, udp_frontends
 from nftproxy.selection import Endpoint
 from nftproxy.settings import ALL, NodePortNetworks
-from nftproxy.udpflows import UdpFlows, nodeport_addresses, udp_frontends
 from tests.objects import endpoint, endpoint_slice, service
 
 WEB = ObjectName("default", "web")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nftproxy.configfile import load
-from nftproxy.validation import require_valid
+from nftproxy.configuration.configfile import load
+from nftproxy.configuration.validation import require_valid
 from tests.consoles import PROJECT, Shell
 
 VAGRANT = PROJECT / "vagrant"

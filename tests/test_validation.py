@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from nftproxy import config, featuregates, validation
 from nftproxy.address import Family, parse_network
+from nftproxy.configuration import config, featuregates, validation
 from nftproxy.errors import ConfigError
 
 IPv4, IPv6 = Family.IPv4, Family.IPv6

@@ -18,11 +18,11 @@ from nftproxy.address import Family
 from nftproxy.bench.offer import Offer
 from nftproxy.bench.statistics import percentile
 from nftproxy.bench.workload import Mix, node_settings
-from nftproxy.kernel import Kernel
 from nftproxy.model import EndpointSlice, Node, Service, ServiceCIDR
 from nftproxy.proxy import Observer, Proxy, Table
 from nftproxy.store import Store
 from nftproxy.syncer import Report
+from nftproxy.table.kernel import Kernel
 
 _STRIDE = 7919
 

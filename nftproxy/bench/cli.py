@@ -18,8 +18,8 @@ from nftproxy.bench.plan import FULL, QUICK, Plan
 from nftproxy.bench.rounds import Run
 from nftproxy.bench.statistics import Figures
 from nftproxy.bench.workload import MOST, Mix, Workload, node_settings
+from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import NftproxyError
-from nftproxy.flags import CONTEXT_SETTINGS
 from nftproxy.lab import build
 
 _SIZES, _QUICK_SIZES = "100,1000,10000", "100,1000"

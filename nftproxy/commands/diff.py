@@ -6,14 +6,15 @@ from typing import Any
 
 import click
 
-from nftproxy import interfaces, preview
 from nftproxy.commands.input import Input, input_options
 from nftproxy.compiler import Key, Value
-from nftproxy.flags import CONTEXT_SETTINGS
-from nftproxy.kernel import Kernel
-from nftproxy.program import Program
+from nftproxy.configuration.flags import CONTEXT_SETTINGS
+from nftproxy.node import interfaces
 from nftproxy.settings import accepted_nodeport_addresses
 from nftproxy.syncer import compared
+from nftproxy.table import preview
+from nftproxy.table.kernel import Kernel
+from nftproxy.table.program import Program
 
 Line = tuple[str, str, str]  # sign, set or map, element
 

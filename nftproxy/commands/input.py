@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 import click
 
+from nftproxy.configuration.flags import node_options
 from nftproxy.errors import ConfigError
-from nftproxy.flags import node_options
-from nftproxy.manifests import Manifests, Scan
 from nftproxy.model import KINDS, Node, Service
 from nftproxy.settings import NodeFacts, NodeSettings
+from nftproxy.sources.manifests import Manifests, Scan
 from nftproxy.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -34,9 +34,10 @@ class Input:
     """Manifests, and the settings that they and the flags give this node."""
 
     def __init__(self, paths: tuple[Path, ...], flags: Mapping[str, Any]) -> None:
-        from nftproxy import effective, host
+        from nftproxy.configuration import effective
+        from nftproxy.configuration.validation import require_valid
+        from nftproxy.node import host
         from nftproxy.settings import node_name, node_settings
-        from nftproxy.validation import require_valid
 
         self.manifests = Manifests(paths)
         self.manifests.check()

@@ -8,10 +8,11 @@ from typing import Any
 import click
 from loguru import logger
 
-from nftproxy import log, memory
+from nftproxy import log
 from nftproxy.cli import run, tell
+from nftproxy.configuration.flags import CONTEXT_SETTINGS, FLAGS, kube_proxy_options
 from nftproxy.errors import NftproxyError
-from nftproxy.flags import CONTEXT_SETTINGS, FLAGS, kube_proxy_options
+from nftproxy.node import memory
 
 
 @click.command(name="kube-proxy", context_settings=CONTEXT_SETTINGS)
@@ -51,9 +52,10 @@ def main() -> None:
 
 def _start(flags: dict[str, Any]) -> int:
     """Do what contract 8.1.2 says, in its order."""
-    from nftproxy import configfile, effective, host
+    from nftproxy.configuration import configfile, effective
+    from nftproxy.configuration.validation import require_valid
+    from nftproxy.node import host
     from nftproxy.settings import node_name
-    from nftproxy.validation import require_valid
 
     config, warnings = effective.kube_proxy(flags)
     log.start(config.logging.format, verbosity=config.logging.verbosity)
@@ -85,10 +87,10 @@ def _start(flags: dict[str, Any]) -> int:
 
 
 async def _serve(launch: Any, master: str) -> None:
-    from nftproxy.apiserver import connect
     from nftproxy.daemon import Daemon
-    from nftproxy.events import ApiSink, Events
-    from nftproxy.metrics import Metrics
+    from nftproxy.monitoring.events import ApiSink, Events
+    from nftproxy.monitoring.metrics import Metrics
+    from nftproxy.sources.apiserver import connect
 
     metrics = Metrics(sorted(launch.supported), launch.config.feature_gates)
     connection = connect(launch.config.client_connection.kubeconfig, master, observer=metrics)
@@ -98,8 +100,8 @@ async def _serve(launch: Any, master: str) -> None:
 
 def _clean_up() -> int:
     """Remove what every mode has left, ours included (contract 5.12.4)."""
-    from nftproxy import takeover
-    from nftproxy.kernel import Kernel
+    from nftproxy.node import takeover
+    from nftproxy.table.kernel import Kernel
 
     with Kernel() as kernel:
         kernel.require()

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from nftproxy import preview
 from nftproxy.address import Family
 from nftproxy.commands.input import Input, input_options
 from nftproxy.compiler import Verdict
-from nftproxy.flags import CONTEXT_SETTINGS
-from nftproxy.preview import Preview
-from nftproxy.program import Program
+from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.settings import ALL, NodeSettings
+from nftproxy.table import preview
+from nftproxy.table.preview import Preview
+from nftproxy.table.program import Program
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)

@@ -9,13 +9,14 @@ from typing import Any
 import click
 from loguru import logger
 
-from nftproxy import instance, log, memory
+from nftproxy import log
 from nftproxy.commands.input import Input, input_options
-from nftproxy.flags import CONTEXT_SETTINGS
-from nftproxy.folders import Folders
-from nftproxy.kernel import Kernel
-from nftproxy.manifests import Scan
+from nftproxy.configuration.flags import CONTEXT_SETTINGS
+from nftproxy.node import instance, memory
 from nftproxy.proxy import Proxy, Table
+from nftproxy.sources.folders import Folders
+from nftproxy.sources.manifests import Scan
+from nftproxy.table.kernel import Kernel
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 

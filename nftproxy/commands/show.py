@@ -9,11 +9,11 @@ import msgspec
 
 from nftproxy import columns
 from nftproxy.compiler import Policy
+from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import NftproxyError
-from nftproxy.flags import CONTEXT_SETTINGS
-from nftproxy.readback import Reader
 from nftproxy.selection import Endpoint
-from nftproxy.snapshot import Kind, Listed, ServicePort, Shown, Snapshot, take
+from nftproxy.table.readback import Reader
+from nftproxy.table.snapshot import Kind, Listed, ServicePort, Shown, Snapshot, take
 
 _POLICIES = {
     Policy.CLUSTER: "any endpoint",

@@ -1,0 +1,243 @@
+"""The command line's settings: every flag of kube-proxy (contract 8.4) in one table.
+
+`kube_proxy_options` puts all of them on a command; `node_options` puts the chosen few on `run`, `render` and `diff` that say what
+node this is. A flag that was not given arrives as None or (), so defaults live in `config` alone; `effective` lays flags and file
+over each other. Imports nothing that is slow to load: help and completion must answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+import click
+
+from nftproxy.configuration.gotypes import BOOL, DURATION, INT, NUMBER, PATTERNS, SWITCHES, TEXT, VERBOSITY, WORDS, GoType
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Values = Mapping[str, Any]
+"""The parameters of a click command: the flag's name with underscores, and None or () where it was not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag: its name, the field of the configuration it sets (if any), its default as text, and a sentence about it."""
+
+    name: str
+    type: GoType
+    field: str
+    default: str
+    help: str
+    alias: str = ""
+    metavar: str = ""
+    empty_is_unset: bool = False  # given with an empty value, it counts as not given
+
+    @property
+    def parameter(self) -> str:
+        """The name of the click parameter."""
+        return self.name.replace("-", "_")
+
+    @property
+    def repeatable(self) -> bool:
+        """Lists and maps may be given in several pieces."""
+        return self.type in (PATTERNS, SWITCHES, WORDS)
+
+    def option(self) -> Callable[[Command], Command]:
+        """Return the click decorator."""
+        names = [f"--{name}" for name in (self.alias, self.name) if name]
+        if len(self.name) == 1:
+            names.insert(0, f"-{self.name}")
+        text = f"{self.help} [default: {self.default}]" if self.default else self.help
+        boolean: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if self.type is BOOL else {}
+        return click.option(
+            *names,
+            self.parameter,
+            type=self.type,
+            multiple=self.repeatable,
+            metavar=self.metavar or ("[=BOOL]" if self.type is BOOL else None),
+            help=text,
+            **boolean,
+        )
+
+    def given(self, values: Values) -> Any:
+        """Return the value given, the pieces of lists and maps put together, or None."""
+        value = values.get(self.parameter)
+        if value in (None, ()) or (value == "" and self.empty_is_unset):
+            return None
+        if self.type is SWITCHES:
+            return {name: on for piece in value for name, on in piece.items()}
+        return tuple(item for piece in value for item in piece) if self.repeatable else value
+
+
+_IPVS: Final = "Accepted without effect: it is for the ipvs mode."
+_SPLIT: Final = "Alpha: errors to stderr, the rest to stdout."
+_BUFFER: Final = "Alpha: gather this much of the rest before writing it, 0 or 64Ki; for split streams."
+
+# A table: one flag is one to three lines.
+# fmt: off
+FLAGS: Final = (
+    Flag("config", TEXT, "", "", "Read the settings from this KubeProxyConfiguration, YAML or JSON. All other flags but "
+         "--hostname-override, --master, --cleanup, --init-only, --write-config-to and those for logging are then ignored.",
+         metavar="FILE"),
+    Flag("write-config-to", TEXT, "", "", "Write the settings in effect to this file and exit.", metavar="FILE"),
+    Flag("cleanup", BOOL, "", "false", "Remove the rules, ours and those of kube-proxy's modes, and exit."),
+    Flag("init-only", BOOL, "", "false", "Do what needs full privileges (sysctls, clean-up of other modes), then exit without writing "
+         "rules; afterwards CAP_NET_ADMIN is enough."),
+    Flag("kubeconfig", TEXT, "clientConnection.kubeconfig", "", "Reach the API server as this kubeconfig says. Without it and without "
+         "--master the pod's service account is used.", metavar="FILE"),
+    Flag("master", TEXT, "", "", "URL of the API server; wins over the server in the kubeconfig.", metavar="URL"),
+    Flag("kube-api-content-type", TEXT, "clientConnection.contentType", "application/vnd.kubernetes.protobuf",
+         "Accepted without effect: nftproxy reads JSON from the API server."),
+    Flag("kube-api-burst", INT, "clientConnection.burst", "10", "Requests to the API server that may exceed --kube-api-qps for a moment."),
+    Flag("kube-api-qps", NUMBER, "clientConnection.qps", "5", "Requests per second to the API server."),
+    Flag("hostname-override", TEXT, "hostnameOverride", "the host name", "Name of the Node object that this machine is. It decides which "
+         "endpoints are local, and wins over the file.", metavar="NAME", empty_is_unset=True),
+    Flag("bind-address", TEXT, "bindAddress", "0.0.0.0",  # noqa: S104 - nothing is bound to it
+         "Which of the node's addresses is the primary one; nothing is bound to it. "
+         "0.0.0.0 and :: leave the choice to the Node object.", metavar="IP", empty_is_unset=True),
+    Flag("healthz-bind-address", TEXT, "healthzBindAddress", "0.0.0.0:10256", "Where /healthz and /livez are served; "
+         "[::]:10256 if --bind-address is IPv6.", metavar="IP[:PORT]", empty_is_unset=True),
+    Flag("metrics-bind-address", TEXT, "metricsBindAddress", "127.0.0.1:10249", "Where /metrics is served, without authentication; "
+         "[::1]:10249 if --bind-address is IPv6.", metavar="IP[:PORT]", empty_is_unset=True),
+    Flag("healthz-port", INT, "", "10256", "Deprecated: port for a --healthz-bind-address that has none; 0 switches the server off."),
+    Flag("metrics-port", INT, "", "10249", "Deprecated: port for a --metrics-bind-address that has none."),
+    Flag("bind-address-hard-fail", BOOL, "bindAddressHardFail", "false", "Exit if the health or metrics server cannot be bound; "
+         "otherwise try again every 5s."),
+    Flag("profiling", BOOL, "enableProfiling", "false", "Serve /debug/pprof beside the metrics."),
+    Flag("show-hidden-metrics-for-version", TEXT, "showHiddenMetricsForVersion", "", "Show metrics hidden since this version; only the "
+         "previous minor version is valid."),
+    Flag("proxy-mode", TEXT, "mode", "nftables", "nftables is the only mode; iptables and ipvs are refused.", empty_is_unset=True),
+    Flag("masquerade-all", BOOL, "nftables.masqueradeAll", "false", "Masquerade all traffic to ClusterIPs, so that endpoints see the "
+         "node as its source; needed only where endpoints cannot route their answers back."),
+    Flag("iptables-masquerade-bit", INT, "iptables.masqueradeBit", "14", "Accepted without effect: it is for the iptables mode; "
+         "set nftables.masqueradeBit in the file instead."),
+    Flag("iptables-localhost-nodeports", BOOL, "iptables.localhostNodePorts", "true", "Accepted without effect: NodePorts are never "
+         "served on localhost in nftables mode."),
+    Flag("iptables-sync-period", DURATION, "nftables.syncPeriod", "30s", "A failed sync is tried again after this long at the latest; "
+         "twice as long without success is unhealthy."),
+    Flag("iptables-min-sync-period", DURATION, "nftables.minSyncPeriod", "50ms", "Pause after a sync; changes in between are gathered "
+         "into the next. kube-proxy waits 1s by default, but a sync of nftproxy takes milliseconds."),
+    Flag("ipvs-sync-period", DURATION, "", "30s", _IPVS),
+    Flag("ipvs-min-sync-period", DURATION, "", "1s", _IPVS),
+    Flag("ipvs-scheduler", TEXT, "ipvs.scheduler", "", _IPVS),
+    Flag("ipvs-exclude-cidrs", WORDS, "ipvs.excludeCIDRs", "", _IPVS, metavar="CIDR,..."),
+    Flag("ipvs-strict-arp", BOOL, "ipvs.strictARP", "false", _IPVS),
+    Flag("ipvs-tcp-timeout", DURATION, "ipvs.tcpTimeout", "0s", _IPVS),
+    Flag("ipvs-tcpfin-timeout", DURATION, "ipvs.tcpFinTimeout", "0s", _IPVS),
+    Flag("ipvs-udp-timeout", DURATION, "ipvs.udpTimeout", "0s", _IPVS),
+    Flag("detect-local-mode", TEXT, "detectLocalMode", "ClusterCIDR", "How packets of pods are told from others: by source address "
+         "(ClusterCIDR, NodeCIDR) or by interface (BridgeInterface, InterfaceNamePrefix).", metavar="MODE", empty_is_unset=True),
+    Flag("pod-bridge-interface", TEXT, "detectLocal.bridgeInterface", "", "The bridge that pods are behind, such as cni0; for "
+         "--detect-local-mode=BridgeInterface.", metavar="NAME"),
+    Flag("pod-interface-name-prefix", TEXT, "detectLocal.interfaceNamePrefix", "", "How the names of pods' interfaces begin, such as "
+         "veth or cali; for --detect-local-mode=InterfaceNamePrefix.", metavar="PREFIX"),
+    Flag("cluster-cidr", TEXT, "clusterCIDR", "", "The addresses of all pods, one CIDR or one for each family. Traffic to ClusterIPs "
+         "from elsewhere is masqueraded; without it, none is.", metavar="CIDR[,CIDR]"),
+    Flag("nodeport-addresses", WORDS, "nodePortAddresses", "primary", "Which of the machine's addresses accept NodePorts: CIDRs, or "
+         "the word primary for the node's own addresses.", metavar="CIDR,..."),
+    Flag("oom-score-adj", INT, "oomScoreAdj", "-999", "How readily the kernel ends this process when memory runs out, -1000 to 1000."),
+    Flag("conntrack-max-per-core", INT, "conntrack.maxPerCore", "32768", "Connections the kernel tracks, per CPU; 0 leaves the "
+         "kernel's limit alone."),
+    Flag("conntrack-min", INT, "conntrack.min", "131072", "Connections the kernel tracks at least, however few CPUs there are."),
+    Flag("conntrack-tcp-timeout-established", DURATION, "conntrack.tcpEstablishedTimeout", "24h0m0s", "Forget an idle TCP connection "
+         "after this long; 0 leaves the kernel's value alone."),
+    Flag("conntrack-tcp-timeout-close-wait", DURATION, "conntrack.tcpCloseWaitTimeout", "1h0m0s", "Forget a half-closed TCP connection "
+         "after this long; 0 leaves the kernel's value alone."),
+    Flag("conntrack-tcp-be-liberal", BOOL, "conntrack.tcpBeLiberal", "false", "Accept TCP packets outside the window, against "
+         "spurious resets; false leaves the kernel's value alone."),
+    Flag("conntrack-udp-timeout", DURATION, "conntrack.udpTimeout", "0s", "Forget an unanswered UDP flow after this long; 0 leaves the "
+         "kernel's value alone."),
+    Flag("conntrack-udp-timeout-stream", DURATION, "conntrack.udpStreamTimeout", "0s", "Forget an idle UDP flow after this long; 0 "
+         "leaves the kernel's value alone."),
+    Flag("config-sync-period", DURATION, "configSyncPeriod", "15m0s", "Accepted for compatibility: watches keep the state current."),
+    Flag("feature-gates", SWITCHES, "featureGates", "", "Switch features on and off, as in AllowServiceExternalIPs=false. Gates of "
+         "other Kubernetes components are accepted without effect."),
+    Flag("v", VERBOSITY, "logging.verbosity", "0", "How much to log; 2 tells each sync, 4 and more are for debugging."),
+    Flag("vmodule", PATTERNS, "logging.vmodule", "", "Another verbosity for source files that match a pattern."),
+    Flag("logging-format", TEXT, "logging.format", "text", "text for people or json for collectors.", metavar="FORMAT"),
+    Flag("log-flush-frequency", DURATION, "logging.flushFrequency", "5s", "Write out buffered log lines at least this often."),
+    Flag("log-text-split-stream", BOOL, "logging.options.text.splitStream", "false", _SPLIT),
+    Flag("log-text-info-buffer-size", TEXT, "logging.options.text.infoBufferSize", "0", _BUFFER, metavar="SIZE"),
+    Flag("log-json-split-stream", BOOL, "logging.options.json.splitStream", "false", _SPLIT),
+    Flag("log-json-info-buffer-size", TEXT, "logging.options.json.infoBufferSize", "0", _BUFFER, metavar="SIZE"),
+    Flag("boot-id-file", TEXT, "", "", "Accepted without effect.", metavar="FILE"),
+    Flag("machine-id-file", TEXT, "", "", "Accepted without effect.", metavar="FILE"),
+)
+"""kube-proxy's flags, all but --version and --help."""
+
+_OURS: Final = Flag("masquerade-bit", INT, "nftables.masqueradeBit", "14", "The bit of the packet mark that means: masquerade this "
+                    "connection. 0 to 31; change it if another program uses the same one.")
+_FILE: Final = "Read settings from this KubeProxyConfiguration, YAML or JSON. Flags given beside it win over what it says."
+_NODE_FLAGS: Final = {  # name of kube-proxy's flag -> shorter name of ours
+    "config": "", "hostname-override": "node-name", "cluster-cidr": "", "detect-local-mode": "", "pod-bridge-interface": "",
+    "pod-interface-name-prefix": "", "nodeport-addresses": "", "bind-address": "", "masquerade-all": "", "masquerade-bit": "",
+    "feature-gates": "", "iptables-sync-period": "sync-period", "iptables-min-sync-period": "min-sync-period",
+}
+NODE_FLAGS: Final = tuple(
+    replace(flag, alias=_NODE_FLAGS[flag.name], help=_FILE if flag.name == "config" else flag.help)
+    for flag in (*FLAGS, _OURS)
+    if flag.name in _NODE_FLAGS
+)
+# fmt: on
+"""The flags of `run`, `render` and `diff` that say what node this is."""
+
+
+def normalize(token: str) -> str:
+    """Accept `_` for `-` in the names of flags (contract 8.1.1)."""
+    return token.replace("_", "-")
+
+
+CONTEXT_SETTINGS: Final = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}
+"""For `click.command(context_settings=...)` of every command that takes these flags."""
+
+
+def kube_proxy_options(command: Command) -> Command:
+    """Put all flags of kube-proxy on a click command; it receives each as a keyword argument, None or () where not given."""
+    version = click.option(
+        "--version",
+        is_flag=False,
+        flag_value="true",
+        is_eager=True,
+        expose_value=False,
+        callback=_print_version,
+        metavar="[=raw]",
+        help="Print the version and exit; raw adds what it runs on.",
+    )
+    return _apply(FLAGS, version(command))
+
+
+def node_options(command: Command) -> Command:
+    """Put the flags that say what node this is on a click command; it receives them like those of `kube_proxy_options`."""
+    return _apply(NODE_FLAGS, command)
+
+
+def layer(flags: Iterable[Flag], values: Values) -> dict[str, Any]:
+    """Return the fields of the configuration that the given ones of `flags` set, nested as in the file."""
+    fields: dict[str, Any] = {}
+    for flag in flags:
+        value = flag.given(values)
+        if value is None or not flag.field:
+            continue
+        *sections, last = flag.field.split(".")
+        section = fields
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return fields
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: str | None) -> None:
+    if wanted not in ("true", "raw") or ctx.resilient_parsing:
+        return
+    from importlib import metadata  # here, because it takes 30 ms and only this option needs it
+
+    text = f"nftproxy {metadata.version('nftproxy')}"
+    click.echo(f"{text}, Python {sys.version.split()[0]}, Linux {os.uname().release}" if wanted == "raw" else text)
+    ctx.exit()
+
+
+def _apply(flags: Iterable[Flag], command: Command) -> Command:
+    for flag in reversed(tuple(flags)):  # click lists the last one put on first
+        command = flag.option()(command)
+    return command

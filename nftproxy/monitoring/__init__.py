@@ -1,0 +1,1 @@
+"""What others ask a proxy or hear from it: health, metrics, events."""

@@ -1,0 +1,119 @@
+"""Which Services a load balancer may ask this node about, and what is true of them: contract 2.8, 3.5, 7.2 and 7.4.9.
+
+Pure but for `Standing`, which remembers the answers of one family, so that a sync costs what it looked at and not all Services.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from nftproxy.address import Address, Family
+from nftproxy.model import EndpointSlice, ObjectName, Service
+from nftproxy.monitoring.health import HEADERS, Answer
+from nftproxy.selection import Locality, Notes, View, lists, local_ready, view
+from nftproxy.settings import ALL, NodePortNetworks
+
+Looked = Mapping[ObjectName, tuple[Service | None, tuple[EndpointSlice, ...]]]
+"""The services that a sync looked at, each with its slices; None where the service is gone."""
+
+
+class Check(NamedTuple):
+    """A health check node port: where load balancers ask, and how many endpoints of the Service this node has."""
+
+    port: int
+    endpoints: int
+
+
+class Standing:
+    """What is true of each Service of one family, kept up to date by the syncs; not for two threads at once."""
+
+    def __init__(self, family: Family, node: str) -> None:
+        self._family = family
+        self._node = node
+        self._checks: dict[ObjectName, Check] = {}
+        self._nowhere: dict[ObjectName, tuple[int, int]] = {}
+
+    @property
+    def checks(self) -> Mapping[ObjectName, Check]:
+        """All health check node ports."""
+        return self._checks
+
+    @property
+    def without_local_endpoints(self) -> tuple[int, int]:
+        """How many service ports nobody gets through to here: by the internal policy Local, by the external one (7.4.9)."""
+        counts = self._nowhere.values()
+        return sum(internal for internal, _ in counts), sum(external for _, external in counts)
+
+    def look(self, looked: Looked, notes: Notes) -> dict[ObjectName, Check | None]:
+        """Take in what a successful sync looked at and return the health check node ports that changed, None for those gone.
+
+        `notes` gets a line for each Service that lacks its port.
+        """
+        changed: dict[ObjectName, Check | None] = {}
+        for name, (service, slices) in looked.items():
+            before, now = self._checks.pop(name, None), None
+            self._nowhere.pop(name, None)
+            # Whoever has no policy Local needs no look at its endpoints.
+            if service is not None and _is_local(service) and (seen := view(service, self._family, [])):
+                now = check(service, seen, slices, self._family, self._node, notes)
+                nowhere = without_local_endpoints(service, seen, slices, self._family, self._node)
+                if any(nowhere):
+                    self._nowhere[name] = nowhere
+            if now:
+                self._checks[name] = now
+            if now != before:
+                changed[name] = now
+        return changed
+
+
+def check(service: Service, seen: View, slices: Iterable[EndpointSlice], family: Family, node: str, notes: Notes) -> Check | None:
+    """Return the health check node port of a Service; None without one (contract 2.8.1)."""
+    if service.spec.type != "LoadBalancer" or not seen.external_local:
+        return None
+    port = service.spec.health_check_node_port
+    if not port:
+        notes.append(
+            f"Service {service.metadata.key}: no spec.healthCheckNodePort: load balancers cannot ask for local endpoints"
+        )
+        return None
+    return Check(port, len(local_ready(service, slices, family, node)))
+
+
+def without_local_endpoints(
+    service: Service, seen: View, slices: Iterable[EndpointSlice], family: Family, node: str
+) -> tuple[int, int]:
+    """Count the ports with an internal, and with an external, policy Local that have endpoints, but none here (contract 7.4.9)."""
+    here = Locality(node, zone="")  # hints never decide whether there is an endpoint
+    internal = external = 0
+    for port in service.spec.ports or ():
+        chosen = lists(seen, port, slices, family, here, [])
+        if chosen.usable_anywhere and not chosen.local:
+            internal += seen.internal_local
+            external += seen.external_local and seen.externally_accessible(port)
+    return internal, external
+
+
+def answer(service: ObjectName, endpoints: int, *, healthy: bool) -> Answer:
+    """Return what a load balancer is told (contract 7.2.3 to 7.2.5)."""
+    body = {
+        "service": {"namespace": service.namespace, "name": service.name},
+        "localEndpoints": endpoints,
+        "serviceProxyHealthy": healthy,
+    }
+    headers = {**HEADERS, "X-Load-Balancing-Endpoint-Weight": str(endpoints)}
+    return Answer(200 if endpoints > 0 and healthy else 503, msgspec.json.encode(body), headers)
+
+
+def listen_on(family: Family, networks: NodePortNetworks, interfaces: Iterable[Address] | None) -> tuple[str, ...]:
+    """Return the addresses of health check node ports (contract 7.2.2); `interfaces` None: they could not be looked up."""
+    if networks is ALL or interfaces is None:
+        return ("0.0.0.0" if family is Family.IPv4 else "::",)  # noqa: S104 - the contract says so
+    # A link-local address cannot be bound without its interface, and no load balancer asks there.
+    candidates = sorted({a.text for a in interfaces if a.family is family and not a.text.startswith("fe80:")})
+    return tuple(text for text in candidates if any(network.contains(Address(family, text)) for network in networks))
+
+
+def _is_local(service: Service) -> bool:
+    """Whether a policy is Local."""
+    return "Local" in {service.spec.internal_traffic_policy, service.spec.external_traffic_policy}

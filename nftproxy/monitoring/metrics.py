@@ -1,0 +1,287 @@
+"""All metrics: those that kube-proxy has in nftables mode (contract 7.4), under its names, and our own, with the prefix `nftproxy_`.
+
+An instance holds a registry of its own. The parts of the proxy tell it what happened by calling its methods, each from any thread;
+nothing here asks anybody anything, but for the collectors, which work when somebody scrapes.
+"""
+
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from nftproxy.address import Family
+from nftproxy.configuration import featuregates
+from nftproxy.model import EndpointSlice, ObjectName
+from nftproxy.monitoring.trigger import TriggerTimes
+from nftproxy.syncer import Report
+
+KUBERNETES = (1, 36, 2)
+"""The release of kube-proxy that this one stands in for."""
+
+EXPONENTIAL = tuple(0.001 * 2**step for step in range(15))
+LATENCY = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))  # contract 7.4.16
+_FAMILY = ("ip_family",)
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}  # in the spelling of Kubernetes
+
+disable_created_metrics()  # type: ignore[no-untyped-call] # the original has no *_created beside its counters, and they would nearly double the answer
+
+
+class Metrics:
+    """What there is to count and to time in one process that serves `families`; `gates` are the feature gates that are set."""
+
+    def __init__(self, families: Iterable[Family], gates: Mapping[str, bool], *, clock: Callable[[], float] = time.time) -> None:
+        self.registry = CollectorRegistry()
+        self.slis = CollectorRegistry()  # for the path /metrics/slis
+        self._families = tuple(families)
+        self._clock = clock
+        self._latency = {family: TriggerTimes(clock()) for family in self._families}
+        self._pending = {family: _Pending() for family in self._families}
+        self._make_sync()
+        self._make_rest()
+        self._make_own()
+        _describe(self.registry, gates)
+        ProcessCollector(registry=self.registry)
+
+    def service_changed(self, name: ObjectName) -> None:
+        """Count a change of a Service; call before a sync can take it up."""
+        for pending in self._pending.values():
+            pending.service(name)
+            self._service_changes.inc()
+
+    def slice_changed(self, piece: EndpointSlice) -> None:
+        """Count an EndpointSlice that is new or different; call before a sync can take it up."""
+        for family in self._families:
+            if family == piece.address_type:
+                self._endpoint_changes.inc()
+                self._pending[family].slice(piece)
+                self._latency[family].changed(piece)
+
+    def slice_deleted(self, piece: EndpointSlice) -> None:
+        """Count the deletion of an EndpointSlice; call before a sync can take it up."""
+        for family in self._families:
+            if family == piece.address_type:
+                self._endpoint_changes.inc()
+                self._pending[family].slice(piece)
+                if piece.service:
+                    self._latency[family].deleted(piece.service)
+
+    def queued(self, family: Family) -> None:
+        """Note that a sync was asked for, or that the runner has started (contract 7.4.5)."""
+        self._last_queued.labels(family).set(self._clock())
+
+    def sync_done(
+        self,
+        report: Report,
+        seconds: float,
+        *,
+        full: bool,
+        stages: Mapping[str, float] | None = None,
+        without_local_endpoints: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Take in a sync that succeeded.
+
+        `stages` says how many seconds each part of it took; `without_local_endpoints` the service ports
+        with a policy Local that have endpoints, but none here: internal, external.
+        """
+        family, now = report.family, self._clock()
+        self._sync_took(family, seconds, full=full)
+        for trigger in self._latency[family].take(report.looked_at):
+            self._programming.labels(family).observe(now - trigger)
+        for policy, count in zip(("internal", "external"), without_local_endpoints, strict=True):
+            self._no_local.labels(policy, family).set(count)
+        self._last_sync.labels(family).set(now)
+        self._pending[family].done(report.looked_at)
+        for stage, part in (stages or {}).items():
+            self._stages.labels(family, stage).observe(part)
+        self._written.labels(family).inc(report.written)
+        self._transactions.labels(family).inc(report.transactions)
+        self._refused.labels(family).set(len(report.refused))
+        if report.read_back:
+            self._read_backs.labels(family).inc()
+
+    def sync_failed(self, family: Family, seconds: float, *, full: bool) -> None:
+        """Take in a sync that failed; what it should have brought stays pending."""
+        self._sync_took(family, seconds, full=full)
+        self._failures.labels(family).inc()
+
+    def tidying_failed(self, family: Family) -> None:
+        """Count chains that should have been deleted and could not."""
+        self._cleanup_failures.labels(family).inc()
+
+    def conntrack_done(self, family: Family, seconds: float, deleted: int) -> None:
+        """Take in a removal of stale conntrack entries."""
+        self._conntrack_took.labels(family).observe(seconds)
+        self._conntrack_deleted.labels(family).inc(deleted)
+
+    def answered(self, path: str, code: int) -> None:
+        """Count an answer of the proxy health server; `path` is `healthz` or `livez`."""
+        {"healthz": self._healthz, "livez": self._livez}[path].labels(str(code)).inc()
+
+    def pinged(self) -> None:
+        """Count an answer of the metrics server's own /healthz."""
+        self._pings.labels("ping", "healthz", "success").inc()
+
+    def requested(self, *, code: str, method: str, host: str) -> None:
+        """Count a request to the API server; `code` is `<error>` where there was no answer, as in the original."""
+        self._rest_requests.labels(code, method, host).inc()
+
+    def watch_restarted(self, resource: str) -> None:
+        """Count a watch of a resource that came to an end and is begun again."""
+        self._watch_restarts.labels(resource).inc()
+
+    def repaired(self, family: Family) -> None:
+        """Count a change of our table by somebody else that was put right."""
+        self._repairs.labels(family).inc()
+
+    def _sync_took(self, family: Family, seconds: float, *, full: bool) -> None:
+        self._took.labels(family).observe(seconds)
+        (self._full_took if full else self._partial_took).labels(family).observe(seconds)
+
+    def _make_sync(self) -> None:
+        rules = "sync_proxy_rules"
+        self._took = self._histogram(f"{rules}_duration_seconds", "Duration of every sync, failed ones too.")
+        self._full_took = self._histogram("sync_full_proxy_rules_duration_seconds", "Duration of full syncs.")
+        self._partial_took = self._histogram("sync_partial_proxy_rules_duration_seconds", "Duration of partial syncs.")
+        self._last_sync = self._gauge(f"{rules}_last_timestamp_seconds", "Time of the last successful sync.")
+        self._last_queued = self._gauge(f"{rules}_last_queued_timestamp_seconds", "Time when a sync was last asked for.")
+        self._service_changes = Counter(
+            f"kubeproxy_{rules}_service_changes", "Changes of Services, counted by each family.", registry=self.registry
+        )
+        self._endpoint_changes = Counter(
+            f"kubeproxy_{rules}_endpoint_changes", "Changes of EndpointSlices of a family served.", registry=self.registry
+        )
+        pending = self._pending.values()
+        services, slices = (
+            Gauge(f"kubeproxy_{rules}_{what}_changes_pending", f"{kind} with changes not yet applied.", registry=self.registry)
+            for what, kind in (("service", "Services"), ("endpoint", "EndpointSlices"))
+        )
+        services.set_function(lambda: sum(each.counts()[0] for each in pending))
+        slices.set_function(lambda: sum(each.counts()[1] for each in pending))
+        self._programming = self._histogram(
+            "network_programming_duration_seconds",
+            "From a change of endpoints in the cluster to its being in the table.",
+            LATENCY,
+        )
+        self._no_local = self._gauge(
+            f"{rules}_no_local_endpoints_total",
+            "Service ports with a traffic policy Local that have endpoints, but none on this node.",
+            ("traffic_policy", *_FAMILY),
+        )
+        self._failures = self._counter(f"{rules}_nftables_sync_failures", "Syncs that failed.")
+        self._cleanup_failures = self._counter(f"{rules}_nftables_cleanup_failures", "Failed removals of unused chains.")
+        for family in self._families:
+            for each in (self._failures, self._cleanup_failures):  # no times: alerts would see a sync in 1970
+                each.labels(family)
+            for policy in ("internal", "external"):
+                self._no_local.labels(policy, family)
+
+    def _make_rest(self) -> None:
+        self._healthz = self._counter("proxy_healthz", "Answers of /healthz.", ("code",))
+        self._livez = self._counter("proxy_livez", "Answers of /livez.", ("code",))
+        self._conntrack_took = self._histogram(
+            "conntrack_reconciler_sync_duration_seconds", "Duration of removing stale entries."
+        )
+        self._conntrack_deleted = self._counter("conntrack_reconciler_deleted_entries", "Stale conntrack entries removed.")
+        self._rest_requests = Counter(
+            "rest_client_requests", "Requests to the API server.", ("code", "method", "host"), registry=self.registry
+        )
+        check = Gauge("kubernetes_healthcheck", "Whether a health check passes.", ("name", "type"), registry=self.slis)
+        check.labels("ping", "healthz").set(1)
+        self._pings = Counter("kubernetes_healthchecks", "Health checks made.", ("name", "type", "status"), registry=self.slis)
+
+    def _make_own(self) -> None:
+        def counter(name: str, text: str, labels: tuple[str, ...] = _FAMILY) -> Counter:
+            return Counter(f"nftproxy_{name}", text, labels, registry=self.registry)
+
+        self._stages = Histogram(
+            "nftproxy_sync_stage_duration_seconds",
+            "Duration of the parts of a sync.",
+            ("ip_family", "stage"),
+            buckets=EXPONENTIAL,
+            registry=self.registry,
+        )
+        self._written = counter("elements_written", "Elements of maps and sets added, rewritten or deleted.")
+        self._transactions = counter("transactions", "Transactions committed.")
+        self._read_backs = counter(
+            "read_backs", "How often the table was read back, at start or because it was not as it was left."
+        )
+        self._repairs = counter("repairs", "Foreign changes of the table that were put right.")
+        self._watch_restarts = counter("watch_restarts", "Watches that ended and were begun again.", ("resource",))
+        self._refused = Gauge(
+            "nftproxy_services_refused", "Services that the kernel refused in the last sync.", _FAMILY, registry=self.registry
+        )
+        for family in self._families:
+            for each in (self._written, self._transactions, self._read_backs, self._repairs, self._refused):
+                each.labels(family)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = EXPONENTIAL) -> Histogram:
+        return Histogram(f"kubeproxy_{name}", text, _FAMILY, buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = _FAMILY) -> Gauge:
+        return Gauge(f"kubeproxy_{name}", text, labels, registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = _FAMILY) -> Counter:
+        return Counter(f"kubeproxy_{name}", text, labels, registry=self.registry)
+
+
+class _Pending:
+    """What has changed and is not applied yet, for one family: services, and the slices of each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._services: set[ObjectName] = set()
+        self._slices: dict[ObjectName, set[str]] = {}
+
+    def service(self, name: ObjectName) -> None:
+        with self._lock:
+            self._services.add(name)
+
+    def slice(self, piece: EndpointSlice) -> None:
+        if piece.service:
+            with self._lock:
+                self._slices.setdefault(piece.service, set()).add(piece.metadata.name)
+
+    def done(self, looked: Iterable[ObjectName]) -> None:
+        with self._lock:
+            self._services.difference_update(looked)
+            for name in looked if self._slices else ():
+                self._slices.pop(name, None)
+
+    def counts(self) -> tuple[int, int]:
+        with self._lock:
+            return len(self._services), sum(map(len, self._slices.values()))
+
+
+def _describe(registry: CollectorRegistry, gates: Mapping[str, bool]) -> None:
+    """Say what this is: the build, and the feature gates (contract 7.4.17)."""
+    version = metadata.version("nftproxy")
+    major, minor, patch = KUBERNETES
+    build = {
+        "major": str(major),
+        "minor": str(minor),
+        "git_version": f"v{major}.{minor}.{patch}+nftproxy.{version}",
+        "git_commit": "",
+        "git_tree_state": "",
+        "build_date": "",
+        "go_version": "",
+        "compiler": platform.python_implementation(),
+        "platform": f"linux/{_MACHINES.get(platform.machine(), platform.machine())}",
+    }
+    name = "kubernetes_build_info"
+    Gauge(name, "The release that this proxy stands in for, and its own.", tuple(build), registry=registry).labels(**build).set(1)
+    own = Gauge("nftproxy_build_info", "The version of this proxy.", ("version", "python"), registry=registry)
+    own.labels(version, platform.python_version()).set(1)
+    enabled = Gauge("kubernetes_feature_enabled", "Feature gates: 1 is on.", ("name", "stage"), registry=registry)
+    for name, gate in featuregates.GATES.items():
+        stage = "" if gate.stage == "stable" else gate.stage.upper()
+        enabled.labels(name, stage).set(featuregates.enabled(gates, name))

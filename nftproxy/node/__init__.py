@@ -1,0 +1,1 @@
+"""What the node itself is asked, set or cleared of, besides the table."""

@@ -1,0 +1,113 @@
+"""Kernel settings that are made once at the start: conntrack (contract 6.1) and how unwilling the OOM killer is to take us (6.1.7).
+
+What is written where is a pure function of the configuration and the number of CPUs. A value that is already right is not written, so
+a read-only /proc/sys with the right values is fine; any other failure is fatal, because a cluster that asked for these limits runs into
+the old ones under load, when nobody is looking. No other setting is ever touched (6.1.6).
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from loguru import logger
+
+from nftproxy.configuration.config import Conntrack
+from nftproxy.errors import UnusableError
+
+MAX: Final = "nf_conntrack_max"
+_CEILING: Final = 1 << 20
+_LEAVE_ALONE: Final = {
+    MAX: "conntrack.maxPerCore: 0",
+    "nf_conntrack_tcp_timeout_established": "conntrack.tcpEstablishedTimeout: 0s",
+    "nf_conntrack_tcp_timeout_close_wait": "conntrack.tcpCloseWaitTimeout: 0s",
+    "nf_conntrack_tcp_be_liberal": "conntrack.tcpBeLiberal: false",
+    "nf_conntrack_udp_timeout": "conntrack.udpTimeout: 0s",
+    "nf_conntrack_udp_timeout_stream": "conntrack.udpStreamTimeout: 0s",
+}
+
+
+class Setting(NamedTuple):
+    """A file below /proc/sys/net/netfilter and the number it should hold."""
+
+    name: str
+    value: int
+
+
+def wanted(conntrack: Conntrack, cpus: int) -> list[Setting]:
+    """Return what has to be set, in order (contract 6.1); durations count in whole seconds."""
+    table = [
+        Setting(MAX, max_entries(conntrack.max_per_core, conntrack.min, cpus)),
+        Setting("nf_conntrack_tcp_timeout_established", int(conntrack.tcp_established_timeout.seconds)),
+        Setting("nf_conntrack_tcp_timeout_close_wait", int(conntrack.tcp_close_wait_timeout.seconds)),
+        Setting("nf_conntrack_tcp_be_liberal", int(conntrack.tcp_be_liberal)),
+        Setting("nf_conntrack_udp_timeout", int(conntrack.udp_timeout.seconds)),
+        Setting("nf_conntrack_udp_timeout_stream", int(conntrack.udp_stream_timeout.seconds)),
+    ]
+    return [setting for setting in table if setting.value > 0]
+
+
+def max_entries(per_core: int, at_least: int, cpus: int) -> int:
+    """Return how many entries conntrack may hold, 0 to leave that alone (contract 6.1.1): the ceiling does not apply to `at_least`."""
+    if not per_core:
+        return 0
+    scaled = per_core * cpus
+    if scaled > _CEILING:
+        return _CEILING
+    return max(scaled, at_least)
+
+
+def apply(conntrack: Conntrack, *, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> list[Setting]:
+    """Make the settings and return those that had to be written; UnusableError names the file that could not be read or written."""
+    written = []
+    for setting in wanted(conntrack, cpu_count(sys)):
+        hint = f"needs a writable /proc/sys, or set {_LEAVE_ALONE[setting.name]} to run without"
+        if _write(proc / "sys/net/netfilter" / setting.name, setting.value, hint):
+            written.append(setting)
+        if setting.name == MAX and _grow_table(sys, setting.value // 4, hint):
+            written.append(Setting("hashsize", setting.value // 4))
+    for name, value in written:
+        logger.info("set {} to {}", name, value)
+    return written
+
+
+def cpu_count(sys: Path = Path("/sys")) -> int:
+    """Return how many CPUs sysfs shows, or else how many this process may use (contract 6.1.2)."""
+    cpus = sys / "devices/system/cpu"
+    found = [path for path in cpus.glob("cpu[0-9]*/topology") if re.fullmatch(r"cpu[0-9]+", path.parent.name)]
+    return len(found) or len(os.sched_getaffinity(0))
+
+
+def set_oom_score(adjustment: int, *, proc: Path = Path("/proc")) -> None:
+    """Tell the kernel when to kill this process for memory; a failure is only logged (contract 6.1.7)."""
+    path = proc / "self/oom_score_adj"
+    try:
+        path.write_text(str(adjustment))
+    except OSError as error:
+        logger.warning(
+            "{} cannot be set to {}: {}; lowering it needs the capability SYS_RESOURCE", path, adjustment, error.strerror
+        )
+
+
+def _grow_table(sys: Path, size: int, hint: str) -> bool:
+    """Make conntrack's hash table as large as its contents need; a larger one stays (contract 6.1.4)."""
+    path = sys / "module/nf_conntrack/parameters/hashsize"
+    return _read(path, hint) < size and _write(path, size, hint)
+
+
+def _write(path: Path, value: int, hint: str) -> bool:
+    """Make a file hold a number; return whether it held another one."""
+    if _read(path, hint) == value:
+        return False
+    try:
+        path.write_text(str(value))
+    except OSError as error:
+        raise UnusableError(f"{path} cannot be set to {value}: {error.strerror}", hint=hint) from error
+    return True
+
+
+def _read(path: Path, hint: str) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UnusableError(f"{path} cannot be read: {getattr(error, 'strerror', error)}", hint=hint) from error

@@ -1,0 +1,234 @@
+"""Objects from files: Service, EndpointSlice, Node and ServiceCIDR as YAML or JSON, as `kubectl get -o yaml` prints them.
+
+A scan reads only files that changed. What is broken never takes anything else with it: a broken document leaves the last good version
+of its object in place, a file that is no YAML all its objects, a folder that cannot be listed all its files. Other kinds are
+passed over, so a folder of an application's manifests can be used as it is. Problems are values, one line each, that
+name file, document, object and field.
+"""
+
+import json
+import stat
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from nftproxy.errors import SourceError
+from nftproxy.model import KINDS, Object, ObjectName
+from nftproxy.sources import kubeyaml
+from nftproxy.sources.admission import problems
+
+SUFFIXES = {".yaml", ".yml", ".json"}
+_GROUPS = {"Service": "", "Node": "", "EndpointSlice": "discovery.k8s.io", "ServiceCIDR": "networking.k8s.io"}
+_TICK = 20_000_000  # nanoseconds; file systems keep times to a jiffy, 10 ms at most
+_KEPT = "; what was read from it before stays in use"
+_Identity = tuple[str, ObjectName]  # kind and name
+
+
+@dataclass(slots=True)
+class _File:
+    """What a file held when it was last read."""
+
+    signature: tuple[int, int, int]
+    objects: dict[_Identity, Object] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """All objects of all files, and what is wrong with those that could not be used.
+
+    `news` are the problems that the scan before did not have, `mended` is how many of its problems are gone.
+    """
+
+    objects: dict[type[Object], list[Object]]
+    problems: list[str]
+    news: list[str]
+    mended: int
+
+
+class Manifests:
+    """Folders and files of manifests; each scan returns all that there is now."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = list(dict.fromkeys(paths))
+        self._files: dict[Path, _File] = {}
+        self._told: set[str] = set()
+
+    def folders(self) -> set[Path]:
+        """Return the folders in which something may change; for a link to a file also the one it points into."""
+        files = [path for path in self.paths if not _is_folder(path)]
+        return (
+            {*self.paths} - {*files}
+            | {path.parent for path in files}
+            | {path.resolve().parent for path in files if path.is_symlink()}
+        )
+
+    def check(self) -> None:
+        """Raise SourceError when a path cannot be used at all: at the start that is a mistake, later an outage."""
+        for path in self.paths:
+            try:
+                if _is_folder(path):
+                    next(path.iterdir(), None)
+                else:
+                    path.stat()
+            except FileNotFoundError:
+                raise SourceError(f"{path}: no such file or folder", hint="--manifests takes folders and files") from None
+            except OSError as error:
+                raise SourceError(f"{path}: {error.strerror}", hint="run as a user that may read it") from error
+
+    def scan(self, unfinished: Collection[Path] = ()) -> Scan:
+        """Read what changed since the last scan and return everything; files that are `unfinished` stay what they were."""
+        faults: list[str] = []
+        untouched = set(unfinished)
+        present = dict.fromkeys(self._list(faults, untouched))
+        self._files = {path: file for path, file in self._files.items() if path in present}
+        for path in present:
+            if not untouched or (path not in untouched and path.resolve() not in untouched):
+                self._read(path, faults)
+        objects: dict[type[Object], list[Object]] = {kind: [] for kind in KINDS.values()}
+        seen: dict[_Identity, Path] = {}
+        for path in present:
+            file = self._files.get(path)
+            if file is None:
+                continue
+            faults += file.problems
+            for identity, item in file.objects.items():
+                if identity in seen:
+                    faults.append(f"{path}: {_named(identity)}: is already defined in {seen[identity]}, which counts")
+                    continue
+                seen[identity] = path
+                objects[type(item)].append(item)
+        news = [fault for fault in faults if fault not in self._told]
+        mended = len(self._told - set(faults))
+        self._told = set(faults)
+        return Scan(objects, faults, news, mended)
+
+    def _list(self, faults: list[str], untouched: set[Path]) -> Iterator[Path]:
+        """Yield the files there are; those of a folder that cannot be listed are the ones known before, and `untouched`."""
+        folders = {known.parent for known in self._files} - {*self._files}  # those that were folders when last read
+        for path in self.paths:
+            if not _is_folder(path) and path not in folders:
+                yield path
+                continue
+            try:
+                names = sorted(entry.name for entry in path.iterdir())
+            except OSError as error:
+                faults.append(f"{path}: {error.strerror}{_KEPT}")
+                kept = [known for known in self._files if known.parent == path]
+                untouched.update(kept)
+                yield from kept
+                continue
+            yield from (path / name for name in names if not name.startswith(".") and Path(name).suffix in SUFFIXES)
+
+    def _read(self, path: Path, faults: list[str]) -> None:
+        known = self._files.get(path)
+        kept = _KEPT if known and known.objects else ""
+        try:
+            status = path.stat()
+            signature = (status.st_mtime_ns, status.st_size, status.st_ino)
+            regular = stat.S_ISREG(status.st_mode)
+            if known is not None and (known.signature == signature or not regular):
+                return
+            if not regular and path not in self.paths:
+                return  # what lies in a folder; what is named may be a pipe, and is read once
+            if time.time_ns() - status.st_mtime_ns < _TICK:
+                signature = (0, 0, 0)  # another write in the same tick of the clock would look the same: read it again next time
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            if isinstance(error, FileNotFoundError) and path not in self.paths and not path.is_symlink():
+                self._files.pop(path, None)  # deleted since the folder was listed
+                return
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            faults.append(f"{path}: {reason}{kept}")
+            return
+        file = _File(signature)
+        before = known.objects if known else {}
+        try:
+            documents = list(_documents(path, text))
+        except SourceError as error:
+            self._files[path] = _File(signature, before, [f"{error}{kept}"])
+            return
+        for place, document in documents:
+            _take(file, f"{path}: {place}", document, before)
+        self._files[path] = file
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # not even that may be known
+        return False
+
+
+def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Yield place and content of each document; the items of a List count as documents."""
+    try:
+        documents = [json.loads(text)] if path.suffix == ".json" else kubeyaml.documents(text)
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise SourceError(f"{path}: {where}not YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: {str(error).splitlines()[0]}") from error
+    for number, document in enumerate(documents, 1):
+        items = document.get("items") if isinstance(document, dict) and str(document.get("kind", "")).endswith("List") else None
+        if isinstance(items, list):
+            kind = str(document["kind"]).removesuffix("List")
+            implied = {"kind": kind, "apiVersion": document.get("apiVersion")} if kind else {}  # a ServiceList does not repeat it
+            for index, item in enumerate(items):
+                yield f"document {number}, item {index}", {**implied, **item} if isinstance(item, dict) else item
+        elif document is not None:
+            yield f"document {number}", document
+
+
+def _take(file: _File, place: str, document: Any, before: dict[_Identity, Object]) -> None:
+    """Add a document's object to a file, or its problems and the last good version."""
+    if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
+        file.problems.append(f"{place}: not a Kubernetes object: it has no kind")
+        return
+    kind = document["kind"]
+    if kind not in KINDS:
+        return
+    meta = document.get("metadata")
+    meta = meta if isinstance(meta, dict) else {}
+    identity = (kind, ObjectName(str(meta.get("namespace") or "default")[:63], str(meta.get("name", "?"))[:253]))
+    version = document.get("apiVersion")
+    if not isinstance(version, str):
+        faults = ["apiVersion: is missing"]
+    elif version.rpartition("/")[0] != _GROUPS[kind]:
+        return  # another group's kind of the same name
+    elif identity in file.objects:
+        faults = ["is defined twice in this file; the first one counts"]
+    else:
+        try:
+            item = msgspec.convert(document, KINDS[kind])
+            faults = problems(item)
+        except msgspec.ValidationError as error:
+            faults = [_readable(error)]
+        if not faults:
+            file.objects[identity] = item
+            return
+    fate = ""
+    if identity in before and identity not in file.objects:
+        file.objects[identity] = before[identity]
+        fate = "; the version before stays in use"
+    file.problems += [f"{place}: {_named(identity)}: {fault}{fate}" for fault in faults]
+
+
+def _readable(error: msgspec.ValidationError) -> str:
+    """Put the path of the field first, as in all other messages."""
+    text, _, path = str(error).partition(" - at `$")
+    if "matching regex" in text:
+        text = "has to be a DNS name: a-z, 0-9 and -, with a letter or digit at either end"
+    path = path.rstrip("`").removeprefix(".")
+    return f"{path}: {text[:1].lower()}{text[1:]}" if path else text[:1].lower() + text[1:]
+
+
+def _named(identity: _Identity) -> str:
+    kind, name = identity
+    text = name.name if kind in {"Node", "ServiceCIDR"} else str(name)
+    return f"{kind} {text if text.isprintable() else repr(text)}"

@@ -1,0 +1,294 @@
+"""One resource of the API, reflected in the store: list it, watch it, and again, for as long as we live.
+
+What always holds: the store changes only by what the server said, so during an outage it stays as it is; a list replaces a kind
+as a whole, so what was deleted meanwhile goes; a watch goes on exactly where the last one ended, so nothing is lost and nothing
+comes back. An object that cannot be decoded is left out with one line in the log, and the version known before stays in use until
+the object is mended or deleted. What to do when something ends is decided by `retry`, what bytes mean by `wire`.
+"""
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from loguru import logger
+
+from nftproxy.model import Object, ObjectName
+from nftproxy.sources import retry, wire
+from nftproxy.sources.apiserver import Answer, Connection, SilentError, TransportError
+from nftproxy.sources.resources import Resource
+from nftproxy.sources.retry import Cause, Outcome, State
+from nftproxy.sources.wire import Bookmark, Broken, Changed, Removed, Status, WireError
+
+PAGE_SIZE: Final = 500
+"""Objects per page of a list: about 1 MB of JSON, decoded in 5 ms, during which nothing else in this process runs."""
+
+LIST_SILENCE: Final = 30.0
+LONGEST_LINE: Final = 16 * 1024 * 1024
+"""Ten times what etcd accepts for an object: a stream without line ends must not fill the memory."""
+
+
+class Sink(Protocol):
+    """What objects are delivered to: the store, or something in front of it. Each method returns whether anything changed."""
+
+    def put(self, item: Object, /) -> bool:
+        """Take in a new or changed object."""
+
+    def remove(self, kind: type[Object], key: ObjectName, /) -> bool:
+        """Forget an object."""
+
+    def replace(self, kind: type[Object], items: Iterable[Object], /, *, keep: Collection[ObjectName]) -> bool:
+        """Make `items`, and those known under the names in `keep`, all that there is of a kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Time and chance: what tests replace. `pause` returns early when the reflector is stopped."""
+
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+    pause: Callable[[threading.Event, float], object] = threading.Event.wait
+
+
+@dataclass(frozen=True, slots=True)
+class _Complaint:
+    """What was last complained of in the log; `standing` if it befell a watch that the server had accepted."""
+
+    cause: Cause
+    code: int
+    standing: bool
+
+
+class Reflector:
+    """Keeps one kind in the store like the API server's. `run` belongs to a thread of its own, `stop` to any other."""
+
+    def __init__(
+        self, resource: Resource, connection: Connection, sink: Sink, changed: Callable[[], None], environment: Environment
+    ) -> None:
+        """Deliver to `sink`, and call `changed` after each list and after events that changed something."""
+        self.resource = resource
+        self._connection = connection
+        self._sink = sink
+        self._changed = changed
+        self._environment = environment
+        self._decoder = wire.Decoder(resource.kind)
+        self._state = State()
+        self._stopping = threading.Event()
+        self._answer: Answer | None = None
+        self._complaint: _Complaint | None = None
+        self._begun = 0.0
+        self._events = 0
+
+    def run(self) -> None:
+        """List and watch until stopped."""
+        while not self._stopping.is_set():
+            self._begun = self._events = 0
+            outcome = self._attempt()
+            if self._stopping.is_set():
+                break
+            if self._begun:
+                lasted = self._environment.clock() - self._begun
+                outcome = replace(outcome, lasted=lasted, events=self._events)
+            step = retry.after(self._state, outcome, self.resource, chance=self._environment.chance())
+            self._report(outcome, step)
+            self._state = step.state
+            if step.renew:
+                self._connection.renew()
+            if step.pause:
+                self._connection.observer.watch_restarted(self.resource.name)
+                self._environment.pause(self._stopping, step.pause)
+
+    def stop(self) -> None:
+        """Have `run` return soon, whatever it is waiting for."""
+        self._stopping.set()
+        if answer := self._answer:
+            answer.abort()
+
+    def _attempt(self) -> Outcome:
+        """List if that is due, then watch; return why that came to an end."""
+        try:
+            if self._state.version is None and not self._state.streaming:
+                trouble = self._list()
+                if trouble:
+                    return trouble
+            return self._watch()
+        except SilentError as error:
+            return Outcome(Cause.SILENT, str(error))
+        except TransportError as error:
+            return Outcome(Cause.BROKEN, str(error))
+        except WireError as error:
+            return Outcome(Cause.FAILED, str(error))
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the watch for good
+            logger.exception("{}: unexpected", self.resource.name)
+            return Outcome(Cause.FAILED, str(error))
+
+    def _list(self) -> Outcome | None:
+        """List page by page and put the whole into the store; return what came in between, if something did."""
+        items: list[Object] = []
+        broken: list[Broken] = []
+        query = {**self.resource.selectors, "limit": str(PAGE_SIZE)}
+        while True:
+            with self._ask(query, LIST_SILENCE) as answer:
+                if answer.status != 200:  # also 410, when the token of the next page has expired: begin again
+                    return _refusal(answer)
+                page = self._decoder.page(answer.body())
+            items += page.items
+            broken += page.broken
+            if not page.token:
+                break
+            query["continue"] = page.token
+        self._replace(items, broken, page.version)
+        return None
+
+    def _watch(self) -> Outcome:
+        """Watch until the stream ends. Without a place to go on from, the stream begins with a list."""
+        query = self._watch_query()
+        with self._ask(query, self.resource.silence) as answer:
+            if answer.status != 200:
+                return _refusal(answer)
+            lines = _lines(answer)
+            if self._state.version is None:
+                trouble = self._initial_events(lines)
+                if trouble:
+                    return trouble
+            elif self._complaint and not self._complaint.standing:
+                self._recovered()
+            self._begun = self._environment.clock()
+            for batch in lines:
+                trouble = self._take(batch)
+                if trouble:
+                    return trouble
+        return Outcome(Cause.ENDED, "the API server ends each watch at once")
+
+    def _watch_query(self) -> dict[str, str]:
+        seconds = retry.watch_seconds(self._state, self.resource, chance=self._environment.chance())
+        query = {**self.resource.selectors, "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
+        if self._state.version is None:
+            # No resourceVersion: at least as new as now, never the past of a server that lags behind.
+            return query | {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        return query | {"resourceVersion": self._state.version}
+
+    def _initial_events(self, lines: Iterator[list[bytes]]) -> Outcome | None:
+        """Gather a streaming list and put it into the store when it is complete, with what follows in the same batch."""
+        items: dict[ObjectName, Object] = {}
+        broken: dict[ObjectName | None, Broken] = {}
+        for batch in lines:
+            for number, line in enumerate(batch):
+                match self._decoder.event(line):
+                    case Changed(item):
+                        items[item.metadata.key] = item
+                        broken.pop(item.metadata.key, None)
+                    case Broken() as event:
+                        broken[event.key] = event
+                    case Removed(key):
+                        items.pop(key, None)
+                        broken.pop(key, None)
+                    case Bookmark(version, complete=True):
+                        self._replace(list(items.values()), broken.values(), version)
+                        return self._take(batch[number + 1 :])
+                    case Status() as event:
+                        return _failure(event)
+        return Outcome(Cause.ENDED, "the stream ended before its list was complete")
+
+    def _replace(self, items: list[Object], broken: Collection[Broken], version: wire.Version) -> None:
+        """Put a complete list into the store."""
+        if not version:
+            raise WireError("the list has no resourceVersion")
+        for each in broken:
+            self._warn_of(each)
+        self._sink.replace(self.resource.kind, items, keep={each.key for each in broken if each.key})
+        self._state = replace(self._state, version=version)
+        self._recovered()
+        self._changed()
+
+    def _take(self, batch: list[bytes]) -> Outcome | None:
+        """Take in the events of a batch of lines; return the error that was among them, if there was one."""
+        changed = False
+        try:
+            for line in batch:
+                match self._decoder.event(line):
+                    case Changed(item):
+                        changed |= self._sink.put(item)
+                    case Removed(key):
+                        changed |= self._sink.remove(self.resource.kind, key)
+                    case Broken() as event:
+                        self._warn_of(event)
+                    case Status() as event:
+                        return _failure(event)
+                    case Bookmark():
+                        continue
+                self._events += 1
+        finally:
+            if changed:
+                self._changed()
+        # Only now: what was not taken in has to come again.
+        if batch and (version := wire.version_of(batch[-1])):
+            self._state = replace(self._state, version=version)
+        return None
+
+    @contextlib.contextmanager
+    def _ask(self, query: dict[str, str], silence: float) -> Iterator[Answer]:
+        """Send a request and hold its answer where `stop` finds it."""
+        with self._connection.get(self.resource.path, query, silence=silence) as answer:
+            self._answer = answer
+            try:
+                if self._stopping.is_set():  # `stop` came before there was an answer
+                    answer.abort()
+                yield answer
+            finally:
+                self._answer = None
+
+    def _report(self, outcome: Outcome, step: retry.Step) -> None:
+        """Log trouble once, not at each try; what belongs to the normal course of things is for debugging only."""
+        name = self.resource.name
+        if outcome.lasted >= retry.STEADY:
+            self._recovered()
+        # A quiet stream is silent; and a server that goes down in good order ends a watch or two just after they began.
+        quiet = outcome.cause is Cause.SILENT and outcome.lasted >= retry.STEADY
+        normal = outcome.cause is Cause.ENDED and step.state.failures < 3
+        if quiet or normal or not step.pause:
+            logger.debug("{}: watch {} after {:.0f} s", name, outcome.cause.value, outcome.lasted)
+            return
+        if outcome.code == 410:
+            logger.info("{}: the API server has forgotten where we were; listing everything again", name)
+            return
+        complaint = _Complaint(outcome.cause, outcome.code, standing=bool(self._begun))
+        if complaint != self._complaint:
+            logger.warning("{}: {}; traffic goes on as before, trying again until it works", name, outcome.text)
+            self._complaint = complaint
+
+    def _recovered(self) -> None:
+        """Log that trouble is over."""
+        if self._complaint:
+            logger.info("{}: hearing from the API server again", self.resource.name)
+            self._complaint = None
+
+    def _warn_of(self, broken: Broken) -> None:
+        logger.warning("{}: an object is skipped, its version known before stays in use: {}", self.resource.name, broken)
+
+
+def _lines(answer: Answer) -> Iterator[list[bytes]]:
+    """Yield the complete lines of a stream, as many at a time as have arrived. What follows the last line end is no line."""
+    rest = b""
+    for piece in answer.chunks():
+        rest += piece
+        if b"\n" in piece:
+            *lines, rest = rest.split(b"\n")
+            yield [line for line in lines if line.strip()]
+        elif len(rest) > LONGEST_LINE:
+            raise WireError(f"the stream has a line of more than {LONGEST_LINE >> 20} MiB")
+
+
+def _refusal(answer: Answer) -> Outcome:
+    """Return the outcome of a request that was answered with another status than 200."""
+    said = wire.status(answer.status, answer.body())
+    return Outcome(Cause.REFUSED, f"the API server answers {said}", code=answer.status, retry_after=answer.retry_after)
+
+
+def _failure(said: Status) -> Outcome:
+    """Return the outcome of a stream that brought an error: 410 has the same meaning as at the start of a watch."""
+    wait = said.details.retry_after_seconds if said.details else 0
+    return Outcome(Cause.FAILED, f"the API server ended the watch: {said}", code=said.code, retry_after=wait)

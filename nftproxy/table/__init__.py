@@ -1,0 +1,1 @@
+"""The nftables table: its rules, its elements, writing and reading it."""

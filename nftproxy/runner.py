@@ -56,7 +56,9 @@ class Runner:
         while True:
             due = finished + (self._retry_period if self.failing else HOURLY)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._requested.wait(), max(0, due - loop.time()))
+                # Not wait_for: before Python 3.12 it swallows a cancellation that meets a request, and we never end.
+                async with asyncio.timeout_at(due):
+                    await self._requested.wait()
             self._requested.clear()
             self._idle.clear()
             await self._once()

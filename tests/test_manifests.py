@@ -416,6 +416,25 @@ def test_changes_are_noticed(folder: Path, change: Callable[[Path], object]) -> 
     asyncio.run(follow())
 
 
+@pytest.mark.parametrize("turns", range(5))
+def test_a_change_does_not_swallow_the_end(folder: Path, turns: int) -> None:
+    async def follow() -> None:
+        with Folders([folder]) as folders:
+            while True:
+                await folders.changed()
+
+    async def main() -> None:
+        task = asyncio.create_task(follow())
+        await asyncio.sleep(0.01)
+        (folder / "a.yaml").write_text("after")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        assert await asyncio.wait({task}, timeout=5) == ({task}, set())
+
+    asyncio.run(main())
+
+
 def test_a_folder_that_comes_back_is_followed_again(folder: Path) -> None:
     async def follow() -> None:
         with Folders([folder]) as folders:

@@ -128,6 +128,21 @@ def test_an_unexpected_exception_does_not_stop_the_runner() -> None:
     virtualtime.run(main())
 
 
+@pytest.mark.parametrize("turns", range(5))
+def test_a_request_does_not_swallow_the_end(turns: int) -> None:
+    """The runner is cancelled that many turns of the loop after a request: it ends, where it is."""
+
+    async def main() -> None:
+        async with started() as runs:
+            await asyncio.sleep(10)
+            runs.runner.request()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        # Now `started` has cancelled it, and waited for its end: if that was swallowed, there is none.
+
+    virtualtime.run(main())
+
+
 def test_settled_waits_for_runs_that_were_requested() -> None:
     async def main() -> None:
         async with started() as runs:

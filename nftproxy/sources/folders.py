@@ -62,7 +62,9 @@ class Folders:
         """Wait until something changed or it is time to look anyway."""
         blind = set(self._folders) - set().union(*self._watched.values())
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), BLIND if blind else POLL)
+            # Not wait_for: before Python 3.12 it swallows a cancellation that meets an event.
+            async with asyncio.timeout(BLIND if blind else POLL):
+                await self._event.wait()
             await asyncio.sleep(SETTLE)
         self._event.clear()
         self._watch()

@@ -65,7 +65,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _write_no_more()
             return 128 + signal.SIGPIPE
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -115,9 +115,15 @@ def run(command: click.Command, arguments: list[str] | None = None, **options: A
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
+        _write_no_more()
         tell(NftproxyError(f"what was written is not complete: {error.strerror}"))
         return 2
     return result if isinstance(result, int) else 0
+
+
+def _write_no_more() -> None:
+    """Send standard output nowhere: what it still holds cannot be written, which Python would find out, and tell, at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(error: NftproxyError) -> None:

@@ -18,4 +18,8 @@ mount -t tmpfs tmpfs "$folder/tmp"
 mount --bind "$(readlink -f /etc/resolv.conf)" "$folder/etc/resolv.conf"
 [ ! -f /etc/ssl/certs/ca-certificates.crt ] || mount --bind /etc/ssl/certs "$folder/etc/ssl/certs"
 
-exec chroot "$folder" "$@"
+# The folder becomes the root of this mount namespace. In a mere chroot nobody could make a user namespace, and tests do.
+cd "$folder"
+pivot_root . .  # the old root is now mounted over the new one
+umount --lazy .
+exec "$@"

@@ -158,6 +158,10 @@ class FakeApiServer:
                 self.collections[resource].objects[_key(each)] = each
             self.collections[resource].forgotten = self.version
 
+    def begin_with(self, resource: str, *documents: Document) -> None:
+        """Have objects from the beginning: nothing happens, and no version is used up."""
+        self.collections[resource].objects.update({_key(document): document for document in documents})
+
     def replay(self, resource: str, recording: str) -> None:
         """Let happen what a recorded watch told."""
         for line in (RECORDINGS / recording).read_bytes().splitlines():

@@ -1,4 +1,8 @@
-"""A reflector at work against a stand-in server, in a world where a pause takes no time; and what it leaves in the store."""
+"""A reflector at work against a stand-in server, in a world where a pause takes no time; and what it leaves in store and kernel.
+
+Each mirror keeps a table in a network namespace of its own in step, as a node does: what the reflector puts into the store is
+synced, and what the kernel then holds is read back. One resource is mirrored; objects of the others are in the store from the beginning.
+"""
 
 import contextlib
 import json
@@ -9,17 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from loguru import logger
 
 from nftproxy.address import Family
 from nftproxy.model import Object, ObjectName
+from nftproxy.proxy import Table
 from nftproxy.sources.apiserver import Connection, connect
 from nftproxy.sources.reflector import Environment, Reflector
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource
 from nftproxy.store import Store
+from nftproxy.syncer import Report
+from tests import tables
 from tests.fake_apiserver import TIMEOUT, FakeApiServer
 
-RESOURCES = {each.name: each for each in (SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS)}
+RESOURCES = (SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS)
 
 
 class Time:
@@ -27,9 +35,16 @@ class Time:
 
     def __init__(self, condition: threading.Condition) -> None:
         self.now = 1000.0
+        self.looks = 0  # at the clock: each watch looks when it begins and when it has ended
         self.pauses: list[float] = []
         self.condition = condition
-        self.environment = Environment(clock=lambda: self.now, chance=lambda: 1.0, pause=self._pause)
+        self.environment = Environment(clock=self._look, chance=lambda: 1.0, pause=self._pause)
+
+    def _look(self) -> float:
+        with self.condition:
+            self.looks += 1
+            self.condition.notify_all()
+            return self.now
 
     def _pause(self, _: threading.Event, seconds: float) -> None:
         with self.condition:
@@ -38,16 +53,58 @@ class Time:
             self.condition.notify_all()
 
 
-class Mirror:
-    """Mirrors one resource of a server in a store."""
+class Synced:
+    """Keeps a table in step with its store, whenever a source says that something changed, from whichever thread."""
 
-    def __init__(self, server: FakeApiServer, resource: Resource, connection: Connection | None = None) -> None:
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.reports: list[Report] = []
+        self.troubles: list[object] = []  # what no sync should come to
+        self._lock = threading.Lock()
+
+    def sync(self) -> None:
+        """Do what a node does, but at once."""
+        with self._lock:
+            for family in self.table.settings.families:
+                if self.table.store.complete and self.table.store.pending(family):
+                    try:
+                        report = self.table.sync(family, [])
+                    except Exception as error:
+                        self.troubles.append(error)
+                        raise
+                    self.reports.append(report)
+                    self.troubles += report.refused.items()
+
+    def left(self) -> Mapping[str, Any]:
+        """Return what is in the store, and what each set in the kernel holds. Call it when no sync is under way."""
+        assert self.troubles == [], self.troubles
+        kernel = self.table.kernel
+        found = {
+            "store": contents(self.table.store),
+            "Node": self.table.store.node,
+            **tables.unordered(tables.contents(self.table)),
+        }
+        for family in self.table.settings.families:
+            if (name := f"service_cidrs{family.digit}") in kernel.sets:
+                found[name] = kernel.networks(name, family)
+        return found
+
+
+class Mirror:
+    """Mirrors one resource of a server in the store and the kernel's table of a node."""
+
+    def __init__(self, server: FakeApiServer, resource: Resource, table: Table, connection: Connection | None = None) -> None:
         self.server = server
-        self.store = Store(list(Family))
+        self.store = table.store
+        self.synced = Synced(table)
         self.changes = 0
         self.time = Time(server.condition)
         self.connection = connection or connect("", server.url)
         self.reflector = Reflector(resource, self.connection, self.store, self._changed, self.time.environment)
+        for other in RESOURCES:
+            if other.kind is not resource.kind:
+                documents = server.collections[other.name].objects.values()
+                self.store.replace(other.kind, [msgspec.convert(each, other.kind) for each in documents])
         self._thread = threading.Thread(target=self.reflector.run, daemon=True)
 
     def start(self) -> None:
@@ -68,6 +125,7 @@ class Mirror:
         return any(key.name == name for key in contents(self.store))
 
     def _changed(self) -> None:
+        self.synced.sync()
         with self.server.condition:
             self.changes += 1
             self.server.condition.notify_all()
@@ -82,26 +140,37 @@ def contents(store: Store) -> Mapping[ObjectName, Object]:
 
 @contextmanager
 def mirroring(server: FakeApiServer, resource: Resource, connection: Connection | None = None) -> Iterator[Mirror]:
-    """Mirror a resource; at the end, compare what is in the store with what a fresh start finds, once the server behaves again."""
-    mirror = Mirror(server, resource, connection)
-    mirror.start()
-    try:
-        yield mirror
+    """Mirror a resource; at the end, compare what it left in store and kernel with what somebody who starts then finds and makes.
+
+    The server behaves again by then. Nothing is synced for the sake of the comparison.
+    """
+    with tables.bare_table(families=Family) as table:
+        mirror = Mirror(server, resource, table, connection)
+        mirror.start()
+        try:
+            yield mirror
+        finally:
+            mirror.stop()
         server.behave()
-        assert contents(mirror.store) == fresh_start(server, resource)
-    finally:
-        mirror.stop()
+        same(mirror.synced.left(), fresh_start(server, resource))
 
 
-def fresh_start(server: FakeApiServer, resource: Resource) -> Mapping[ObjectName, Object]:
-    """Return what somebody who starts now finds."""
-    other = Mirror(server, resource, connect("", server.url) if server.token is None else None)
-    other.start()
-    try:
-        other.until(lambda: other.changes)
-        return contents(other.store)
-    finally:
-        other.stop()
+def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> None:
+    """Fail, naming what differs, unless both are the same."""
+    different = {name: (left.get(name), right.get(name)) for name in {*left, *right} if left.get(name) != right.get(name)}
+    assert not different, different
+
+
+def fresh_start(server: FakeApiServer, resource: Resource) -> Mapping[str, Any]:
+    """Return what somebody who starts now finds and makes of it."""
+    with tables.bare_table(families=Family) as table:
+        other = Mirror(server, resource, table)
+        other.start()
+        try:
+            other.until(lambda: other.changes)
+        finally:
+            other.stop()
+        return other.synced.left()
 
 
 def impatient(resource: Resource, seconds: float = 0.1) -> Resource:

@@ -1,8 +1,10 @@
 """Everything that an API server and the way to it can do to us, one test per hazard.
 
-Each ends (in `mirroring`) by comparing the store with what a fresh start finds: nothing lost, nothing resurrected.
+Each ends (in `mirroring`) by comparing the store and the kernel's elements with those of a fresh start: nothing lost, nothing
+resurrected.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,39 +14,77 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nftproxy.difference import Delta
 from nftproxy.model import ObjectName, Service
 from nftproxy.sources import reflector as reflector_module
 from nftproxy.sources.apiserver import connect
-from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES
+from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource, own_node
 from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER
-from tests.fake_apiserver import Document, Exchange, FakeApiServer, Hazard, event, initial_events_end, recorded, refused
-from tests.mirror import Mirror, contents, fresh_start, impatient, kubeconfig, logged, mirroring
+from tests.fake_apiserver import Document, Exchange, FakeApiServer, Hazard, Request, event, initial_events_end, recorded, refused
+from tests.mirror import Mirror, contents, impatient, kubeconfig, logged, mirroring
+
+NAMES = ("one", "two", "three", "four", "more-0", "more-1", "more-2", "bad", "gone", "half", "last", "a", "b", "c")
+"""All services there are at any time. Each has two endpoints from the beginning, one in either zone: the kernel shows who is known."""
 
 
-def service(name: str, cluster_ip: str = "10.96.0.10", **spec: Any) -> Document:
+def service(name: str, cluster_ip: str = "", **spec: Any) -> Document:
     return {
         "metadata": {"name": name, "namespace": "default"},
-        "spec": {"clusterIP": cluster_ip, "ports": [{"port": 80}], **spec},
+        "spec": {"clusterIP": cluster_ip or f"10.96.1.{NAMES.index(name)}", "ports": [{"port": 80}], **spec},
     }
+
+
+def endpoint_slice(name: str) -> Document:
+    return {
+        "metadata": {"name": f"{name}-1", "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "endpoints": [
+            {"addresses": [f"10.244.{number}.{NAMES.index(name)}"], "hints": {"forZones": [{"name": zone}]}}
+            for number, zone in enumerate(("before", "after"))
+        ],
+        "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+    }
+
+
+EVERY = (SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS, own_node("node1"))
+
+
+def document(resource: Resource, zone: str) -> Document:
+    """An object of any resource, with something in it that the kernel's elements depend on; of all resources, if it is the zone."""
+    match resource.name:
+        case "services":
+            return service("three", externalIPs=[f"192.0.2.{len(zone)}"])
+        case "endpointslices":
+            return endpoint_slice("one") | {"ports": [{"name": "", "port": len(zone), "protocol": "TCP"}]}
+        case "servicecidrs":
+            return {"metadata": {"name": "cidr"}, "spec": {"cidrs": [f"10.9{len(zone)}.0.0/16"]}}
+        case _:
+            return {"metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": zone}}}
 
 
 @pytest.fixture
 def server() -> Iterator[FakeApiServer]:
     """A server with two services that cannot stream lists: hazards of lists are met by requests of their own."""
     with FakeApiServer(streams_lists=False) as server:
+        server.begin_with("endpointslices", *map(endpoint_slice, NAMES))
         server.put("services", service("one"))
         server.put("services", service("two"))
         yield server
 
 
-def watching(mirror: Mirror, times: int = 1) -> None:
+def watching(mirror: Mirror, times: int = 1, resource: Resource = SERVICES) -> None:
     """Wait until a watch (not a streaming list) was asked for so many times."""
-    mirror.until(lambda: len(watches(mirror.server)) >= times)
+    mirror.until(lambda: len(watches(mirror.server, resource)) >= times)
 
 
-def watches(server: FakeApiServer) -> list[str]:
+def watches(server: FakeApiServer, resource: Resource = SERVICES) -> list[Request]:
+    """Return the requests for watches."""
+    return [each for each in server.asked(resource.name, "watch") if not each.streaming]
+
+
+def places(server: FakeApiServer) -> list[str]:
     """Return from which versions watches were asked for."""
-    return [each.query["resourceVersion"] for each in server.asked("services", "watch") if not each.streaming]
+    return [each.query["resourceVersion"] for each in watches(server)]
 
 
 # Lists
@@ -56,7 +96,7 @@ def test_pages(server: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         server.put("services", service(f"more-{number}"))
     with mirroring(server, SERVICES) as mirror:
-        mirror.until(lambda: mirror.knows("two"))
+        mirror.until(lambda: mirror.changes)
         lists = server.asked("services", "list")
         assert [each.query.get("continue") for each in lists] == [None, "2/105", "4/105"]
         selectors = {"labelSelector": "!service.kubernetes.io/service-proxy-name", "fieldSelector": "spec.clusterIP!=None"}
@@ -231,7 +271,7 @@ def test_mid_line(server: FakeApiServer) -> None:
         watching(mirror, 2)
         server.put("services", service("three"))
         mirror.until(lambda: mirror.knows("three"))
-        assert watches(server) == ["102"] * 3
+        assert places(server) == ["102"] * 3
         assert len(server.asked("services", "list")) == 1
 
 
@@ -304,6 +344,41 @@ def test_silence(server: FakeApiServer) -> None:
         assert len(server.asked("services", "list")) == 1, "resumed, not listed again"
 
 
+@pytest.mark.parametrize("resource", EVERY, ids=lambda each: each.name)
+def test_silence_of_any_stream(server: FakeApiServer, resource: Resource) -> None:
+    """All are noticed within 30 s, and cost a request each: what matters less must not be known later."""
+    assert resource.silence < 30
+
+    def say_nothing(exchange: Exchange) -> None:
+        exchange.begin()
+        server.put(resource.name, document(resource, "after"))
+        exchange.hold()
+
+    server.put(resource.name, document(resource, "before"))
+    with mirroring(server, impatient(resource)) as mirror:
+        watching(mirror, resource=resource)
+        server.expect(resource.name, say_nothing, verb="watch")
+        mirror.until(lambda: mirror.changes == 2)
+        assert len(server.asked(resource.name, "list")) == 1
+
+
+@pytest.mark.parametrize("resource", EVERY, ids=lambda each: each.name)
+def test_quiet_hour(server: FakeApiServer, resource: Resource) -> None:
+    """A stream with nothing to say is ended by the server in time, and goes on over the same connection, without a list or a pause."""
+    with mirroring(server, resource) as mirror:
+        for number in range(1, 181):
+            mirror.until(lambda begun=2 * number - 1: mirror.time.looks == begun)  # type: ignore[misc]
+            seconds = int(watches(server, resource)[-1].query["timeoutSeconds"])
+            assert seconds < resource.silence, "else it would pass for dead"
+            mirror.time.now += seconds
+            if not number % 3:
+                server.bookmark(resource.name)
+            server.end_watches(resource.name)
+        assert len(server.asked(resource.name, "list")) == 1
+        assert mirror.time.pauses == []
+        assert len(server._threads) == 2, "who accepts connections, and who serves the one there was"
+
+
 def test_freeze(server: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that accepts connections and never answers."""
     monkeypatch.setattr(reflector_module, "LIST_SILENCE", 0.1)
@@ -320,7 +395,7 @@ def test_bookmark(server: FakeApiServer) -> None:
         server.bookmark("services")
         server.end_watches("services")
         watching(mirror, 2)
-        assert watches(server) == ["102", "103"]
+        assert places(server) == ["102", "103"]
         server.forget("services")
         server.end_watches("services")
         watching(mirror, 3)
@@ -455,10 +530,8 @@ def test_unauthorized_rotated_token(server: FakeApiServer, tmp_path: Path) -> No
     token = tmp_path / "token"
     token.write_text("first\n")
     server.token = "first"  # noqa: S105
-    with logged() as lines:
-        connection = connect(kubeconfig(tmp_path, server.url, tokenFile=str(token)), "")
-        mirror = Mirror(server, SERVICES, connection)
-        mirror.start()
+    connection = connect(kubeconfig(tmp_path, server.url, tokenFile=str(token)), "")
+    with logged() as lines, mirroring(server, SERVICES, connection) as mirror:
         watching(mirror)
         server.token = "second"  # noqa: S105
         server.end_watches("services")
@@ -466,9 +539,7 @@ def test_unauthorized_rotated_token(server: FakeApiServer, tmp_path: Path) -> No
         token.write_text("second\n")
         server.put("services", service("three"))
         mirror.until(lambda: mirror.knows("three"))
-        mirror.stop()
-    server.token = None
-    assert contents(mirror.store) == fresh_start(server, SERVICES)
+        server.token = None
     assert len([line for line in lines if "401 Unauthorized" in line]) == 1
 
 
@@ -479,11 +550,12 @@ def test_refused_connections(server: FakeApiServer) -> None:
     with logged() as lines, mirroring(server, SERVICES) as mirror:
         watching(mirror)
         server.delete("services", "one")
-        mirror.until(lambda: not mirror.knows("one"))
+        mirror.until(lambda: mirror.changes == 2)
+        before = mirror.synced.left()
         server.shut()
         mirror.until(lambda: len(mirror.time.pauses) >= 200)
         assert sum(mirror.time.pauses) > 3600
-        assert set(contents(mirror.store)) == {ObjectName("default", "two")}
+        assert mirror.synced.left() == before, "store and kernel stay as they are, for as long as it takes"
         server.put("services", service("three"))
         server.listen()
         mirror.until(lambda: mirror.knows("three"))
@@ -588,7 +660,8 @@ def test_undecodable_object_without_a_name(server: FakeApiServer) -> None:
 @pytest.mark.parametrize("resource", [SERVICES, ENDPOINT_SLICES], ids=lambda each: each.name)
 def test_recorded_watch(resource: Any, streams: bool) -> None:  # noqa: FBT001
     with FakeApiServer(streams_lists=streams) as server:
-        server.load(resource.name, f"{resource.name}-list.json")
+        for each in EVERY:
+            server.load(each.name, f"{each.name}-list.json")
         with mirroring(server, resource) as mirror:
             mirror.until(lambda: mirror.changes)
             before = contents(mirror.store)
@@ -600,6 +673,23 @@ def test_recorded_watch(resource: Any, streams: bool) -> None:  # noqa: FBT001
             assert len(changed) + len(before.keys() - contents(mirror.store).keys()) > 1, "the recording was played"
 
 
+# The comparison itself
+
+
+@pytest.mark.parametrize("where", ["services4", "endpoints4-tcp"])
+def test_a_kernel_that_differs_is_noticed(server: FakeApiServer, where: str) -> None:
+    def lose_elements() -> None:
+        with mirroring(server, SERVICES) as mirror:
+            mirror.until(lambda: mirror.changes)
+            kernel, lost = mirror.synced.table.kernel, Delta()
+            for key in kernel.elements(where):
+                lost.remove(where, key)
+            kernel.commit(lost)
+
+    with pytest.raises(AssertionError, match=where):
+        lose_elements()
+
+
 # Any of it, in any order
 
 CHANGES = st.tuples(st.sampled_from(["put", "delete", "break"]), st.sampled_from(["a", "b", "c"]), st.integers(1, 3))
@@ -609,7 +699,10 @@ TROUBLES = st.sampled_from(["cut", "end", "forget", "503", "mid-line", "bookmark
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(story=st.lists(st.one_of(CHANGES, TROUBLES), max_size=12), streams=st.booleans())
 def test_any_story_ends_like_a_fresh_start(story: list[tuple[str, str, int] | str], streams: bool) -> None:  # noqa: FBT001
-    with FakeApiServer(streams_lists=streams) as server, mirroring(server, SERVICES) as mirror:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(FakeApiServer(streams_lists=streams))
+        server.begin_with("endpointslices", *map(endpoint_slice, NAMES))
+        mirror = stack.enter_context(mirroring(server, SERVICES))
         mirror.until(lambda: mirror.changes)
         for each in story:
             known = server.collections["services"].objects

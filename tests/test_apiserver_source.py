@@ -1,18 +1,23 @@
-"""The four watches together: their order, what they ask for, and how they end."""
+"""The four watches together: their order, what they ask for, and how they end.
+
+Those that something befalls (in `following`) end by comparing the store and the kernel's elements with those of a fresh start.
+"""
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from nftproxy.address import Family
 from nftproxy.model import Node
+from nftproxy.proxy import Table
 from nftproxy.sources.apiserver import connect
 from nftproxy.sources.kubesource import Source
-from nftproxy.store import Store
 from tests.fake_apiserver import TIMEOUT, Document, Exchange, FakeApiServer, recorded, refused
-from tests.mirror import Time, contents, logged
+from tests.mirror import Synced, Time, contents, logged, same
+from tests.tables import bare_table
 
 
 def node(name: str = "node1", **spec: Any) -> Document:
@@ -22,9 +27,10 @@ def node(name: str = "node1", **spec: Any) -> Document:
 class Running:
     """A source at work, in a world where pauses take no time unless told otherwise."""
 
-    def __init__(self, server: FakeApiServer, *, real_time: bool = False) -> None:
+    def __init__(self, server: FakeApiServer, table: Table, *, real_time: bool = False) -> None:
         self.server = server
-        self.store = Store(list(Family))
+        self.store = table.store
+        self.synced = Synced(table)
         self.time = Time(server.condition)
         self.nodes: list[Node] = []
         self.changes = 0
@@ -44,6 +50,7 @@ class Running:
 
     def _changed(self) -> None:
         assert self.store.complete, "contract 1.3.6"
+        self.synced.sync()
         with self.server.condition:
             self.changes += 1
             self.server.condition.notify_all()
@@ -52,6 +59,34 @@ class Running:
         with self.server.condition:
             self.nodes.append(item)
             self.server.condition.notify_all()
+
+
+@contextmanager
+def working(server: FakeApiServer, *, real_time: bool = False) -> Iterator[Running]:
+    """Run a source for the length of a block."""
+    with bare_table(families=Family) as table:
+        running = Running(server, table, real_time=real_time)
+        try:
+            yield running
+        finally:
+            running.source.stop()
+
+
+@contextmanager
+def following(server: FakeApiServer) -> Iterator[Running]:
+    """The same; at the end, compare what it left in store and kernel with what somebody who starts then makes of it.
+
+    The server behaves again by then. Nothing is synced for the sake of the comparison.
+    """
+    with working(server) as running:
+        yield running
+        server.behave()
+        with working(server) as fresh:
+            fresh.until(lambda: fresh.changes and fresh.store._cidrs)
+            running.until(lambda: contents(running.store) == contents(fresh.store))
+            for each in (running, fresh):
+                each.source.stop()
+            same(running.synced.left(), fresh.synced.left())
 
 
 @pytest.fixture
@@ -66,9 +101,8 @@ def server() -> Iterator[FakeApiServer]:
 
 @pytest.fixture
 def running(server: FakeApiServer) -> Iterator[Running]:
-    running = Running(server)
-    yield running
-    running.source.stop()
+    with following(server) as running:
+        yield running
 
 
 @pytest.mark.contract("1.1.1", "1.1.2", "1.1.3", "1.1.4", "1.1.8")
@@ -98,8 +132,7 @@ def test_the_node_comes_first(server: FakeApiServer) -> None:
         refused(503)(exchange)
 
     server.expect("nodes", slowly)
-    running = Running(server)
-    try:
+    with following(server) as running:
         running.until(lambda: len(server.asked("nodes")) == 1)
         assert len(server.requests) == 1
         answer.set()
@@ -107,21 +140,16 @@ def test_the_node_comes_first(server: FakeApiServer) -> None:
         order = [each.resource for each in server.requests]
         assert order[:5] == ["nodes"] * 5, "nothing else before an answer"
         assert running.source.wait_for_node(0) == running.store.node
-    finally:
-        answer.set()
-        running.source.stop()
 
 
 @pytest.mark.contract("1.2.5", "10.2.1")
 def test_denied_servicecidrs_stop_nothing(server: FakeApiServer) -> None:
     server.expect("servicecidrs", recorded("list-forbidden.http"), times=10**9)
-    with logged() as lines:
-        running = Running(server)
+    with logged() as lines, following(server) as running:
         running.until(lambda: running.changes)
         running.until(lambda: len(server.asked("servicecidrs")) > 5)
         server.delete("services", "web", "demo")
         running.until(lambda: not any(str(key) == "demo/web" for key in contents(running.store)))
-        running.source.stop()
     assert len([line for line in lines if line.startswith("WARNING")]) == 1
 
 
@@ -130,56 +158,50 @@ def test_denied_servicecidrs_stop_nothing(server: FakeApiServer) -> None:
 def test_nothing_is_requested_before_all_is_delivered(server: FakeApiServer, late: str) -> None:
     """`Running` asserts it at each call."""
     server.expect(late, refused(503), times=20)
-    running = Running(server)
-    running.until(lambda: running.changes)
-    assert len(server.asked(late)) > 20
-    running.source.stop()
+    with following(server) as running:
+        running.until(lambda: running.changes)
+        assert len(server.asked(late)) > 20
 
 
 class TestWaitForNode:
     @pytest.mark.contract("1.2.2")
     def test_one_that_does_not_exist(self, server: FakeApiServer) -> None:
         server.delete("nodes", "node1")
-        with logged() as lines:
-            running = Running(server)
+        with logged() as lines, working(server) as running:
             assert running.source.wait_for_node(0.01) is None
-            running.source.stop()
         assert "WARNING the API server knows no Node node1" in lines
 
     @pytest.mark.contract("1.2.3")
     def test_one_that_becomes_usable(self, server: FakeApiServer) -> None:
         server.put("nodes", node())
-        running = Running(server)
-        running.until(lambda: running.store.complete)
-        assert (found := running.source.wait_for_node(0, lambda node: bool(node.spec.pod_cidrs)))
-        assert found.spec.pod_cidrs is None, "the last seen, although it is not usable"
-        changing = threading.Thread(target=server.put, args=("nodes", node(podCIDRs=["10.244.1.0/24"])))
-        changing.start()
-        assert (found := running.source.wait_for_node(TIMEOUT, lambda node: bool(node.spec.pod_cidrs)))
-        assert found.spec.pod_cidrs == ("10.244.1.0/24",)
-        changing.join()
-        running.source.stop()
+        with working(server) as running:
+            running.until(lambda: running.store.complete)
+            assert (found := running.source.wait_for_node(0, lambda node: bool(node.spec.pod_cidrs)))
+            assert found.spec.pod_cidrs is None, "the last seen, although it is not usable"
+            changing = threading.Thread(target=server.put, args=("nodes", node(podCIDRs=["10.244.1.0/24"])))
+            changing.start()
+            assert (found := running.source.wait_for_node(TIMEOUT, lambda node: bool(node.spec.pod_cidrs)))
+            assert found.spec.pod_cidrs == ("10.244.1.0/24",)
+            changing.join()
 
     def test_stopped(self, server: FakeApiServer) -> None:
         server.expect("nodes", refused(503), times=10**9)
-        running = Running(server)
-        stopping = threading.Timer(0, running.source.stop)
-        stopping.start()
-        assert running.source.wait_for_node(TIMEOUT) is None
-        stopping.join()
+        with working(server) as running:
+            stopping = threading.Timer(0, running.source.stop)
+            stopping.start()
+            assert running.source.wait_for_node(TIMEOUT) is None
+            stopping.join()
 
 
 @pytest.mark.contract("1.4.4")
 def test_a_deleted_node_stays_known(server: FakeApiServer) -> None:
-    with logged(condition=server.condition) as lines:
-        running = Running(server)
+    with logged(condition=server.condition) as lines, following(server) as running:
         running.until(lambda: running.nodes)
         server.delete("nodes", "node1")
         running.until(lambda: any("node1 was deleted" in line for line in lines))
         assert running.store.node is not None
         server.put("nodes", node(podCIDRs=["10.244.9.0/24"]))
         running.until(lambda: len(running.nodes) == 2)
-        running.source.stop()
 
 
 @pytest.mark.contract("1.4.1", "1.4.2")
@@ -203,19 +225,17 @@ def test_stop_is_prompt(server: FakeApiServer, moment: str) -> None:
                 server.expect(resource, refused(503, Retry_After="60"), times=10**9)
         case "node_unanswered":
             server.expect("nodes", refused(503, Retry_After="60"), times=10**9)
-    running = Running(server, real_time=True)
-    running.until(lambda: len(server.requests) >= (1 if moment == "node_unanswered" else 4))
-    if moment == "quiet":
-        running.until(lambda: running.store.complete)
-    running.source.stop()
+    with working(server, real_time=True) as running:
+        running.until(lambda: len(server.requests) >= (1 if moment == "node_unanswered" else 4))
+        if moment == "quiet":
+            running.until(lambda: running.store.complete)
     assert [each.name for each in threading.enumerate() if each.name.startswith("watch-")] == []
 
 
 def test_an_unchanged_list_changes_nothing(server: FakeApiServer, running: Running) -> None:
     """Contract 1.1.9: what is listed again as it was leaves no service to look at."""
     running.until(lambda: running.changes)
-    for family in Family:
-        running.store.take(family)
+    before = len(running.synced.reports)
     for resource in ("services", "endpointslices"):
         server.expect(resource, refused(410), verb="watch")
         server.end_watches(resource)
@@ -224,12 +244,13 @@ def test_an_unchanged_list_changes_nothing(server: FakeApiServer, running: Runni
     )
     server.delete("services", "web", "demo")
     running.until(lambda: not any(str(key) == "demo/web" for key in contents(running.store)))
-    assert {str(name) for name in running.store.take(Family.IPv4).services} == {"demo/web"}
+    running.source.stop()
+    looked_at = [name for report in running.synced.reports[before:] for name in report.looked_at]
+    assert {str(name) for name in looked_at} == {"demo/web"}
 
 
 def test_without_streaming_lists(server: FakeApiServer) -> None:
     server.streams_lists = False
-    running = Running(server)
-    running.until(lambda: running.changes and len(server.asked("servicecidrs")) == 3)
-    assert [len(server.asked(each, "list")) for each in server.collections] == [1, 1, 1, 1]
-    running.source.stop()
+    with following(server) as running:
+        running.until(lambda: running.changes and len(server.asked("servicecidrs")) == 3)
+        assert [len(server.asked(each, "list")) for each in server.collections] == [1, 1, 1, 1]

@@ -13,7 +13,7 @@ from nftproxy.model import Node
 from nftproxy.sources import kubesource, wire
 from nftproxy.sources.apiserver import connect
 from nftproxy.sources.kubesource import Source
-from nftproxy.sources.resources import SERVICES
+from nftproxy.sources.resources import own_node
 from nftproxy.store import Store
 from tests.cluster import Cluster, Document, needs_cluster
 from tests.mirror import contents, impatient, logged
@@ -59,6 +59,7 @@ def cluster() -> Iterator[Cluster]:
 class Counter:
     def __init__(self, condition: threading.Condition) -> None:
         self.codes: list[str] = []
+        self.restarted: set[str] = set()
         self._condition = condition
 
     def requested(self, *, code: str, method: str, host: str) -> None:  # noqa: ARG002
@@ -66,7 +67,10 @@ class Counter:
             self.codes.append(code)
             self._condition.notify_all()
 
-    def watch_restarted(self, resource: str) -> None: ...
+    def watch_restarted(self, resource: str) -> None:
+        with self._condition:
+            self.restarted.add(resource)
+            self._condition.notify_all()
 
 
 class Running:
@@ -162,14 +166,18 @@ def test_the_server_restarts(cluster: Cluster, running: Running, how: signal.Sig
 
 
 def test_the_server_freezes(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frozen, it acknowledges what the kernel asks: only the silence tells. Then it goes on, with all that was missed."""
-    monkeypatch.setattr(kubesource, "SERVICES", impatient(SERVICES, 3))
+    """Frozen, it acknowledges what the kernel asks: only the silence tells, of every stream. Then it goes on, with all that was missed."""
+    for name in ("SERVICES", "ENDPOINT_SLICES", "SERVICE_CIDRS"):
+        monkeypatch.setattr(kubesource, name, impatient(getattr(kubesource, name), 3))
+    monkeypatch.setattr(kubesource, "own_node", lambda name: impatient(own_node(name), 3))
     running = Running(cluster)
     try:
         cluster.apply(service("before"))
         running.until(lambda: "before" in running.names())
         with logged(condition=running.condition) as lines:
             cluster.pause_apiserver()
+            running.counter.restarted.clear()
+            running.until(lambda: {"services", "endpointslices", "nodes", "servicecidrs"} <= running.counter.restarted)
             running.until(lambda: any("services: nothing is heard" in line for line in lines))
             assert "before" in running.names()
             cluster.resume_apiserver()
@@ -215,4 +223,4 @@ def test_the_server_offers_streaming_lists_and_bookmarks(cluster: Cluster, runni
             cluster.apply(NODE | {"metadata": {"name": "another"}})
             received = [wire.Decoder(Node).event(line) for line in b"".join(answer.chunks()).splitlines()]
         connection.close()
-    assert [type(each) for each in received] == [wire.Bookmark]
+    assert {type(each) for each in received} == {wire.Bookmark}

@@ -9,15 +9,13 @@ from typing import Final
 
 from nftproxy.model import EndpointSlice, Node, Object, Service, ServiceCIDR
 
-PROMPT: Final = 25.0
-"""Seconds of silence after which a stream that traffic depends on counts as dead; an outage has to be noticed within 30 s.
+SILENCE: Final = 25.0
+"""Seconds of silence after which a stream counts as dead; an outage has to be noticed within 30 s.
 
-TCP keep-alive finds dead peers as fast, but it only reaches the next machine that speaks TCP: with a proxy in front of several API
-servers a stream can be dead behind it. Quiet streams are resumed that often; see `retry.watch_seconds` for why that is cheap.
+TCP keep-alive finds dead peers as fast, but only the next machine that speaks TCP answers it: a proxy in front of several API
+servers, or the kernel under a frozen one, keeps a dead stream alive. Quiet streams are resumed that often; see
+`retry.watch_seconds` for why that is cheap.
 """
-
-PATIENT: Final = 90.0
-"""The same for what changes hardly ever and hurts nobody when it is late: longer than the minute (plus a quarter) between bookmarks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ class Resource:
     kind: type[Object]
     path: str
     selectors: Mapping[str, str] = field(default_factory=dict)
-    silence: float = PROMPT
+    silence: float = SILENCE
     optional: bool = False
 
 
@@ -48,11 +46,9 @@ ENDPOINT_SLICES: Final = Resource(
     {"labelSelector": "!service.kubernetes.io/headless"},
 )
 # Contract 10.2.1: permission to see ServiceCIDRs may be missing, and servers before 1.33 have no such resource.
-SERVICE_CIDRS: Final = Resource(
-    "servicecidrs", ServiceCIDR, "/apis/networking.k8s.io/v1/servicecidrs", silence=PATIENT, optional=True
-)
+SERVICE_CIDRS: Final = Resource("servicecidrs", ServiceCIDR, "/apis/networking.k8s.io/v1/servicecidrs", optional=True)
 
 
 def own_node(name: str) -> Resource:
     """Return the one Node that is this machine (contract 1.1.3)."""
-    return Resource("nodes", Node, "/api/v1/nodes", {"fieldSelector": f"metadata.name={name}"}, silence=PATIENT)
+    return Resource("nodes", Node, "/api/v1/nodes", {"fieldSelector": f"metadata.name={name}"})

@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nftproxy.sources.resources import PATIENT, Resource
+from nftproxy.sources.resources import Resource
 from nftproxy.sources.wire import Version
 
 FIRST_PAUSE: Final = 0.8
@@ -116,11 +116,12 @@ def watch_seconds(state: State, resource: Resource, *, chance: float) -> int:
 
     A quiet stream that has to be heard of every 25 s would have to be torn down and built up again, TLS and all, and it would lose its
     place, since bookmarks come once a minute. So the server is asked to end it shortly before that: if there is news, it sends a
-    bookmark 2 s before the end (seen on 1.36), and the next watch uses the same connection. In comparison, every kubelet *writes* a
-    lease every 10 s. A busy stream needs none of that: it ends after 5 to 10 minutes, at random, so that nodes do not come back
-    together. So does one that begins with a list, which may take long.
+    bookmark 2 s before the end (seen on 1.36), and the next watch uses the same connection and goes on from there, without a list.
+    Only a server that is dead or frozen stays silent. That is a request every 20 s for each stream; in comparison, every
+    kubelet *writes* a lease every 10 s. A busy stream needs none of that: it ends after 5 to 10 minutes, at random, so that nodes do
+    not come back together. So does one that begins with a list, which may take long.
     """
-    if state.quiet and state.version is not None and resource.silence < PATIENT:
+    if state.quiet and state.version is not None:
         return int(resource.silence * 0.8)
     return 300 + int(300 * chance)
 

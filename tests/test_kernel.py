@@ -1,13 +1,18 @@
 """The edge to libnftables: what is required of a machine, hooks and priorities, and what a fresh table looks like."""
 
+import json
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
+from loguru import logger
 
+from nftproxy import log
 from nftproxy.address import Family
 from nftproxy.daemon import SKIP_KERNEL_CHECK, require_kernel
-from nftproxy.errors import UnusableError
+from nftproxy.difference import Delta
+from nftproxy.errors import MissingError, UnusableError
 from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
@@ -16,6 +21,7 @@ from nftproxy.store import Store
 from nftproxy.table.kernel import Kernel
 from nftproxy.table.program import Program
 from tests.objects import endpoint, endpoint_slice, service
+from tests.tables import table_in
 from tests.world import settings, unique_name
 
 
@@ -114,3 +120,44 @@ def test_an_unchanged_object_writes_nothing(netns: str) -> None:
         assert not table.store.pending(Family.IPv4)
         report = table.sync(Family.IPv4, [])
         assert (report.services, report.written, report.transactions) == (0, 0, 0)
+
+
+@pytest.fixture
+def debugging() -> Iterator[Callable[[int], None]]:
+    """Log as with a verbosity, until the end of the test."""
+    yield lambda verbosity: log.start(verbosity=verbosity)
+    logger.remove()
+    assert sys.__stderr__
+    logger.add(sys.__stderr__)
+
+
+@pytest.mark.contract("5.10.4")
+@pytest.mark.parametrize("count", [1, 200], ids=["short", "long"])
+@pytest.mark.parametrize("verbosity", [3, 4])
+def test_refused_commands_are_logged_for_debugging(
+    netns: str, debugging: Callable[[int], None], capsys: pytest.CaptureFixture[str], count: int, verbosity: int
+) -> None:
+    """As they were sent, so that they can be tried with `nft -j -f -`; but not megabytes of them."""
+    refused = Delta()
+    for number in range(count):
+        refused.remove("endpoints4-tcp", ("10.96.0.10", 80, number))
+    with table_in(netns) as table:
+        table.sync(Family.IPv4, [])
+        debugging(verbosity)
+        with pytest.raises(MissingError):
+            table.kernel.commit(refused)
+    logged = capsys.readouterr().err
+    if verbosity < 4:
+        assert logged == ""
+        return
+    first, commands, *more = logged.splitlines()
+    assert first.endswith(
+        "DEBUG   refused: netlink: Error: Could not process rule: No such file or directory; the commands were:"
+    )
+    if count == 1:
+        assert more == []
+        (command,) = json.loads(commands)["nftables"]
+        assert command["delete"]["element"]["elem"] == [{"concat": ["10.96.0.10", 80, 0]}]
+    else:
+        assert len(commands) == 4000
+        assert more[0].endswith(" characters more")

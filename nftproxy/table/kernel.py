@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
+from loguru import logger
 
 from nftproxy.address import Family, Network
 from nftproxy.compiler import Affinity, Key, Value, Verdict
@@ -33,6 +34,7 @@ add map inet nftproxy-probe m { typeof ip daddr . tcp dport . numgen random mod 
 delete table inet nftproxy-probe
 """
 _ELEMENT = {"family": "inet", "table": "nftproxy"}
+_SHOWN = 4000  # characters of commands in a log line: many services are halved until one is left, whose commands are shorter
 
 
 class Kernel:
@@ -262,7 +264,11 @@ class Kernel:
     def _run(self, text: str) -> None:
         code, _, error = self._nft.cmd(text)
         if code:
-            raise _error(str(error))
+            reason = _error(str(error))
+            # Contract 5.10.4; without a listing of the table, which may take seconds and which `nft` and `nftproxy show` give at any time.
+            more = f"\n... and {len(text) - _SHOWN} characters more" if len(text) > _SHOWN else ""
+            logger.debug("refused: {}; the commands were:\n{}{}", reason, text[:_SHOWN], more)
+            raise reason
 
 
 def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str, object]:

@@ -151,9 +151,8 @@ def test_refused_commands_are_logged_for_debugging(
         assert logged == ""
         return
     first, commands, *more = logged.splitlines()
-    assert first.endswith(
-        "DEBUG   refused: netlink: Error: Could not process rule: No such file or directory; the commands were:"
-    )
+    assert "DEBUG   refused: " in first
+    assert first.endswith("No such file or directory; the commands were:")
     if count == 1:
         assert more == []
         (command,) = json.loads(commands)["nftables"]

@@ -73,12 +73,14 @@ class Delta:
             for key in added[where]:
                 self.late[where].pop(key, None)
 
-    def targets(self) -> Iterator[str]:
-        """Yield the chains that added verdicts go to."""
-        for items in self.added.values():
-            for value in items.values():
-                if type(value) is Verdict and value.target:
-                    yield value.target
+    def verdict_maps(self) -> list[str]:
+        """Return the maps that verdicts are added to; what is in one map is all of one kind."""
+        return [where for where, items in self.added.items() if items and type(next(iter(items.values()))) is Verdict]
+
+    def targets(self) -> set[str]:
+        """Return the chains that added verdicts go to."""
+        added = (value for where in self.verdict_maps() for value in self.added[where].values())
+        return {value.target for value in added if isinstance(value, Verdict) and value.target}
 
     def compare(self, new: Iterable[Element], old: dict[Place, Value]) -> None:
         """Take in what turns `old` into `new`."""

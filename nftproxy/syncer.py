@@ -21,7 +21,7 @@ from nftproxy.compiler import Affinity, Compiled, Context, Frontend, compile_ser
 from nftproxy.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.model import ObjectName
-from nftproxy.node.memory import give_back
+from nftproxy.node.memory import give_back, uncollected
 from nftproxy.selection import Locality
 from nftproxy.settings import ALL, NodeSettings
 from nftproxy.store import Pending, Store, Taken
@@ -58,6 +58,49 @@ class Report:
             self.stages[stage] = self.stages.get(stage, 0) + time.perf_counter() - begin
 
 
+class HeldError(KernelError):
+    """The kernel refused something of many services that a first load had held back: they have to be tried by themselves."""
+
+
+class Held:
+    """What a first load writes after everything else of all services.
+
+    The kernel validates all verdicts there are with each transaction that adds one or a rule, so they go together, but those of
+    one service never apart; and addresses of Services last, because connections to one without a verdict are refused.
+    """
+
+    def __init__(self) -> None:
+        self._verdicts: list[Delta] = []
+        self._addresses: list[Delta] = []
+
+    def take(self, whole: Delta) -> tuple[Delta, Delta]:
+        """Take out of `whole`, and return, what is to be held back; `keep` it once the rest was accepted."""
+        verdicts, addresses = Delta(), Delta()
+        for where in whole.verdict_maps():
+            verdicts.take(whole, where)
+        for where in [where for where in whole.added if where.startswith("cluster_ips")]:
+            addresses.take(whole, where)
+        return verdicts, addresses
+
+    def keep(self, verdicts: Delta, addresses: Delta) -> None:
+        """Hold what was taken."""
+        self._verdicts.append(verdicts)
+        self._addresses.append(addresses)
+
+    def parts(self) -> Iterator[Delta]:
+        """Yield what is held, as transactions, and hold it no longer."""
+        held = (*self._verdicts, *self._addresses)
+        self._verdicts, self._addresses = [], []
+        part = Delta()
+        for each in held:
+            if part and len(part) + len(each) > BATCH:
+                yield part
+                part = Delta()
+            part.merge(each)
+        if part:
+            yield part
+
+
 class Syncer:
     """Keeps the part of the table that belongs to one family in step with the store; not for two threads at once."""
 
@@ -79,12 +122,13 @@ class Syncer:
         try:
             try:
                 return self._sync(taken)
-            except (MissingError, ExistsError) as error:
-                logger.warning("{}: the table is not what it was left as ({}); reading it back", self.family, error)
+            except (MissingError, ExistsError, HeldError) as error:
+                if not isinstance(error, HeldError):
+                    logger.warning("{}: the table is not what it was left as ({}); reading it back", self.family, error)
                 self.distrust()
                 self._store.give_back(self.family, taken)
                 taken = self._store.take(self.family, everything=True)
-                return self._sync(taken)
+                return self._sync(taken, hold=False)
         except BaseException:
             self._store.give_back(self.family, taken)
             raise
@@ -118,36 +162,40 @@ class Syncer:
             names.update(self._program.affinity(affinity))
         return names
 
-    def _sync(self, taken: Taken) -> Report:
+    def _sync(self, taken: Taken, *, hold: bool = True) -> Report:
         report = Report(self.family, services=len(taken.services), looked_at=taken.services)
-        actual = None
-        if not self.in_step:
+        if self.in_step:
+            self._write(taken, None, None, report)
+        else:
             with report.timed("read_back"):
                 actual = self._read_back(report)
-        generation = self._kernel.generation
-        before = set(self._kernel.sets) if actual is not None else set()
-        held = Delta()
-        for services in _portions(taken.services, None if actual is None else PORTION):
-            with report.timed("compile"):
-                wanted = self._compile(services, taken.zone)
-            with report.timed("difference"):  # all but what the kernel takes of it
-                for batch in self._batches(difference(self.remembered, wanted), actual):
-                    self._apply(batch, actual, report, held if actual == {} else None)
-        with report.timed("difference"):
-            if actual is not None:
+            generation, before = self._kernel.generation, set(self._kernel.sets)
+            with uncollected():
+                self._write(taken, actual, Held() if hold and not actual else None, report)
+            with report.timed("difference"):
                 self._adopt(actual, before, report)
-            self._commit(held, (), report)
-            self._commit_late(report)
-        report.stages["difference"] -= report.stages.get("kernel", 0)
-        if taken.networks is not None:
-            self._service_cidrs(taken.networks)
-        if actual is not None:
             if self._settings.nodeport_addresses[self.family] is ALL:
                 self.accept_nodeports_on(())  # no rule looks there, but an older process may have left some
             self._generation = generation
-        if actual is not None or report.written >= BATCH:
+        with report.timed("difference"):
+            self._commit_late(report)
+        report.stages["difference"] -= report.stages.get("kernel", 0)  # all but what the kernel takes of it
+        if taken.networks is not None:
+            self._service_cidrs(taken.networks)
+        if report.read_back or report.written >= BATCH:
             give_back()
         return report
+
+    def _write(self, taken: Taken, actual: Actual | None, held: Held | None, report: Report) -> None:
+        """Make the changes of services, but for late deletions."""
+        for services in _portions(taken.services, None if actual is None else PORTION):
+            with report.timed("compile"):
+                wanted = self._compile(services, taken.zone)
+            with report.timed("difference"):
+                for batch in self._batches(difference(self.remembered, wanted), actual):
+                    self._apply(batch, actual, report, held)
+        with report.timed("difference"):
+            self._commit_held(held, report)
 
     def _compile(self, services: Mapping[ObjectName, Pending], zone: str) -> dict[ObjectName, Compiled | None]:
         node_ip = self._settings.node_ips[self.family].text
@@ -204,15 +252,15 @@ class Syncer:
             yield batch
         yield from ([pair] for pair in slow)
 
-    def _apply(self, batch: list[Pair], actual: Actual | None, report: Report, held: Delta | None) -> None:
+    def _apply(self, batch: list[Pair], actual: Actual | None, report: Report, held: Held | None) -> None:
         """Commit a batch; if the kernel refuses it, halve it until the offender is alone and set that aside."""
         changes = [change for change, _ in batch]
         whole = shared_delta(changes, self.remembered, actual)
         for _, part in batch:
             whole.merge(part)
-        later = Delta()
-        if held is not None:
-            later.take(whole, f"cluster_ips{self.family.digit}")
+        if whole.removed:  # of two that claim a frontend the older one came later: what it replaces has to be there
+            self._commit_held(held, report)
+        later = held.take(whole) if held is not None else None
         affinities = [a for change in changes for new in change.services.values() if new for a in new.affinities]
         try:
             if actual is None and len(changes) == 1 and self._forgetful(changes[0]):
@@ -233,8 +281,8 @@ class Syncer:
             self._log_rivals(change)
             self.untidy = self.untidy or self._drops_affinity(change)
             self.remembered.accept(change)
-        if held is not None:
-            held.merge(later)
+        if held is not None and later is not None:
+            held.keep(*later)
         self._late.cancel(whole.added)
         self._late.merge(Delta(late=whole.late))
 
@@ -273,6 +321,13 @@ class Syncer:
                 report.written += len(whole) - sum(map(len, whole.late.values()))
                 self._kernel.commit(whole)
 
+    def _commit_held(self, held: Held | None, report: Report) -> None:
+        try:
+            for part in held.parts() if held else ():
+                self._commit(part, (), report)
+        except KernelError as error:
+            raise HeldError(str(error), hint=error.hint) from error
+
     def _commit_late(self, report: Report) -> None:
         """Delete what nothing points to any more; all of it belongs to changes that were applied."""
         if self._late:
@@ -293,7 +348,6 @@ class Syncer:
                 rest.drop(where, key)
         self._commit(rest, (), report)
         self._late.merge(Delta(late=rest.late))
-        self._kernel.ensure_for(Delta(), self._program, list(self._affinities()))
         for affinity in self._affinities():
             if not before.isdisjoint(_memories(affinity, affinity.ports)):
                 self._forget(affinity, affinity.ports)

@@ -232,7 +232,7 @@ def test_targets_are_the_chains_that_verdicts_need() -> None:
     found.add(Element("services4", ("10.96.0.10", "tcp", 80), Verdict("goto", "pick4-tcp-2")))
     found.add(Element("no_endpoints4", ("10.96.0.11", "tcp", 80), Verdict("drop")))
     found.add(Element("endpoints4-tcp", ("10.96.0.10", 80, 0), ("10.244.1.2", 80)))
-    assert list(found.targets()) == ["pick4-tcp-2"]
+    assert found.targets() == {"pick4-tcp-2"}
 
 
 # --- shared elements ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import ctypes
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _LIBC = ctypes.CDLL(None)
 
@@ -12,6 +14,18 @@ def collect_seldom() -> None:
     A first load makes a million objects and hardly a cycle; looking for them all the time took a fifth of its processor time.
     """
     gc.set_threshold(50_000, 20, 100)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Do not look for reference cycles at all while a block makes very many objects and no cycles; a sixth of a first load's time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def give_back() -> None:

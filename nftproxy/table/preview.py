@@ -59,7 +59,7 @@ def text(program: Program, previews: Iterable[Preview], nodeport_ips: dict[Famil
     parts: dict[str, str] = {}
     lengths: dict[Family, set[int]] = {}
     for each in previews:
-        for target in sorted(set(each.delta.targets())):
+        for target in sorted(each.delta.targets()):
             parts |= program.pick(target)
         for affinity in each.affinities:
             parts |= program.affinity(affinity)

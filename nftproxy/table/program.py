@@ -9,7 +9,7 @@ is ever rewritten under the same program.
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from string import Template
 
 from nftproxy import shipped
@@ -175,18 +175,26 @@ def _fill(text: str, variables: Variables) -> str:
     """Fill in the variables, line by line; a line with a condition that is never true (None) is left out."""
     lines = []
     for line in text.splitlines():
-        template = Template(line)
-        if all(variables[name] is not None for name in template.get_identifiers()):
+        template, names = _template(line)
+        if all(variables[name] is not None for name in names):
             lines.append(template.substitute(variables))
     return "\n".join(lines) + "\n"
+
+
+@lru_cache(4096)
+def _template(line: str) -> tuple[Template, frozenset[str]]:
+    """Return a line of a ruleset and the names of its variables; thousands of services share the few lines there are."""
+    template = Template(line)
+    return template, frozenset(template.get_identifiers())
 
 
 def _per_port(block: str, variables: Variables, ports: Iterable[int]) -> Iterator[str]:
     """Yield the lines of a block, those about one port number once for each."""
     for line in block.splitlines():
-        if "port" in Template(line).get_identifiers():
+        template, names = _template(line)
+        if "port" in names:
             for port in ports:
-                yield Template(line).substitute(variables, port=port)
+                yield template.substitute(variables, port=port)
         else:
             yield from _fill(line, variables).splitlines()
 

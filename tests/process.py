@@ -81,9 +81,9 @@ def everything(where: str) -> dict[str, Any]:
 class Run:
     """`nftproxy run` in a namespace; killed at the end of the block if it still runs."""
 
-    def __init__(self, where: str, folder: Path, *arguments: str) -> None:
+    def __init__(self, where: str, folder: Path, *arguments: str, program: Sequence[str] = NFTPROXY) -> None:
         self.where = where
-        self._argv = [*NFTPROXY, "run", "--manifests", str(folder), "--node-name", "node1", *arguments]
+        self._argv = [*program, "run", "--manifests", str(folder), "--node-name", "node1", *arguments]
         self._log = folder.parent / f"{where}.log"
         self._log.touch()
         self._seen = 0

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from nftproxy import shipped
 from nftproxy.errors import SourceError
 from nftproxy.model import EndpointSlice, Node, Service, ServiceCIDR
+from nftproxy.sources import folders as folders_module
 from nftproxy.sources import kubeyaml
 from nftproxy.sources.folders import Folders
 from nftproxy.sources.manifests import Manifests, Scan
@@ -460,12 +461,85 @@ def test_a_file_that_is_being_written_is_not_read(folder: Path) -> None:
                 (folder / "other.yaml").write_text(text(changed(WEB, "metadata.name", "other")))
                 await asyncio.wait_for(folders.changed(), 1)
                 assert folders.unfinished() == {path}
-                found = manifests.scan(folders.unfinished())
+                found = manifests.scan(folders.unfinished)
                 assert (found.problems, names(found), names(found, EndpointSlice)) == ([], ["web", "other"], ["web-1"])
             await asyncio.wait_for(folders.changed(), 1)
             assert folders.unfinished() == set()
-            found = manifests.scan(folders.unfinished())
+            found = manifests.scan(folders.unfinished)
             assert found.objects[EndpointSlice][0].endpoints[0].addresses == ("10.244.1.3",)  # type: ignore[union-attr, index]
+
+    asyncio.run(follow())
+
+
+@pytest.mark.parametrize("ends", [None, "between", "after"], ids=["goes on", "ends between the looks", "ends after the looks"])
+def test_a_file_that_is_emptied_when_it_is_about_to_be_read(folder: Path, ends: str | None) -> None:
+    """Somebody begins to write just after it was asked whether anybody does: what is read then is an empty file, and no answer."""
+    path = folder / "a.yaml"
+    path.write_text(text(WEB))
+    manifests = Manifests([folder])
+    assert names(manifests.scan()) == ["web"]
+    path.write_text(text(changed(WEB, "metadata.name", "other")))
+
+    async def follow() -> None:
+        with Folders([folder]) as folders:
+            looks: list[frozenset[Path]] = []
+            file: Any = None
+
+            def write(content: str) -> None:
+                file.write(content)
+                file.close()
+
+            def unfinished() -> frozenset[Path]:
+                nonlocal file
+                if looks and ends == "between":
+                    write(text(changed(WEB, "metadata.name", "new")))
+                looks.append(folders.unfinished())
+                if len(looks) == 1:
+                    file = path.open("w")
+                elif ends == "after":
+                    write(text(changed(WEB, "metadata.name", "new")))
+                return looks[-1]
+
+            found = manifests.scan(unfinished)
+            assert looks == [set(), set() if ends == "between" else {path}]
+            assert (found.problems, names(found)) == ([], ["web"])
+            if ends is None:
+                write(text(changed(WEB, "metadata.name", "new")))
+            await asyncio.wait_for(folders.changed(), 1)
+            assert names(manifests.scan(folders.unfinished)) == ["new"]
+
+    asyncio.run(follow())
+
+
+def test_a_file_that_is_emptied_for_good_has_no_objects(folder: Path) -> None:
+    path = folder / "a.yaml"
+    path.write_text(text(WEB))
+    manifests = Manifests([folder])
+    assert names(manifests.scan()) == ["web"]
+
+    async def follow() -> None:
+        with Folders([folder]) as folders:
+            path.write_text("")
+            assert names(manifests.scan(folders.unfinished)) == []
+
+    asyncio.run(follow())
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(3600, "web"), (0, "other")], ids=["just now", "long ago"])
+def test_a_file_that_stays_open_counts_as_written_when_it_was_long_ago(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: str
+) -> None:
+    monkeypatch.setattr(folders_module, "STALLED", seconds)
+    path = folder / "a.yaml"
+    path.write_text(text(WEB))
+    manifests = Manifests([folder])
+    assert names(manifests.scan()) == ["web"]
+
+    async def follow() -> None:
+        with Folders([folder]) as folders, path.open("w") as file:
+            file.write(text(changed(WEB, "metadata.name", "other")))
+            file.flush()
+            assert names(manifests.scan(folders.unfinished)) == [expected]
 
     asyncio.run(follow())
 

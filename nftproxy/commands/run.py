@@ -71,7 +71,7 @@ async def _rescan(given: Input, proxy: Proxy) -> None:
     """Scan again whenever a file has changed, and once at the start: one may have changed before it was watched."""
     with Folders(given.manifests.folders()) as folders:
         while True:
-            scan = await asyncio.to_thread(given.manifests.scan, folders.unfinished())
+            scan = await asyncio.to_thread(given.manifests.scan, folders.unfinished)
             _tell(scan)
             if given.deliver(scan):
                 proxy.changed()

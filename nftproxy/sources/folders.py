@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import os
 import struct
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -32,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Folders:
-    """Watches folders for the running event loop; all methods belong to its thread."""
+    """Watches folders for the running event loop; all methods but `unfinished` belong to its thread."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._folders = sorted(folders)
@@ -40,6 +41,7 @@ class Folders:
         self._event = asyncio.Event()
         self._inotify = -1
         self._watched: dict[int, set[Path]] = {}  # by watch: two names of one folder share it
+        self._lock = threading.Lock()  # for reading events, and what comes of it
         self._writing: dict[Path, float] = {}  # when it was last written to
         self._trouble = ""
 
@@ -54,9 +56,11 @@ class Folders:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._inotify >= 0:
-            self._loop.remove_reader(self._inotify)
-            os.close(self._inotify)
+        with self._lock:
+            if self._inotify >= 0:
+                self._loop.remove_reader(self._inotify)
+                os.close(self._inotify)
+                self._inotify = -1
 
     async def changed(self) -> None:
         """Wait until something changed or it is time to look anyway."""
@@ -70,10 +74,12 @@ class Folders:
         self._watch()
 
     def unfinished(self) -> frozenset[Path]:
-        """Return the files that somebody is writing: what they hold now is not meant to be read."""
-        now = time.monotonic()
-        self._writing = {path: since for path, since in self._writing.items() if now - since < STALLED}
-        return frozenset(self._writing)
+        """Return the files that somebody is writing at this moment: what they hold now is not meant to be read. For any thread."""
+        with self._lock:
+            self._take_in()
+            now = time.monotonic()
+            self._writing = {path: since for path, since in self._writing.items() if now - since < STALLED}
+            return frozenset(self._writing)
 
     def _watch(self) -> None:
         """Watch what is there now under the folders' names: one may have come, gone or been replaced."""
@@ -95,17 +101,26 @@ class Folders:
         self._watched = watched
 
     def _read(self) -> None:
+        with self._lock:
+            self._take_in()
+
+    def _take_in(self) -> None:
         """Take in the events there are."""
-        for watch, mask, name in _events(os.read(self._inotify, 1 << 16)):
-            paths = [folder / name for folder in self._watched.get(watch, ())]
-            if mask & _MODIFY:
-                self._writing |= dict.fromkeys(paths, time.monotonic())
-            elif mask & _CREATE:
-                self._loop.call_later(APPEARED, self._event.set)
-            elif not mask & _IGNORED:
-                for path in paths:
-                    self._writing.pop(path, None)
-                self._event.set()
+        while self._inotify >= 0:
+            try:
+                data = os.read(self._inotify, 1 << 16)
+            except BlockingIOError:
+                return
+            for watch, mask, name in _events(data):
+                paths = [folder / name for folder in self._watched.get(watch, ())]
+                if mask & _MODIFY:
+                    self._writing |= dict.fromkeys(paths, time.monotonic())
+                elif mask & _CREATE:
+                    self._loop.call_soon_threadsafe(self._loop.call_later, APPEARED, self._event.set)
+                elif not mask & _IGNORED:
+                    for path in paths:
+                        self._writing.pop(path, None)
+                    self._loop.call_soon_threadsafe(self._event.set)
 
     def _complain(self, error: OSError) -> None:
         reason = os.strerror(error.errno or 0)

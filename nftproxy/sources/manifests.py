@@ -1,15 +1,16 @@
 """Objects from files: Service, EndpointSlice, Node and ServiceCIDR as YAML or JSON, as `kubectl get -o yaml` prints them.
 
-A scan reads only files that changed. What is broken never takes anything else with it: a broken document leaves the last good version
-of its object in place, a file that is no YAML all its objects, a folder that cannot be listed all its files. Other kinds are
-passed over, so a folder of an application's manifests can be used as it is. Problems are values, one line each, that
-name file, document, object and field.
+A scan reads only files that changed, and takes nothing from one that somebody is writing. What is broken never takes anything else
+with it: a broken document leaves the last good version of its object in place, a file that is no YAML all its objects, a folder that
+cannot be listed all its files. Other kinds are passed over, so a folder of an application's manifests can be used as it is. Problems
+are values, one line each, that name file, document, object and field.
 """
 
 import json
+import os
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from nftproxy.errors import SourceError
+from nftproxy.errors import SourceError, brief
 from nftproxy.model import KINDS, Object, ObjectName
 from nftproxy.sources import kubeyaml
 from nftproxy.sources.admission import problems
@@ -27,6 +28,7 @@ _GROUPS = {"Service": "", "Node": "", "EndpointSlice": "discovery.k8s.io", "Serv
 _TICK = 20_000_000  # nanoseconds; file systems keep times to a jiffy, 10 ms at most
 _KEPT = "; what was read from it before stays in use"
 _Identity = tuple[str, ObjectName]  # kind and name
+_Unfinished = Callable[[], Collection[Path]]
 
 
 @dataclass(slots=True)
@@ -81,15 +83,19 @@ class Manifests:
             except OSError as error:
                 raise SourceError(f"{path}: {error.strerror}", hint="run as a user that may read it") from error
 
-    def scan(self, unfinished: Collection[Path] = ()) -> Scan:
-        """Read what changed since the last scan and return everything; files that are `unfinished` stay what they were."""
+    def scan(self, unfinished: _Unfinished = tuple) -> Scan:
+        """Read what changed since the last scan and return everything.
+
+        Files that are `unfinished` stay what they were; it is asked again after each file that was read, because to open a file
+        empties it.
+        """
         faults: list[str] = []
-        untouched = set(unfinished)
+        untouched = set(unfinished())
         present = dict.fromkeys(self._list(faults, untouched))
         self._files = {path: file for path, file in self._files.items() if path in present}
         for path in present:
-            if not untouched or (path not in untouched and path.resolve() not in untouched):
-                self._read(path, faults)
+            if not _in(path, untouched):
+                self._read(path, faults, unfinished)
         objects: dict[type[Object], list[Object]] = {kind: [] for kind in KINDS.values()}
         seen: dict[_Identity, Path] = {}
         for path in present:
@@ -125,7 +131,7 @@ class Manifests:
                 continue
             yield from (path / name for name in names if not name.startswith(".") and Path(name).suffix in SUFFIXES)
 
-    def _read(self, path: Path, faults: list[str]) -> None:
+    def _read(self, path: Path, faults: list[str], unfinished: _Unfinished) -> None:
         known = self._files.get(path)
         kept = _KEPT if known and known.objects else ""
         try:
@@ -138,7 +144,11 @@ class Manifests:
                 return  # what lies in a folder; what is named may be a pipe, and is read once
             if time.time_ns() - status.st_mtime_ns < _TICK:
                 signature = (0, 0, 0)  # another write in the same tick of the clock would look the same: read it again next time
-            text = path.read_text(encoding="utf-8")
+            content = path.read_bytes()
+            # In this order: who began to write has ended by the first look or changed the file by the second.
+            if regular and (_in(path, unfinished()) or _rewritten(status, path.stat())):
+                return  # the end of writing leads to another scan
+            text = content.decode()
         except (OSError, UnicodeDecodeError) as error:
             if isinstance(error, FileNotFoundError) and path not in self.paths and not path.is_symlink():
                 self._files.pop(path, None)  # deleted since the folder was listed
@@ -163,6 +173,16 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:  # not even that may be known
         return False
+
+
+def _in(path: Path, files: Collection[Path]) -> bool:
+    """Whether a file is among others, by its name or by where that leads to."""
+    return bool(files) and (path in files or path.resolve() in files)
+
+
+def _rewritten(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether a file was changed in place; one that took its place is complete."""
+    return before.st_ino == after.st_ino and (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size)
 
 
 def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -224,7 +244,7 @@ def _readable(error: msgspec.ValidationError) -> str:
     text, _, path = str(error).partition(" - at `$")
     if "matching regex" in text:
         text = "has to be a DNS name: a-z, 0-9 and -, with a letter or digit at either end"
-    path = path.rstrip("`").removeprefix(".")
+    text, path = brief(text), path.rstrip("`").removeprefix(".")
     return f"{path}: {text[:1].lower()}{text[1:]}" if path else text[:1].lower() + text[1:]
 
 

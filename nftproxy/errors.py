@@ -4,6 +4,8 @@ Every error that a user can cause or mend is an `NftproxyError`: its text is one
 `hint` one line that says what to do. The command line prints both and exits with 2; a traceback means a bug of ours.
 """
 
+_LONGEST = 400  # characters
+
 
 class NftproxyError(Exception):
     """The base of all errors that are shown to users as one line, with a hint where there is one."""
@@ -11,6 +13,11 @@ class NftproxyError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+
+def brief(text: str) -> str:
+    """Cut the middle out of a message that quotes an input, which may be of any length; what is wrong and where stand at the ends."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
 
 
 class AddressError(NftproxyError):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,18 @@ def test_any_field_may_hold_anything(
     documents = spoilt(changes)
     proxy.suffer(*from_the_api(documents))
     proxy.suffer(*from_files(documents, tmp_path / "bad.yaml"))
+
+
+@pytest.mark.contract("3.1.5")
+def test_no_message_is_as_long_as_what_it_quotes(tmp_path: Path) -> None:
+    """A field with a list of values is the one whose value the decoder quotes."""
+    documents = spoilt([(("Service", ("status", "loadBalancer", "ingress", 0, "ipMode")), "x" * 100_000)])
+    [broken] = Decoder(KINDS["Service"]).page(json.dumps({"metadata": {}, "items": [documents[0]]}).encode()).broken
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(documents[0]))
+    [problem] = Manifests([tmp_path]).scan().problems
+    for message in (str(broken), problem):
+        assert len(message) < 1000
+        assert message.count("nvalid enum value 'xxx") == message.count("status.loadBalancer.ingress[0].ipMode") == 1
 
 
 @settings(max_examples=200, deadline=None)

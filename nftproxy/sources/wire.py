@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 
-from nftproxy.errors import SourceError
+from nftproxy.errors import SourceError, brief
 from nftproxy.model import Object, ObjectName
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ class Decoder:
         try:
             found = _raw_list.decode(answer)
         except _UNDECODABLE as error:
-            raise WireError(f"the answer is no list of {self._kind.__name__} objects: {error}") from error
+            raise WireError(f"the answer is no list of {self._kind.__name__} objects: {brief(str(error))}") from error
         page = Page([], [], found.metadata.resource_version, found.metadata.token)
         for raw in found.items or ():
             item = self._decode(raw)
@@ -190,13 +190,13 @@ class Decoder:
                 case other:
                     raise WireError(f"the type of a watch event is {other!r:.40}")
         except _UNDECODABLE as error:
-            raise WireError(f"a line of the stream is no watch event: {error}") from error
+            raise WireError(f"a line of the stream is no watch event: {brief(str(error))}") from error
 
     def _decode(self, raw: msgspec.Raw) -> Object | Broken:
         try:
             return self._object.decode(raw)
         except _UNDECODABLE as error:
-            problem = str(error)
+            problem = brief(str(error))
         try:
             return Broken(_key(_named.decode(raw)), problem)
         except _UNDECODABLE:

@@ -153,7 +153,7 @@ class Kernel:
             text += "".join(f"flush chain {TABLE} {name}\n" for name in dict.fromkeys(refilled))
             text += "".join(f"delete chain {TABLE} {n}\n" for n in known if n.startswith("program-") and n != program.marker)
             body = program.text({family: _lengths(self.sets, family.digit) for family in program.families})
-            self._run(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
+            self._transact(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
             self._stale = self.chains - set(parts)
             self._doubted = False
             self.generation += 1
@@ -220,10 +220,10 @@ class Kernel:
         text = "".join(f"flush chain {TABLE} {name}\n" for name in chains)
         with self._lock:
             if sets:
-                self._run(text + "".join(f"delete set {TABLE} {name}\n" for name in sets))
+                self._transact(text + "".join(f"delete set {TABLE} {name}\n" for name in sets))
                 self.sets -= set(sets)
             if chains:
-                self._run(text + "".join(f"delete chain {TABLE} {name}\n" for name in chains))
+                self._transact(text + "".join(f"delete chain {TABLE} {name}\n" for name in chains))
                 self.chains -= set(chains)
                 self._stale -= set(chains)
 
@@ -244,7 +244,7 @@ class Kernel:
                 parts |= program.sources(family, _lengths(self.sets | wanted, family.digit))
                 again.append(f"allowed{family.digit}")
         if parts:
-            self._run("".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values()))
+            self._transact("".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values()))
             self._stale -= parts.keys()
             for name, text in parts.items():
                 (self.chains if text.startswith("chain") else self.sets).add(name)
@@ -259,16 +259,24 @@ class Kernel:
 
     def _json(self, commands: list[object]) -> None:
         if commands:
-            self._run(msgspec.json.encode({"nftables": commands}).decode())
+            self._transact(msgspec.json.encode({"nftables": commands}).decode())
+
+    def _transact(self, text: str) -> None:
+        """Run what belongs to a sync; when it is refused, log it for debugging (contract 5.10.4).
+
+        Without a listing of the table, which may take seconds: `nft` and `nftproxy show` give it at any time.
+        """
+        try:
+            self._run(text)
+        except KernelError as error:
+            more = f"\n... and {len(text) - _SHOWN} characters more" if len(text) > _SHOWN else ""
+            logger.debug("refused: {}; the commands were:\n{}{}", error, text[:_SHOWN], more)
+            raise
 
     def _run(self, text: str) -> None:
         code, _, error = self._nft.cmd(text)
         if code:
-            reason = _error(str(error))
-            # Contract 5.10.4; without a listing of the table, which may take seconds and which `nft` and `nftproxy show` give at any time.
-            more = f"\n... and {len(text) - _SHOWN} characters more" if len(text) > _SHOWN else ""
-            logger.debug("refused: {}; the commands were:\n{}{}", reason, text[:_SHOWN], more)
-            raise reason
+            raise _error(str(error))
 
 
 def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str, object]:

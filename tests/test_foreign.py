@@ -1,11 +1,13 @@
 """Somebody else changes our table: noticed and repaired. Somebody changes his own: none of our business."""
 
 import contextlib
+import re
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
+from nftproxy.address import Family
 from nftproxy.compiler import Key, Value
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer
@@ -83,6 +85,41 @@ def test_repair(proxy: Running, netns: str, command: str) -> None:
     nft(netns, command)
     eventually(lambda: proxy.proxy.repairs > repairs and proxy.settled() and picture(netns) == before)
     assert len(proxy.logged("somebody changed table inet nftproxy (nft, process")) == 1
+
+
+@pytest.mark.contract("9.9")
+@pytest.mark.parametrize(
+    ("command", "elements"),
+    [
+        ("delete element inet nftproxy services4 { 10.96.0.7 . tcp . 80 }", 1),
+        ("delete element inet nftproxy endpoints4-tcp { 10.96.0.7 . 80 . 1 }", 1),
+        ("delete chain inet nftproxy nat-input", 0),
+        ("flush map inet nftproxy services4", 200),
+    ],
+)
+def test_a_repair_writes_what_is_missing_and_no_more(command: str, elements: int) -> None:
+    """However many services there are: it takes a second at 10 000 of them, and that is for reading them."""
+    name = f"{unique_name()}.many"
+    namespace.create(name)
+    try:
+        with running(name, settings(families=[Family.IPv4])) as proxy:
+            for number in range(200):
+                web = f"web{number}"
+                proxy.apply(
+                    service(web, f"10.96.0.{number + 1}"), endpoint_slice(web, [endpoint(f"10.244.1.{n}") for n in (2, 3, 4)])
+                )
+            eventually(lambda: proxy.settled() and len(picture(name)[2].get("services4", ())) == 200)
+            proxy.log.clear()
+            repairs = proxy.proxy.repairs
+            nft(name, command)
+            eventually(lambda: proxy.proxy.repairs > repairs and proxy.settled())
+            assert (
+                sum(int(count) for line in proxy.logged("in step") for count in re.findall(r"(\d+) elements written", line))
+                == elements
+            )
+            assert len(picture(name)[2]["services4"]) == 200
+    finally:
+        namespace.delete(name)
 
 
 def test_own_changes_are_not_foreign(proxy: Running, netns: str) -> None:

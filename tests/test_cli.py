@@ -270,3 +270,32 @@ def test_what_scripts_read_is_json(arguments: Sequence[str]) -> None:
         json.loads(done.stdout)
     else:
         assert done.stdout == ""
+
+
+STOPPED = "import os, signal; os.kill(os.getpid(), signal.{})"  # in the place of what is loaded first
+KUBE_PROXY = ("-c", "from nftproxy.__main__ import kube_proxy; kube_proxy()")
+OURS = ("-m", "nftproxy")
+
+
+@pytest.mark.contract("8.1.1")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("argv", "in_good_order"),
+    [
+        ((*OURS, "run", "--manifests", EXAMPLES), True),
+        ((*OURS, "kube-proxy", "--config=x"), True),
+        ((*KUBE_PROXY, "--config=x"), True),
+        ((*KUBE_PROXY, "--config=x", "--init-only"), False),
+        ((*KUBE_PROXY, "--cleanup=true"), False),
+        ((*OURS, "kube-proxy", "--write_config_to", "x"), False),
+        ((*OURS, *RENDER), False),
+    ],
+    ids=lambda value: " ".join(value[2:4]) if isinstance(value, tuple) else "",
+)
+def test_a_stop_at_the_very_start(tmp_path: Path, argv: Sequence[str], number: signal.Signals, in_good_order: bool) -> None:  # noqa: FBT001
+    """While most of the program is still to be loaded."""
+    (tmp_path / "click.py").write_text(STOPPED.format(number.name))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, *argv], env=environment, capture_output=True, check=False)
+    assert done.returncode == (0 if in_good_order else -number)
+    assert not done.stderr or not in_good_order

@@ -26,7 +26,7 @@ LOG_LINE = 3  # time, level, message
 UNHURRIED = (
     sys.executable,
     "-c",
-    "from nftproxy import cli; from nftproxy.sources import folders; folders.STALLED = 3600; cli.main()",
+    "from nftproxy import __main__; from nftproxy.sources import folders; folders.STALLED = 3600; __main__.main()",
 )
 """nftproxy on a machine where nobody takes too long to write a file."""
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from nftproxy.proxy import Proxy, Table
 from nftproxy.sources.folders import Folders
 from nftproxy.sources.manifests import Scan
 from nftproxy.table.kernel import Kernel
-
-_STOP = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -35,9 +32,6 @@ def run(manifests: tuple[Path, ...], log_format: str, verbosity: int, **flags: A
     For example, on a node of the lab:
       nftproxy run --manifests examples/ --node-name node1 --cluster-cidr 10.244.0.0/16,fd00:244::/32
     """
-    # Until the event loop takes over: a stop during the start, which may load much, is no error either.
-    for number in _STOP:
-        signal.signal(number, lambda *_: sys.exit(0))
     log.start(log_format, verbosity=verbosity)
     memory.collect_seldom()
     given = Input(manifests, flags)
@@ -53,7 +47,7 @@ async def _follow(given: Input, table: Table) -> None:
     """Run until a signal says stop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in _STOP:
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     proxy = Proxy(table)
     _tell(given.scan)

@@ -5,6 +5,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from nftproxy.address import Family, parse_network
 from nftproxy.compiler import Affinity
 from nftproxy.lab.client import Answer, Connection
+from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
 from nftproxy.proxy import Table
 from nftproxy.selection import Endpoint
@@ -293,6 +295,8 @@ def test_reloading_under_traffic(world: World) -> None:
         for wire in WIRES
         for where in sources
     }
+    with enter(world.lab.place("node1").namespace):  # on a slow machine this takes longer than an idle UDP flow lives
+        Path("/proc/sys/net/netfilter/nf_conntrack_udp_timeout").write_text("600")
     opened = [world.lab.open_connection("client", *web.at("nodeport", wire)) for web in webs[::5] for wire in WIRES]
     chains = set(table.kernel.chains)
     stopping = threading.Event()

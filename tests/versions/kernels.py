@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from nftproxy.errors import NftproxyError
 from tests.versions.machine import Machine
-from tests.versions.project import kernel_tests
+from tests.versions.project import program_tests
 
 RELEASES = ("bookworm", "trixie")
 SLOW = 8  # how much slower Python runs there
 LIMIT = 25 * 60  # seconds for the tests; what failed until then is told
 TESTS = (
-    "packets_", "program", "foreign", "conntrack", "lookups", "takeover", "kernel", "faults", "findings",
+    "packets_", "program", "foreign", "conntrack", "lookups", "takeover", "bench_modes", "kernel", "faults", "findings",
 )  # fmt: skip
 HALF = "not tcp6 and not udp4"  # of tests for each family and protocol: both families and both protocols, not each with each
 ONLY_HERE = ("tests/versions/sctp.py", "tests/versions/scale.py")
@@ -54,7 +54,7 @@ def main() -> int:
 def usual_tests() -> list[str]:
     """Return the test files about what a kernel does with packets and rules, those first that only run here."""
     chosen = tuple(f"tests/test_{name}" for name in TESTS)
-    return [*ONLY_HERE, *(path for path in kernel_tests() if path.startswith(chosen))]
+    return [*ONLY_HERE, *(path for path in program_tests() if path.startswith(chosen))]
 
 
 def run(machine: Machine) -> tuple[bool, str]:

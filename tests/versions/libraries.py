@@ -1,4 +1,4 @@
-"""`make test-versions`: the tests that reach the kernel, with the libnftables and the Python of several Debian releases.
+"""`make test-versions`: the tests of the program, with the libnftables and the Python of several Debian releases.
 
 Exit code 1 when a test fails in any of them. A release that is not released yet may be missing from a mirror: that one is named and
 left out.
@@ -10,7 +10,7 @@ import time
 
 from nftproxy.errors import NftproxyError
 from tests.versions.folder import Folder
-from tests.versions.project import install, kernel_tests
+from tests.versions.project import install, program_tests
 
 RELEASES = ("bookworm", "trixie", "sid")
 _OPTIONAL = ("sid",)
@@ -21,9 +21,9 @@ def main() -> int:
     """Run the tests in each release."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--release", action="append", choices=RELEASES, help="only this one (may be repeated)")
-    parser.add_argument("pytest", nargs="*", help="what pytest is given instead of all tests that reach the kernel")
+    parser.add_argument("pytest", nargs="*", help="what pytest is given instead of all tests of the program")
     given = parser.parse_args()
-    results = {release: run(release, given.pytest or kernel_tests()) for release in given.release or RELEASES}
+    results = {release: run(release, given.pytest or program_tests()) for release in given.release or RELEASES}
     print("\n".join(f"{release:10} {result}" for release, result in results.items()))
     return 1 if any(result.startswith("FAILED") for result in results.values()) else 0
 

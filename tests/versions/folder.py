@@ -10,7 +10,8 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ PACKAGES = (
     # What this package needs: certificates for pip, modprobe in a virtual machine.
     "ca-certificates", "kmod",
 )  # fmt: skip
+_INSTALLING = threading.Lock()  # apt is not for two at a time
 _SCRIPT = Path(__file__).parent / "inside.sh"
 _PATH = "/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "TERM")
@@ -73,9 +75,12 @@ class Folder:
         half.rename(self.path)
 
     def run(
-        self, argv: Sequence[str], *, network: bool = False, env: Mapping[str, str] | None = None, capture: bool = False
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command in it; without `network` only a loopback interface is there. `capture` its output as text."""
+        self, argv: Sequence[str], say: Callable[[str], None], *, network: bool = False, env: Mapping[str, str] | None = None
+    ) -> int:
+        """Run a command in it, handing on every line it prints; return its exit code.
+
+        Without `network` only a loopback interface is there.
+        """
         spaces = ["--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts"]
         command = list(argv)
         if not network:
@@ -83,21 +88,31 @@ class Folder:
             command = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh", *argv]
         passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         everything = {"PATH": _PATH, "HOME": "/root", "LANG": "C.UTF-8", **passed, **(env or {})}
-        return subprocess.run(
+        with subprocess.Popen(
             ["unshare", *spaces, "sh", str(_SCRIPT), str(self.path), *command],
             env=everything,
-            check=False,
             text=True,
-            stdout=subprocess.PIPE if capture else None,
-            stderr=subprocess.STDOUT if capture else None,
-        )
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process:
+            try:
+                for line in process.stdout or ():
+                    say(line.rstrip())
+            except BaseException:
+                process.kill()
+                raise
+        return process.returncode
 
     def ask(self, *argv: str, network: bool = False, env: Mapping[str, str] | None = None) -> str:
         """Run a command in it and return what it prints; NftproxyError when it fails."""
-        done = self.run(argv, network=network, env=env, capture=True)
-        if done.returncode:
-            raise NftproxyError(f"{self.release}: `{' '.join(argv)}` exited with {done.returncode}:\n{done.stdout}")
-        return done.stdout
+        lines: list[str] = []
+        code = self.run(argv, lines.append, network=network, env=env)
+        said = "\n".join(lines)
+        if code:
+            raise NftproxyError(f"{self.release}: `{' '.join(argv)}` exited with {code}:\n{said}")
+        return said
 
 
 def mirror() -> str:
@@ -115,13 +130,14 @@ def mirror() -> str:
 
 def need_programs(packages: Mapping[str, str]) -> None:
     """Install the packages (by program) whose programs are missing."""
-    missing = [package for program, package in packages.items() if not shutil.which(program)]
-    if missing:
-        print(f"installing {' '.join(missing)}", flush=True)
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "-qq", "update"], check=True, env=quiet)
-        argv = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing]
-        subprocess.run(argv, check=True, env=quiet, stdout=subprocess.DEVNULL)
+    with _INSTALLING:
+        missing = [package for program, package in packages.items() if not shutil.which(program)]
+        if missing:
+            print(f"installing {' '.join(missing)}", flush=True)
+            quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            subprocess.run(["apt-get", "-qq", "update"], check=True, env=quiet)
+            argv = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing]
+            subprocess.run(argv, check=True, env=quiet, stdout=subprocess.DEVNULL)
 
 
 def digest(parts: Iterable[str]) -> str:

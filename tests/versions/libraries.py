@@ -1,12 +1,14 @@
 """`make test-versions`: the tests of the program, with the libnftables and the Python of several Debian releases.
 
-Exit code 1 when a test fails in any of them. A release that is not released yet may be missing from a mirror: that one is named and
-left out.
+As many releases at a time as this machine has processors. Exit code 1 when a test fails in any of them. A release that is not
+released yet may be missing from a mirror: that one is named and left out.
 """
 
 import argparse
+import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from nftproxy.errors import NftproxyError
 from tests.versions.folder import Folder
@@ -23,9 +25,11 @@ def main() -> int:
     parser.add_argument("--release", action="append", choices=RELEASES, help="only this one (may be repeated)")
     parser.add_argument("pytest", nargs="*", help="what pytest is given instead of all tests of the program")
     given = parser.parse_args()
-    results = {release: run(release, given.pytest or program_tests()) for release in given.release or RELEASES}
-    print("\n".join(f"{release:10} {result}" for release, result in results.items()))
-    return 1 if any(result.startswith("FAILED") for result in results.values()) else 0
+    releases = given.release or RELEASES
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        results = list(workers.map(lambda release: run(release, given.pytest or program_tests()), releases))
+    print("\n".join(f"{release:10} {result}" for release, result in zip(releases, results, strict=True)))
+    return 1 if any(result.startswith("FAILED") for result in results) else 0
 
 
 def run(release: str, tests: list[str]) -> str:
@@ -48,7 +52,7 @@ def run_in(folder: Folder, tests: list[str]) -> str:
     print(f"{folder.release}: {versions}", flush=True)
     started = time.monotonic()
     argv = ["sh", "-c", 'cd /project && exec python -m pytest -p no:cacheprovider "$@"', "sh", "-q", *tests]
-    code = folder.run(argv).returncode
+    code = folder.run(argv, lambda line: print(f"{folder.release:8} | {line}", flush=True))
     return f"{'FAILED' if code else 'passed'}  {versions}, {time.monotonic() - started:.0f} s"
 
 

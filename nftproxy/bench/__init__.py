@@ -11,6 +11,8 @@ the same namespaces, and are measured by the same code.
     client       what connects, in a process of its own
     measures     what is measured: names, units, and the rows of the table
     control      a mode's syncs and memory, in a process of each mode's own
+    api          requests to an API server
+    controlplane an API server of its own, for the real kube-proxy
     traffic      packets through a mode's node
     plan         which sizes and modes, how often, how long
     rounds       a run: modes take turns, so that noise hits all alike

@@ -22,10 +22,15 @@ _NODE_TO_CLIENT, _NODE_TO_SERVER, _SERVER = "10.255.0.1", "10.254.0.1", "10.254.
 _numbers = itertools.count(1)
 
 
+def own_name(place: str) -> str:
+    """Return a name for a namespace that no other of this process has."""
+    return f"bench-{os.getpid()}-{next(_numbers)}.{place}"
+
+
 @contextlib.contextmanager
 def scratch() -> Iterator[str]:
     """Lend a namespace to try things in, by name."""
-    name = f"bench-{os.getpid()}-{next(_numbers)}.scratch"
+    name = own_name("scratch")
     namespace.create(name)
     try:
         yield name

@@ -36,6 +36,8 @@ _COLORS: Final = {
     "kube-proxy-nftables": "#009e73",
     "ipvs": "#cc79a7",
     "userspace": "#b8a000",
+    "real-nftables": "#004d3a",
+    "real-iptables": "#00304d",
 }
 _SYNCS: Final = (Measure.FIRST_SYNC, Measure.UPDATE, Measure.RESTART)
 _SHOWN: Final = 90.0  # percent of a mode's connections that have to fit in; the rest is in the table and in CSV

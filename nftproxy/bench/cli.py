@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ import click
 
 from nftproxy import columns
 from nftproxy.bench import charts, machine, report
+from nftproxy.bench.api import Access
 from nftproxy.bench.bed import scratch
-from nftproxy.bench.modes import MODES, Place, make
+from nftproxy.bench.controlplane import PROGRAMS, assets
+from nftproxy.bench.modes import MODES, REAL, Place, Program, make
 from nftproxy.bench.offer import FEWEST, Offer
 from nftproxy.bench.plan import FULL, QUICK, Plan
 from nftproxy.bench.rounds import Run
@@ -38,10 +41,21 @@ _REPEAT, _QUICK_REPEAT = 3, 1
     help="Plain: ClusterIPs. Mixed: a fifth are LoadBalancers with NodePort and external policy Local, one in a hundred has "
     "ClientIP affinity.",
 )
-@click.option("--modes", metavar="MODE,MODE...", help=f"What to compare, of {', '.join(MODES)}, iptables; {_MODES} unless told.")
+@click.option(
+    "--modes",
+    metavar="MODE,MODE...",
+    help=f"What to compare, of {', '.join(MODES)}, iptables, {', '.join(REAL)}; {_MODES} unless told.",
+)
 @click.option("--repeat", type=click.IntRange(1), help=f"Rounds for each number of services, {_REPEAT} unless told otherwise.")
 @click.option(
     "--quick", is_flag=True, help=f"Less of everything, under a minute: {_QUICK_SIZES} services, {_QUICK_REPEAT} round."
+)
+@click.option(
+    "--kube-proxy",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help=f"Measure a real kube-proxy, too, as {' and '.join(REAL)}. Needs an API server: KUBEBUILDER_ASSETS has to name a folder "
+    f"with {' and '.join(PROGRAMS)}.",
 )
 @click.option("--iptables-backend", type=click.Choice(["legacy", "nft"]), default="legacy", show_default=True)
 @click.option(
@@ -57,6 +71,7 @@ def bench(
     mix: str,
     modes: str | None,
     repeat: int | None,
+    kube_proxy: Path | None,
     iptables_backend: Literal["legacy", "nft"],
     output: Path,
     *,
@@ -68,7 +83,9 @@ def bench(
     the same services and is sent the same connections, in turns. Ctrl-C ends it with what was measured so far.
     """
     build.check_machine()
-    wanted = _modes(modes or (_QUICK_MODES if quick else _MODES), iptables_backend)
+    program, version = _kube_proxy(kube_proxy) if kube_proxy else ("", "")
+    default = ",".join([_QUICK_MODES if quick else _MODES, *(REAL if program else ())])
+    wanted = _modes(modes or default, iptables_backend, program)
     available = [mode for mode, reason in wanted.items() if not reason]
     for reason in filter(None, wanted.values()):
         click.echo(f"{click.style('left out:', fg='yellow')} {reason}", err=True)
@@ -80,9 +97,11 @@ def bench(
         repeat=repeat or (_QUICK_REPEAT if quick else _REPEAT),
         effort=QUICK if quick else FULL,
         iptables_backend=iptables_backend,
+        kube_proxy=program,
     )
     output.mkdir(parents=True, exist_ok=True)
-    described = machine.describe() | {"command": shlex.join(["nftproxy", *sys.argv[1:]])}
+    described = machine.describe() | ({"kube-proxy": version} if version else {})
+    described |= {"command": shlex.join(["nftproxy", *sys.argv[1:]])}
     run, interrupted = _run(plan)
     for note in dict.fromkeys(run.notes):
         click.echo(f"{click.style('warning:', fg='yellow')} {note}", err=True)
@@ -90,13 +109,28 @@ def bench(
     return 130 if interrupted else 0
 
 
-def _modes(text: str, backend: Literal["legacy", "nft"]) -> dict[str, str]:
+def _kube_proxy(path: Path) -> tuple[str, str]:
+    """Return a kube-proxy and its version; NftproxyError where it is none, or where there is no API server for it."""
+    try:
+        said = subprocess.run(
+            [path.absolute(), "--version"], capture_output=True, text=True, check=False, timeout=30
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NftproxyError(f"--kube-proxy: {path} cannot be run: {error}", hint="name kube-proxy's own program") from error
+    if not said.startswith("Kubernetes v"):
+        raise NftproxyError(f"--kube-proxy: {path} is no kube-proxy: it says {said[:60]!r} to --version")
+    assets()
+    return str(path.absolute()), said
+
+
+def _modes(text: str, backend: Literal["legacy", "nft"], kube_proxy: str) -> dict[str, str]:
     """Return the modes named in a list, each with why it cannot be measured here, or nothing."""
+    program = Program(kube_proxy, Access("", "", ""), "") if kube_proxy else None
     found = {}
     with scratch() as name:
         place = Place(name, node_settings(), Workload(1).service_cidr())
         for wanted in dict.fromkeys(text.split(",")):
-            mode = make(wanted.strip(), place, backend)
+            mode = make(wanted.strip(), place, backend, program)
             found[mode.name] = mode.unavailable()
     return found
 

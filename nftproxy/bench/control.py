@@ -10,6 +10,7 @@ memory is what a daemon has that reads them from a watch.
 
 import functools
 import itertools
+import os
 import resource
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import Final, Literal, overload
 import msgspec
 
 from nftproxy.bench.measures import Measure
-from nftproxy.bench.modes import Load, Mode, Place, Work, make
+from nftproxy.bench.modes import Load, Mode, Place, Program, Work, make
 from nftproxy.bench.offer import Offer
 from nftproxy.bench.workload import node_settings
 from nftproxy.errors import NftproxyError
@@ -30,6 +31,9 @@ from nftproxy.table.kernel import Kernel
 _STRIDE: Final = 7919  # a prime: services that change one after the other are nowhere near each other
 _KERNEL_MEMORY: Final = ("SUnreclaim", "VmallocUsed", "Percpu")
 """Where rules and elements are, by their names in /proc/meminfo; reclaimable slab holds files, which others read meanwhile."""
+
+_OWN: Final = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Job(msgspec.Struct, kw_only=True):
@@ -42,6 +46,7 @@ class Job(msgspec.Struct, kw_only=True):
     restart: bool
     changes: int = 0
     seconds: float = 0.0
+    program: Program | None = None
 
 
 class Reading(msgspec.Struct):
@@ -86,17 +91,19 @@ class Arriving(Sequence[Load]):
 def readings(job: Job) -> Iterator[Reading]:
     """Do a job and yield what it took."""
     place = Place(job.namespace, node_settings(), job.offer.workload().service_cidr())
-    mode = make(job.mode, place, job.iptables_backend)
+    mode = make(job.mode, place, job.iptables_backend, job.program)
     load = Arriving(job.offer)
     if job.restart:
-        work, processor = _watched(lambda: mode.restart(load))
+        work, processor = _watched(mode, lambda: mode.restart(load))
         yield Reading(Measure.RESTART, work.seconds - load.seconds)
+        yield from _asked(Measure.RESTART_ASKED, work)
         yield Reading(Measure.RESTART_CPU, processor - load.processor)
         yield from _memory(mode)
         return
     before = kernel_memory()
-    work, processor = _watched(lambda: mode.start(load))
+    work, processor = _watched(mode, lambda: mode.start(load))
     yield Reading(Measure.FIRST_SYNC, work.seconds - load.seconds)
+    yield from _asked(Measure.FIRST_SYNC_ASKED, work)
     yield Reading(Measure.FIRST_SYNC_CPU, processor - load.processor)
     yield Reading(Measure.KERNEL, kernel_memory() - before)
     yield from _changes(mode, job)
@@ -104,16 +111,25 @@ def readings(job: Job) -> Iterator[Reading]:
         yield from _transactions(job)
 
 
-def _watched(work: Callable[[], Work]) -> tuple[Work, float]:
+def _asked(measure: Measure, work: Work) -> Iterator[Reading]:
+    if work.asked:
+        yield Reading(measure, work.asked)
+
+
+def _watched(mode: Mode, work: Callable[[], Work]) -> tuple[Work, float]:
     """Do something; return what it says, and the processor time it took, programs included: others on the machine do not change that."""
-    before = _processor()
+    before = _processor(mode)
     done = work()
-    return done, _processor() - before
+    return done, _processor(mode) - before
 
 
-def _processor() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+def _processor(mode: Mode) -> float:
+    """Return the processor time of what works for a mode so far, with all that it has waited for."""
+    used = 0.0 if mode.elsewhere else sum(sum(resource.getrusage(who)[:2]) for who in _OWN)
+    for pid in mode.processes():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used += sum(map(int, fields[11:15])) / _TICKS  # utime, stime and those of children, proc_pid_stat(5)
+    return used
 
 
 def _changes(mode: Mode, job: Job) -> Iterator[Reading]:
@@ -124,8 +140,9 @@ def _changes(mode: Mode, job: Job) -> Iterator[Reading]:
         number = turn * _STRIDE % offer.services
         for replaced in (1, 0):
             load = [offer.load(number, replaced)]
-            work, processor = _watched(functools.partial(mode.update, put=load))
+            work, processor = _watched(mode, functools.partial(mode.update, put=load))
             yield Reading(Measure.UPDATE, work.seconds)
+            yield from _asked(Measure.UPDATE_ASKED, work)
             yield Reading(Measure.UPDATE_CPU, processor)
         if time.monotonic() > until:
             break
@@ -150,7 +167,7 @@ def _transactions(job: Job) -> Iterator[Reading]:
 
 
 def _memory(mode: Mode) -> Iterator[Reading]:
-    pids = ["self", *map(str, mode.processes())]
+    pids = [*([] if mode.elsewhere else ["self"]), *map(str, mode.processes())]
     peak = sum(_status(pid, "VmHWM") for pid in pids)
     yield Reading(Measure.SETTLED, sum(_status(pid, "VmRSS") for pid in pids))
     yield Reading(Measure.PEAK, peak)

@@ -1,13 +1,13 @@
 """The services of one round: those of a workload, but for the last, which is UDP, and one that iperf3 can be reached through."""
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from nftproxy.bench.client import Target
 from nftproxy.bench.measures import Place
 from nftproxy.bench.modes import Load
-from nftproxy.bench.workload import ENDPOINT_PORT, SERVICE_PORT, Mix, Workload
+from nftproxy.bench.workload import ENDPOINT_PORT, SERVICE_PORT, Mix, Workload, decode_service, decode_slice
 
 FEWEST: Final = 5  # services: three to connect to, one for iperf3, one for datagrams
 IPERF_PORT: Final = 5201
@@ -44,15 +44,18 @@ class Offer(msgspec.Struct, frozen=True):
         most = self.services - 2
         return list(range(0, most, max(1, most // count)))[:count]
 
-    def load(self, number: int, replaced: int = 0) -> Load:
-        """Return a service, one endpoint replaced so many times; beyond the last they go on."""
+    def documents(self, number: int, replaced: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return a service and its slice as the API server has them, one endpoint replaced so many times; beyond the last they go on."""
         workload = self.workload("UDP" if number == self.datagrams else "TCP")
-        piece = workload.slice(number, replaced)
+        piece = workload.slice_document(number, replaced)
         if number == self.iperf:
-            piece = msgspec.structs.replace(
-                piece, ports=tuple(msgspec.structs.replace(port, port=IPERF_PORT) for port in piece.ports or ())
-            )
-        return Load(workload.service(number), (piece,))
+            piece["ports"][0]["port"] = IPERF_PORT
+        return workload.service_document(number), piece
+
+    def load(self, number: int, replaced: int = 0) -> Load:
+        """Return the same, decoded from bytes of its own."""
+        service, piece = map(msgspec.json.encode, self.documents(number, replaced))
+        return Load(decode_service(service), (decode_slice(piece),))
 
     def target(self, number: int, *, proxied: bool) -> Target:
         """Return where to connect to reach a service, or without a proxy one of its endpoints."""

@@ -35,6 +35,7 @@ class Plan:
     repeat: int
     effort: Effort
     iptables_backend: Literal["legacy", "nft"] = "legacy"
+    kube_proxy: str = ""  # the program, for modes that need it
 
     @property
     def steps(self) -> int:

@@ -15,7 +15,9 @@ import msgspec
 from nftproxy.bench.bed import Bed
 from nftproxy.bench.control import Answer, Job
 from nftproxy.bench.control import Reading as ControlReading
+from nftproxy.bench.controlplane import ControlPlane
 from nftproxy.bench.measures import Sample
+from nftproxy.bench.modes import REAL, Program
 from nftproxy.bench.offer import Offer
 from nftproxy.bench.plan import Plan
 from nftproxy.bench.traffic import Reading, Traffic
@@ -39,8 +41,26 @@ class Run:
     def go(self) -> None:
         """Do all of it."""
         for offer in self.plan.offers:
-            for number in range(self.plan.repeat):
-                _Round(self, offer, number).go()
+            with self._served(offer) as server:
+                for number in range(self.plan.repeat):
+                    _Round(self, offer, number, server).go()
+
+    @contextlib.contextmanager
+    def _served(self, offer: Offer) -> Iterator[ControlPlane | None]:
+        """Lend an API server with the objects of an offer, where a mode needs one."""
+        if not set(REAL) & set(self.plan.modes):
+            yield None
+            return
+        with contextlib.ExitStack() as stack:
+            server = None
+            try:
+                self.tell(f"{offer.services} services: starting an API server")
+                server = stack.enter_context(ControlPlane())
+                server.load(offer, lambda made: self.tell(f"{offer.services} services: {made} objects in the API server"))
+            except NftproxyError as error:
+                server = None
+                self.notes.append(f"no real kube-proxy with {offer.services} services: {_said(error)}")
+            yield server
 
     def tell(self, text: str, steps: int = 0) -> None:
         """Say what is going on."""
@@ -50,8 +70,9 @@ class Run:
 class _Round:
     """One round: an offer, and the modes that still work."""
 
-    def __init__(self, run: Run, offer: Offer, number: int) -> None:
+    def __init__(self, run: Run, offer: Offer, number: int, server: ControlPlane | None) -> None:
         self._run = run
+        self._server = server
         self._offer = offer
         self._number = number
         self._traffic: dict[str, Traffic] = {}
@@ -59,6 +80,9 @@ class _Round:
     def go(self) -> None:
         with contextlib.ExitStack() as stack:
             for mode in self._run.plan.turn(self._number):
+                if mode in REAL and self._server is None:
+                    self._tell(mode, "left out", 4)
+                    continue
                 with self._blamed(mode):
                     self._set_up(mode, stack)
             self._send()
@@ -68,6 +92,8 @@ class _Round:
         if mode == NO_PROXY:
             self._tell(mode, "nothing to write", 2)
         else:
+            if self._server is not None and mode in REAL:
+                self._server.attach(bed.node)
             for restart in (False, True):
                 self._tell(mode, "restart" if restart else "first sync, changes")
                 keep = stack if restart else None
@@ -86,6 +112,7 @@ class _Round:
             restart=restart,
             changes=plan.effort.changes,
             seconds=plan.effort.seconds,
+            program=Program(plan.kube_proxy, self._server.access, self._server.folder) if self._server is not None else None,
         )
         with contextlib.ExitStack() as own:
             process = subprocess.Popen(
@@ -135,10 +162,14 @@ class _Round:
             yield
         except NftproxyError as error:
             self._traffic.pop(mode, None)
-            self._run.notes.append(f"{mode} failed with {self._offer.services} services: {error}")
+            self._run.notes.append(f"{mode} failed with {self._offer.services} services: {_said(error)}")
 
     def _tell(self, mode: str, what: str, steps: int = 0) -> None:
         self._run.tell(f"{self._offer.services} services, round {self._number + 1}: {mode} {what}", steps)
+
+
+def _said(error: NftproxyError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)
 
 
 def _end(process: "subprocess.Popen[Any]") -> None:

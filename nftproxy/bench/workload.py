@@ -29,6 +29,7 @@ BALANCERS: Final = "198.18.0.0/15"  # reserved for benchmarks by RFC 2544
 SERVICE_PORT: Final = 80
 ENDPOINT_PORT: Final = 8080
 FIRST_NODEPORT: Final = 30000
+_LAST_NODEPORT: Final = 65535
 MOST: Final = 150_000  # services: a fifth of them needs a NodePort
 
 _CLUSTER_IPS, _BALANCERS, _ENDPOINTS, _SPARE = (
@@ -66,7 +67,7 @@ class Workload:
 
     def cluster_ip(self, number: int) -> str:
         """Return the ClusterIP of a service."""
-        return str(ipaddress.IPv4Address(_CLUSTER_IPS + 1 + number))
+        return str(ipaddress.IPv4Address(_CLUSTER_IPS + 2 + number))  # the first is the API server's
 
     def balancer_ip(self, number: int) -> str | None:
         """Return the load-balancer address of a service that has one."""
@@ -114,7 +115,11 @@ class Workload:
         }
         if self.is_external(number):
             port["nodePort"] = self.node_port(number)
-            spec |= {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
+            spec |= {
+                "type": "LoadBalancer",
+                "externalTrafficPolicy": "Local",
+                "healthCheckNodePort": _LAST_NODEPORT - number // 5,
+            }
             document["status"] = {"loadBalancer": {"ingress": [{"ip": self.balancer_ip(number), "ipMode": "VIP"}]}}
         return document
 
@@ -139,11 +144,11 @@ class Workload:
 
     def service(self, number: int) -> Service:
         """Return a Service, decoded from bytes of its own."""
-        return _decode_service(msgspec.json.encode(self.service_document(number)))
+        return decode_service(msgspec.json.encode(self.service_document(number)))
 
     def slice(self, number: int, replaced: int = 0) -> EndpointSlice:
         """Return an EndpointSlice, decoded from bytes of its own."""
-        return _decode_slice(msgspec.json.encode(self.slice_document(number, replaced)))
+        return decode_slice(msgspec.json.encode(self.slice_document(number, replaced)))
 
     def all_services(self) -> Iterator[Service]:
         """Yield all Services."""
@@ -174,5 +179,5 @@ def node_settings() -> NodeSettings:
     )
 
 
-_decode_service = msgspec.json.Decoder(Service).decode
-_decode_slice = msgspec.json.Decoder(EndpointSlice).decode
+decode_service = msgspec.json.Decoder(Service).decode
+decode_slice = msgspec.json.Decoder(EndpointSlice).decode

@@ -18,6 +18,8 @@
     kube-proxy-nftables    kube-proxy's nftables mode, through nft (contract 5)
     ipvs                   kube-proxy's ipvs mode, through ipvsadm, where the kernel has ip_vs
     userspace              the oldest: a process that accepts and forwards
+    real-nftables          the real kube-proxy in nftables mode; this and the next need a `Program` and its API server
+    real-iptables          ... in iptables mode, with the same `backend`
 
 All of them give a node: ClusterIPs, NodePorts, load-balancer VIPs, external policy Local, ClientIP affinity and masquerading, in
 IPv4. Services stand in the rules in the order in which they were given; the originals have them in none. The baselines remember
@@ -32,20 +34,31 @@ from nftproxy.bench.modes.ipvs import Ipvs
 from nftproxy.bench.modes.kube_nftables import KubeNftables
 from nftproxy.bench.modes.mode import Load, Mode, Place, Work
 from nftproxy.bench.modes.none import Nothing
+from nftproxy.bench.modes.original import OriginalIptables, OriginalNftables, Program
 from nftproxy.bench.modes.ours import Ours
 from nftproxy.bench.modes.userspace import Userspace
 from nftproxy.errors import NftproxyError
 
 _KINDS: Final[tuple[type[Mode], ...]] = (Nothing, Ours, IptablesLegacy, IptablesNft, KubeNftables, Ipvs, Userspace)
 MODES: Final[dict[str, type[Mode]]] = {kind.name: kind for kind in _KINDS}
+REAL: Final = (OriginalNftables.name, OriginalIptables.name)
+"""The modes of a `Program`."""
 
 
-def make(name: str, place: Place, iptables_backend: Literal["legacy", "nft"] = "legacy") -> Mode:
+def make(name: str, place: Place, iptables_backend: Literal["legacy", "nft"] = "legacy", program: Program | None = None) -> Mode:
     """Return a mode, which has done nothing yet; `iptables` is a name for the one with the backend given."""
     chosen = f"iptables-{iptables_backend}" if name == "iptables" else name
+    if chosen in REAL:
+        if program is None:
+            raise NftproxyError(f"the mode {name} needs a kube-proxy", hint="--kube-proxy PATH")
+        return (
+            OriginalNftables(place, program)
+            if chosen == OriginalNftables.name
+            else OriginalIptables(place, program, iptables_backend)
+        )
     if chosen not in MODES:
-        raise NftproxyError(f"there is no mode {name!r}", hint=f"modes: {', '.join([*MODES, 'iptables'])}")
+        raise NftproxyError(f"there is no mode {name!r}", hint=f"modes: {', '.join([*MODES, 'iptables', *REAL])}")
     return MODES[chosen](place)
 
 
-__all__ = ["MODES", "Load", "Mode", "Place", "Work", "make"]
+__all__ = ["MODES", "REAL", "Load", "Mode", "Place", "Program", "Work", "make"]

@@ -42,12 +42,14 @@ class Work:
     programs    seconds in programs that were run, from start to exit
     commands    how many were run
     sent        bytes they were given on their input
+    asked       seconds from asking a process for it, over the API or by starting it, to the end; 0 where nobody else was asked
     """
 
     own: float = 0.0
     programs: float = 0.0
     commands: int = 0
     sent: int = 0
+    asked: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -59,6 +61,7 @@ class Mode(abc.ABC):
     """One way to proxy services, from `start` to `stop`; every method belongs to one thread at a time."""
 
     name: ClassVar[str]
+    elsewhere: ClassVar[bool] = False  # whether `processes` do everything, and the calling one only looks on
 
     def __init__(self, place: Place) -> None:
         self.place = place

@@ -1,0 +1,287 @@
+"""The real kube-proxy, given as a program, against an API server that has the objects: what the renderings are compared with.
+
+It is looked at from outside. What a sync takes is what kube-proxy's own metrics say of it: from objects known to rules in place, as in
+the other modes. What users wait for, from a request to the API server until then, is `Work.asked`. It may sync whenever there is
+something to do (minSyncPeriod 10 ms), as the other modes are not made to wait either, and serves IPv4 only, as they do.
+
+Objects are known by name. A change of a service with its slices is several events, and so several syncs, one after the other is waited
+for; `Work` is that of the service where it changed, else of its slices.
+"""
+
+import abc
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import msgspec
+import urllib3
+
+from nftproxy.bench.api import SERVICES, SLICES, Access, Api, Collection, Document
+from nftproxy.bench.modes.mode import Load, Mode, Place, Work
+from nftproxy.bench.modes.nft_rules import TABLE
+from nftproxy.bench.modes.programs import Programs
+from nftproxy.bench.modes.served import node_addresses, pod_network
+from nftproxy.bench.modes.xtables import Xtables
+from nftproxy.errors import NftproxyError
+from nftproxy.lab import namespace
+from nftproxy.model import EndpointSlice, Service
+
+_PATIENCE: Final = 600.0  # seconds for one sync; 50 000 services need minutes
+_LOOK: Final = 0.02  # seconds between two looks at the metrics, at least; they tell times themselves
+_METRICS: Final = "http://127.0.0.1:10249/metrics"
+_METRIC: Final = re.compile(r'^kubeproxy_sync_proxy_rules_(\w+)(?:\{ip_family="IPv4"\})? (\S+)$', re.MULTILINE)
+
+
+class Program(msgspec.Struct, frozen=True):
+    """A kube-proxy: the file, the server it asks, and a folder for what it needs and says."""
+
+    path: str
+    access: Access
+    folder: str
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    """What the metrics say: changes heard of, syncs and what they took together, when one was asked for last, and when one ended last."""
+
+    changes: int = 0
+    syncs: int = 0
+    seconds: float = 0.0
+    queued: float = 0.0
+    ended: float = 0.0
+
+
+class Original(Mode):
+    """The program in one of its modes."""
+
+    elsewhere = True
+    mode: ClassVar[str]  # as kube-proxy calls it
+    needs: ClassVar[dict[str, str]]  # programs it runs, and the Debian packages they come from
+
+    def __init__(self, place: Place, program: Program) -> None:
+        super().__init__(place)
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
+        self._api = Api(program.access)
+        self._http = urllib3.PoolManager(retries=False, timeout=30.0)
+        self._folder = Path(program.folder, place.namespace)
+
+    @abc.abstractmethod
+    def remove(self) -> None:
+        """Remove the rules."""
+
+    def node_ports(self) -> list[str]:
+        """Return the networks that accept NodePorts."""
+        return [f"{address}/32" for address in node_addresses(self.place.settings)]
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment that the program runs in."""
+        return dict(os.environ)
+
+    def unavailable(self) -> str:
+        """Name the program that is missing."""
+        missing = [package for program, package in self.needs.items() if not shutil.which(program)]
+        return f"{self.name} needs the Debian package {missing[0]}" if missing else ""
+
+    def start(self, load: Sequence[Load]) -> Work:  # noqa: ARG002
+        """Start the program and wait for its first sync; the objects are in the API server."""
+        self._folder.mkdir(exist_ok=True)
+        self._configure()
+        with namespace.enter(self.place.namespace):
+            _without_ipv6()
+            began = time.time()
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [
+                        self._program.path,
+                        "--config",
+                        self._folder / "config",
+                        "--hostname-override",
+                        self.place.settings.node_name,
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self.environment(),
+                    start_new_session=True,  # Ctrl-C is for whoever measures, who then stops it
+                )
+        seen = self._after(_Seen())
+        return Work(programs=seen.seconds, asked=seen.ended - began)
+
+    def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:
+        """Change objects, and wait for the sync after each."""
+        work = Work()
+        for each in put:
+            for piece in each.slices:
+                work = self._synced(self._api.put, SLICES, _document(piece)) or work
+            work = self._synced(self._api.put, SERVICES, _document(each.service)) or work
+        for each in deleted:
+            work = self._synced(self._api.delete, SERVICES, _document(each.service)) or work
+            for piece in each.slices:
+                self._synced(self._api.delete, SLICES, _document(piece))
+        return work
+
+    def restart(self, load: Sequence[Load]) -> Work:
+        """End the program that runs in the namespace, and start it again."""
+        self._end()
+        return self.start(load)
+
+    def stop(self) -> None:
+        """End the program and remove its rules."""
+        self._end()
+        self.remove()
+
+    def processes(self) -> tuple[int, ...]:
+        """Return the program."""
+        return (self._process.pid,) if self._process else ()
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "log"
+
+    def _configure(self) -> None:
+        kubeconfig = self._folder / "kubeconfig"
+        kubeconfig.write_text(json.dumps(self._program.access.kubeconfig()))
+        settings = self.place.settings
+        document = {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "clientConnection": {"kubeconfig": str(kubeconfig)},
+            "mode": self.mode,
+            self.mode: {"minSyncPeriod": "10ms"},
+            "clusterCIDR": pod_network(settings),
+            "nodePortAddresses": self.node_ports(),
+            "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},  # the machine's stay
+            "oomScoreAdj": 0,
+        }
+        (self._folder / "config").write_text(json.dumps(document))
+
+    def _synced(self, change: Callable[[Collection, Document], bool], collection: Collection, document: Document) -> Work | None:
+        """Change an object and wait for the sync that follows; None where nothing changed."""
+        before = self._look()
+        with namespace.enter(self.place.namespace):
+            began = time.time()
+            changed = change(collection, document)
+        if not changed:
+            return None
+        seen = self._after(before)
+        return Work(programs=seen.seconds - before.seconds, asked=seen.ended - began) if seen.syncs > before.syncs else None
+
+    def _after(self, before: _Seen) -> _Seen:
+        """Return what is seen when it has heard of a change, and done what was to be done about it: nothing, maybe.
+
+        Looking costs the program time: it is done the rarer, the longer it takes.
+        """
+        began = time.monotonic()
+        idle = False
+        while (waited := time.monotonic() - began) < _PATIENCE:
+            if self._process is not None and self._process.poll() is not None:
+                raise NftproxyError(f"{self._program.path} ended", hint=self._last_words())
+            seen = self._look()
+            done = seen.changes > before.changes and seen.queued <= seen.ended
+            if done and (idle or seen.syncs > before.syncs):
+                return seen
+            idle = done  # seen again, it will not ask for a sync any more
+            time.sleep(min(max(_LOOK, waited / 10), 1.0))
+        raise NftproxyError(f"{self._program.path} did not sync within {_PATIENCE:g} s", hint=self._last_words())
+
+    def _look(self) -> _Seen:
+        """Return what the metrics say now, nothing as long as nobody answers."""
+        text = ""
+        with namespace.enter(self.place.namespace), contextlib.suppress(urllib3.exceptions.HTTPError):
+            text = self._http.request("GET", _METRICS).data.decode()
+        found = {name: float(value) for name, value in _METRIC.findall(text)}
+        return _Seen(
+            changes=int(found.get("service_changes_total", 0) + found.get("endpoint_changes_total", 0)),
+            syncs=int(found.get("duration_seconds_count", 0)),
+            seconds=found.get("duration_seconds_sum", 0.0),
+            queued=found.get("last_queued_timestamp_seconds", 0.0),
+            ended=found.get("last_timestamp_seconds", 0.0),
+        )
+
+    def _last_words(self) -> str:
+        said = self._log.read_text(errors="replace").strip().splitlines()
+        return said[-1] if said else "it says nothing"
+
+    def _end(self) -> None:
+        """End the program, also that of another process that measured in this namespace before."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        namespace.kill(pid for pid in namespace.processes([self.place.namespace]) if _runs(pid, self._program.path))
+
+
+class OriginalNftables(Original):
+    """In nftables mode."""
+
+    name = "real-nftables"
+    mode = "nftables"
+    needs = {"nft": "nftables"}  # noqa: RUF012
+
+    def remove(self) -> None:
+        """Delete the table."""
+        Programs(self.place.namespace).run("nft", "delete", "table", *TABLE.split(), may_fail=True)
+
+
+class OriginalIptables(Original):
+    """In iptables mode; it runs whatever `iptables` is on PATH, so a folder of links decides about the backend."""
+
+    name = "real-iptables"
+    mode = "iptables"
+    needs = {"iptables": "iptables", "nft": "nftables"}  # noqa: RUF012
+
+    def __init__(self, place: Place, program: Program, backend: str) -> None:
+        super().__init__(place, program)
+        self._backend = backend
+
+    def node_ports(self) -> list[str]:
+        """Return the default, which is every address, as in the rules that are rendered."""
+        return []
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment with the links in front."""
+        links = self._folder / "bin"
+        links.mkdir(exist_ok=True)
+        for name, suffix in itertools.product(("iptables", "ip6tables"), ("", "-save", "-restore")):
+            found = shutil.which(f"{name}-{self._backend}{suffix}")
+            if found and not (links / f"{name}{suffix}").exists():
+                (links / f"{name}{suffix}").symlink_to(found)
+        return {**os.environ, "PATH": f"{links}:{os.environ['PATH']}"}
+
+    def remove(self) -> None:
+        """Remove jumps and chains."""
+        Xtables(Programs(self.place.namespace), f"iptables-{self._backend}").remove()
+
+
+def _document(item: Service | EndpointSlice) -> Document:
+    version, kind = ("v1", "Service") if isinstance(item, Service) else ("discovery.k8s.io/v1", "EndpointSlice")
+    fields: Document = _given(msgspec.to_builtins(item))
+    return {"apiVersion": version, "kind": kind, **fields}
+
+
+def _given(value: Any) -> Any:
+    """Return a document without fields that nobody set: a label that is null would be there."""
+    if isinstance(value, dict):
+        return {key: _given(each) for key, each in value.items() if each is not None}
+    return [_given(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _without_ipv6() -> None:
+    switch = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+    if switch.exists():
+        switch.write_text("1")
+
+
+def _runs(pid: int, program: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/exe").samefile(program)
+    except OSError:  # ended meanwhile
+        return False

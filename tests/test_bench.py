@@ -16,12 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftproxy.bench import charts, report
+from nftproxy.bench.bed import Bed
+from nftproxy.bench.client import Order, Target
 from nftproxy.bench.control import Arriving
 from nftproxy.bench.measures import ROWS, Measure, Place, Row, Sample, Unit
 from nftproxy.bench.offer import FEWEST, IPERF_PORT, Offer
 from nftproxy.bench.plan import QUICK, Plan
 from nftproxy.bench.statistics import Figures, percentile
+from nftproxy.bench.traffic import Traffic
 from nftproxy.bench.workload import Mix
+from nftproxy.errors import NftproxyError
 from nftproxy.lab import build, namespace
 from tests.process import NFTPROXY, PATIENCE
 
@@ -148,6 +152,45 @@ def test_objects_arrive_one_by_one() -> None:
 def test_modes_take_turns() -> None:
     plan = Plan((Offer(100),), ("a", "b", "c"), 1, QUICK)
     assert ["".join(plan.turn(number)) for number in range(4)] == ["abc", "bca", "cab", "abc"]
+
+
+@pytest.fixture(scope="module")
+def traffic() -> Iterator[Traffic]:
+    offer = Offer(FEWEST)
+    with Bed() as bed, Traffic(bed, offer, proxied=False) as traffic:
+        yield traffic
+
+
+def test_what_takes_microseconds_is_measured_on_one_processor(traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = traffic._process.pid, traffic._bed.endpoints
+
+    def where() -> list[tuple[set[int], int]]:
+        return [(os.sched_getaffinity(pid), os.sched_getscheduler(pid)) for pid in processes]
+
+    def look(self: Traffic, order: Order) -> list[list[float]]:
+        seen.append(where())
+        return ask(self, order)
+
+    ask, seen, before = Traffic._ask, list[object](), where()
+    monkeypatch.setattr(Traffic, "_ask", look)
+    assert all(value > 0 for readings in (traffic.connections(3), traffic.datagrams(3)) for _, _, value in readings)
+    last = {max(os.sched_getaffinity(0))}
+    assert seen == [[(last, os.SCHED_OTHER), (last, os.SCHED_BATCH)]] * 2
+    assert where() == before
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/iperf3", None], ids=["iperf3", "our own"])
+def test_throughput(traffic: Traffic, monkeypatch: pytest.MonkeyPatch, program: str | None) -> None:
+    monkeypatch.setattr("nftproxy.bench.traffic.shutil.which", lambda _: program)
+    monkeypatch.delattr(Traffic, "_ask" if program else "_by_iperf")  # the way that is not taken
+    ((measure, place, speed),) = traffic.throughput(1.0)
+    assert (measure, place) == (Measure.THROUGHPUT, "")
+    assert 1e7 < speed < 1e11
+
+
+def test_iperf3_says_what_is_wrong(traffic: Traffic) -> None:
+    with pytest.raises(NftproxyError, match=r"iperf3 through 10\.128\.0\.0:1 failed: .*Connection refused"):
+        traffic._iperf_client(Target("10.128.0.0", 1), 1.0)
 
 
 @contextlib.contextmanager

@@ -57,6 +57,12 @@ class Bed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.down()
 
+    @property
+    def endpoints(self) -> int:
+        """The process that answers for all endpoints."""
+        assert self._process is not None  # noqa: S101 - it is up
+        return self._process.pid
+
     def up(self) -> None:
         """Make everything, and return when endpoints answer."""
         build.check_machine()

@@ -80,7 +80,8 @@ def bench(
     """Measure what Services cost on this machine, and compare ways to proxy them.
 
     All of it happens in network namespaces of its own, which are removed at the end; needs root. Every mode writes rules for
-    the same services and is sent the same connections, in turns. Ctrl-C ends it with what was measured so far.
+    the same services and is sent the same connections, in turns; single connections and datagrams are timed with client and
+    endpoints on one processor. Ctrl-C ends it with what was measured so far.
     """
     build.check_machine()
     program, version = _kube_proxy(kube_proxy) if kube_proxy else ("", "")

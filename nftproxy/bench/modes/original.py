@@ -112,7 +112,7 @@ class Original(Mode):
                     env=self.environment(),
                     start_new_session=True,  # Ctrl-C is for whoever measures, who then stops it
                 )
-        seen = self._after(_Seen())
+        seen = self._after(_Seen(), certain=True)
         return Work(programs=seen.seconds, asked=seen.ended - began)
 
     def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:
@@ -174,8 +174,8 @@ class Original(Mode):
         seen = self._after(before)
         return Work(programs=seen.seconds - before.seconds, asked=seen.ended - began) if seen.syncs > before.syncs else None
 
-    def _after(self, before: _Seen) -> _Seen:
-        """Return what is seen when it has heard of a change, and done what was to be done about it: nothing, maybe.
+    def _after(self, before: _Seen, *, certain: bool = False) -> _Seen:
+        """Return what is seen when it has heard of a change, and done what was to be done about it: nothing, unless a sync is certain.
 
         Looking costs the program time: it is done the rarer, the longer it takes.
         """
@@ -188,7 +188,7 @@ class Original(Mode):
             done = seen.changes > before.changes and seen.queued <= seen.ended
             if done and (idle or seen.syncs > before.syncs):
                 return seen
-            idle = done  # seen again, it will not ask for a sync any more
+            idle = done and not certain  # seen again, it will not ask for a sync any more
             time.sleep(min(max(_LOOK, waited / 10), 1.0))
         raise NftproxyError(f"{self._program.path} did not sync within {_PATIENCE:g} s", hint=self._last_words())
 

@@ -40,7 +40,7 @@ class Listener(NamedTuple):
 class EchoServer:
     """The sockets and the loop that serves them, in a thread of its own between `start` and `stop`.
 
-    `counts` has the number of TCP connections and UDP datagrams answered per listener since the start; it may be cleared.
+    `counts` has the number of TCP connections and UDP datagrams that came, per listener, since the start; it may be cleared.
     """
 
     def __init__(self) -> None:
@@ -153,12 +153,12 @@ class EchoServer:
             except OSError:  # nobody left, or the client gave up meanwhile
                 return
             connection.settimeout(0)
+            self.counts[listener] += 1  # before anybody can know of it
             try:
                 connection.send(_answer(listener, connection.getsockname()[0], peer))
             except OSError:
                 connection.close()
                 continue
-            self.counts[listener] += 1
             self._add(connection, self._echo)
 
     def _echo(self, connection: socket.socket) -> None:
@@ -179,12 +179,12 @@ class EchoServer:
                 _, ancillary, _, peer = server.recvmsg(65536, 64)
                 level, kind, info = ancillary[0]
                 address, source = _packet_info(level, info)
+                self.counts[listener] += 1
                 server.sendmsg([_answer(listener, address, peer)], [(level, kind, source)], 0, peer)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error for an earlier answer, or no way back
                 continue
-            self.counts[listener] += 1
 
 
 def _open(protocol: str, family: Family, port: int) -> socket.socket:

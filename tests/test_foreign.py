@@ -39,7 +39,12 @@ def proxy(netns: str) -> Iterator[Running]:
             service("sticky", "10.96.0.11", sessionAffinity="ClientIP"),
             endpoint_slice("sticky", [endpoint("10.244.1.5")]),
         )
-        eventually(lambda: "endpoints4-tcp" in picture(netns)[2] and len(picture(netns)[2]["services4"]) == 2)
+        eventually(
+            lambda: (
+                "endpoints4-tcp" in picture(netns)[2]
+                and len(picture(netns)[2]["services4"]) == len(picture(netns)[2]["fallback4"]) == 1
+            )
+        )
         eventually(found.settled)
         yield found
 
@@ -67,7 +72,7 @@ def nft(netns: str, command: str) -> None:
         "delete table inet nftproxy",
         "flush ruleset",
         "flush table inet nftproxy",
-        "delete chain inet nftproxy nat-input",
+        "delete chain inet nftproxy filter-input",
         "insert rule inet nftproxy services4 counter",
         "flush chain inet nftproxy pick4-tcp-3",
         "delete element inet nftproxy services4 { 10.96.0.10 . tcp . 80 }",
@@ -93,7 +98,7 @@ def test_repair(proxy: Running, netns: str, command: str) -> None:
     [
         ("delete element inet nftproxy services4 { 10.96.0.7 . tcp . 80 }", 1),
         ("delete element inet nftproxy endpoints4-tcp { 10.96.0.7 . 80 . 1 }", 1),
-        ("delete chain inet nftproxy nat-input", 0),
+        ("delete chain inet nftproxy filter-input", 0),
         ("flush map inet nftproxy services4", 200),
     ],
 )

@@ -313,6 +313,6 @@ def test_before_the_first_sync_everything_stays(world: World, wire: Wire) -> Non
     restart(world, web.service(), *web.slices("pod1-1", "pod2-1"))
     world.start("node1")
     assert web.answers("client", "vip", wire) == {"pod1-1", "pod2-1"}
-    nft(world, "node1", "list chain inet nftproxy services")
+    nft(world, "node1", "list chain inet nftproxy services4")
     restart(world, web.service(), *web.slices("pod1-1"))
     assert web.answers("client", "vip", wire) == {"pod1-1"}

@@ -18,7 +18,6 @@ from nftproxy.compiler import Affinity
 from nftproxy.settings import ALL, Cidr, NodeSettings
 
 TABLE = "inet nftproxy"
-STEPS = ("firewall", "services", "no-endpoints", "nodeport-no-endpoints", "cluster-ips", "learn", "hairpin")
 PROTOCOLS = ("tcp", "udp", "sctp")
 _HEADER = re.compile(r"^(set|map|chain) (\S+) \{", re.MULTILINE)
 _PICK = re.compile(r"(?:nodeport-)?(?:pick|external|internal|local)([46])-(tcp|udp|sctp)-([1-9][0-9]*)")
@@ -55,11 +54,7 @@ class Program:
             chain = sources.pop(f"allowed{family.digit}")
             whole = _fill(_read("family.nft"), self._variables[family])
             parts += [*sources.values(), whole.replace(blocks(whole)[f"allowed{family.digit}"], chain.rstrip("\n"))]
-        names = {Family.IPv4: "ipv4", Family.IPv6: "ipv6"}
-        for step in STEPS:
-            families = "\n    ".join(f"meta nfproto {names[f]} goto {step}{f.digit}" for f in self.families)
-            parts.append(_fill(_read("dispatch.nft"), {"step": step, "families": families}))
-        parts.append(_fill(_read("hooks.nft"), self._variables[self.families[0]]))
+        parts.append(_per_family(_read("hooks.nft"), list(self._variables.values())))
         return "\n".join(parts)
 
     def names(self) -> set[str]:
@@ -188,6 +183,15 @@ def _template(line: str) -> tuple[Template, frozenset[str]]:
     return template, frozenset(template.get_identifiers())
 
 
+def _per_family(text: str, families: list[Variables]) -> str:
+    """Fill in the variables; the lines about one family once for each."""
+    lines = []
+    for line in text.splitlines():
+        template, names = _template(line)
+        lines += [template.substitute(variables) for variables in (families if "v" in names else families[:1])]
+    return "\n".join(lines) + "\n"
+
+
 def _per_port(block: str, variables: Variables, ports: Iterable[int]) -> Iterator[str]:
     """Yield the lines of a block, those about one port number once for each."""
     for line in block.splitlines():
@@ -221,6 +225,7 @@ def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int | 
         originally = f"ct original {to_nodeport}"
     return {
         "v": family.digit,
+        "nfproto": f"ipv{family.digit}",
         "ip": ip,
         "addr": addr,
         "bit": f"{settings.masquerade_bit:#x}",

@@ -26,14 +26,14 @@ from tests.world import settings, unique_name
 
 GROWTH = 1.5  # how much more each service may cost
 CHANGES = 15
-ATTEMPTS = 3
+ATTEMPTS = 5  # until one shows it: a machine that others use can only make it look worse
 RANGES = ("10.0.0.0/8", "192.0.2.0/24")
 AFFINITY = {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10800}}}
 LOCAL = {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}
 
 SIZES = (1000, 4000)
-# Affinity has sets and chains of its own, and the kernel finds a set by walking along all of the table: the cost of each such
-# service begins to grow at some hundreds of them.
+# Affinity has sets and chains of its own, and the kernel finds a set by walking along all of the table: at 4 000 such services each
+# takes twice the processor time that it does at 1 000, nearly all of it in there. Until some hundreds of them, that does not show.
 FEWER = (100, 400)
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -52,7 +52,7 @@ class Recollection:
                 self._unsure.add(choice)
 
     def doubt(self, memories: Iterable[Memory]) -> None:
-        """Take in that a client reached an endpoint nobody knows of."""
+        """Take in that these may hold what nobody saw."""
         self._unsure |= {Choice(memory, which) for memory in memories for which in LISTS}
 
     def _members(self, choice: Choice) -> list[frozenset[Endpoint]]:

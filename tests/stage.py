@@ -16,9 +16,9 @@ from nftproxy.address import Family, parse_address
 from nftproxy.lab.client import Answer, Connection, Outcome
 from nftproxy.model import EndpointSlice, Proto, Service, ServiceCIDR
 from tests.ground import Ground
-from tests.journey import Answered, Denied, Expected, Journey, Lost
+from tests.journey import Answered, Denied, Expected, Journey, Lost, Memory
 from tests.objects import node as node_object
-from tests.oracle import Cluster, Endpoint, Fate, Oracle, Packet, oracles
+from tests.oracle import Cluster, Endpoint, Fate, Oracle, Packet, PortName, oracles
 from tests.recollection import Recollection
 from tests.strategies import (
     ADDRESSES,
@@ -268,6 +268,8 @@ class Stage:
     def _remember(self, probe: Probe, matches: list[Expected], outcome: Outcome) -> None:
         """Check affinity and note who answered (contract 2.4)."""
         choices = {each.choice for each in matches if not isinstance(each, Denied) and each.choice}
+        if not choices:
+            self._recollection.doubt(self._taken_for_node_port(probe))
         if not isinstance(outcome, Answer) or len(choices) > 1:
             self._recollection.doubt(choice.memory for choice in choices)
             return
@@ -277,6 +279,19 @@ class Stage:
             if remembered and reached not in remembered:
                 raise self._finding(probe, f"{choice} reached {reached}, but {sorted(remembered)} was remembered")
             self._recollection.note(choice.memory, reached)
+
+    def _taken_for_node_port(self, probe: Probe) -> Iterator[Memory]:
+        """Yield what may remember a client that it should not know: where all of a node's addresses accept NodePorts, a load balancer's
+        with the port number of a NodePort passes for one of them, if both Services share an endpoint (docs/limits.md).
+        """
+        target = probe.target
+        if self._options.node_ports != "all" or target.destination in CLUSTER_IPS[target.family]:
+            return
+        for service in self._services.values():
+            for port in service.spec.ports or ():
+                if port.node_port == target.port and port.protocol == target.proto:
+                    owner = PortName(service.metadata.key, port.name or "", port.protocol)
+                    yield from (Memory(node, owner, self._source(probe)) for node in NODES)
 
     def _keep(self, probe: Probe, connection: Connection) -> None:
         """Hold some connections open; drop the others."""

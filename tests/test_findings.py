@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from nftproxy.address import Family
 from nftproxy.model import EndpointSlice, Service
+from nftproxy.settings import ALL
 from tests.objects import endpoint, endpoint_slice, service
 from tests.stage import Tally, play
 from tests.strategies import Options, Scenario, Step
@@ -59,3 +61,21 @@ def test_a_chain_of_an_older_program_may_be_deleted_and_come_back() -> None:
         reports = world.apply(first)
         assert not any(report.read_back for report in reports)
         assert world.ask("client", "10.96.0.10", 80).port == 8080
+
+
+@pytest.mark.contract("2.4.2")
+@pytest.mark.parametrize("family", Family)
+def test_a_cluster_ip_with_the_port_of_a_node_port_teaches_it_nothing(family: Family) -> None:
+    """With NodePorts on all addresses any original destination but a loopback one passed for an address of the node."""
+    ips = {Family.IPv4: ("10.96.0.10", "10.96.0.11"), Family.IPv6: ("fd00:10:96::10", "fd00:10:96::11")}[family]
+    with World(lab={"nodes": 1, "pods": 1, "families": [family]}, nodeports={family: ALL}) as world:
+        world.apply(
+            service("sticky", ips[0], node_port=30080, sessionAffinity="ClientIP"),
+            service("plain", ips[1], 30080),
+            *(world.endpoints("pod1-1", of=name, name=name, family=family) for name in ("sticky", "plain")),
+        )
+        memory = f"affinity{family.digit}-default/sticky/tcp/http-8080"
+        assert world.ask("client", ips[1], 30080).port == 8080
+        assert world.tables["node1"].kernel.elements(memory) == {}
+        assert world.ask("client", world.address("node1", family), 30080).port == 8080
+        assert len(world.tables["node1"].kernel.elements(memory)) == 1

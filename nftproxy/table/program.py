@@ -219,7 +219,9 @@ def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int | 
     if settings.nodeport_addresses[family] is ALL:
         elsewhere = f"!= {_LOOPBACK[family]}"
         to_nodeport = f"fib daddr type local {ip} daddr {elsewhere}"
-        at_nodeport, originally = f"{ip} daddr {elsewhere}", f"ct original {ip} daddr {elsewhere}"
+        at_nodeport = f"{ip} daddr {elsewhere}"
+        # No `fib` there: other addresses of Services pass for this node's, but at least those with the same ports do not.
+        originally = f"ct original {at_nodeport} ct original {ip} daddr != @cluster_ips{family.digit}"
     else:
         to_nodeport = at_nodeport = f"{ip} daddr @nodeport_ips{family.digit}"
         originally = f"ct original {to_nodeport}"

@@ -22,7 +22,7 @@ from nftproxy.table.program import PROTOCOLS, Program, blocks, is_pick
 from tests.frontends import WIRES, Kind, Web, listing, masked, route_outside
 from tests.objects import endpoint, endpoint_slice, service
 from tests.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in
-from tests.world import CLUSTER, SLOW, World, settings
+from tests.world import CLUSTER, World, settings
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -313,7 +313,7 @@ def test_reloading_under_traffic(world: World) -> None:
     failures = []
     try:
         kinds: Iterator[Kind] = itertools.cycle(("cluster", "vip", "nodeport", "external"))
-        while reloads < 30 / SLOW:
+        while reloads < 30:
             for web, wire, where in itertools.product(webs, WIRES, sources):
                 outcome = world.connect(where, *web.at(next(kinds), wire))
                 if not isinstance(outcome, Answer):

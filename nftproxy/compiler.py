@@ -284,15 +284,13 @@ def elements(route: Route, family: Family) -> Iterator[Element]:
     frontend, v = route.frontend, family.digit
     maps, chains = ("", "") if frontend.address else ("nodeport_", "nodeport-")
     kind = f"{v}-{frontend.proto}"
-    last = "fallback" if route.affinity or route.policy is Policy.PRESERVE else "services"
     if route.cluster:
-        verb, step = _CLUSTER_STEP[route.policy]
-        where = "internal" if route.policy is Policy.PRESERVE else last
+        where, verb, step = _CLUSTER_STEP[route.policy]
         yield Element(f"{maps}{where}{v}", frontend.key, Verdict(verb, f"{chains}{step}{kind}-{len(route.cluster)}", route.name))
         for slot, endpoint in enumerate(route.cluster):
             yield Element(f"{maps}endpoints{kind}", frontend.slot(slot), endpoint)
     if route.local:
-        yield Element(f"{maps}{last}{v}", frontend.key, Verdict("goto", f"{chains}local{kind}-{len(route.local)}", route.name))
+        yield Element(f"{maps}services{v}", frontend.key, Verdict("goto", f"{chains}local{kind}-{len(route.local)}", route.name))
         for slot, endpoint in enumerate(route.local):
             yield Element(f"{maps}local_endpoints{kind}", frontend.slot(slot), endpoint)
     if route.refusal is not Refusal.NONE:
@@ -313,11 +311,11 @@ def targets(route: Route, family: Family) -> Iterator[str]:
             yield element.value.target
 
 
-# Policy -> how the chain is entered that serves the cluster list, and that chain.
+# Policy -> the map of verdicts, how it is entered, and the chain that serves the cluster list.
 _CLUSTER_STEP = {
-    Policy.CLUSTER: ("goto", "pick"),
-    Policy.EXTERNAL: ("goto", "external"),
-    Policy.PRESERVE: ("jump", "internal"),
+    Policy.CLUSTER: ("services", "goto", "pick"),
+    Policy.EXTERNAL: ("services", "goto", "external"),
+    Policy.PRESERVE: ("internal", "jump", "internal"),
 }
 _STICKY_STEP = {
     Policy.CLUSTER: "sticky",

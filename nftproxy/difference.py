@@ -19,11 +19,8 @@ from nftproxy.model import ObjectName
 from nftproxy.selection import Endpoint
 from nftproxy.table.packing import Shape, pack_value, shape
 
-# Sets and maps (without the family) that a verdict points to: their elements go after the verdict. And what is looked up last:
-# who found nothing in `services` a moment before there was something must still find this.
-_LATE = {
-    "endpoints", "local_endpoints", "nodeport_endpoints", "nodeport_local_endpoints", "allowed", "fallback", "nodeport_fallback"
-}  # fmt: skip
+# Sets and maps (without the family) that a verdict points to: their elements go after the verdict.
+_LATE = {"endpoints", "local_endpoints", "nodeport_endpoints", "nodeport_local_endpoints", "allowed"}
 
 Place = tuple[str, Key]
 Actual = dict[str, dict[bytes, bytes]]  # what the kernel holds: packed elements, by set or map
@@ -107,7 +104,7 @@ class Delta:
 
 
 def is_late(where: str) -> bool:
-    """Whether elements of this set or map are deleted after everything else."""
+    """Whether elements of this set or map are pointed to by verdicts."""
     base = where.partition("-")[0].rstrip("46")
     return base in _LATE
 

@@ -95,10 +95,12 @@ ELEMENTS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
     "both policies Local": (
         {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"},
         {
-            "services4": {("10.96.0.10", "tcp", 80): "goto local4-tcp-1"},
-            "fallback4": {("203.0.113.1", "tcp", 80): "goto local4-tcp-1"},
+            "services4": {
+                ("10.96.0.10", "tcp", 80): "goto local4-tcp-1",
+                ("203.0.113.1", "tcp", 80): "goto local4-tcp-1",
+            },
             "internal4": {("203.0.113.1", "tcp", 80): "jump internal4-tcp-2"},
-            "nodeport_fallback4": {("tcp", 30080): "goto nodeport-local4-tcp-1"},
+            "nodeport_services4": {("tcp", 30080): "goto nodeport-local4-tcp-1"},
             "nodeport_internal4": {("tcp", 30080): "jump nodeport-internal4-tcp-2"},
             "endpoints4-tcp": {("203.0.113.1", 80, 0): "10.244.1.2:8080", ("203.0.113.1", 80, 1): "10.244.2.2:8080"},
             "local_endpoints4-tcp": {("10.96.0.10", 80, 0): "10.244.1.2:8080", ("203.0.113.1", 80, 0): "10.244.1.2:8080"},

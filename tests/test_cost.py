@@ -57,7 +57,7 @@ KINDS = {
     "NodePort, Local": Kind("12/1/8", "4/1/4", "6/1/6", "6/2/6", "12/2/8", spec=("node-port", POLICY_LOCAL)),
     "LoadBalancer": Kind("14/1/6", "6/1/4", "9/1/6", "9/2/6", "14/2/6", spec=("node-port", "vip")),
     "source ranges": Kind("17/1/9", "6/1/4", "9/1/6", "9/2/6", "17/2/9", spec=("node-port", "vip", "ranges")),
-    "LoadBalancer, Local": Kind("18/1/11", "6/1/4", "9/1/8", "9/2/8", "18/2/11", spec=("node-port", "vip", POLICY_LOCAL)),
+    "LoadBalancer, Local": Kind("18/1/10", "6/1/4", "9/1/8", "9/2/8", "18/2/10", spec=("node-port", "vip", POLICY_LOCAL)),
     "everything": Kind(
         "31/1/17", "10/2/8", "11/1/10", "11/3/10", "31/2/17", (5, 4), spec=("node-port", "vip", POLICY_LOCAL, CLIENT_IP)
     ),

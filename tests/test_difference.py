@@ -203,8 +203,6 @@ def test_what_verdicts_point_to_goes_late() -> None:
         ("nodeport_endpoints4-sctp", True),
         ("nodeport_local_endpoints4-tcp", True),
         ("allowed4-24", True),
-        ("fallback4", True),
-        ("nodeport_fallback6", True),
         ("services4", False),
         ("nodeport_services6", False),
         ("no_endpoints4", False),

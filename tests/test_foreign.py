@@ -39,12 +39,7 @@ def proxy(netns: str) -> Iterator[Running]:
             service("sticky", "10.96.0.11", sessionAffinity="ClientIP"),
             endpoint_slice("sticky", [endpoint("10.244.1.5")]),
         )
-        eventually(
-            lambda: (
-                "endpoints4-tcp" in picture(netns)[2]
-                and len(picture(netns)[2]["services4"]) == len(picture(netns)[2]["fallback4"]) == 1
-            )
-        )
+        eventually(lambda: "endpoints4-tcp" in picture(netns)[2] and len(picture(netns)[2]["services4"]) == 2)
         eventually(found.settled)
         yield found
 

@@ -286,8 +286,7 @@ def counted(where: str, packets: int, value: Verdict | tuple[str, int] | None = 
 
 def reading(**packets: int) -> list[Counted]:
     """Counters of one frontend, in the order of readings; `e` is that of a slot."""
-    last = "fallback4" if packets.keys() & {"i", "s"} else "services4"
-    names = {"n": "no_endpoints4", "v": last, "i": "internal4", "s": "sticky4", "e": "endpoints4-tcp"}
+    names = {"n": "no_endpoints4", "v": "services4", "i": "internal4", "s": "sticky4", "e": "endpoints4-tcp"}
     return [
         counted(where, packets[short], ("10.244.1.2", 8080) if short == "e" else None)
         for short, where in names.items()
@@ -339,12 +338,12 @@ def totals(ledger: Ledger) -> dict[str, int]:
         pytest.param([{"n": 5}], {"refused": 5}, id="no endpoint at all"),
         pytest.param([{"n": 5}, {"v": 2}], {"refused": 5, "connections": 2}, id="endpoints came"),
         pytest.param([{"v": 2}, {"n": 5}], {"refused": 5, "connections": 2}, id="endpoints went"),
-        pytest.param([{"v": 5}, {"v": 1, "s": 1}], {"connections": 6}, id="affinity was switched on"),
-        pytest.param([{"v": 0, "s": 0}, {"v": 5, "s": 9}, {"v": 1}], {"connections": 10, "by_affinity": 4}, id="and off"),
+        pytest.param([{"v": 5}, {"v": 6, "s": 1}], {"connections": 6}, id="affinity was switched on"),
+        pytest.param([{"v": 0, "s": 0}, {"v": 5, "s": 9}, {"v": 6}], {"connections": 10, "by_affinity": 4}, id="and off"),
         pytest.param(
             [{"s": 0, "v": 0}, {"s": 9, "v": 4}, {"s": 12, "v": 1}],
             {"connections": 12, "by_affinity": 5},
-            id="only the last look-up rewritten",
+            id="only services rewritten",
         ),
         pytest.param([{"v": 3, "e": 3}], {"connections": 3, "endpoint": 3}, id="an endpoint"),
         pytest.param([{"v": 3, "e": 3}, {"v": 0, "e": 5}], {"connections": 3, "endpoint": 5}, id="its slot stayed"),
@@ -451,7 +450,7 @@ def test_figures_only_grow_and_never_count_twice(steps: list[tuple[str, str, int
             enter(
                 ledger,
                 [
-                    counted("fallback4", counters["v"], Verdict("goto", f"pick{generation['v']}", NAME)),
+                    counted("services4", counters["v"], Verdict("goto", f"pick{generation['v']}", NAME)),
                     counted("sticky4", counters["s"], Verdict("jump", f"sticky{generation['s']}")),
                     counted("endpoints4-tcp", counters["e"], ("10.244.1.2", 8080)),
                 ],
@@ -670,7 +669,7 @@ def test_elements_by_map(world: World, scrapes: Scrapes) -> None:
     )
     found = values(scrapes.metrics.registry, "nftproxy_map_elements")
     sizes = {name.split('"')[1]: int(size) for name, size in found.items()}
-    expected = {"fallback4": 2, "endpoints4-tcp": 4, "cluster_ips4": 2, "cluster_members4": 4, "sticky4": 2, "services6": 0}
+    expected = {"services4": 2, "endpoints4-tcp": 4, "cluster_ips4": 2, "cluster_members4": 4, "sticky4": 2, "services6": 0}
     assert {name: sizes[name] for name in expected} == expected
     assert not [name for name in sizes if "default" in name], "what each service has of its own counts together"
 

@@ -138,7 +138,7 @@ def test_diff_tells_what_a_sync_would_change_and_changes_nothing(folder: Path, w
     code, lines = diff()
     assert code == 1
     assert set(lines) == {
-        '- fallback4 10.96.0.50 . tcp . 80 comment "default/cart:http" : goto pick4-tcp-3',
+        '- services4 10.96.0.50 . tcp . 80 comment "default/cart:http" : goto pick4-tcp-3',
         '+ services4 10.96.0.50 . tcp . 80 comment "default/new:http" : goto pick4-tcp-1',
         "- endpoints4-tcp 10.96.0.50 . 80 . 1 : 10.244.2.2 . 8080",
         "- endpoints4-tcp 10.96.0.50 . 80 . 2 : 10.244.2.3 . 8080",

@@ -171,7 +171,7 @@ def test_forgetting_comes_before_the_change(table: Table, monkeypatch: pytest.Mo
     members = "cluster_members4-default/web0/tcp/http"
     assert made[0] == [("delete", members, 1)]
     assert made[1:4] == [[("add", memory, 2), ("delete", memory, 2)]] * 2 + [[("add", memory, 1), ("delete", memory, 1)]]
-    assert any(where == "fallback4" for _, where, _ in made[4])
+    assert any(where == "services4" for _, where, _ in made[4])
     assert len(table.kernel.elements(memory)) == 10
 
 

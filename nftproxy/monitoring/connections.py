@@ -26,7 +26,7 @@ from nftproxy.compiler import Frontend, Key, Value, Verdict
 from nftproxy.selection import Endpoint
 from nftproxy.table.readback import Counted
 
-STEPS = ("no_endpoints", "fallback", "internal", "sticky", "services")
+STEPS = ("no_endpoints", "services", "internal", "sticky")
 """The maps of frontends in the order of readings, which is that of look-ups backwards: what a map has seen, those before it have too."""
 
 LISTS = ("endpoints", "local_endpoints")
@@ -187,7 +187,7 @@ class _Seen:
 
     def _frontend(self, family: Family, prefix: str, key: Key) -> Subject | None:
         """Return the frontend of a key of `services` and others; None if no element says whose it is."""
-        for step in STEPS:
+        for step in STEPS[:3]:
             value = self.values.get(f"{prefix}{step}{family.digit}", {}).get(key)
             if isinstance(value, Verdict) and value.comment:
                 address = "" if prefix else str(key[0])
@@ -214,7 +214,7 @@ def _growth(before: tuple[Value, int] | None, value: Value, packets: int) -> _Gr
 
 def _amounts(steps: Mapping[str, _Growth]) -> Iterator[tuple[Figure, int]]:
     """Turn the growth of a frontend's counters into that of its figures."""
-    order = [steps[step] for step in ("sticky", "internal", "fallback", "services") if step in steps]
+    order = [steps[step] for step in ("sticky", "internal", "services") if step in steps]
     refused = steps.get("no_endpoints")
     if order:
         yield Figure.CONNECTIONS, order[0].packets - (refused.packets if refused else 0)

@@ -23,7 +23,6 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 # What the parts of keys and values are: an address, a protocol, a port, a slot number.
 _FRONTEND = "aps"
-_STEPS = ("services", "sticky", "internal", "fallback", "no_endpoints", "learn")
 _KEYS = {
     "cluster_ips": "a",
     "nodeport_ips": "a",
@@ -39,8 +38,10 @@ _KEYS = {
     "local_members": "as",
     "affinity": "a",
     "local_affinity": "a",
-    **dict.fromkeys(_STEPS, _FRONTEND),
-    **{f"nodeport_{step}": "ps" for step in _STEPS},
+    **dict.fromkeys(("sticky", "internal", "services", "no_endpoints", "learn"), _FRONTEND),
+    **dict.fromkeys(
+        ("nodeport_sticky", "nodeport_internal", "nodeport_services", "nodeport_no_endpoints", "nodeport_learn"), "ps"
+    ),
 }
 _VALUES = {"affinity": "a", "local_affinity": "a"} | {
     f"{prefix}{local}endpoints": "as" for prefix in ("", "nodeport_") for local in ("", "local_")

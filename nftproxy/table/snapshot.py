@@ -21,7 +21,7 @@ from nftproxy.errors import MissingError
 from nftproxy.selection import Endpoint
 from nftproxy.table.readback import Counted, Reader
 
-_STEP = re.compile(r"(?:nodeport_)?(services|sticky|internal|fallback|no_endpoints|learn|firewall)([46])")
+_STEP = re.compile(r"(?:nodeport_)?(sticky|internal|services|no_endpoints|learn|firewall)([46])")
 _SLOTS = re.compile(r"(?:nodeport_)?(local_)?endpoints([46])-(tcp|udp|sctp)")
 _ALLOWED = re.compile(r"allowed([46])-([0-9]+)")
 _MEMORY = re.compile(r"(?:local_)?affinity([46])-(.+)-([0-9]+)", re.DOTALL)
@@ -168,8 +168,7 @@ def _sort_in(where: str, items: Iterable[Counted], found: defaultdict[tuple[Fami
     if match := _STEP.fullmatch(where):
         for (_, key, value), packets in items:
             if isinstance(value, Verdict):
-                step = "services" if match[1] == "fallback" else match[1]  # a frontend is in one of them
-                found[_FAMILIES[match[2]], _frontend(key)].steps.setdefault(step, (value, packets))
+                found[_FAMILIES[match[2]], _frontend(key)].steps[match[1]] = value, packets
     elif match := _SLOTS.fullmatch(where):
         for (_, (*start, slot), value), packets in items:
             if isinstance(value, tuple):

@@ -289,8 +289,11 @@ def _shape(where: str) -> Shape:
 
 def _claims(old: Compiled | None, new: Compiled | None, family: Family) -> Iterator[tuple[Element, int]]:
     """Yield the shared elements that a service claims newly (1) or no longer (-1)."""
-    before = set(old.shared(family)) if old else ()
-    after = set(new.shared(family)) if new else ()
+    after = dict.fromkeys(new.shared(family), 1) if new else {}
+    if old is None:
+        yield from after.items()
+        return
+    before = set(old.shared(family))
     yield from ((element, 1) for element in after if element not in before)
     yield from ((element, -1) for element in before if element not in after)
 

@@ -20,6 +20,7 @@ from nftproxy.address import Family, Network
 from nftproxy.compiler import Affinity, Compiled, Context, Frontend, compile_service, targets
 from nftproxy.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
 from nftproxy.errors import ExistsError, KernelError, MissingError
+from nftproxy.firstload import BATCH, FirstLoad, FirstLoadError
 from nftproxy.model import ObjectName
 from nftproxy.node.memory import give_back, uncollected
 from nftproxy.selection import Locality
@@ -28,7 +29,6 @@ from nftproxy.store import Pending, Store, Taken
 from nftproxy.table.kernel import Kernel
 from nftproxy.table.program import Program
 
-BATCH = 10_000  # elements in one transaction of a big change; libnftables takes 40 MB for them
 PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it
 FORGET = 2000  # remembered clients deleted in one transaction
 
@@ -58,49 +58,6 @@ class Report:
             self.stages[stage] = self.stages.get(stage, 0) + time.perf_counter() - begin
 
 
-class HeldError(KernelError):
-    """The kernel refused something of many services that a first load had held back: they have to be tried by themselves."""
-
-
-class Held:
-    """What a first load writes after everything else of all services.
-
-    The kernel validates all verdicts there are with each transaction that adds one or a rule, so they go together, but those of
-    one service never apart; and addresses of Services last, because connections to one without a verdict are refused.
-    """
-
-    def __init__(self) -> None:
-        self._verdicts: list[Delta] = []
-        self._addresses: list[Delta] = []
-
-    def take(self, whole: Delta) -> tuple[Delta, Delta]:
-        """Take out of `whole`, and return, what is to be held back; `keep` it once the rest was accepted."""
-        verdicts, addresses = Delta(), Delta()
-        for where in whole.verdict_maps():
-            verdicts.take(whole, where)
-        for where in [where for where in whole.added if where.startswith("cluster_ips")]:
-            addresses.take(whole, where)
-        return verdicts, addresses
-
-    def keep(self, verdicts: Delta, addresses: Delta) -> None:
-        """Hold what was taken."""
-        self._verdicts.append(verdicts)
-        self._addresses.append(addresses)
-
-    def parts(self) -> Iterator[Delta]:
-        """Yield what is held, as transactions, and hold it no longer."""
-        held = (*self._verdicts, *self._addresses)
-        self._verdicts, self._addresses = [], []
-        part = Delta()
-        for each in held:
-            if part and len(part) + len(each) > BATCH:
-                yield part
-                part = Delta()
-            part.merge(each)
-        if part:
-            yield part
-
-
 class Syncer:
     """Keeps the part of the table that belongs to one family in step with the store; not for two threads at once."""
 
@@ -122,16 +79,21 @@ class Syncer:
         try:
             try:
                 return self._sync(taken)
-            except (MissingError, ExistsError, HeldError) as error:
-                if not isinstance(error, HeldError):
-                    logger.warning("{}: the table is not what it was left as ({}); reading it back", self.family, error)
-                self.distrust()
-                self._store.give_back(self.family, taken)
-                taken = self._store.take(self.family, everything=True)
-                return self._sync(taken, hold=False)
+            except FirstLoadError:
+                again = self._take_again(taken)
+            except (MissingError, ExistsError) as error:
+                logger.warning("{}: the table is not what it was left as ({}); reading it back", self.family, error)
+                again = self._take_again(taken)
+            taken = again
+            return self._sync(taken, careful=True)
         except BaseException:
             self._store.give_back(self.family, taken)
             raise
+
+    def _take_again(self, taken: Taken) -> Taken:
+        self.distrust()
+        self._store.give_back(self.family, taken)
+        return self._store.take(self.family, everything=True)
 
     @property
     def in_step(self) -> bool:
@@ -162,7 +124,7 @@ class Syncer:
             names.update(self._program.affinity(affinity))
         return names
 
-    def _sync(self, taken: Taken, *, hold: bool = True) -> Report:
+    def _sync(self, taken: Taken, *, careful: bool = False) -> Report:
         report = Report(self.family, services=len(taken.services), looked_at=taken.services)
         if self.in_step:
             self._write(taken, None, None, report)
@@ -171,7 +133,11 @@ class Syncer:
                 actual = self._read_back(report)
             generation, before = self._kernel.generation, set(self._kernel.sets)
             with uncollected():
-                self._write(taken, actual, Held() if hold and not actual else None, report)
+                if actual or careful:
+                    self._write(taken, actual, None, report)
+                else:
+                    with FirstLoad(lambda whole, affinities: self._transact(whole, affinities, report)) as first:
+                        self._write(taken, actual, first, report)
             with report.timed("difference"):
                 self._adopt(actual, before, report)
             if self._settings.nodeport_addresses[self.family] is ALL:
@@ -186,16 +152,20 @@ class Syncer:
             give_back()
         return report
 
-    def _write(self, taken: Taken, actual: Actual | None, held: Held | None, report: Report) -> None:
+    def _write(self, taken: Taken, actual: Actual | None, first: FirstLoad | None, report: Report) -> None:
         """Make the changes of services, but for late deletions."""
         for services in _portions(taken.services, None if actual is None else PORTION):
             with report.timed("compile"):
                 wanted = self._compile(services, taken.zone)
             with report.timed("difference"):
                 for batch in self._batches(difference(self.remembered, wanted), actual):
-                    self._apply(batch, actual, report, held)
-        with report.timed("difference"):
-            self._commit_held(held, report)
+                    if first:
+                        self._load(batch, first, report)
+                    else:
+                        self._apply(batch, actual, report)
+        if first:
+            with report.timed("difference"), report.timed("kernel"):
+                first.finish()
 
     def _compile(self, services: Mapping[ObjectName, Pending], zone: str) -> dict[ObjectName, Compiled | None]:
         node_ip = self._settings.node_ips[self.family].text
@@ -252,16 +222,16 @@ class Syncer:
             yield batch
         yield from ([pair] for pair in slow)
 
-    def _apply(self, batch: list[Pair], actual: Actual | None, report: Report, held: Held | None) -> None:
+    def _load(self, batch: list[Pair], first: FirstLoad, report: Report) -> None:
+        """Hand a batch to a first load."""
+        changes, whole, affinities = self._together(batch, {})
+        with report.timed("kernel"):
+            first.add(whole, affinities)
+        self._accept(changes, whole)
+
+    def _apply(self, batch: list[Pair], actual: Actual | None, report: Report) -> None:
         """Commit a batch; if the kernel refuses it, halve it until the offender is alone and set that aside."""
-        changes = [change for change, _ in batch]
-        whole = shared_delta(changes, self.remembered, actual)
-        for _, part in batch:
-            whole.merge(part)
-        if whole.removed:  # of two that claim a frontend the older one came later: what it replaces has to be there
-            self._commit_held(held, report)
-        later = held.take(whole) if held is not None else None
-        affinities = [a for change in changes for new in change.services.values() if new for a in new.affinities]
+        changes, whole, affinities = self._together(batch, actual)
         try:
             if actual is None and len(changes) == 1 and self._forgetful(changes[0]):
                 self._forget_departed(changes[0], whole, report)
@@ -272,17 +242,26 @@ class Syncer:
             self._kernel.probe()
             if len(batch) > 1:
                 middle = len(batch) // 2
-                self._apply(batch[:middle], actual, report, held)
-                self._apply(batch[middle:], actual, report, held)
+                self._apply(batch[:middle], actual, report)
+                self._apply(batch[middle:], actual, report)
                 return
             self._refuse(changes[0], error, report)
             return
+        self._accept(changes, whole)
+
+    def _together(self, batch: list[Pair], actual: Actual | None) -> tuple[list[Change], Delta, list[Affinity]]:
+        changes = [change for change, _ in batch]
+        whole = shared_delta(changes, self.remembered, actual)
+        for _, part in batch:
+            whole.merge(part)
+        return changes, whole, [a for change in changes for new in change.services.values() if new for a in new.affinities]
+
+    def _accept(self, changes: list[Change], whole: Delta) -> None:
+        """Remember changes that the kernel accepted, or will have before a first load ends."""
         for change in changes:
             self._log_rivals(change)
             self.untidy = self.untidy or self._drops_affinity(change)
             self.remembered.accept(change)
-        if held is not None and later is not None:
-            held.keep(*later)
         self._late.cancel(whole.added)
         self._late.merge(Delta(late=whole.late))
 
@@ -315,18 +294,14 @@ class Syncer:
 
     def _commit(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
         with report.timed("kernel"):
-            self._kernel.ensure_for(whole, self._program, affinities)
-            if whole.removed or whole.added:
-                report.transactions += 1
-                report.written += len(whole) - sum(map(len, whole.late.values()))
-                self._kernel.commit(whole)
+            self._transact(whole, affinities, report)
 
-    def _commit_held(self, held: Held | None, report: Report) -> None:
-        try:
-            for part in held.parts() if held else ():
-                self._commit(part, (), report)
-        except KernelError as error:
-            raise HeldError(str(error), hint=error.hint) from error
+    def _transact(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
+        self._kernel.ensure_for(whole, self._program, affinities)
+        if whole.removed or whole.added:
+            report.transactions += 1
+            report.written += len(whole) - sum(map(len, whole.late.values()))
+            self._kernel.commit(whole)
 
     def _commit_late(self, report: Report) -> None:
         """Delete what nothing points to any more; all of it belongs to changes that were applied."""

@@ -26,6 +26,7 @@ from nftproxy.bench.offer import Offer
 from nftproxy.bench.workload import node_settings
 from nftproxy.errors import NftproxyError
 from nftproxy.lab.namespace import enter
+from nftproxy.node import memory
 from nftproxy.table.kernel import Kernel
 
 _STRIDE: Final = 7919  # a prime: services that change one after the other are nowhere near each other
@@ -197,6 +198,7 @@ def main() -> None:
     def say(answer: Answer) -> None:
         print(msgspec.json.encode(answer).decode(), flush=True)
 
+    memory.collect_seldom()
     try:
         for reading in readings(msgspec.json.decode(sys.argv[1], type=Job)):
             say(reading)

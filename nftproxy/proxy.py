@@ -1,7 +1,7 @@
 """A node's service proxy: a store in, a table in step out.
 
-All work on the table happens in one worker thread, so that a long first load never delays health answers, and libnftables sees one
-thread. The event loop's thread only decides when.
+All work on the table happens in one worker thread, so that a long sync never delays health answers; only the load of an empty
+table has a second one, which commits. The event loop's thread only decides when.
 """
 
 import asyncio

@@ -131,7 +131,7 @@ def spoilt(changes: list[tuple[Place, Any]]) -> list[Document]:
         try:
             for part in path[:-1]:
                 inner = inner[part]
-            inner[path[-1]] = value.what * value.times if isinstance(value, Many) else value
+            inner[path[-1]] = copy.deepcopy(value.what * value.times if isinstance(value, Many) else value)
         except (KeyError, IndexError, TypeError):  # an earlier change took the place away
             continue
     return list(documents.values())

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nftproxy.firstload import BATCH
 from nftproxy.lab.client import Answer, Outcome
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.plan import CLUSTER_CIDRS
-from nftproxy.syncer import BATCH
 from nftproxy.table.readback import Reader
 from tests.process import Run, endpoints, everything, network, nftproxy, reading, service, taken, write
 from tests.world import unique_name

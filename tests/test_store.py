@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from loguru import logger
 from msgspec import structs
 
+from nftproxy import firstload
 from nftproxy import syncer as syncer_module
 from nftproxy.address import Family, Network, parse_network
 from nftproxy.model import EndpointSlice, Labels, Node, Object, ObjectName, Service, ServiceCIDR
@@ -362,7 +363,7 @@ def fresh(reference: Table, objects: dict[Any, Object]) -> dict[str, Any]:
 @given(
     steps=st.lists(changes, min_size=3, max_size=24),
     portion=st.sampled_from([1, syncer_module.PORTION]),
-    batch=st.sampled_from([1, syncer_module.BATCH]),
+    batch=st.sampled_from([1, firstload.BATCH]),
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_sequence_of_changes_ends_as_a_fresh_start(
@@ -370,7 +371,8 @@ def test_any_sequence_of_changes_ends_as_a_fresh_start(
 ) -> None:
     """Whatever happens in between: syncs, restarts with nothing but the table, tidying, services that fight for an address."""
     monkeypatch.setattr(syncer_module, "PORTION", portion)
-    monkeypatch.setattr(syncer_module, "BATCH", batch)
+    for module in (syncer_module, firstload):
+        monkeypatch.setattr(module, "BATCH", batch)
     objects: dict[Any, Object] = {}
     with table_in(netns) as first:
         first.kernel.delete_table()

@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
         "columns", "log", "monitoring.events", "node", "sources", "table.foreign", "table.kernel", "table.readback",
     },
     "figures: what the kernel counted": {"monitoring.connections", "monitoring.tablefigures", "table.snapshot"},
-    "syncs: when, in which order": {"runner", "syncer", "proxy"},
+    "syncs: when, in which order": {"runner", "firstload", "syncer", "proxy"},
     "servers: what others ask": {"monitoring.health", "monitoring.healthcheck", "monitoring.metrics", "monitoring.http"},
     "daemon: all of it in one process": {"aftermath", "daemon"},
     "command line": {"__main__", "cli", "commands"},

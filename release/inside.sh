@@ -10,6 +10,8 @@ shift
 mount --bind "$folder" "$folder" # the new root has to be a mount point: `ip netns exec` changes how it propagates
 mount -t proc proc "$folder/proc"
 mount -t sysfs sysfs "$folder/sys"
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$folder/dev/pts"
+ln -sf pts/ptmx "$folder/dev/ptmx"
 mount -t tmpfs tmpfs "$folder/run"
 mount -t tmpfs tmpfs "$folder/tmp"
 mount --bind "$(readlink -f /etc/resolv.conf)" "$folder/etc/resolv.conf"
@@ -20,4 +22,8 @@ if [ -f /etc/ssl/certs/ca-certificates.crt ]; then
     export PIP_CERT=/run/trusted.crt
 fi
 
-exec chroot "$folder" "$@"
+# The folder becomes the root of this mount namespace. In a mere chroot nobody could make a user namespace, and tests do.
+cd "$folder"
+pivot_root . . # the old root is now mounted over the new one
+umount --lazy .
+exec "$@"

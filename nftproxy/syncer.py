@@ -80,11 +80,10 @@ class Syncer:
             try:
                 return self._sync(taken)
             except FirstLoadError:
-                again = self._take_again(taken)
+                taken = self._take_again(taken)
             except (MissingError, ExistsError) as error:
                 logger.warning("{}: the table is not what it was left as ({}); reading it back", self.family, error)
-                again = self._take_again(taken)
-            taken = again
+                taken = self._take_again(taken)
             return self._sync(taken, careful=True)
         except BaseException:
             self._store.give_back(self.family, taken)

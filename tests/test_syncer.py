@@ -145,6 +145,7 @@ def test_at_a_first_start_refusals_come_last(table: Table, monkeypatch: pytest.M
         if "service_cidrs4" in there:
             assert there["cluster_ips4"] == 20
     assert there["service_cidrs4"] == 1
+    assert sum(any(where == "cluster_ips4" for _, where, _ in step) for step in made) > 1
 
 
 def test_at_a_first_start_verdicts_come_together(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,7 @@ def main() -> None:
     def say(answer: Answer) -> None:
         print(msgspec.json.encode(answer).decode(), flush=True)
 
-    memory.collect_seldom()
+    memory.collect_seldom()  # as `nftproxy run` does; what baselines render gains by it, too
     try:
         for reading in readings(msgspec.json.decode(sys.argv[1], type=Job)):
             say(reading)

@@ -5,7 +5,6 @@
     machine      a virtual machine: what it boots from, booting it, what it says
     folder       a Debian release in a folder, made by debootstrap and kept under build/versions
     project      this checkout inside such a folder, and which tests reach the kernel
-    inside.sh    mounts that a folder needs; gone with the last process
     init.sh      what a virtual machine runs
     sctp.py, scale.py    tests that only the virtual machines run: SCTP, and what a service costs as their number grows
 

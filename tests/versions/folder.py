@@ -26,7 +26,7 @@ PACKAGES = (
     "ca-certificates", "kmod",
 )  # fmt: skip
 _INSTALLING = threading.Lock()  # apt is not for two at a time
-_SCRIPT = Path(__file__).parent / "inside.sh"
+_SCRIPT = Path(__file__).parents[2] / "release/inside.sh"
 _PATH = "/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "TERM")
 

@@ -15,6 +15,12 @@ from nftproxy.address import Address, Family, Network
 from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
 from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, lists, view
 
+NODE_PORT = "nodeport-"
+"""What names of chains begin with that NodePorts go to."""
+
+MEMBERS = ("cluster_members", "local_members")
+"""What names of sets begin with that hold the endpoints of one ClientIP service port: of the cluster list, of the local list."""
+
 
 class Verdict(NamedTuple):
     """Where an element of a verdict map sends a packet, and the service port it belongs to, for people who list the map."""
@@ -77,9 +83,9 @@ class Refusal(enum.Enum):
     DROP = Verdict("drop")
 
 
-# libnftables aborts the process on names of more than 255 characters. The longest is `learn_local4-<timeout>-<ports>-<name>`.
+# libnftables aborts the process on names of more than 255 characters. The longest begins with this, then come ports and name.
 PORTS_LIMIT = 40
-NAME_LIMIT = 255 - len("learn_local4-86400-") - PORTS_LIMIT - 1
+NAME_LIMIT = 255 - len("sticky-nodeport-preserve4-sctp-65536-65536-") - PORTS_LIMIT - 1
 
 
 class Affinity(msgspec.Struct, frozen=True, gc=False):
@@ -91,7 +97,7 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     timeout: int
     cluster: tuple[Endpoint, ...]
     local: tuple[Endpoint, ...]
-    steps: tuple[str, ...] = ("sticky",)  # how its frontends look a client up
+    entries: tuple[tuple[Policy, str], ...]  # how its frontends are entered: policy, and "nodeport-" or ""
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -103,23 +109,29 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
         """The port numbers as they stand in chain names."""
         return _bounded(".".join(map(str, self.ports)), PORTS_LIMIT)
 
-    def chain(self, step: str) -> str:
-        """Return the name of one of its chains; a chain with other content has another name."""
-        timeout = f"{self.timeout}-" if step.startswith("learn") else ""
-        return f"{step}{self.family.digit}-{timeout}{self.ports_name}-{self.name}"
+    @property
+    def picks(self) -> tuple[str, ...]:
+        """Return the names of the chains that choose for a client who is not known yet."""
+        kind = f"{self.family.digit}-{self.proto}"
+        return tuple(
+            filter(None, (pick(policy, side, kind, len(self.cluster), len(self.local)) for policy, side in self.entries))
+        )
+
+    def sticky(self, picked: str) -> str:
+        """Return the name of the chain that looks the client up before a pick; a chain with other content has another name."""
+        return f"sticky-{picked}-{self.ports_name}-{self.name}"
 
     @property
     def learn(self) -> str:
         """Return the name of the chain that remembers clients, for the lists that are used."""
-        local = "sticky_local" in self.steps
-        if "sticky_internal" in self.steps or (local and len(self.steps) > 1):
-            return self.chain("learn_both")
-        return self.chain("learn_local" if local else "learn")
+        lists = {use for policy, _ in self.entries for use in _LISTS[policy]}
+        step = "learn_both" if len(lists) > 1 else "learn_local" if "local" in lists else "learn"
+        return f"{step}{self.family.digit}-{self.timeout}-{self.ports_name}-{self.name}"
 
     @property
     def chains(self) -> tuple[str, ...]:
         """Return the names of the chains that its frontends go to."""
-        return (self.learn, *map(self.chain, self.steps))
+        return (self.learn, *map(self.sticky, self.picks))
 
     def memory(self, which: str, port: int) -> str:
         """Return the name of the map client -> endpoint address; `which` is `affinity` or `local_affinity`."""
@@ -127,7 +139,7 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
 
     def elements(self) -> Iterator[Element]:
         """Yield the members: what the kernel may remember."""
-        for which, members in (("cluster_members", self.cluster), ("local_members", self.local)):
+        for which, members in zip(MEMBERS, (self.cluster, self.local), strict=True):
             where = f"{which}{self.family.digit}-{self.name}"
             for member in members:
                 yield Element(where, tuple(member))
@@ -250,9 +262,12 @@ def _affinity(service: ObjectName, port: ServicePort, seen: View, chosen: Lists,
         return None
     proto = port.protocol.nft
     name = _bounded(f"{service}/{proto}/{port.name or ''}", NAME_LIMIT)
-    policies = {_internal(seen), _external(seen)} if seen.externally_accessible(port) else {_internal(seen)}
-    steps = tuple(sorted(_STICKY_STEP[policy] for policy in policies))
-    return Affinity(name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local, steps)
+    entries = [(_internal(seen), "")]
+    if seen.vips or seen.external_ips:
+        entries.append((_external(seen), ""))
+    if port.node_port:
+        entries.append((_external(seen), NODE_PORT))
+    return Affinity(name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local, tuple(entries))
 
 
 def _bounded(text: str, limit: int) -> str:
@@ -282,21 +297,19 @@ def _comment(text: str) -> str:
 def elements(route: Route, family: Family) -> Iterator[Element]:
     """Yield all elements of a route; what they mean stands in `rulesets/family.nft` and `rulesets/protocol.nft`."""
     frontend, v = route.frontend, family.digit
-    maps, chains = ("", "") if frontend.address else ("nodeport_", "nodeport-")
+    maps, side = ("", "") if frontend.address else ("nodeport_", NODE_PORT)
     kind = f"{v}-{frontend.proto}"
-    if route.cluster:
-        where, verb, step = _CLUSTER_STEP[route.policy]
-        yield Element(f"{maps}{where}{v}", frontend.key, Verdict(verb, f"{chains}{step}{kind}-{len(route.cluster)}", route.name))
-        for slot, endpoint in enumerate(route.cluster):
-            yield Element(f"{maps}endpoints{kind}", frontend.slot(slot), endpoint)
-    if route.local:
-        yield Element(f"{maps}services{v}", frontend.key, Verdict("goto", f"{chains}local{kind}-{len(route.local)}", route.name))
-        for slot, endpoint in enumerate(route.local):
-            yield Element(f"{maps}local_endpoints{kind}", frontend.slot(slot), endpoint)
+    if picked := pick(route.policy, side, kind, len(route.cluster), len(route.local)):
+        target = route.affinity.sticky(picked) if route.affinity else picked
+        yield Element(f"{maps}services{v}", frontend.key, Verdict("goto", target, route.name))
+    for slot, endpoint in enumerate(route.cluster):
+        yield Element(f"{maps}endpoints{kind}", frontend.slot(slot), endpoint)
+    for slot, endpoint in enumerate(route.local):
+        yield Element(f"{maps}local_endpoints{kind}", frontend.slot(slot), endpoint)
     if route.refusal is not Refusal.NONE:
         yield Element(f"{maps}no_endpoints{v}", frontend.key, route.refusal.value._replace(comment=route.name))
     if route.affinity:
-        yield Element(f"{maps}sticky{v}", frontend.key, Verdict("jump", route.affinity.chain(_STICKY_STEP[route.policy])))
+        yield Element(f"{maps}new_clients{v}", frontend.key)
         yield Element(f"{maps}learn{v}", frontend.key, Verdict("goto", route.affinity.learn))
     if route.sources is not None:
         yield Element(f"firewall{v}", frontend.key, Verdict("goto", f"allowed{v}"))
@@ -304,22 +317,28 @@ def elements(route: Route, family: Family) -> Iterator[Element]:
             yield Element(f"allowed{v}-{network.length}", (*frontend.key, network.text))
 
 
+def pick(policy: Policy, side: str, kind: str, cluster: int, local: int) -> str:
+    """Return the name of the chain that chooses from lists of so many endpoints; empty if there is nothing to choose from.
+
+    `side` is NODE_PORT or nothing, `kind` family and protocol: `4-tcp`.
+    """
+    if policy is Policy.LOCAL or (policy is Policy.PRESERVE and not cluster):
+        return f"{side}local{kind}-{local}" if local else ""
+    own = f"-{local}" if policy is Policy.PRESERVE and local else ""
+    return f"{side}{_STEP[policy]}{kind}-{cluster}{own}" if cluster else ""
+
+
+_STEP = {Policy.CLUSTER: "pick", Policy.EXTERNAL: "external", Policy.PRESERVE: "preserve"}
+_LISTS = {
+    Policy.CLUSTER: ("cluster",),
+    Policy.EXTERNAL: ("cluster",),
+    Policy.LOCAL: ("local",),
+    Policy.PRESERVE: ("cluster", "local"),
+}
+
+
 def targets(route: Route, family: Family) -> Iterator[str]:
     """Yield the names of the chains that the verdicts of a route go to."""
     for element in elements(route, family):
         if type(element.value) is Verdict and element.value.target:
             yield element.value.target
-
-
-# Policy -> the map of verdicts, how it is entered, and the chain that serves the cluster list.
-_CLUSTER_STEP = {
-    Policy.CLUSTER: ("services", "goto", "pick"),
-    Policy.EXTERNAL: ("services", "goto", "external"),
-    Policy.PRESERVE: ("internal", "jump", "internal"),
-}
-_STICKY_STEP = {
-    Policy.CLUSTER: "sticky",
-    Policy.EXTERNAL: "sticky_external",
-    Policy.LOCAL: "sticky_local",
-    Policy.PRESERVE: "sticky_internal",
-}

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from nftproxy.compiler import Affinity
+from nftproxy.compiler import MEMBERS, Affinity
 from nftproxy.difference import Delta
 from nftproxy.errors import KernelError
 
@@ -21,9 +21,9 @@ class FirstLoadError(Exception):
 class FirstLoad:
     """Commits the deltas of an empty table's services, in order, each while the next are made.
 
-    The kernel validates all verdicts there are with each transaction that adds one, so they wait until they are a quarter of
-    those there, and then go together, but those of one service never apart. After them go the addresses of their Services:
-    connections to an address without a verdict are refused.
+    The kernel validates all verdicts there are with each transaction that adds one, or a chain, so they wait until they are a
+    quarter of those there, and then go together, but those of one service never apart; before them what ClientIP services have of
+    their own. After them go the addresses of their Services: connections to an address without a verdict are refused.
     """
 
     def __init__(self, commit: Callable[[Delta, Iterable[Affinity]], None]) -> None:
@@ -32,6 +32,7 @@ class FirstLoad:
         self._under_way: deque[Future[None]] = deque()
         self._verdicts: list[Delta] = []
         self._addresses: list[Delta] = []
+        self._affinities: list[Affinity] = []
         self._waiting = self._there = 0  # verdicts
 
     def __enter__(self) -> Self:
@@ -45,14 +46,15 @@ class FirstLoad:
         if whole.removed:  # of two that claim a frontend the older one came later: what it replaces has to be there
             self._release()
         verdicts, addresses = Delta(), Delta()
-        for where in whole.verdict_maps():
+        for where in [*whole.verdict_maps(), *(w for w in whole.added if w.startswith(MEMBERS))]:
             verdicts.take(whole, where)
         for where in [where for where in whole.added if where.startswith("cluster_ips")]:
             addresses.take(whole, where)
         self._verdicts.append(verdicts)
         self._addresses.append(addresses)
+        self._affinities += affinities
         self._waiting += len(verdicts)
-        self._commit(whole, affinities)
+        self._commit(whole)
         if self._waiting > self._there / 4:
             self._release()
 
@@ -62,10 +64,11 @@ class FirstLoad:
         self._wait(0)
 
     def _release(self) -> None:
-        held = (*self._verdicts, *self._addresses)
-        self._verdicts, self._addresses = [], []
+        held, affinities = (*self._verdicts, *self._addresses), self._affinities
+        self._verdicts, self._addresses, self._affinities = [], [], []
         self._there += self._waiting
         self._waiting = 0
+        self._commit(Delta(), affinities)
         part = Delta()
         for each in held:
             if part and len(part) + len(each) > BATCH:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from loguru import logger
 
 from nftproxy.address import Family, Network
-from nftproxy.compiler import Affinity, Compiled, Context, Frontend, compile_service, targets
+from nftproxy.compiler import MEMBERS, Affinity, Compiled, Context, Frontend, compile_service, targets
 from nftproxy.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.firstload import BATCH, FirstLoad, FirstLoadError
@@ -27,6 +27,7 @@ from nftproxy.selection import Locality
 from nftproxy.settings import ALL, NodeSettings
 from nftproxy.store import Pending, Store, Taken
 from nftproxy.table.kernel import Kernel
+from nftproxy.table.packing import shape
 from nftproxy.table.program import Program
 
 PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it
@@ -357,7 +358,7 @@ class Syncer:
     def _forget_departed(self, change: Change, whole: Delta, report: Report) -> None:
         """Take endpoints that go out of the member sets, then out of the clients' memory, before the change itself."""
         departed = Delta()
-        for where in [w for w in whole.removed if w.startswith(("cluster_members", "local_members"))]:
+        for where in [w for w in whole.removed if w.startswith(MEMBERS)]:
             departed.removed[where] = whole.removed.pop(where)
         self._commit(departed, (), report)
         try:
@@ -406,9 +407,11 @@ def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator
 
 
 def compared(name: str, family: Family) -> bool:
-    """Whether a set holds elements of services of this family: no node-wide ones, nothing that the kernel learnt."""
+    """Whether a set holds elements of services of this family: no node-wide ones, nothing learnt, nothing of another release."""
     base = name.partition("-")[0]
-    return base.endswith(family.digit) and base[:-1] not in {"service_cidrs", "nodeport_ips", "affinity", "local_affinity"}
+    if not base.endswith(family.digit) or base[:-1] in {"service_cidrs", "nodeport_ips", "affinity", "local_affinity"}:
+        return False
+    return shape(name) is not None
 
 
 def _memories(affinity: Affinity, ports: Iterable[int]) -> list[str]:

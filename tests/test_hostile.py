@@ -64,7 +64,7 @@ class Proxy:
         found: dict[tuple[str, object], object] = {}
         for name in sorted(self.table.kernel.sets):
             if name.startswith(
-                ("services", "endpoints", "nodeport", "no_endpoints", "cluster_ips", "internal", "firewall", "sticky")
+                ("services", "endpoints", "nodeport", "no_endpoints", "cluster_ips", "firewall", "new_clients", "learn")
             ):
                 for key, value in self.table.kernel.elements(name).items():
                     if addresses & set(map(str, key)) or 30080 in key:

@@ -280,13 +280,13 @@ ADDRESS = ("10.96.0.10", "tcp", 80)
 def counted(where: str, packets: int, value: Verdict | tuple[str, int] | None = None) -> Counted:
     key = ("10.96.0.10", 80, 0) if "endpoints" in where and where[:3] != "no_" else ADDRESS
     if value is None:
-        value = Verdict("jump", "sticky") if where == "sticky4" else Verdict("goto", "pick4-tcp-2", NAME)
-    return Counted(Element(where, key, value), packets)
+        value = Verdict("goto", "pick4-tcp-2", NAME)
+    return Counted(Element(where, key, None if where.startswith("new_clients") else value), packets)
 
 
 def reading(**packets: int) -> list[Counted]:
-    """Counters of one frontend, in the order of readings; `e` is that of a slot."""
-    names = {"n": "no_endpoints4", "v": "services4", "i": "internal4", "s": "sticky4", "e": "endpoints4-tcp"}
+    """Counters of one frontend, in the order of readings: refused, new clients, all; `e` is that of a slot."""
+    names = {"n": "no_endpoints4", "c": "new_clients4", "v": "services4", "e": "endpoints4-tcp"}
     return [
         counted(where, packets[short], ("10.244.1.2", 8080) if short == "e" else None)
         for short, where in names.items()
@@ -317,31 +317,26 @@ def totals(ledger: Ledger) -> dict[str, int]:
         pytest.param([{"v": 0}], {}, id="nobody came"),
         pytest.param([{"v": 9}, {"v": 2}], {"connections": 11}, id="rewritten in between"),
         pytest.param(
-            [{"s": 0, "v": 0}, {"s": 10, "v": 4}],
+            [{"v": 0, "c": 0}, {"v": 10, "c": 4}],
             {"connections": 10, "by_affinity": 6},
-            id="affinity: who falls through is in both",
+            id="affinity: who is not known is in both",
         ),
-        pytest.param([{"s": 0, "v": 0}, {"s": 10, "v": 0}], {"connections": 10, "by_affinity": 10}, id="only known clients"),
+        pytest.param([{"v": 0, "c": 0}, {"v": 10, "c": 0}], {"connections": 10, "by_affinity": 10}, id="only known clients"),
+        pytest.param([{"v": 0, "c": 0}, {"v": 10, "c": 10}], {"connections": 10}, id="only new clients"),
+        pytest.param([{"v": 10, "n": 4}], {"connections": 6, "refused": 4}, id="policy Local, no endpoint here"),
         pytest.param(
-            [{"s": 0, "i": 0, "v": 0}, {"s": 10, "i": 7, "v": 5}],
-            {"connections": 10, "by_affinity": 3},
-            id="affinity and policy Local",
-        ),
-        pytest.param([{"i": 10, "v": 4}], {"connections": 10}, id="policy Local: outside clients are in both"),
-        pytest.param([{"i": 10, "n": 4}], {"connections": 6, "refused": 4}, id="policy Local, no endpoint here"),
-        pytest.param(
-            [{"s": 0, "i": 0, "n": 0}, {"s": 10, "i": 8, "n": 4}],
+            [{"v": 0, "c": 0, "n": 0}, {"v": 10, "c": 8, "n": 4}],
             {"connections": 6, "by_affinity": 2, "refused": 4},
             id="the same with affinity",
         ),
-        pytest.param([{"s": 10, "v": 4}], {"connections": 10}, id="affinity of a frontend that was never read before"),
+        pytest.param([{"v": 10, "c": 4}], {"connections": 10}, id="affinity of a frontend that was never read before"),
         pytest.param([{"n": 5}], {"refused": 5}, id="no endpoint at all"),
         pytest.param([{"n": 5}, {"v": 2}], {"refused": 5, "connections": 2}, id="endpoints came"),
         pytest.param([{"v": 2}, {"n": 5}], {"refused": 5, "connections": 2}, id="endpoints went"),
-        pytest.param([{"v": 5}, {"v": 6, "s": 1}], {"connections": 6}, id="affinity was switched on"),
-        pytest.param([{"v": 0, "s": 0}, {"v": 5, "s": 9}, {"v": 6}], {"connections": 10, "by_affinity": 4}, id="and off"),
+        pytest.param([{"v": 5}, {"v": 6, "c": 1}], {"connections": 6}, id="affinity was switched on"),
+        pytest.param([{"v": 0, "c": 0}, {"v": 9, "c": 5}, {"v": 10}], {"connections": 10, "by_affinity": 4}, id="and off"),
         pytest.param(
-            [{"s": 0, "v": 0}, {"s": 9, "v": 4}, {"s": 12, "v": 1}],
+            [{"v": 0, "c": 0}, {"v": 9, "c": 4}, {"v": 3, "c": 5}],
             {"connections": 12, "by_affinity": 5},
             id="only services rewritten",
         ),
@@ -426,7 +421,7 @@ def test_labels() -> None:
     st.lists(
         st.one_of(
             st.tuples(st.just("connect"), st.sampled_from(["known", "new"]), st.integers(0, 4)),
-            st.tuples(st.just("rewrite"), st.sampled_from(["v", "s", "e"]), st.just(0)),
+            st.tuples(st.just("rewrite"), st.sampled_from(["v", "c", "e"]), st.just(0)),
             st.tuples(st.just("read"), st.just(""), st.just(0)),
         )
     )
@@ -438,20 +433,22 @@ def test_figures_only_grow_and_never_count_twice(steps: list[tuple[str, str, int
     before: dict[str, int] = {}
     for step, what, amount in [("read", "", 0), *steps, ("read", "", 0)]:
         if step == "connect":
-            counters["s"] += amount
+            counters["v"] += amount
             truth["connections"] += amount
-            for counter, figure in (("v", ""), ("e", "endpoint")) if what == "new" else (("", "by_affinity"),):
+            for counter, figure in (("c", ""), ("e", "endpoint")) if what == "new" else (("", "by_affinity"),):
                 counters[counter] += amount
                 truth[figure] += amount
         elif step == "rewrite":
             counters[what] = 0
+            if what == "c":  # affinity was switched off, and on again: the verdict is the one of before
+                counters["v"] = 0
             generation[what] += 1
         else:
             enter(
                 ledger,
                 [
+                    counted("new_clients4", counters["c"]),
                     counted("services4", counters["v"], Verdict("goto", f"pick{generation['v']}", NAME)),
-                    counted("sticky4", counters["s"], Verdict("jump", f"sticky{generation['s']}")),
                     counted("endpoints4-tcp", counters["e"], ("10.244.1.2", 8080)),
                 ],
             )
@@ -669,7 +666,7 @@ def test_elements_by_map(world: World, scrapes: Scrapes) -> None:
     )
     found = values(scrapes.metrics.registry, "nftproxy_map_elements")
     sizes = {name.split('"')[1]: int(size) for name, size in found.items()}
-    expected = {"services4": 2, "endpoints4-tcp": 4, "cluster_ips4": 2, "cluster_members4": 4, "sticky4": 2, "services6": 0}
+    expected = {"services4": 2, "endpoints4-tcp": 4, "cluster_ips4": 2, "cluster_members4": 4, "new_clients4": 2, "services6": 0}
     assert {name: sizes[name] for name in expected} == expected
     assert not [name for name in sizes if "default" in name], "what each service has of its own counts together"
 

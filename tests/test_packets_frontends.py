@@ -267,9 +267,7 @@ def test_sctp_has_elements_and_rules_of_its_own(world: World, family: str) -> No
     kernel = world.tables["node1"].kernel
     expected = {
         f"services{v}": (web.address("cluster", wire.family), "sctp", 80, f"goto pick{v}-sctp-2"),
-        f"internal{v}": (web.address("vip", wire.family), "sctp", 80, f"jump internal{v}-sctp-2"),
-        f"nodeport_internal{v}": ("sctp", web.node_port, f"jump nodeport-internal{v}-sctp-2"),
-        f"nodeport_services{v}": ("sctp", web.node_port, f"goto nodeport-local{v}-sctp-1"),
+        f"nodeport_services{v}": ("sctp", web.node_port, f"goto nodeport-preserve{v}-sctp-2-1"),
     }
     for where, (*key, verdict) in expected.items():
         assert str(kernel.elements(where)[tuple(key)]) == verdict

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family, parse_network
-from nftproxy.compiler import Affinity
+from nftproxy.compiler import NODE_PORT, Affinity, Policy
 from nftproxy.lab.client import Answer, Connection
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
@@ -105,13 +105,19 @@ def test_only_chains_of_services_have_a_slash_in_their_names() -> None:
     [
         ("pick4-tcp-3", ["pick4-tcp-3"]),
         ("external4-udp-1", ["pick4-udp-1", "external4-udp-1"]),
-        ("internal6-sctp-2", ["pick6-sctp-2", "external6-sctp-2", "internal6-sctp-2"]),
-        ("nodeport-internal4-tcp-2", ["nodeport-pick4-tcp-2", "nodeport-external4-tcp-2", "nodeport-internal4-tcp-2"]),
+        ("preserve6-sctp-2", ["pick6-sctp-2", "external6-sctp-2", "preserve6-sctp-2"]),
+        ("preserve4-udp-3-2", ["pick4-udp-3", "external4-udp-3", "local4-udp-2", "preserve4-udp-3-2"]),
+        (
+            "nodeport-preserve4-tcp-2-1",
+            ["nodeport-pick4-tcp-2", "nodeport-external4-tcp-2", "nodeport-local4-tcp-1", "nodeport-preserve4-tcp-2-1"],
+        ),
         ("nodeport-local6-tcp-5000", ["nodeport-local6-tcp-5000"]),
         ("pick4-tcp-0", []),
+        ("pick4-tcp-2-1", []),
+        ("preserve4-tcp-2-0", []),
         ("pick4-icmp-1", []),
         ("pick5-tcp-1", []),
-        ("sticky4-8080-default/web/tcp/", []),
+        ("sticky-pick4-tcp-1-8080-default/web/tcp/", []),
         ("allowed4", []),
         ("", []),
     ],
@@ -133,7 +139,8 @@ def test_a_family_that_is_not_served_has_no_picks() -> None:
 def affinity(cluster: Iterable[int] = (8080,), local: Iterable[int] = (), timeout: int = 100) -> Affinity:
     """One that needs everything that there is."""
     lists = [tuple(Endpoint("10.244.1.2", port) for port in ports) for ports in (cluster, local)]
-    return Affinity("default/web/tcp/http", Family.IPv4, "tcp", timeout, lists[0], lists[1], ("sticky", "sticky_internal"))
+    entries = ((Policy.CLUSTER, ""), (Policy.PRESERVE, ""), (Policy.PRESERVE, NODE_PORT))
+    return Affinity("default/web/tcp/http", Family.IPv4, "tcp", timeout, lists[0], lists[1], entries)
 
 
 @pytest.mark.contract("2.4.6")
@@ -141,12 +148,15 @@ def test_a_chain_of_affinity_is_told_by_its_name() -> None:
     """Whatever changes its text changes its name, so that none is ever rewritten under a packet."""
     program = Program(settings())
     seen: dict[str, str] = {}
-    for ports, timeout in itertools.product(((8080,), (9376,), (8080, 9376), tuple(range(20000, 20040))), (1, 100, 86400)):
-        made = program.affinity(affinity(ports, timeout=timeout))
+    lists = ((8080,), (9376,), (8080, 9376), tuple(range(20000, 20040)))
+    for ports, own, timeout in itertools.product(lists, (0, 1), (1, 100, 86400)):
+        made = program.affinity(affinity(ports, ports[:own], timeout=timeout))
         for name, text in made.items():
             assert seen.setdefault(name, text) == text
             assert len(name) <= 255
-        assert len(made) == 2 + 5 + 2 * len(ports)
+        own_chains = [name for name in made if name.endswith("default/web/tcp/http")]
+        assert len(own_chains) == 2 + 7, "members; three chains for addresses, three for NodePorts, one to learn"
+        assert sum(name not in own_chains for name in made) == (6 + 2 * own) + 2 * len(ports), "picks, and memories"
 
 
 def test_blocks_are_found_by_name() -> None:

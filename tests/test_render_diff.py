@@ -138,11 +138,11 @@ def test_diff_tells_what_a_sync_would_change_and_changes_nothing(folder: Path, w
     code, lines = diff()
     assert code == 1
     assert set(lines) == {
-        '- services4 10.96.0.50 . tcp . 80 comment "default/cart:http" : goto pick4-tcp-3',
+        '- services4 10.96.0.50 . tcp . 80 comment "default/cart:http" : goto sticky-pick4-tcp-3-8080-default/cart/tcp/http',
         '+ services4 10.96.0.50 . tcp . 80 comment "default/new:http" : goto pick4-tcp-1',
         "- endpoints4-tcp 10.96.0.50 . 80 . 1 : 10.244.2.2 . 8080",
         "- endpoints4-tcp 10.96.0.50 . 80 . 2 : 10.244.2.3 . 8080",
-        "- sticky4 10.96.0.50 . tcp . 80 : jump sticky4-8080-default/cart/tcp/http",
+        "- new_clients4 10.96.0.50 . tcp . 80",
         "- learn4 10.96.0.50 . tcp . 80 : goto learn4-600-8080-default/cart/tcp/http",
         "- members4 10.244.1.2 . tcp . 8080",
         "- members4 10.244.2.2 . tcp . 8080",

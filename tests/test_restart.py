@@ -140,9 +140,18 @@ LEFTOVERS = {
         add element inet nftproxy affinity4-default/gone/tcp/-8080 { 192.0.2.1 timeout 1h : 10.244.9.9 }
         add set inet nftproxy cluster_members4-default/gone/tcp/ { type ipv4_addr . inet_service; }
         add element inet nftproxy cluster_members4-default/gone/tcp/ { 10.244.9.9 . 8080 }
-        add chain inet nftproxy sticky4-8080-default/gone/tcp/
-        add rule inet nftproxy sticky4-8080-default/gone/tcp/ ip saddr 192.0.2.1 drop
-        add element inet nftproxy sticky4 { 10.96.7.7 . tcp . 80 : jump sticky4-8080-default/gone/tcp/ }""",
+        add chain inet nftproxy sticky-pick4-tcp-1-8080-default/gone/tcp/
+        add rule inet nftproxy sticky-pick4-tcp-1-8080-default/gone/tcp/ ip saddr 192.0.2.1 drop
+        add element inet nftproxy services4 { 10.96.7.7 . tcp . 80 : goto sticky-pick4-tcp-1-8080-default/gone/tcp/ }
+        add element inet nftproxy new_clients4 { 10.96.7.7 . tcp . 80 }""",
+    "a map of another release": """
+        add map inet nftproxy internal4 { type ipv4_addr . inet_proto . inet_service : verdict; counter; }
+        add chain inet nftproxy internal4-tcp-1
+        add rule inet nftproxy internal4-tcp-1 drop
+        add element inet nftproxy internal4 { 10.96.0.12 . tcp . 80 : jump internal4-tcp-1 }
+        insert rule inet nftproxy services4 ip daddr . meta l4proto . th dport vmap @internal4
+        delete chain inet nftproxy {marker}
+        add chain inet nftproxy program-0123456789abcdef""",
     "a member too many": "add element inet nftproxy cluster_members4-default/s3/tcp/http { 10.244.9.9 . 8080 }",
     "another program": """
         delete chain inet nftproxy {marker}

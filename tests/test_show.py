@@ -103,19 +103,18 @@ def test_a_connection_is_counted_once_however_many_look_ups_it_takes() -> None:
     done = compiled(item, ("10.244.1.2", "node1"), ("10.244.2.2", "node2"))
     key = "198.51.100.1 . tcp . 80"
     counts = {
-        ("sticky4", key): 10,  # all
-        ("internal4", key): 6,  # four were known and sent on
-        ("services4", key): 5,  # one was a pod's
+        ("services4", key): 10,  # all
+        ("new_clients4", key): 6,  # four were known and sent on
         ("local_endpoints4-tcp", "198.51.100.1 . 80 . 0"): 5,
         ("endpoints4-tcp", "198.51.100.1 . 80 . 1"): 1,
-        ("nodeport_internal4", "tcp . 30080"): 3,
+        ("nodeport_new_clients4", "tcp . 30080"): 3,
     }
     ports = services(table(done, counts=counts))
     one = only(ports, "198.51.100.1:80/tcp")
     assert one.connections == 10
     assert [listed.connections for listed in one.cluster] == [0, 1]
     assert [listed.connections for listed in one.local] == [5]
-    assert only(ports, "*:30080/tcp").connections == 0  # affinity sees everybody, and there is nobody
+    assert only(ports, "*:30080/tcp").connections == 0
 
 
 def test_remembered_clients_by_endpoint() -> None:

@@ -160,6 +160,25 @@ def test_at_a_first_start_verdicts_come_together(table: Table, monkeypatch: pyte
     assert same_as_fresh(table, *items)
 
 
+def test_at_a_first_start_chains_of_services_come_together(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each transaction with a chain has all verdicts validated, too; elements of a service come after its own sets."""
+    monkeypatch.setattr(syncer_module, "BATCH", 5)
+    items = webs(40, 3, **STICKY)
+    made: list[str] = []
+    run = table.kernel._run
+
+    def recording(text: str) -> None:
+        made.append("slots" if '"endpoints4-tcp"' in text else "chains" if "chain sticky-" in text else "")
+        run(text)
+
+    monkeypatch.setattr(table.kernel, "_run", recording)
+    assert sync(table, *items).read_back
+    count = Counter(made)
+    assert count["slots"] == 40
+    assert 1 < count["chains"] <= 40 / 2
+    assert same_as_fresh(table, *items)
+
+
 @pytest.mark.contract("2.4.5")
 def test_forgetting_comes_before_the_change(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """First nobody learns the endpoint any more, then who knows it forgets it, in portions, then the rest changes."""

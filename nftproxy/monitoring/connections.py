@@ -3,13 +3,12 @@
 Pure: a `Ledger` takes readings of the counters and adds up. What the figures are, and why they are so:
 
 - A nat chain sees the first packet of a connection only, so a hit in one of its maps is a new connection (TCP, SCTP) or flow (UDP).
-- A frontend is looked up in `sticky`, then `internal`, then `services`, and who falls through is seen again. So the first of these maps
-  that has the frontend sees every connection, and it alone is taken; adding them up, or taking the largest, would count some twice.
-- A client that session affinity knows is sent on by the map of clients, not by a slot. These connections are what `sticky` saw
-  and the next map did not; they belong to the frontend but to no endpoint's count. For every service port, therefore:
+- A frontend is looked up once, in `services`, which sees every connection.
+- A client that session affinity knows is sent on by the map of clients, not by a slot; all others pass `new_clients`. What
+  `services` saw and `new_clients` did not belongs to the frontend but to no endpoint's count. For every service port, therefore:
   connections of its frontends = connections of its endpoints + connections by affinity.
 - `no_endpoints` counts refused packets, as each new try of a refused client is one. Where the external policy is Local and the node has no
-  endpoint, the frontend is in `internal` as well and outside clients fall through it to their refusal: they are taken off its count.
+  endpoint, the frontend is in `services` as well and outside clients pass it on the way to their refusal: they are taken off its count.
 - Rewriting an element starts its counter anew; it is recognised by its new value, or a smaller count. What came between the
   last reading and the rewrite is lost, never counted twice. Connections by affinity, a difference of two counters, are left out
   between two readings if one of these was new or started anew.
@@ -26,8 +25,8 @@ from nftproxy.compiler import Frontend, Key, Value, Verdict
 from nftproxy.selection import Endpoint
 from nftproxy.table.readback import Counted
 
-STEPS = ("no_endpoints", "services", "internal", "sticky")
-"""The maps of frontends in the order of readings, which is that of look-ups backwards: what a map has seen, those before it have too."""
+STEPS = ("no_endpoints", "new_clients", "services")
+"""What has frontends, in the order of readings, which is that of look-ups backwards: what one has seen, those before it have too."""
 
 LISTS = ("endpoints", "local_endpoints")
 """The maps of slots."""
@@ -119,7 +118,7 @@ class Ledger:
                 elif key not in before:
                     continue
                 grown[key] = _growth(before.get(key), value, packets)
-        for where, key in seen.beside_sticky():  # their rewrites matter even where they stood at 0
+        for where, key in seen.with_affinity():  # their rewrites matter even where they stood at 0
             last[where].setdefault(key, (seen.values[where][key], 0))
         self._last = last
         return seen
@@ -177,17 +176,17 @@ class _Seen:
                 found.update(s for key, value in values.items() if value in places and (s := self._endpoint(where, key)))
         return found
 
-    def beside_sticky(self) -> Iterator[tuple[str, Key]]:
+    def with_affinity(self) -> Iterator[tuple[str, Key]]:
         """Yield the elements of frontends with affinity."""
         for family, prefix in _SIDES:
-            for key in self.values.get(f"{prefix}sticky{family.digit}", ()):
+            for key in self.values.get(f"{prefix}new_clients{family.digit}", ()):
                 for step in STEPS[1:]:
                     if key in self.values.get(where := f"{prefix}{step}{family.digit}", ()):
                         yield where, key
 
     def _frontend(self, family: Family, prefix: str, key: Key) -> Subject | None:
         """Return the frontend of a key of `services` and others; None if no element says whose it is."""
-        for step in STEPS[:3]:
+        for step in STEPS:
             value = self.values.get(f"{prefix}{step}{family.digit}", {}).get(key)
             if isinstance(value, Verdict) and value.comment:
                 address = "" if prefix else str(key[0])
@@ -214,12 +213,11 @@ def _growth(before: tuple[Value, int] | None, value: Value, packets: int) -> _Gr
 
 def _amounts(steps: Mapping[str, _Growth]) -> Iterator[tuple[Figure, int]]:
     """Turn the growth of a frontend's counters into that of its figures."""
-    order = [steps[step] for step in ("sticky", "internal", "services") if step in steps]
-    refused = steps.get("no_endpoints")
-    if order:
-        yield Figure.CONNECTIONS, order[0].packets - (refused.packets if refused else 0)
-    if "sticky" in steps and not any(growth.anew for growth in order[:2]):
-        yield Figure.BY_AFFINITY, order[0].packets - sum(growth.packets for growth in order[1:2])
+    services, new, refused = steps.get("services"), steps.get("new_clients"), steps.get("no_endpoints")
+    if services:
+        yield Figure.CONNECTIONS, services.packets - (refused.packets if refused else 0)
+    if services and new and not (services.anew or new.anew):
+        yield Figure.BY_AFFINITY, services.packets - new.packets
     if refused:
         yield Figure.REFUSED, refused.packets
 

@@ -38,10 +38,8 @@ _KEYS = {
     "local_members": "as",
     "affinity": "a",
     "local_affinity": "a",
-    **dict.fromkeys(("sticky", "internal", "services", "no_endpoints", "learn"), _FRONTEND),
-    **dict.fromkeys(
-        ("nodeport_sticky", "nodeport_internal", "nodeport_services", "nodeport_no_endpoints", "nodeport_learn"), "ps"
-    ),
+    **dict.fromkeys(("services", "new_clients", "no_endpoints", "learn"), _FRONTEND),
+    **dict.fromkeys(("nodeport_services", "nodeport_new_clients", "nodeport_no_endpoints", "nodeport_learn"), "ps"),
 }
 _VALUES = {"affinity": "a", "local_affinity": "a"} | {
     f"{prefix}{local}endpoints": "as" for prefix in ("", "nodeport_") for local in ("", "local_")

@@ -14,13 +14,17 @@ from string import Template
 
 from nftproxy import shipped
 from nftproxy.address import Address, Family, mask
-from nftproxy.compiler import Affinity
+from nftproxy.compiler import NODE_PORT, Affinity, Policy
+from nftproxy.selection import Endpoint
 from nftproxy.settings import ALL, Cidr, NodeSettings
 
 TABLE = "inet nftproxy"
 PROTOCOLS = ("tcp", "udp", "sctp")
 _HEADER = re.compile(r"^(set|map|chain) (\S+) \{", re.MULTILINE)
-_PICK = re.compile(r"(?:nodeport-)?(?:pick|external|internal|local)([46])-(tcp|udp|sctp)-([1-9][0-9]*)")
+_PICK = re.compile(
+    r"(?P<side>nodeport-)?(?:pick|external|local|(?P<preserve>preserve))(?P<v>[46])-(?P<proto>tcp|udp|sctp)"
+    r"-(?P<count>[1-9][0-9]*)(?(preserve)(?:-(?P<own>[1-9][0-9]*))?)"
+)
 _GOTO = re.compile(r"\bgoto (\S+)")
 _NAMED = re.compile(r"(?:\bgoto |@)(\S+)")  # chains, sets and maps that a rule names
 _NAMES = {Family.IPv4: ("ip", "ipv4_addr"), Family.IPv6: ("ip6", "ipv6_addr")}
@@ -35,9 +39,12 @@ class Program:
     def __init__(self, settings: NodeSettings) -> None:
         self.families = settings.families
         self._variables = {family: _variables(settings, family) for family in settings.families}
-        sample = [*self._picks("pick4-tcp-1"), *self._picks("pick6-tcp-1")]
+        sample: list[str] = []
         for family in settings.families:
-            sample += self._affinity(Affinity("", family, "tcp", 1, (), ())).values()
+            for side in ("", NODE_PORT):
+                sample += self.pick(f"{side}preserve{family.digit}-tcp-1-1").values()
+            endpoint = (Endpoint("", 1),)
+            sample += self.affinity(Affinity("", family, "tcp", 1, endpoint, endpoint, ((Policy.PRESERVE, ""),))).values()
         body = self.text()
         self.digest = hashlib.sha256("\n".join([body, *sample]).encode()).hexdigest()[:16]
 
@@ -72,26 +79,22 @@ class Program:
 
     def pick(self, name: str) -> dict[str, str]:
         """Return the text of a pick chain and of those it goes to, by name, in an order that declares before use."""
-        return dict(reversed(self._picks(name).items())) if name else {}
-
-    def _picks(self, name: str) -> dict[str, str]:
-        matched = _PICK.fullmatch(name)
-        family = matched and (Family.IPv4 if matched[1] == "4" else Family.IPv6)
-        if not matched or family not in self._variables:
+        variables = self._numbers(name)
+        if variables is None:
             return {}
-        variables = {**self._variables[family], "proto": matched[2], "count": matched[3]}
-        known = blocks(_fill(_read("pick.nft"), variables))
+        text = blocks(_fill(_read("pick.nft"), variables))[name]
         found: dict[str, str] = {}
-        wanted = [name]
-        while wanted:
-            current = wanted.pop()
-            found[current] = known[current]
-            wanted += [n for n in _GOTO.findall(known[current]) if n not in found]
-        return found
+        for other in _GOTO.findall(text):
+            found |= self.pick(other)
+        return {**found, name: text}
 
     def affinity(self, affinity: Affinity) -> dict[str, str]:
-        """Return the text of everything one ClientIP service port needs, by name, in order."""
-        known = self._affinity(affinity)
+        """Return the text of everything one ClientIP service port needs, picks included, by name, in order."""
+        found: dict[str, str] = {}
+        known = self._of_service(affinity)
+        for picked in affinity.picks:
+            found |= self.pick(picked)
+            known |= self._of_service(affinity, self._numbers(picked))
         needed: set[str] = set()
         wanted = list(affinity.chains)
         while wanted:
@@ -99,26 +102,49 @@ class Program:
             if name in known and name not in needed:
                 needed.add(name)
                 wanted += _NAMED.findall(known[name])
-        return {name: text for name, text in known.items() if name in needed}
+        return found | {name: text for name, text in known.items() if name in needed}
 
-    def _affinity(self, affinity: Affinity) -> dict[str, str]:
-        """Return the text of everything that a ClientIP service port may need."""
+    def _of_service(self, affinity: Affinity, numbers: Variables | None = None) -> dict[str, str]:
+        """Return what a ClientIP service port may need: the chains before a pick of such numbers, or all else."""
         variables = {
             **self._variables[affinity.family],
+            **(numbers or {}),
             "proto": affinity.proto,
             "id": affinity.name,
             "ports": affinity.ports_name,
             "timeout": affinity.timeout,
         }
         found: dict[str, str] = {}
-        for block in blocks(_read("affinity.nft")).values():
-            if "$port {" in block.splitlines()[0] + "\n" or re.search(r"\$id-\$port\b", block.splitlines()[0]):
+        for name, block in blocks(_read("affinity.nft")).items():
+            if name.startswith("sticky-") != bool(numbers):
+                continue
+            if name.endswith("-$port"):
                 texts = [_fill(block, {**variables, "port": port}) for port in affinity.ports]
             else:
                 texts = ["\n".join(_per_port(block, variables, affinity.ports))]
             for text in texts:
                 found |= blocks(text)
         return found
+
+    def _numbers(self, name: str) -> Variables | None:
+        """Return the variables that the name of a pick chain tells; None when it is none, or of a family not served."""
+        matched = _PICK.fullmatch(name)
+        family = matched and (Family.IPv4 if matched["v"] == "4" else Family.IPv6)
+        if not matched or family not in self._variables:
+            return None
+        variables, count, own = self._variables[family], matched["count"], matched["own"]
+        frontend = (
+            "meta l4proto . th dport @nodeport_" if matched["side"] else f"{variables['ip']} daddr . meta l4proto . th dport @"
+        )
+        return {
+            **variables,
+            "side": matched["side"] or "",
+            "counted": f"{frontend}new_clients{family.digit}",
+            "proto": matched["proto"],
+            "count": count,
+            "own": own,
+            "lists": f"{count}-{own}" if own else count,
+        }
 
     def sources(self, family: Family, lengths: Iterable[int]) -> dict[str, str]:
         """Return the sets of allowed sources for these prefix lengths, and the chain that looks them up."""

@@ -21,11 +21,13 @@ from nftproxy.errors import MissingError
 from nftproxy.selection import Endpoint
 from nftproxy.table.readback import Counted, Reader
 
-_STEP = re.compile(r"(?:nodeport_)?(sticky|internal|services|no_endpoints|learn|firewall)([46])")
+_STEP = re.compile(r"(?:nodeport_)?(services|no_endpoints|learn|firewall)([46])")
 _SLOTS = re.compile(r"(?:nodeport_)?(local_)?endpoints([46])-(tcp|udp|sctp)")
 _ALLOWED = re.compile(r"allowed([46])-([0-9]+)")
 _MEMORY = re.compile(r"(?:local_)?affinity([46])-(.+)-([0-9]+)", re.DOTALL)
 _LEARN = re.compile(r"learn(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
+_PICK = re.compile(r"(?:sticky-)?(?:nodeport-)?(pick|external|preserve)")
+_POLICIES = {"pick": Policy.CLUSTER, "external": Policy.EXTERNAL, "preserve": Policy.PRESERVE}
 _FAMILIES = {family.digit: family for family in Family}
 
 
@@ -202,8 +204,6 @@ def _shown(
         kind = Kind.CLUSTER_IP
     else:
         kind = Kind.LOAD_BALANCER if "firewall" in one.steps else Kind.EXTERNAL
-    # Who falls through one look-up is counted by the next one again; the first sees everybody.
-    connections = next((one.steps[step][1] for step in ("sticky", "internal", "services") if step in one.steps), 0)
     return Shown(
         family=family,
         kind=kind,
@@ -211,7 +211,7 @@ def _shown(
         protocol=frontend.proto,
         port=frontend.port,
         policy=_policy(one, kind),
-        connections=connections,
+        connections=one.steps["services"][1] if "services" in one.steps else 0,
         cluster=tuple(listed for _, listed in sorted(one.slots[False].items())),
         local=tuple(listed for _, listed in sorted(one.slots[True].items())),
         refused=_refused(one),
@@ -222,14 +222,12 @@ def _shown(
 
 def _policy(one: _Found, kind: Kind) -> Policy | None:
     """Tell the policy from the chains that the verdicts go to."""
-    steps = {step: verdict for step, (verdict, _) in one.steps.items()}
     local = Policy.LOCAL if kind is Kind.CLUSTER_IP else Policy.PRESERVE
-    if "internal" in steps:
-        return Policy.PRESERVE
-    if "services" in steps:
-        target = steps["services"].target.removeprefix("nodeport-")
-        return local if target.startswith("local") else Policy.EXTERNAL if target.startswith("external") else Policy.CLUSTER
-    return local if steps.get("no_endpoints", Verdict("")).verb == "drop" else None
+    if "services" in one.steps:
+        verdict, _ = one.steps["services"]
+        match = _PICK.match(verdict.target)
+        return _POLICIES.get(match[1] if match else "", local)
+    return local if one.steps.get("no_endpoints", (Verdict(""), 0))[0].verb == "drop" else None
 
 
 def _refused(one: _Found) -> Refused | None:

@@ -19,7 +19,7 @@ from nftproxy.model import ObjectName, Service
 from nftproxy.sources import reflector as reflector_module
 from nftproxy.sources.apiserver import connect
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource, own_node
-from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER
+from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER, STEADY
 from tests.fake_apiserver import Document, Exchange, FakeApiServer, Hazard, Request, event, initial_events_end, recorded, refused
 from tests.mirror import Mirror, contents, impatient, kubeconfig, logged, mirroring
 
@@ -360,6 +360,18 @@ def test_silence_of_any_stream(server: FakeApiServer, resource: Resource) -> Non
         server.expect(resource.name, say_nothing, verb="watch")
         mirror.until(lambda: mirror.changes == 2)
         assert len(server.asked(resource.name, "list")) == 1
+
+
+def test_an_overdue_end(server: FakeApiServer) -> None:
+    """A server that does not even end a watch as asked is complained of then, once, and not only when it fails the next time."""
+    with logged() as lines, mirroring(server, impatient(SERVICES, 0.5)) as mirror:
+        for number in range(1, 4):
+            mirror.until(lambda begun=2 * number - 1: mirror.time.looks >= begun)  # type: ignore[misc]
+            assert watches(server)[-1].query["timeoutSeconds"] == "0"
+            mirror.time.now += STEADY
+        mirror.until(lambda: mirror.time.looks > 2 * 3)
+        assert len(lines) == 1
+        assert "services: nothing is heard" in lines[0]
 
 
 @pytest.mark.parametrize("resource", EVERY, ids=lambda each: each.name)

@@ -80,6 +80,7 @@ class Reflector:
         self._answer: Answer | None = None
         self._complaint: _Complaint | None = None
         self._begun = 0.0
+        self._asked = 0  # seconds that the server was asked to let the watch stand
         self._events = 0
 
     def run(self) -> None:
@@ -164,8 +165,8 @@ class Reflector:
         return Outcome(Cause.ENDED, "the API server ends each watch at once")
 
     def _watch_query(self) -> dict[str, str]:
-        seconds = retry.watch_seconds(self._state, self.resource, chance=self._environment.chance())
-        query = {**self.resource.selectors, "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
+        self._asked = retry.watch_seconds(self._state, self.resource, chance=self._environment.chance())
+        query = {**self.resource.selectors, "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(self._asked)}
         if self._state.version is None:
             # No resourceVersion: at least as new as now, never the past of a server that lags behind.
             return query | {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
@@ -244,10 +245,12 @@ class Reflector:
     def _report(self, outcome: Outcome, step: retry.Step) -> None:
         """Log trouble once, not at each try; what belongs to the normal course of things is for debugging only."""
         name = self.resource.name
-        if outcome.lasted >= retry.STEADY:
+        silent = outcome.cause is Cause.SILENT
+        overdue = silent and outcome.lasted > self._asked  # it did not even end the watch in time: it is dead or frozen
+        if outcome.lasted >= retry.STEADY and not overdue:
             self._recovered()
         # A quiet stream is silent; and a server that goes down in good order ends a watch or two just after they began.
-        quiet = outcome.cause is Cause.SILENT and outcome.lasted >= retry.STEADY
+        quiet = silent and outcome.lasted >= retry.STEADY and not overdue
         normal = outcome.cause is Cause.ENDED and step.state.failures < 3
         if quiet or normal or not step.pause:
             logger.debug("{}: watch {} after {:.0f} s", name, outcome.cause.value, outcome.lasted)

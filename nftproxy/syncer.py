@@ -1,7 +1,8 @@
 """One family's syncs: from dirty services to a table that is in step.
 
 What the table holds is remembered as routes and changed only after the kernel accepted a change. A sync writes in this order:
-what nothing may remember any more is forgotten, then all additions, rewrites and verdicts, then the removal of what nothing points to.
+what nothing may remember any more is forgotten, then all additions, rewrites and verdicts, then, when no packet is on its way any more
+that read the old ones, the removal of what nothing points to.
 At the start, and whenever the kernel shows that the memory is wrong, the table is read back and only the difference is
 written.
 
@@ -26,6 +27,7 @@ from nftproxy.node.memory import give_back, uncollected
 from nftproxy.selection import Locality
 from nftproxy.settings import ALL, NodeSettings
 from nftproxy.store import Pending, Store, Taken
+from nftproxy.table import grace
 from nftproxy.table.kernel import Kernel
 from nftproxy.table.packing import shape
 from nftproxy.table.program import Program
@@ -304,9 +306,10 @@ class Syncer:
             self._kernel.commit(whole)
 
     def _commit_late(self, report: Report) -> None:
-        """Delete what nothing points to any more; all of it belongs to changes that were applied."""
+        """Delete what nothing points to any more, nor any packet follows; all of it belongs to changes that were applied."""
         if self._late:
             with report.timed("kernel"):
+                grace.wait()
                 self._kernel.commit_late(self._late)
             report.transactions += 1
             report.written += len(self._late)
@@ -361,6 +364,8 @@ class Syncer:
         for where in [w for w in whole.removed if w.startswith(MEMBERS)]:
             departed.removed[where] = whole.removed.pop(where)
         self._commit(departed, (), report)
+        with report.timed("kernel"):
+            grace.wait()  # for a packet that found its endpoint among the members, and is about to be remembered
         try:
             for old, new in self._before_after(change):
                 self._forget(new, {*new.ports, *(old.ports if old else ())})

@@ -23,7 +23,7 @@ LAYERS: dict[str, set[str]] = {
     "compile: which elements": {"compiler", "difference", "table.packing", "node.udpflows"},
     "program: which rules": {"shipped", "table.program", "table.preview"},
     "edges: the kernel, this machine, the sources": {
-        "columns", "log", "monitoring.events", "node", "sources", "table.foreign", "table.kernel", "table.readback",
+        "columns", "log", "monitoring.events", "node", "sources", "table.foreign", "table.grace", "table.kernel", "table.readback",
     },
     "figures: what the kernel counted": {"monitoring.connections", "monitoring.tablefigures", "table.snapshot"},
     "syncs: when, in which order": {"runner", "firstload", "syncer", "proxy"},

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import platform
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +17,7 @@ from nftproxy.address import Family, parse_address
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.model import Object, ObjectName, Service
 from nftproxy.proxy import Table
+from nftproxy.table import grace
 from tests.objects import endpoint, endpoint_slice, service, service_cidr
 from tests.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in, unordered
 
@@ -110,6 +113,44 @@ def test_additions_are_one_transaction_and_what_goes_takes_a_second(table: Table
     assert {verb for verb, _, _ in second} == {"delete", "add"}
     assert third == [("delete", "endpoints4-tcp", 4 + 1)] or {where for _, where, _ in third} == {"endpoints4-tcp", "hairpin4"}
     assert {verb for verb, _, _ in third} == {"delete"}
+
+
+def test_packets_on_their_way_are_waited_for(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the transactions of a sync, and before clients forget an endpoint; nowhere else, as it takes milliseconds."""
+    waited: list[int] = []
+
+    def wait() -> None:
+        waited.append(len(made))
+
+    with recorded(table) as made:
+        monkeypatch.setattr(grace, "wait", wait)
+        sync(table, *web(0, 3), *web(1, 3, **STICKY))
+        sync(table, *web(0, 4))
+        assert waited == []
+        before = len(made)
+        sync(table, *web(0, 2))
+        assert (waited, len(made)) == ([before + 1], before + 2)
+        waited.clear()
+        before = len(made)
+        sync(table, *web(1, 2, **STICKY))
+        assert [where for _, where, _ in made[before]] == ["cluster_members4-default/web1/tcp/http"]
+        assert waited == [before + 1, len(made) - 1]
+
+
+def test_waiting_is_for_a_grace_period() -> None:
+    """Here and on every kernel of Debian: else only time would pass."""
+    assert grace.wait()
+
+
+def test_without_membarrier_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a kernel with nohz_full, or a machine whose number of the call is not known."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(grace, "_syscall", lambda *_: -1)
+    assert not grace.wait()
+    monkeypatch.setattr(platform, "machine", lambda: "pdp11")
+    assert not grace.wait()
+    assert slept == [grace._INSTEAD] * 2
 
 
 def test_one_command_for_each_set(table: Table) -> None:

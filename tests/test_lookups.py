@@ -5,6 +5,7 @@ our table the node counts what came out and drops it, so that no connection is e
 """
 
 import contextlib
+import platform
 import subprocess
 import sys
 import time
@@ -22,6 +23,10 @@ from tests.world import SLOW, World
 PACKETS = 200_000
 TRANSACTIONS = 1000
 PATIENCE = 60 * SLOW  # seconds, on a machine that has much else to do
+OLD_KERNEL = tuple(map(int, platform.release().split(".")[:2])) < (6, 12)
+MISSED = (
+    1e-5 if OLD_KERNEL else 0.0
+)  # of all packets: a rewritten element is missed where a processor stops in the midst of a look-up
 HERE = ("pod1-1", "pod1-2")
 
 
@@ -82,7 +87,7 @@ def survive(
 
 
 def assert_none_lost(untranslated: int, translated: int, transactions: int) -> None:
-    assert untranslated == 0, f"of {translated} in {transactions} transactions"
+    assert untranslated <= translated * MISSED, f"of {translated} in {transactions} transactions"
     assert translated > PACKETS, "too few packets to say anything"
     assert transactions > TRANSACTIONS, "too few transactions to say anything"
 

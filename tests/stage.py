@@ -267,10 +267,12 @@ class Stage:
 
     def _remember(self, probe: Probe, matches: list[Expected], outcome: Outcome) -> None:
         """Check affinity and note who answered (contract 2.4)."""
-        choices = {each.choice for each in matches if not isinstance(each, Denied) and each.choice}
-        if not choices:
+        found = {each.choice for each in matches if not isinstance(each, Denied)}
+        choices = {choice for choice in found if choice}
+        unsure = len(found) > 1  # it may be another service's connection, also of one without affinity
+        if not choices or unsure:
             self._recollection.doubt(self._taken_for_node_port(probe))
-        if not isinstance(outcome, Answer) or len(choices) > 1:
+        if not isinstance(outcome, Answer) or unsure:
             self._recollection.doubt(choice.memory for choice in choices)
             return
         reached = Endpoint(outcome.address, outcome.port)

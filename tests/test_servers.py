@@ -191,6 +191,22 @@ def test_a_taken_address_ends_it_when_told_so() -> None:
     asyncio.run(run())
 
 
+def test_a_connection_that_meets_the_end_is_ended() -> None:
+    """Accepted in the very turn of the loop in which the listener closes, it must not hang."""
+
+    async def run() -> None:
+        with bind.listen("127.0.0.1:0") as open_:
+            listener = await Server(nothing).listen(open_)
+            with socket.create_connection(open_.getsockname()) as late:
+                late.settimeout(5)
+                await asyncio.sleep(0)  # now the loop is about to accept
+                asyncio.get_running_loop().call_soon(listener.close)
+                with contextlib.suppress(ConnectionResetError):
+                    assert await asyncio.to_thread(late.recv, 1) == b""
+
+    asyncio.run(run())
+
+
 # ---- health check node ports
 
 

@@ -59,9 +59,9 @@ class Server:
 
     async def listen(self, listening: socket.socket) -> "Listener":
         """Take connections of a listening socket, until the listener is closed."""
-        listener = Listener(self)
+        listener = Listener(self, listening)
         loop = asyncio.get_running_loop()
-        listener.server = await loop.create_server(lambda: _Connection(self, listener, self._http()), sock=listening)
+        await loop.create_server(lambda: _Connection(self, listener, self._http()), sock=listening)
         return listener
 
     @property
@@ -111,16 +111,21 @@ class Server:
 class Listener:
     """One listening socket of a server."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, listening: socket.socket) -> None:
         self.closed = False
-        self.server: asyncio.Server | None = None
         self._of = server
+        self._listening = listening
 
     def close(self) -> None:
-        """Stop listening and reset this socket's connections."""
-        self.closed = True  # for those who are just being accepted
-        if self.server:
-            self.server.close()
+        """Stop listening and reset this socket's connections.
+
+        Not by `asyncio.Server.close`: a connection accepted in the same turn of the loop would fail to attach to it, and stay open
+        and unanswered until the garbage is collected.
+        """
+        if not self.closed:
+            self.closed = True  # for those who are just being accepted
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
         for connection in self._of.connections:
             if connection.listener is self:
                 connection.abort()

@@ -74,6 +74,16 @@ class Policy(enum.Enum):
     EXTERNAL = "external"  # everybody, the cluster list, masqueraded
     PRESERVE = "preserve"  # external policy Local: pods and this node the cluster list, others the local list
 
+    @property
+    def uses_cluster(self) -> bool:
+        """Whether anybody gets the cluster list."""
+        return self is not Policy.LOCAL
+
+    @property
+    def uses_local(self) -> bool:
+        """Whether anybody gets the local list."""
+        return self is Policy.LOCAL or self is Policy.PRESERVE
+
 
 class Refusal(enum.Enum):
     """What happens to a new connection that no list takes (contract 2.5)."""
@@ -124,8 +134,9 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     @property
     def learn(self) -> str:
         """Return the name of the chain that remembers clients, for the lists that are used."""
-        lists = {use for policy, _ in self.entries for use in _LISTS[policy]}
-        step = "learn_both" if len(lists) > 1 else "learn_local" if "local" in lists else "learn"
+        cluster = any(policy.uses_cluster for policy, _ in self.entries)
+        local = any(policy.uses_local for policy, _ in self.entries)
+        step = "learn_both" if cluster and local else "learn_local" if local else "learn"
         return f"{step}{self.family.digit}-{self.timeout}-{self.ports_name}-{self.name}"
 
     @property
@@ -246,11 +257,11 @@ def _route(
     sources: tuple[Network, ...] | None = None,
 ) -> Route:
     """Decide lists and refusal of one frontend (contract 2.5)."""
-    cluster = () if policy is Policy.LOCAL else chosen.cluster
-    local = chosen.local if policy in {Policy.LOCAL, Policy.PRESERVE} else ()
+    cluster = chosen.cluster if policy.uses_cluster else ()
+    local = chosen.local if policy.uses_local else ()
     if not chosen.usable_anywhere:
         refusal = Refusal.REJECT
-    elif not (local if policy in {Policy.LOCAL, Policy.PRESERVE} else cluster):
+    elif not (local if policy.uses_local else cluster):
         refusal = Refusal.DROP
     else:
         refusal = Refusal.NONE
@@ -325,16 +336,11 @@ def pick(policy: Policy, side: str, kind: str, cluster: int, local: int) -> str:
     if policy is Policy.LOCAL or (policy is Policy.PRESERVE and not cluster):
         return f"{side}local{kind}-{local}" if local else ""
     own = f"-{local}" if policy is Policy.PRESERVE and local else ""
-    return f"{side}{_STEP[policy]}{kind}-{cluster}{own}" if cluster else ""
+    return f"{side}{PICKS[policy]}{kind}-{cluster}{own}" if cluster else ""
 
 
-_STEP = {Policy.CLUSTER: "pick", Policy.EXTERNAL: "external", Policy.PRESERVE: "preserve"}
-_LISTS = {
-    Policy.CLUSTER: ("cluster",),
-    Policy.EXTERNAL: ("cluster",),
-    Policy.LOCAL: ("local",),
-    Policy.PRESERVE: ("cluster", "local"),
-}
+PICKS = {Policy.CLUSTER: "pick", Policy.EXTERNAL: "external", Policy.PRESERVE: "preserve"}
+"""What names of chains begin with that choose from the cluster list."""
 
 
 def targets(route: Route, family: Family) -> Iterator[str]:

@@ -33,7 +33,7 @@ class FirstLoad:
         self._verdicts: list[Delta] = []
         self._addresses: list[Delta] = []
         self._affinities: list[Affinity] = []
-        self._waiting = self._there = 0  # verdicts
+        self._waiting = self._there = 0  # verdicts, and members that wait with them
 
     def __enter__(self) -> Self:
         return self

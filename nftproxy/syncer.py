@@ -363,9 +363,10 @@ class Syncer:
         departed = Delta()
         for where in [w for w in whole.removed if w.startswith(MEMBERS)]:
             departed.removed[where] = whole.removed.pop(where)
-        self._commit(departed, (), report)
-        with report.timed("kernel"):
-            grace.wait()  # for a packet that found its endpoint among the members, and is about to be remembered
+        if departed:
+            self._commit(departed, (), report)
+            with report.timed("kernel"):
+                grace.wait()  # for a packet that found its endpoint among the members, and is about to be remembered
         try:
             for old, new in self._before_after(change):
                 self._forget(new, {*new.ports, *(old.ports if old else ())})

@@ -18,6 +18,7 @@ from nftproxy.model import Object
 from nftproxy.proxy import Table
 from nftproxy.selection import Endpoint
 from nftproxy.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix
+from nftproxy.table import program as program_module
 from nftproxy.table.program import PROTOCOLS, Program, blocks, is_pick
 from tests.frontends import WIRES, Kind, Web, listing, masked, route_outside
 from tests.objects import endpoint, endpoint_slice, service
@@ -93,6 +94,20 @@ def test_every_setting_has_a_digest_of_its_own() -> None:
     found = {name: Program(settings(**options)).digest for name, options in SETTINGS.items()}
     assert len(set(found.values())) == len(found)
     assert Program(settings(node="another")).digest == found["plain"], "the name of the node is not part of it"
+
+
+@pytest.mark.parametrize("file", ["pick.nft", "affinity.nft"])
+def test_every_chain_made_on_demand_is_part_of_the_digest(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a release that changes only this one would leave it as it stands in the table."""
+    before, read = Program(settings()).digest, program_module._read
+    for name in [name for name, block in blocks(read(file)).items() if block.startswith("chain")]:
+
+        def changed(other: str, name: str = name) -> str:
+            return read(other).replace(f"chain {name} {{", f"chain {name} {{\n    counter") if other == file else read(other)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(program_module, "_read", changed)
+            assert Program(settings()).digest != before, name
 
 
 @pytest.mark.contract("5.5.6")

@@ -14,7 +14,7 @@ from string import Template
 
 from nftproxy import shipped
 from nftproxy.address import Address, Family, mask
-from nftproxy.compiler import NODE_PORT, Affinity, Policy
+from nftproxy.compiler import NODE_PORT, Affinity
 from nftproxy.selection import Endpoint
 from nftproxy.settings import ALL, Cidr, NodeSettings
 
@@ -41,10 +41,12 @@ class Program:
         self._variables = {family: _variables(settings, family) for family in settings.families}
         sample: list[str] = []
         for family in settings.families:
+            affinity = Affinity("", family, "tcp", 1, (Endpoint("", 1),), (), ())
+            sample += self._of_service(affinity).values()
             for side in ("", NODE_PORT):
-                sample += self.pick(f"{side}preserve{family.digit}-tcp-1-1").values()
-            endpoint = (Endpoint("", 1),)
-            sample += self.affinity(Affinity("", family, "tcp", 1, endpoint, endpoint, ((Policy.PRESERVE, ""),))).values()
+                picked = f"{side}preserve{family.digit}-tcp-1-1"  # goes to every other kind of pick
+                sample += self.pick(picked).values()
+                sample += self._of_service(affinity, self._numbers(picked)).values()
         body = self.text()
         self.digest = hashlib.sha256("\n".join([body, *sample]).encode()).hexdigest()[:16]
 

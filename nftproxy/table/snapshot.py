@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from nftproxy.address import Family, pack
-from nftproxy.compiler import Frontend, Policy, Verdict
+from nftproxy.compiler import NODE_PORT, PICKS, Frontend, Policy, Verdict
 from nftproxy.errors import MissingError
 from nftproxy.selection import Endpoint
 from nftproxy.table.readback import Counted, Reader
@@ -26,8 +26,8 @@ _SLOTS = re.compile(r"(?:nodeport_)?(local_)?endpoints([46])-(tcp|udp|sctp)")
 _ALLOWED = re.compile(r"allowed([46])-([0-9]+)")
 _MEMORY = re.compile(r"(?:local_)?affinity([46])-(.+)-([0-9]+)", re.DOTALL)
 _LEARN = re.compile(r"learn(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
-_PICK = re.compile(r"(?:sticky-)?(?:nodeport-)?(pick|external|preserve)")
-_POLICIES = {"pick": Policy.CLUSTER, "external": Policy.EXTERNAL, "preserve": Policy.PRESERVE}
+_POLICIES = {name: policy for policy, name in PICKS.items()}
+_PICK = re.compile(rf"(?:sticky-)?(?:{NODE_PORT})?({'|'.join(_POLICIES)})")
 _FAMILIES = {family.digit: family for family in Family}
 
 

@@ -258,18 +258,33 @@ def test_colour_is_for_terminals() -> None:
     os.close(screen)
 
 
+DIFF = ("diff", "--manifests", EXAMPLES, "--node-name", "node1")
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [RENDER, ("diff", "--manifests", EXAMPLES, "--node-name", "node1"), ("show",), ("lab", "status")],
-    ids=lambda a: a[0],
+    ("arguments", "loaded", "code"),
+    [
+        pytest.param(RENDER, False, 0, id="render"),
+        pytest.param(DIFF, False, 1, id="diff, no table"),
+        pytest.param(DIFF, True, 1, id="diff, another table"),
+        pytest.param(("show",), True, 0, id="show"),
+    ],
 )
-def test_what_scripts_read_is_json(arguments: Sequence[str]) -> None:
+def test_what_scripts_read_is_json(arguments: Sequence[str], loaded: bool, code: int) -> None:  # noqa: FBT001
+    with network() as where:
+        if loaded:
+            rules = nftproxy(*RENDER).stdout
+            subprocess.run(["ip", "netns", "exec", where, "nft", "-f", "-"], input=rules, text=True, check=True)
+        done = nftproxy(*arguments, "--output", "json", where=where)
+    assert done.returncode == code, done.stderr
+    json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("arguments", [("show",), ("lab", "status", "--name", "nonesuch")], ids=lambda a: a[0])
+def test_scripts_that_read_json_find_no_half_of_it(arguments: Sequence[str]) -> None:
     with network() as where:
         done = nftproxy(*arguments, "--output", "json", where=where)
-    if done.returncode < 2:
-        json.loads(done.stdout)
-    else:
-        assert done.stdout == ""
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 STOPPED = "import os, signal; os.kill(os.getpid(), signal.{})"  # in the place of what is loaded first

@@ -147,17 +147,21 @@ def test_what_a_change_takes(kind: Kind, family: Family) -> None:
             table.store.remove(Service, made.metadata.key)
             table.store.remove(EndpointSlice, piece.metadata.key)
             assert sync() == kind.deleted
-            assert not reads or CLIENT_IP in kind.spec, "remembered clients are looked at when an endpoint goes; nothing else is"
+            looked_at = {where.partition("-")[0] for where in reads}
+            memories = {f"affinity{family.digit}"} if CLIENT_IP in kind.spec else set()
+            if memories and POLICY_LOCAL in kind.spec:
+                memories.add(f"local_affinity{family.digit}")
+            assert looked_at == memories, "remembered clients are looked at when an endpoint goes; nothing else is"
 
 
-def _reads(kernel: Kernel) -> list[object]:
-    """Note every request for a dump from now on."""
-    found: list[object] = []
+def _reads(kernel: Kernel) -> list[str]:
+    """Note what every request for a dump from now on asks for: the name of a set, or nothing."""
+    found: list[str] = []
     request = kernel._reader._request
 
-    def noted(*arguments: Any, **options: Any) -> Any:
-        found.append(arguments)
-        return request(*arguments, **options)
+    def noted(kind: int, attributes: dict[int, bytes], **options: Any) -> Any:
+        found.append(attributes.get(2, b"").rstrip(b"\0").decode())
+        return request(kind, attributes, **options)
 
     kernel._reader._request = noted  # type: ignore[method-assign]
     return found

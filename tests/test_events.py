@@ -25,6 +25,7 @@ from nftproxy.monitoring.events import (
     Write,
 )
 from nftproxy.sources.apiserver import Connection
+from tests.running import eventually
 
 NOW = 1_800_000_000.25
 NODE = Regarding.node("node1")
@@ -280,11 +281,18 @@ def test_close_writes_what_waits(server: ApiServer, sink: ApiSink) -> None:
 
 
 @pytest.mark.contract("10.1.1")
-def test_waiting_repetitions_are_told_in_time(server: ApiServer, sink: ApiSink, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "PACE", 0.05)
-    recorder = Events(sink, "host1")
+def test_waiting_repetitions_are_told_in_time(server: ApiServer, sink: ApiSink) -> None:
+    """Counted until the clock says that the pause is over; the test's clock says so when all have been counted."""
+    now = NOW
+    recorder = Events(sink, "host1", clock=lambda: now)
     for _ in range(10):
         recorder.record(STARTING, NODE, "")
-    server.wait_for(3)
+    server.wait_for(2)
+    eventually(recorder._queue.empty)
+    assert len(server.requests) == 2
+    now += events.PACE
+    recorder.record(HEALTH_SERVER_FAILED, NODE, "in use")  # wakes the thread, which then looks at the clock
+    server.wait_for(4)
     recorder.close(5)
-    assert server.requests[-1][-1]["series"]["count"] == 10
+    counts = [sent["series"]["count"] for _, _, _, _, sent in server.requests if "series" in sent]
+    assert counts == [2, 10]

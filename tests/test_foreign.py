@@ -173,5 +173,7 @@ def test_traffic_flows_again() -> None:
         with running(world.lab.place("node1").namespace, table.settings) as proxy:
             proxy.apply(service(), world.endpoints("pod1-1", "pod2-1"))
             eventually(lambda: isinstance(world.connect("pod1-2", "10.96.0.10", 80, timeout=0.2), Answer))
+            eventually(proxy.settled)
             nft(world.lab.place("node1").namespace, "delete table inet nftproxy")
-            eventually(lambda: isinstance(world.connect("pod1-2", "10.96.0.10", 80, timeout=0.2), Answer))
+            eventually(lambda: proxy.proxy.repairs == 1 and proxy.settled())
+            assert isinstance(world.connect("pod1-2", "10.96.0.10", 80, timeout=2), Answer)

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +25,9 @@ from nftproxy.lab.cli import lab as command
 from nftproxy.lab.client import Answer, Connection, Refused, Silent, Unreachable
 from nftproxy.lab.echo import EchoServer, Listener
 from nftproxy.lab.lab import Lab, tear_down
+from nftproxy.lab.namespace import enter
 from nftproxy.lab.plan import CLUSTER_CIDRS, SERVICE_CIDRS, Shape, make_plan
+from tests.process import network
 
 WIRINGS = {
     "host-gw": {},
@@ -608,6 +611,12 @@ def test_help_loads_nothing_of_the_lab() -> None:
 
 
 def test_echo_server_without_a_thread() -> None:
+    """A lab whose building failed half-way closes what it has."""
     server = EchoServer()
-    server.close("nowhere")
-    server.stop()
+    with network() as where:
+        server.listen(where, "somebody", [80])
+        server.close(where)
+        server.listen(where, "somebody else", [80])  # the port is free again
+        server.stop()
+        with enter(where), socket.create_server(("", 80)):  # and again
+            pass

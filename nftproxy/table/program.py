@@ -14,9 +14,9 @@ from string import Template
 
 from nftproxy import shipped
 from nftproxy.address import Address, Family, mask
-from nftproxy.compiler import NODE_PORT, Affinity
+from nftproxy.configuration.settings import ALL, Cidr, NodeSettings
+from nftproxy.routes import NODE_PORT, Affinity
 from nftproxy.selection import Endpoint
-from nftproxy.settings import ALL, Cidr, NodeSettings
 
 TABLE = "inet nftproxy"
 PROTOCOLS = ("tcp", "udp", "sctp")

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nftproxy.difference import Delta
 from nftproxy.model import ObjectName, Service
 from nftproxy.sources import reflector as reflector_module
 from nftproxy.sources.apiserver import connect
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource, own_node
 from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER, STEADY
+from nftproxy.table.difference import Delta
 from tests.support.fake_apiserver import (
     Document,
     Exchange,

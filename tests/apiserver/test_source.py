@@ -12,9 +12,9 @@ import pytest
 
 from nftproxy.address import Family
 from nftproxy.model import Node
-from nftproxy.proxy import Table
 from nftproxy.sources.apiserver import connect
 from nftproxy.sources.kubesource import Source
+from nftproxy.sync.table import Table
 from tests.support.fake_apiserver import TIMEOUT, Document, Exchange, FakeApiServer, recorded, refused
 from tests.support.mirror import Synced, Time, contents, logged, same
 from tests.support.tables import bare_table

@@ -17,13 +17,13 @@ from nftproxy.bench.modes import MODES, Load, Mode, Place, iptables_rules, make,
 from nftproxy.bench.modes.served import node_addresses, pod_network, served
 from nftproxy.bench.modes.uses import Uses
 from nftproxy.bench.workload import Workload
+from nftproxy.configuration.settings import ALL
 from nftproxy.errors import NftproxyError
 from nftproxy.lab.client import Answer, Refused, Silent, Unreachable
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.namespace import enter
 from nftproxy.lab.plan import SERVICE_CIDRS
 from nftproxy.model import Service
-from nftproxy.settings import ALL
 from tests.support.objects import endpoint, endpoint_slice, service, service_cidr
 from tests.support.world import SLOW, settings, unique_name
 

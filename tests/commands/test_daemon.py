@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nftproxy.compiler import Key, Value
+from nftproxy.kernel.reader import Reader
 from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
-from nftproxy.table.readback import Reader
+from nftproxy.routes import Key, Value
 from tests.support.fake_apiserver import Exchange, FakeApiServer
 from tests.support.running import eventually
 from tests.support.world import unique_name

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
 from nftproxy.address import Family
-from nftproxy.compiler import Element, Verdict
 from nftproxy.errors import KernelError
+from nftproxy.kernel.reader import Counted
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Refused, Silent
 from nftproxy.model import EndpointSlice, ObjectName, Service
@@ -21,9 +21,9 @@ from nftproxy.monitoring.connections import Figure, Ledger
 from nftproxy.monitoring.metrics import Metrics
 from nftproxy.monitoring.tablefigures import TableFigures
 from nftproxy.monitoring.trigger import TriggerTimes
+from nftproxy.routes import Element, Verdict
 from nftproxy.store import Store
-from nftproxy.syncer import Report
-from nftproxy.table.readback import Counted
+from nftproxy.sync.report import Report
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.world import CLUSTER_IP, VIP, World
 

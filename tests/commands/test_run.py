@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nftproxy.firstload import BATCH
+from nftproxy.kernel.reader import Reader
 from nftproxy.lab.client import Answer, Outcome
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.plan import CLUSTER_CIDRS
-from nftproxy.table.readback import Reader
+from nftproxy.sync.firstload import BATCH
 from tests.support.process import Run, endpoints, everything, network, nftproxy, reading, service, taken, write
 from tests.support.world import unique_name
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftproxy.address import Family
-from nftproxy.compiler import Compiled, Context, Element, Refusal, Route, compile_service, elements
+from nftproxy.kernel.reader import Counted
+from nftproxy.kernel.snapshot import Kind, ServicePort, Shown, services
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Refused, Silent
 from nftproxy.model import Service
+from nftproxy.routes import Compiled, Context, Element, Refusal, Route, compile_service, elements
 from nftproxy.selection import Locality
-from nftproxy.table.readback import Counted
-from nftproxy.table.snapshot import Kind, ServicePort, Shown, services
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.process import NFTPROXY, network, nftproxy
 from tests.support.world import VIP, World

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from nftproxy.address import Family, pack
-from nftproxy.compiler import Frontend
 from nftproxy.errors import KernelError
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer, Connection, Refused
@@ -22,8 +21,9 @@ from nftproxy.model import ObjectName, Service
 from nftproxy.node import interfaces
 from nftproxy.node.conntrack import ATTEMPTS, Cleaned, Conntrack, Judge
 from nftproxy.node.udpflows import Expected, UdpFlows, nodeport_addresses
+from nftproxy.routes import Frontend
 from nftproxy.selection import Endpoint
-from nftproxy.syncer import Report
+from nftproxy.sync.report import Report
 from tests.support.objects import service
 from tests.support.world import CLUSTER_IP, VIP, World, unique_name
 

@@ -17,11 +17,11 @@ import pytest
 
 from nftproxy.address import Family
 from nftproxy.bench.workload import Mix, Workload, node_settings
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import EndpointSlice, Object, Service
 from nftproxy.node.memory import uncollected
-from nftproxy.proxy import Table
 from nftproxy.store import Store
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.table import Table
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.tables import bare_table, new_namespace, table_in
 

@@ -13,16 +13,16 @@ import pytest
 from loguru import logger
 
 from nftproxy.address import Family
-from nftproxy.compiler import Key, Value
 from nftproxy.errors import KernelError
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
-from nftproxy.proxy import Table
+from nftproxy.routes import Key, Value
 from nftproxy.store import Store
+from nftproxy.sync.table import Table
 from nftproxy.table import program as program_module
-from nftproxy.table.kernel import Kernel
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.world import World, settings, unique_name
 
@@ -106,7 +106,7 @@ def test_a_refused_service_is_set_aside_alone(netns: str) -> None:
 
 
 def test_an_element_that_libnftables_itself_refuses(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nftproxy.table import kernel as kernel_module
+    from nftproxy.kernel import transactions as kernel_module
 
     honest = kernel_module._json
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from nftproxy.address import Family
-from nftproxy.compiler import Key, Value
+from nftproxy.kernel.listener import Kind, Listener
+from nftproxy.kernel.reader import Reader
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer
 from nftproxy.lab.namespace import enter
-from nftproxy.table.foreign import Kind, Listener
-from nftproxy.table.kernel import Kernel
-from nftproxy.table.readback import Reader
+from nftproxy.routes import Key, Value
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.running import Running, eventually, running
 from tests.support.world import World, settings, unique_name

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from nftproxy import firstload
-from nftproxy import syncer as syncer_module
 from nftproxy.address import Family
 from nftproxy.model import EndpointSlice, Object, ObjectName, Service
-from nftproxy.proxy import Table
 from nftproxy.store import Store
+from nftproxy.sync import firstload
+from nftproxy.sync import syncer as syncer_module
+from nftproxy.sync.table import Table
 from tests.support.objects import endpoint, endpoint_slice, node, service
 from tests.support.tables import bare_table, contents, deliver, names, new_namespace, table_in, unordered
 

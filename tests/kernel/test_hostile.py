@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.client import Answer
 from nftproxy.model import KINDS, Object
 from nftproxy.sources.manifests import Manifests
 from nftproxy.sources.wire import Decoder, WireError
-from nftproxy.table.kernel import Kernel
 from tests.support.checked import check_text
 from tests.support.hostile import BAD, PLACES, Document, from_files, from_the_api, junk, spoilt
 from tests.support.objects import endpoint, endpoint_slice, service

@@ -11,14 +11,14 @@ from loguru import logger
 from nftproxy import log
 from nftproxy.address import Family
 from nftproxy.daemon import SKIP_KERNEL_CHECK, require_kernel
-from nftproxy.difference import Delta
 from nftproxy.errors import MissingError, UnusableError
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
-from nftproxy.proxy import Table
 from nftproxy.store import Store
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.table import Table
+from nftproxy.table.difference import Delta
 from nftproxy.table.program import Program
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.tables import table_in

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family
-from nftproxy.compiler import Key, Value
 from nftproxy.model import Object
-from nftproxy.syncer import compared
+from nftproxy.routes import Key, Value
+from nftproxy.sync.syncer import compared
 from nftproxy.table.packing import pack_value, shape
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.tables import bare_table

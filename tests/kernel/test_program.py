@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family, parse_network
-from nftproxy.compiler import NODE_PORT, Affinity, Policy
+from nftproxy.configuration.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix
 from nftproxy.lab.client import Answer, Connection
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
-from nftproxy.proxy import Table
+from nftproxy.routes import NODE_PORT, Affinity, Policy
 from nftproxy.selection import Endpoint
-from nftproxy.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix
+from nftproxy.sync.table import Table
 from nftproxy.table import program as program_module
 from nftproxy.table.program import PROTOCOLS, Program, blocks, is_pick
 from tests.support.frontends import WIRES, Kind, Web, listing, masked, route_outside

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family, parse_network
-from nftproxy.compiler import Verdict
 from nftproxy.errors import KernelError, MissingError
+from nftproxy.kernel.reader import Reader
 from nftproxy.model import Object
-from nftproxy.proxy import Table
-from nftproxy.table.readback import Reader
+from nftproxy.routes import Verdict
+from nftproxy.sync.table import Table
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.tables import bare_table, new_namespace, reading, table_in
 from tests.support.world import settings

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family, parse_address
+from nftproxy.configuration.settings import ALL, Cidr
 from nftproxy.lab.client import Answer
 from nftproxy.model import Object, ServiceCIDR
-from nftproxy.proxy import Table
-from nftproxy.settings import ALL, Cidr
+from nftproxy.sync.table import Table
 from nftproxy.table.program import is_pick
 from tests.support.frontends import KINDS, WIRES, Web, Wire, each_wire, nft, route_outside
 from tests.support.objects import endpoint, endpoint_slice, service, service_cidr

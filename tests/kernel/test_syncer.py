@@ -12,13 +12,13 @@ import pytest
 from loguru import logger
 from msgspec import structs
 
-from nftproxy import proxy as proxy_module
-from nftproxy import syncer as syncer_module
 from nftproxy.address import Family, parse_address
 from nftproxy.errors import ExistsError, KernelError, MissingError
+from nftproxy.kernel import grace
 from nftproxy.model import Object, ObjectName, Service
-from nftproxy.proxy import Table
-from nftproxy.table import grace
+from nftproxy.sync import syncer as syncer_module
+from nftproxy.sync import table as table_module
+from nftproxy.sync.table import Table
 from tests.support.objects import endpoint, endpoint_slice, service, service_cidr
 from tests.support.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in, unordered
 
@@ -487,7 +487,7 @@ def test_rivals_are_named_once(table: Table, warnings: list[str]) -> None:
 
 @pytest.mark.contract("5.9.1", "5.9.3", "5.9.5")
 def test_tidying_keeps_what_is_used_and_some_spare_picks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_module, "SPARE_PICKS", 6)
+    monkeypatch.setattr(table_module, "SPARE_PICKS", 6)
     with new_namespace() as netns, reading(netns) as reader, table_in(netns) as table:
         sync(table, *web(0, 3, **STICKY, node_port=30080))
         for pods in (1, 2):

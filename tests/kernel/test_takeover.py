@@ -15,13 +15,13 @@ import pytest
 from pyroute2 import IPVS, IPSet, IPVSService
 
 from nftproxy.address import Family
+from nftproxy.kernel.reader import Reader
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer, Outcome
 from nftproxy.node import takeover
 from nftproxy.node.leftovers import IPSETS, Leftovers, Rules, dropping, parse, rules_left
 from nftproxy.node.takeover import dropping_chains, leftovers, remove, take_over
-from nftproxy.table.kernel import Kernel
-from nftproxy.table.readback import Reader
 from tests.support.objects import service
 from tests.support.world import CLUSTER_IP, World, unique_name
 

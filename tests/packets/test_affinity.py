@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family
-from nftproxy.compiler import Key, Value
 from nftproxy.lab.client import Answer
+from nftproxy.routes import Key, Value
 from nftproxy.table.program import PROTOCOLS
 from tests.support.frontends import (
     KINDS,

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from nftproxy.address import Family, parse_network
+from nftproxy.configuration.settings import BridgeInterface, Cidr, InterfaceNamePrefix
 from nftproxy.lab.plan import CLUSTER_CIDRS
-from nftproxy.settings import BridgeInterface, Cidr, InterfaceNamePrefix
 from tests.support.frontends import Kind, Web, Wire, each_external, each_wire, masked, route_outside
 from tests.support.world import CLUSTER, World
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family
+from nftproxy.configuration.settings import ALL
 from nftproxy.model import EndpointSlice, Service
-from nftproxy.settings import ALL
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.stage import Tally, play
 from tests.support.strategies import Options, Scenario, Step

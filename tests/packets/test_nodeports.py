@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nftproxy.address import Family, parse_address, parse_network
+from nftproxy.configuration.settings import ALL, NodePortNetworks
 from nftproxy.lab.client import Answer, Refused
-from nftproxy.settings import ALL, NodePortNetworks
 from tests.support.frontends import SILENCE, WIRES, Web, Wire, add_address, becomes, each_wire, route_outside
 from tests.support.world import World
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from nftproxy.address import Family
+from nftproxy.configuration.settings import LocalDetector
 from nftproxy.errors import NftproxyError
 from nftproxy.lab.client import Connection, open_connection
 from nftproxy.lab.plan import SERVICE_CIDRS
 from nftproxy.model import EndpointSlice, Object, Service
-from nftproxy.settings import LocalDetector
 from tests.support.objects import endpoint, endpoint_slice, node, service, service_cidr
 from tests.support.world import CLUSTER, SLOW, World
 

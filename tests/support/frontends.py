@@ -19,11 +19,11 @@ import pytest
 from nftables import Nftables
 
 from nftproxy.address import Family
+from nftproxy.kernel.reader import Reader
 from nftproxy.lab.client import Refused, Silent
 from nftproxy.lab.namespace import enter
 from nftproxy.model import EndpointSlice, Service
-from nftproxy.syncer import Report
-from nftproxy.table.readback import Reader
+from nftproxy.sync.report import Report
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.world import World
 

@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Self
 
 from nftproxy.address import Family, parse_network
+from nftproxy.configuration.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix, LocalDetector, NodePortNetworks
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import build
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.plan import CLUSTER_CIDRS, SERVICE_CIDRS, Node
-from nftproxy.proxy import Table
-from nftproxy.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix, LocalDetector, NodePortNetworks
 from nftproxy.store import Store
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.table import Table
 from tests.support.oracle import Host, Link
 from tests.support.strategies import (
     CLUSTER_IPS,

@@ -18,12 +18,12 @@ from loguru import logger
 
 from nftproxy.address import Family
 from nftproxy.model import Object, ObjectName
-from nftproxy.proxy import Table
 from nftproxy.sources.apiserver import Connection, connect
 from nftproxy.sources.reflector import Environment, Reflector
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource
 from nftproxy.store import Store
-from nftproxy.syncer import Report
+from nftproxy.sync.report import Report
+from nftproxy.sync.table import Table
 from tests.support import tables
 from tests.support.fake_apiserver import TIMEOUT, FakeApiServer
 

@@ -17,8 +17,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal, NamedTuple
 
 from nftproxy.address import Family
+from nftproxy.configuration.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix, NodeSettings
 from nftproxy.model import EndpointSlice, ObjectName, Proto, Service, ServiceCIDR, ServicePort, SliceEndpoint
-from nftproxy.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix, NodeSettings
 
 Which = Literal["cluster", "local"]
 IP = IPv4Address | IPv6Address

@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import yaml
 
+from nftproxy.kernel import snapshot
+from nftproxy.kernel.reader import Reader
 from nftproxy.lab import namespace
-from nftproxy.table import snapshot
-from nftproxy.table.readback import Reader
 
 NFTPROXY = (sys.executable, "-m", "nftproxy")
 PATIENCE = 20.0  # seconds for what must come, on a machine that others use too

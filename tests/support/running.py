@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 
 from loguru import logger
 
+from nftproxy.configuration.settings import NodeSettings
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
 from nftproxy.model import EndpointSlice, Object, Service
-from nftproxy.proxy import Proxy, Table
-from nftproxy.settings import NodeSettings
 from nftproxy.store import Store
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.proxy import Proxy
+from nftproxy.sync.table import Table
 from tests.support.world import SLOW
 
 

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from nftproxy.address import Family
-from nftproxy.compiler import Key, Value
+from nftproxy.configuration.settings import NodeSettings
+from nftproxy.kernel.reader import Reader, attributes
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
-from nftproxy.proxy import Table
-from nftproxy.settings import NodeSettings
+from nftproxy.routes import Key, Value
 from nftproxy.store import Store
-from nftproxy.table.kernel import Kernel
-from nftproxy.table.readback import Reader, attributes
+from nftproxy.sync.table import Table
 from tests.support.world import settings, unique_name
 
 _GETGEN = 16

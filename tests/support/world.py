@@ -13,16 +13,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from nftproxy.address import Address, Family, parse_address, parse_network
+from nftproxy.configuration.settings import ALL, Cidr, LocalDetector, NodePortNetworks, NodeSettings
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.client import Answer, Outcome
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.namespace import enter
 from nftproxy.lab.plan import CLUSTER_CIDRS, SERVICE_CIDRS
 from nftproxy.model import EndpointSlice, Node, Object, ObjectName, Service, ServiceCIDR
-from nftproxy.proxy import Table
-from nftproxy.settings import ALL, Cidr, LocalDetector, NodePortNetworks, NodeSettings
 from nftproxy.store import Store
-from nftproxy.syncer import Report
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.report import Report
+from nftproxy.sync.table import Table
 from tests.support.objects import endpoint, endpoint_slice
 
 _numbers = itertools.count()
@@ -160,7 +160,7 @@ class World:
 
     def counters(self, node: str, where: str) -> dict[str, int]:
         """The packet counters of a map, by key as text."""
-        from nftproxy.table.readback import Reader
+        from nftproxy.kernel.reader import Reader
 
         with enter(self.lab.place(node).namespace):
             reader = Reader()

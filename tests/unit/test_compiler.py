@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family, parse_network
-from nftproxy.compiler import (
+from nftproxy.routes import (
     NAME_LIMIT,
     Affinity,
     Compiled,

@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nftproxy.address import Family
-from nftproxy.compiler import Compiled, Context, Element, Key, Value, Verdict, compile_service
-from nftproxy.difference import Change, Delta, Remembered, delta, difference, is_late, settle, shared_delta
 from nftproxy.model import ObjectName
+from nftproxy.routes import Compiled, Context, Element, Key, Value, Verdict, compile_service
 from nftproxy.selection import Endpoint, Locality
+from nftproxy.table.difference import Change, Delta, Remembered, delta, difference, is_late, settle, shared_delta
 from tests.support.objects import endpoint, endpoint_slice, service
 
 Name = str

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftproxy.address import Address, Family, parse_address, parse_network
+from nftproxy.configuration.settings import ALL, NodePortNetworks
 from nftproxy.model import EndpointSlice, Node, ObjectName, Service
 from nftproxy.monitoring.health import Answer, ProxyHealth, eligible
 from nftproxy.monitoring.healthcheck import Check, Standing, answer, listen_on
-from nftproxy.settings import ALL, NodePortNetworks
 from tests.support.objects import endpoint, endpoint_slice, service
 
 V4, V6 = Family.IPv4, Family.IPv6

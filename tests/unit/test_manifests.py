@@ -16,11 +16,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftproxy import shipped
+from nftproxy import kubeyaml, shipped
 from nftproxy.errors import SourceError
 from nftproxy.model import EndpointSlice, Node, Service, ServiceCIDR
 from nftproxy.sources import folders as folders_module
-from nftproxy.sources import kubeyaml
 from nftproxy.sources.folders import Folders
 from nftproxy.sources.manifests import Manifests, Scan
 

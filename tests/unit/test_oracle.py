@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family, parse_network
+from nftproxy.configuration.settings import ALL, BridgeInterface, InterfaceNamePrefix, LocalDetector
 from nftproxy.model import EndpointSlice, Proto, Service
-from nftproxy.settings import ALL, BridgeInterface, InterfaceNamePrefix, LocalDetector
 from tests.support.objects import endpoint, endpoint_slice, service, service_cidr
 from tests.support.oracle import Cluster, Endpoint, Fate, Host, Link, Packet, Served, Verdict, oracles
 from tests.support.world import CLUSTER, settings

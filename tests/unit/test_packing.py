@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftproxy.address import Family, parse_address
-from nftproxy.compiler import Verdict
+from nftproxy.routes import Verdict
 from nftproxy.table.packing import comment, pack_value, shape, unpack_comment, unpack_value
 
 addresses4 = st.ip_addresses(v=4).map(lambda a: parse_address(str(a)).text)

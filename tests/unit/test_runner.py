@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nftproxy.errors import KernelError
-from nftproxy.runner import HOURLY, Runner
+from nftproxy.sync.runner import HOURLY, Runner
 from tests.support import virtualtime
 
 MIN, RETRY, TOOK = 1.0, 30.0, 0.25

@@ -4,9 +4,7 @@ import pytest
 
 from nftproxy.address import Address, Family, parse_address, parse_network
 from nftproxy.configuration import config
-from nftproxy.errors import ConfigError
-from nftproxy.node import host
-from nftproxy.settings import (
+from nftproxy.configuration.settings import (
     ALL,
     BridgeInterface,
     Cidr,
@@ -19,6 +17,8 @@ from nftproxy.settings import (
     node_name,
     node_settings,
 )
+from nftproxy.errors import ConfigError
+from nftproxy.node import host
 
 IPv4, IPv6 = Family.IPv4, Family.IPv6
 BOTH = frozenset(Family)

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Address, Family, parse_address, parse_network
-from nftproxy.compiler import Frontend
+from nftproxy.configuration.settings import ALL, NodePortNetworks
 from nftproxy.model import ObjectName
 from nftproxy.node.udpflows import UdpFlows, nodeport_addresses, udp_frontends
+from nftproxy.routes import Frontend
 from nftproxy.selection import Endpoint
-from nftproxy.settings import ALL, NodePortNetworks
 from tests.support.objects import endpoint, endpoint_slice, service
 
 WEB = ObjectName("default", "web")

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import create, delete, enter
 from nftproxy.model import Object
-from nftproxy.proxy import Table
 from nftproxy.store import Store
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.table import Table
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.world import settings, unique_name
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from nftproxy.address import Family, Network, between, collapse
-from nftproxy.compiler import Element, Key, Value, Verdict
 from nftproxy.errors import KernelError, MissingError, UnusableError
+from nftproxy.routes import Element, Key, Value, Verdict
 from nftproxy.table.packing import shape, unpack_comment, unpack_value, unpack_verdict
 
 TABLE = b"nftproxy\0"

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from nftproxy.address import Family
-from nftproxy.compiler import Affinity, Compiled, Element, Frontend, Key, Route, Value, Verdict, elements
 from nftproxy.model import ObjectName
+from nftproxy.routes import Affinity, Compiled, Element, Frontend, Key, Route, Value, Verdict, elements
 from nftproxy.selection import Endpoint
 from nftproxy.table.packing import Shape, pack_value, shape
 

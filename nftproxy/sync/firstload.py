@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from nftproxy.compiler import MEMBERS, Affinity
-from nftproxy.difference import Delta
 from nftproxy.errors import KernelError
+from nftproxy.routes import MEMBERS, Affinity
+from nftproxy.table.difference import Delta
 
 BATCH = 10_000  # elements in one transaction of a big change; libnftables takes 40 MB for them
 AHEAD = 3  # transactions made while the kernel takes one

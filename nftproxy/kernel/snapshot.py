@@ -16,10 +16,10 @@ from typing import Literal
 import msgspec
 
 from nftproxy.address import Family, pack
-from nftproxy.compiler import NODE_PORT, PICKS, Frontend, Policy, Verdict
 from nftproxy.errors import MissingError
+from nftproxy.kernel.reader import Counted, Reader
+from nftproxy.routes import NODE_PORT, PICKS, Frontend, Policy, Verdict
 from nftproxy.selection import Endpoint
-from nftproxy.table.readback import Counted, Reader
 
 _STEP = re.compile(r"(?:nodeport_)?(services|no_endpoints|learn|firewall)([46])")
 _SLOTS = re.compile(r"(?:nodeport_)?(local_)?endpoints([46])-(tcp|udp|sctp)")

@@ -22,11 +22,11 @@ import msgspec
 from loguru import logger
 
 from nftproxy.address import Family, Network
-from nftproxy.compiler import Affinity, Key, Value, Verdict
-from nftproxy.difference import Delta
 from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
+from nftproxy.kernel.reader import Reader
+from nftproxy.routes import Affinity, Key, Value, Verdict
+from nftproxy.table.difference import Delta
 from nftproxy.table.program import TABLE, Program, table
-from nftproxy.table.readback import Reader
 
 _PROBE = """\
 add table inet nftproxy-probe

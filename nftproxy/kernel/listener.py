@@ -11,7 +11,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from nftproxy.table.readback import NFPROTO_INET, TABLE, attributes
+from nftproxy.kernel.reader import NFPROTO_INET, TABLE, attributes
 
 _NFNLGRP_NFTABLES = 7
 _SO_ATTACH_FILTER = 26

@@ -10,25 +10,23 @@ A service that the kernel refuses is set aside alone, named once in the log, and
 """
 
 import itertools
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from loguru import logger
 
 from nftproxy.address import Family, Network
-from nftproxy.compiler import MEMBERS, Affinity, Compiled, Context, Frontend, compile_service, targets
-from nftproxy.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
+from nftproxy.configuration.settings import ALL, NodeSettings
 from nftproxy.errors import ExistsError, KernelError, MissingError
-from nftproxy.firstload import BATCH, FirstLoad, FirstLoadError
+from nftproxy.kernel import grace
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import ObjectName
 from nftproxy.node.memory import give_back, uncollected
+from nftproxy.routes import MEMBERS, Affinity, Compiled, Context, Frontend, compile_service, targets
 from nftproxy.selection import Locality
-from nftproxy.settings import ALL, NodeSettings
 from nftproxy.store import Pending, Store, Taken
-from nftproxy.table import grace
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.firstload import BATCH, FirstLoad, FirstLoadError
+from nftproxy.sync.report import Report
+from nftproxy.table.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
 from nftproxy.table.packing import shape
 from nftproxy.table.program import Program
 
@@ -36,29 +34,6 @@ PORTION = 1000  # services looked at together after reading back; what a sync ne
 FORGET = 2000  # remembered clients deleted in one transaction
 
 Pair = tuple[Change, Delta]
-
-
-@dataclass(slots=True)
-class Report:
-    """What one sync did."""
-
-    family: Family
-    services: int = 0  # looked at
-    written: int = 0  # elements added, rewritten or deleted
-    transactions: int = 0
-    read_back: bool = False
-    refused: dict[ObjectName, str] = field(default_factory=dict)
-    looked_at: dict[ObjectName, Pending] = field(default_factory=dict)
-    stages: dict[str, float] = field(default_factory=dict)  # seconds for compile, read_back, difference, kernel
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time that a block takes to a stage."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stages[stage] = self.stages.get(stage, 0) + time.perf_counter() - begin
 
 
 class Syncer:

@@ -1,4 +1,7 @@
-"""A node's proxy in a cluster, from start to stop: the order in which things begin, and why it ends.
+"""A node's proxy, from start to stop: the order in which things begin, and why it ends.
+
+Where objects come from, an API server or manifests, makes no difference here but for two things: events need an API server, and a host
+without a cluster needs no Node.
 
 The order of work is contract 8.1.2's, but for two things. The servers answer from the first second on, so that a long first list
 never looks like a dead process. And what another mode of kube-proxy left goes only when our own table is in place, so that no Service is
@@ -28,11 +31,11 @@ from nftproxy.aftermath import Aftermath
 from nftproxy.configuration import config as configuration
 from nftproxy.configuration.config import KubeProxyConfiguration
 from nftproxy.configuration.featuregates import enabled
-from nftproxy.configuration.settings import NodeFacts, NodeSettings, node_settings
+from nftproxy.configuration.settings import NodeSettings, node_settings
 from nftproxy.errors import AddressError, NftproxyError, UnusableError
 from nftproxy.kernel.transactions import Kernel
-from nftproxy.model import Node
-from nftproxy.monitoring.events import HEALTH_SERVER_FAILED, METRICS_SERVER_FAILED, STARTING, Events, Regarding
+from nftproxy.model import Meta, Node
+from nftproxy.monitoring.events import HEALTH_SERVER_FAILED, METRICS_SERVER_FAILED, STARTING, Events, Kind, Regarding
 from nftproxy.monitoring.health import ProxyHealth
 from nftproxy.monitoring.http.bind import serve
 from nftproxy.monitoring.http.liveness import health_server
@@ -41,9 +44,9 @@ from nftproxy.monitoring.metrics import Metrics
 from nftproxy.monitoring.tablefigures import LIMIT, TableFigures
 from nftproxy.node import instance, interfaces, sysctl
 from nftproxy.node.conntrack import Conntrack
-from nftproxy.sources.apiserver import Connection
+from nftproxy.sources.delivery import facts
 from nftproxy.sources.folders import Folders
-from nftproxy.sources.kubesource import Source
+from nftproxy.sources.source import Source, Sourcing
 from nftproxy.store import Store
 from nftproxy.sync.proxy import Proxy
 from nftproxy.sync.table import Table
@@ -74,6 +77,7 @@ class Launch:
     config_file: Path | None = None
     flags: Mapping[str, str] | None = None
     init_only: bool = False
+    limits_required: bool = True  # whether the process ends when the conntrack settings cannot be made
     figures: Figures = Figures.FRONTENDS
     series: int = LIMIT
 
@@ -81,14 +85,15 @@ class Launch:
 class Daemon:
     """One process that serves one node; belongs to the event loop's thread."""
 
-    def __init__(self, launch: Launch, connection: Connection, events: Events, metrics: Metrics) -> None:
+    def __init__(self, launch: Launch, sourcing: Sourcing, metrics: Metrics, events: Events | None = None) -> None:
+        """Prepare; `events` None where there is no API server to write them to."""
         self._launch = launch
         self._config = launch.config
-        self._connection = connection
         self._events = events
         self._metrics = metrics
         self._health = ProxyHealth(launch.config.nftables.sync_period.seconds)
-        self._store = Store(sorted(launch.supported), metrics)
+        self._store = Store(sorted(launch.supported), metrics, note=_warn)
+        self._sourcing = sourcing
         self._loop = asyncio.get_running_loop()
         self._end: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,17 +105,17 @@ class Daemon:
         _allow_open_files()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._finish)
-        source = Source(
-            self._connection,
+        source = self._sourcing(
             self._store,
-            self._launch.node_name,
             changed=lambda: self._call(self._changed),
             node_changed=lambda node: self._call(lambda: self._node_changed(node)),
         )
+        claimed = ExitStack()
         try:
             if not self._launch.init_only:
-                self._serve()
-            source.start()
+                claimed.enter_context(instance.claim())  # before the servers, whose addresses another instance would have, too
+                self._serve(source)
+            self._spawn(source.follow())
             self._spawn(self._work(source))
             await self._end
         finally:
@@ -118,7 +123,9 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             source.stop()
-            self._events.close(EVENTS_PATIENCE)
+            claimed.close()
+            if self._events:
+                self._events.close(EVENTS_PATIENCE)
         logger.info("done" if self._launch.init_only else "stopped; the table stays, so traffic goes on")
 
     async def _work(self, source: Source) -> None:
@@ -127,18 +134,16 @@ class Daemon:
         if self._launch.init_only:
             self._finish()
             return
-        self._events.record(STARTING, Regarding.node(self._launch.node_name), "")
+        self._record(STARTING, Regarding.node(self._launch.node_name), "")
         with ExitStack() as stack:
-            stack.enter_context(instance.claim())
             kernel = stack.enter_context(Kernel())
             kernel.require()
             await self._count_connections(settings, stack)
             conntrack = stack.enter_context(closing(Conntrack()))
             own = await asyncio.to_thread(interfaces.addresses)
-            record = self._events.record
             judged = bool(self._config.healthz_bind_address)
             after = Aftermath(
-                settings, own, kernel, conntrack, health=self._health, metrics=self._metrics, record=record, judged=judged
+                settings, own, kernel, conntrack, health=self._health, metrics=self._metrics, record=self._record, judged=judged
             )
             stack.enter_context(closing(after))
             self._proxy = after.proxy = Proxy(Table(settings, self._store, kernel), after)
@@ -160,7 +165,7 @@ class Daemon:
     async def _prepare(self, source: Source) -> NodeSettings:
         """Wait for the Node, derive the settings, make those of the system (contract 1.2, 6.1)."""
         node = await asyncio.to_thread(source.wait_for_node, NODE_PATIENCE, _has_address)
-        if node is None or not _has_address(node):
+        if source.node_required if node is None else not _has_address(node):
             logger.error("Node {} has no usable address; going on without", self._launch.node_name)
         if self._config.detect_local_mode == "NodeCIDR":
             node = await asyncio.to_thread(source.wait_for_node, POD_CIDR_PATIENCE, lambda found: bool(found.spec.pod_cidrs))
@@ -171,22 +176,32 @@ class Daemon:
         for warning in warnings:
             logger.warning("{}", warning)
         sysctl.set_oom_score(self._config.oom_score_adj)
-        sysctl.apply(self._config.conntrack)
+        self._set_limits()
         require_kernel(platform.release(), os.environ)
         return settings
 
-    def _serve(self) -> None:
+    def _set_limits(self) -> None:
+        """Make the settings of conntrack; what hinders that ends the process, but where its limits are nobody's order."""
+        try:
+            sysctl.apply(self._config.conntrack)
+        except UnusableError as error:
+            if self._launch.limits_required:
+                raise
+            logger.warning("{}; going on with the limits there are. It {}", error, error.hint)
+
+    def _serve(self, source: Source) -> None:
         """Start the servers, and the look-out for a changed configuration file."""
         config, regarding, hard = self._config, Regarding.node(self._launch.node_name), self._config.bind_address_hard_fail
+        stand_in = None if source.node_required else Node(metadata=Meta(name=self._launch.node_name))
         if config.healthz_bind_address:
-            health = health_server(self._health, lambda: self._store.node, self._metrics)
+            health = health_server(self._health, lambda: self._store.node or stand_in, self._metrics)
             self._spawn(
                 serve(
                     health,
                     "the health server",
                     config.healthz_bind_address,
                     hard_fail=hard,
-                    failed=lambda reason: self._events.record(HEALTH_SERVER_FAILED, regarding, reason),
+                    failed=lambda reason: self._record(HEALTH_SERVER_FAILED, regarding, reason),
                 )
             )
         self._spawn(
@@ -195,7 +210,7 @@ class Daemon:
                 "the metrics server",
                 config.metrics_bind_address,
                 hard_fail=hard,
-                failed=lambda reason: self._events.record(METRICS_SERVER_FAILED, regarding, reason),
+                failed=lambda reason: self._record(METRICS_SERVER_FAILED, regarding, reason),
             )
         )
         if self._launch.config_file:
@@ -223,6 +238,11 @@ class Daemon:
                 with suppress(OSError):  # between two versions there may be none
                     if path.read_bytes() != before:
                         raise NftproxyError(f"{path} has changed", hint="this process ends, to be started again with it")
+
+    def _record(self, kind: Kind, regarding: Regarding, note: str) -> None:
+        """Write an event, where there is an API server."""
+        if self._events:
+            self._events.record(kind, regarding, note)
 
     def _changed(self) -> None:
         if self._proxy:
@@ -258,17 +278,14 @@ class Daemon:
             self._end.set_result(None)
 
 
+def _warn(note: str) -> None:
+    logger.warning("{}", note)
+
+
 def _allow_open_files() -> None:
     """Open as many files as the machine allows: each health check node port takes a socket for each family and address."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def facts(node: Node | None) -> NodeFacts | None:
-    """Return what a Node says about addresses and pod CIDRs; None for none."""
-    if node is None:
-        return None
-    return NodeFacts(tuple((each.type, each.address) for each in node.status.addresses or ()), node.spec.pod_cidrs or ())
 
 
 def require_kernel(release: str, environment: Mapping[str, str]) -> None:

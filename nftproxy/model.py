@@ -144,6 +144,11 @@ class Service(Wire, frozen=True):
     spec: ServiceSpec = ServiceSpec()
     status: ServiceStatus | None = None
 
+    @property
+    def unassigned(self) -> bool:
+        """Whether an API server would give this Service a ClusterIP, which it does not have."""
+        return self.spec.type != "ExternalName" and not self.spec.cluster_ip
+
 
 class SlicePort(Wire, frozen=True):
     """One port of an EndpointSlice (contract 3.1.3); nil name or number: the entry is ignored."""

@@ -5,7 +5,7 @@ holds up the other (contract 1.3.10). An unchanged object changes nothing (1.1.9
 """
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,7 +54,12 @@ class Unwatched:
 class Store:
     """All objects of the cluster that matter to this node."""
 
-    def __init__(self, families: Iterable[Family], watcher: Watcher | None = None) -> None:
+    def __init__(
+        self, families: Iterable[Family], watcher: Watcher | None = None, *, note: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Begin with nothing; `note` takes a line about an object that cannot have any effect, once for each."""
+        self._note = note
+        self._noted: dict[type[Object], set[ObjectName]] = {Service: set(), EndpointSlice: set()}
         self._watcher: Watcher = watcher or Unwatched()
         self._lock = threading.Lock()
         self._services: dict[ObjectName, Service] = {}
@@ -100,8 +105,10 @@ class Store:
         """Forget an object; return whether that changes anything. An unknown one is no error (contract 1.3.8)."""
         with self._lock:
             if kind is Service:
+                self._noted[Service].discard(key)
                 return self._services.pop(key, None) is not None and self._mark_service(key)
             if kind is EndpointSlice:
+                self._noted[EndpointSlice].discard(key)
                 return self._drop_slice(key)
             if kind is ServiceCIDR:
                 return self._mark_cidrs(changed=self._cidrs.pop(key.name, None) is not None)
@@ -114,7 +121,7 @@ class Store:
         """
         items = list(items)
         with self._lock:
-            known = {Service: list(self._services), EndpointSlice: list(self._owners)}.get(kind)
+            known = {Service: list(self._services), EndpointSlice: [*self._owners, *self._noted[EndpointSlice]]}.get(kind)
             if known is None:
                 known = [c.metadata.key for c in self._cidrs.values()] if kind is ServiceCIDR else []
         present = {item.metadata.key for item in items}
@@ -157,13 +164,31 @@ class Store:
         if self._services.get(key) == service:
             return False
         self._services[key] = service
+        if service.unassigned:
+            self._note_once(
+                Service,
+                key,
+                f"Service {key} is left out: it has no spec.clusterIP, which an API server would assign; set one, or try it with "
+                "nftproxy render --assign-cluster-ips",
+            )
+        else:
+            self._noted[Service].discard(key)
         return self._mark_service(key)
 
     def _put_slice(self, piece: EndpointSlice) -> bool:
         key, owner = piece.metadata.key, piece.service
         labels = piece.metadata.labels
-        if owner is None or (labels is not None and labels.headless is not None):  # contract 1.1.6, 3.1.1
+        if labels is not None and labels.headless is not None:  # contract 1.1.6
             return self._drop_slice(key)
+        if owner is None:  # 3.1.1
+            self._note_once(
+                EndpointSlice,
+                key,
+                f"EndpointSlice {key} has no label kubernetes.io/service-name, so no Service uses its endpoints; "
+                "set the label to the name of the Service",
+            )
+            return self._drop_slice(key)
+        self._noted[EndpointSlice].discard(key)
         before = self._owners.get(key)
         if before is not None and (before != owner or self._slices[before][key.name].address_type != piece.address_type):
             self._drop_slice(key)  # contract 3.2.5: the label was changed in place; or it was deleted and made anew unseen
@@ -174,6 +199,11 @@ class Store:
         self._owners[key] = owner
         self._watcher.slice_changed(piece)
         return self._mark(owner, self._families_of(piece))
+
+    def _note_once(self, kind: type[Object], key: ObjectName, text: str) -> None:
+        if key not in self._noted[kind]:
+            self._noted[kind].add(key)
+            self._note(text)
 
     def _drop_slice(self, key: ObjectName) -> bool:
         owner = self._owners.pop(key, None)

@@ -10,6 +10,7 @@ from loguru import logger
 
 from nftproxy import log
 from nftproxy.cli import run, tell
+from nftproxy.commands.serving import figures_options, launch
 from nftproxy.configuration.flags import CONTEXT_SETTINGS, FLAGS, kube_proxy_options
 from nftproxy.errors import NftproxyError
 from nftproxy.node import memory
@@ -17,21 +18,7 @@ from nftproxy.node import memory
 
 @click.command(name="kube-proxy", context_settings=CONTEXT_SETTINGS)
 @kube_proxy_options
-@click.option(
-    "--connection-metrics",
-    type=click.Choice(["off", "frontends", "endpoints"]),
-    default="frontends",
-    show_default=True,
-    help="What connections are counted for, read from the table at each scrape. Obeyed beside --config.",
-)
-@click.option(
-    "--connection-metrics-limit",
-    type=click.IntRange(min=0),
-    default=10_000,
-    show_default=True,
-    metavar="N",
-    help="How many series of connections there may be. Obeyed beside --config.",
-)
+@figures_options
 def kube_proxy(**flags: Any) -> int:
     """Take the place of kube-proxy on this node.
 
@@ -53,9 +40,7 @@ def main() -> None:
 def _start(flags: dict[str, Any]) -> int:
     """Do what contract 8.1.2 says, in its order."""
     from nftproxy.configuration import configfile, effective
-    from nftproxy.configuration.settings import node_name
     from nftproxy.configuration.validation import require_valid
-    from nftproxy.node import host
 
     config, warnings = effective.kube_proxy(flags)
     log.start(config.logging.format, verbosity=config.logging.verbosity)
@@ -69,33 +54,25 @@ def _start(flags: dict[str, Any]) -> int:
         return 0
     if flags.get("cleanup"):
         return _clean_up()
-    from nftproxy.daemon import Figures, Launch
-
-    launch = Launch(
-        config=config,
-        node_name=node_name(config, host.hostname()),
-        hostname=host.hostname(),
-        supported=host.supported_families(),
-        config_file=Path(flags["config"]) if flags.get("config") else None,
-        flags={flag.name: _shown(flags.get(flag.parameter), flag.default) for flag in FLAGS},
-        init_only=bool(flags.get("init_only")),
-        figures=Figures(flags["connection_metrics"]),
-        series=flags["connection_metrics_limit"],
-    )
-    asyncio.run(_serve(launch, flags.get("master") or ""))
+    asyncio.run(_serve(launch(config, flags, FLAGS), flags.get("master") or ""))
     return 0
 
 
-async def _serve(launch: Any, master: str) -> None:
+async def _serve(start: Any, master: str) -> None:
     from nftproxy.daemon import Daemon
     from nftproxy.monitoring.events import ApiSink, Events
     from nftproxy.monitoring.metrics import Metrics
     from nftproxy.sources.apiserver import connect
+    from nftproxy.sources.kubesource import KubeSource
 
-    metrics = Metrics(sorted(launch.supported), launch.config.feature_gates)
-    connection = connect(launch.config.client_connection.kubeconfig, master, observer=metrics)
-    events = Events(ApiSink(connection), launch.hostname)
-    await Daemon(launch, connection, events, metrics).run()
+    metrics = Metrics(sorted(start.supported), start.config.feature_gates)
+    connection = connect(start.config.client_connection.kubeconfig, master, observer=metrics)
+    events = Events(ApiSink(connection), start.hostname)
+
+    def sourcing(store: Any, **told: Any) -> KubeSource:
+        return KubeSource(connection, store, start.node_name, **told)
+
+    await Daemon(start, sourcing, metrics, events).run()
 
 
 def _clean_up() -> int:
@@ -109,9 +86,3 @@ def _clean_up() -> int:
         if kernel.delete_table():
             logger.info("removed table inet nftproxy")
     return 1 if problems else 0
-
-
-def _shown(value: Any, default: str) -> str:
-    if value is None or value == ():
-        return default
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -15,20 +15,27 @@ from nftproxy.table import preview
 from nftproxy.table.preview import Preview
 from nftproxy.table.program import Program
 
+_EXAMPLES = """\b
+For example:
+  nftproxy render --manifests examples/ --node-name node1 | less
+"""
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+
+@click.command(context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
 @input_options
+@click.option(
+    "--assign-cluster-ips",
+    is_flag=True,
+    help="Give a ClusterIP to each Service that has none, as an API server would, so that a chart can be tried as its author wrote it: "
+    "from the ServiceCIDRs in the manifests, or else from 10.96.0.0/12 and fd00:96::/112. The choice depends on the Services alone.",
+)
 @click.option("--output", type=click.Choice(["nft", "json"]), default="nft", show_default=True, help="What to print.")
-def render(manifests: tuple[Path, ...], output: str, **flags: Any) -> None:
-    r"""Print what would be loaded; needs no root and no kernel.
+def render(manifests: tuple[Path, ...], output: str, *, assign_cluster_ips: bool, **flags: Any) -> None:
+    """Print what would be loaded; needs no root and no kernel.
 
     The output replaces our table when nft loads it, and nft -c -f - checks it, also on a node where nftproxy runs.
-
-    \b
-    For example:
-      nftproxy render --manifests examples/ --node-name node1 | less
     """
-    given = Input(manifests, flags)
+    given = Input(manifests, flags, assign_cluster_ips=assign_cluster_ips)
     given.refuse_problems()
     settings = given.settings
     previews = [preview.preview(settings, given.store, family) for family in settings.families]

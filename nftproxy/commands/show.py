@@ -23,11 +23,19 @@ _POLICIES = {
 }
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+_EXAMPLES = """\b
+For example:
+  nftproxy show
+  nftproxy show default/web
+  nftproxy show default/web:http --output json
+"""
+
+
+@click.command(context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
 @click.argument("name", metavar="[NAMESPACE/SERVICE[:PORT]]", default="")
 @click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="What to print.")
 def show(name: str, output: str) -> None:
-    r"""Show what is programmed now, read from the kernel.
+    """Show what is programmed now, read from the kernel.
 
     Without a name: every frontend in a line. With one: its frontends, both endpoint lists, and how often each endpoint was picked.
     External is an external IP or a load-balancer address; these look alike in the table unless the Service limits their sources.
@@ -35,12 +43,6 @@ def show(name: str, output: str) -> None:
     Connections are counted from the moment when the kernel got the element they are counted at: a frontend's anew when its number of
     endpoints or its policy changes, an endpoint's when it comes. A connection that ClientIP affinity sends to the endpoint the
     client had before is counted at its frontend only.
-
-    \b
-    For example:
-      nftproxy show
-      nftproxy show default/web
-      nftproxy show default/web:http --output json
     """
     seen = _read()
     chosen = _choose(seen.services, name) if name else seen.services

@@ -1,18 +1,19 @@
 """The effective configuration: config file and flags laid over each other, with the precedence of each command.
 
 - `kube_proxy`: with --config the file counts, and nearly all other flags are ignored, as kube-proxy does (contract 8.1.4);
-- `node`: the file counts, and each flag given beside it wins, for `run`, `render` and `diff`.
+- `node` and `run`: the file counts, and each flag given beside it wins, for `render` and `diff`, and for `run`.
 
 Reads the file; decides nothing about what the values mean. The result is complete but not validated: `validation.require_valid`
 comes next (contract 8.1.2 has logging set up in between).
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from nftproxy.configuration import config, configfile
 from nftproxy.configuration.config import KubeProxyConfiguration
-from nftproxy.configuration.flags import FLAGS, NODE_FLAGS, Values, layer
+from nftproxy.configuration.flags import FLAGS, NODE_FLAGS, RUN_FLAGS, Flag, Values, layer
 
 _BESIDE_THE_FILE: Final = frozenset(
     {"config", "write-config-to", "cleanup", "init-only", "master", "boot-id-file", "machine-id-file"}
@@ -41,15 +42,26 @@ def kube_proxy(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
 
 
 def node(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
-    """Return the configuration of `run`, `render` or `diff` and the warnings about it; ConfigError if the file cannot be used.
+    """Return the configuration of `render` or `diff` and the warnings about it; ConfigError if the file cannot be used.
 
     `values` are the parameters of a command with `flags.node_options`; others in it are not looked at.
     """
+    return _beside_file(NODE_FLAGS, values)
+
+
+def run(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
+    """Return the configuration of `run`, as `node` does, from the parameters of a command with `flags.run_options`."""
+    return _beside_file(RUN_FLAGS, values)
+
+
+def _beside_file(flags: Iterable[Flag], values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
     file: config.Sparse = {}
     warnings: list[str] = []
     if values.get("config"):
         file, warnings = configfile.read_file(Path(values["config"]))
-    return config.build(file, layer(NODE_FLAGS, values)), warnings
+    fields = layer(flags, values)
+    _apply_deprecated_ports(fields, values)
+    return config.build(file, fields), warnings
 
 
 def _apply_deprecated_ports(fields: dict[str, Any], values: Values) -> None:

@@ -1,8 +1,10 @@
 """The command line's settings: every flag of kube-proxy (contract 8.4) in one table.
 
-`kube_proxy_options` puts all of them on a command; `node_options` puts the chosen few on `run`, `render` and `diff` that say what
-node this is. A flag that was not given arrives as None or (), so defaults live in `config` alone; `effective` lays flags and file
-over each other. Imports nothing that is slow to load: help and completion must answer at once.
+`kube_proxy_options` puts all of them on a command; `node_options` puts the chosen few on `render` and `diff` that say what node
+this is; `run_options` puts these on `run`, and those of a process that serves. A flag that was not given arrives as None or (), so
+defaults live in `config` alone; `effective` lays flags and file over each other.
+
+Imports nothing that is slow to load: help and completion must answer at once.
 """
 
 import os
@@ -182,6 +184,17 @@ NODE_FLAGS: Final = tuple(
 # fmt: on
 """The flags of `run`, `render` and `diff` that say what node this is."""
 
+_SERVING: Final = {  # as above
+    "healthz-bind-address": "", "metrics-bind-address": "", "healthz-port": "", "metrics-port": "", "bind-address-hard-fail": "",
+    "profiling": "", "oom-score-adj": "", "logging-format": "log-format", "v": "verbosity",
+}  # fmt: skip
+RUN_FLAGS: Final = NODE_FLAGS + tuple(
+    replace(flag, alias=_SERVING.get(flag.name, ""))
+    for flag in FLAGS
+    if flag.name in _SERVING or flag.field.startswith("conntrack.")
+)
+"""The flags of `run`: those, and the ones of a process that serves."""
+
 
 def normalize(token: str) -> str:
     """Accept `_` for `-` in the names of flags (contract 8.1.1)."""
@@ -210,6 +223,11 @@ def kube_proxy_options(command: Command) -> Command:
 def node_options(command: Command) -> Command:
     """Put the flags that say what node this is on a click command; it receives them like those of `kube_proxy_options`."""
     return _apply(NODE_FLAGS, command)
+
+
+def run_options(command: Command) -> Command:
+    """Put the flags of `run` on a click command; it receives them like those of `kube_proxy_options`."""
+    return _apply(RUN_FLAGS, command)
 
 
 def layer(flags: Iterable[Flag], values: Values) -> dict[str, Any]:

@@ -255,6 +255,7 @@ class Demo:
     def _start(self, node: Node) -> None:
         argv = [sys.executable, "-m", "nftproxy", "run", "--manifests", str(self._folder), "--node-name", node.name]
         argv += ["--cluster-cidr", ",".join(CLUSTER_CIDRS.values())]
+        argv += ["--conntrack-max-per-core", "0", "--oom-score-adj", "0"]  # both are the machine's, which the lab leaves alone
         with self._log(node).open("wb") as log:
             self._proxies[node.name] = self.lab.popen(node, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

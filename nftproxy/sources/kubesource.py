@@ -20,8 +20,10 @@ from nftproxy.store import Store
 _STOP_TIMEOUT: Final = 2.0
 
 
-class Source:
+class KubeSource:
     """Delivers Services, EndpointSlices, ServiceCIDRs and one Node from an API server into a store."""
+
+    node_required = True
 
     def __init__(
         self,
@@ -56,7 +58,11 @@ class Source:
         for thread in self._threads:
             thread.start()
 
-    def wait_for_node(self, timeout: float, usable: Callable[[Node], bool] = lambda _: True) -> Node | None:
+    async def follow(self) -> None:
+        """Begin to list and watch; the threads go on until `stop`."""
+        self.start()
+
+    def wait_for_node(self, timeout: float, usable: Callable[[Node], bool] = lambda _: True, /) -> Node | None:
         """Wait for the Node, and return it as last seen.
 
         Waits without limit until the server has answered for it (contract 1.2.1), then up to `timeout` seconds until it exists and

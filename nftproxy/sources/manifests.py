@@ -20,7 +20,7 @@ import yaml
 
 from nftproxy import kubeyaml
 from nftproxy.errors import SourceError, brief
-from nftproxy.model import KINDS, Object, ObjectName
+from nftproxy.model import KINDS, EndpointSlice, Object, ObjectName
 from nftproxy.sources.admission import problems
 
 SUFFIXES = {".yaml", ".yml", ".json"}
@@ -38,19 +38,22 @@ class _File:
     signature: tuple[int, int, int]
     objects: dict[_Identity, Object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    endpoints: dict[ObjectName, str] = field(default_factory=dict)  # objects of the kind Endpoints, and where they are
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
     """All objects of all files, and what is wrong with those that could not be used.
 
-    `news` are the problems that the scan before did not have, `mended` is how many of its problems are gone.
+    `news` are the problems that the scan before did not have, `mended` is how many of its problems are gone. `notes` name objects that
+    are right but cannot have any effect; only those that the scan before did not name.
     """
 
     objects: dict[type[Object], list[Object]]
     problems: list[str]
     news: list[str]
     mended: int
+    notes: list[str] = field(default_factory=list)
 
 
 class Manifests:
@@ -60,6 +63,7 @@ class Manifests:
         self.paths = list(dict.fromkeys(paths))
         self._files: dict[Path, _File] = {}
         self._told: set[str] = set()
+        self._noted: set[str] = set()
 
     def folders(self) -> set[Path]:
         """Return the folders in which something may change; for a link to a file also the one it points into."""
@@ -112,7 +116,21 @@ class Manifests:
         news = [fault for fault in faults if fault not in self._told]
         mended = len(self._told - set(faults))
         self._told = set(faults)
-        return Scan(objects, faults, news, mended)
+        notes = list(self._unread(objects))
+        fresh = [note for note in notes if note not in self._noted]
+        self._noted = set(notes)
+        return Scan(objects, faults, news, mended, fresh)
+
+    def _unread(self, objects: dict[type[Object], list[Object]]) -> Iterator[str]:
+        """Name the objects of the old kind Endpoints whose Service has no EndpointSlice."""
+        sliced = {piece.service for piece in objects[EndpointSlice] if isinstance(piece, EndpointSlice)}
+        for file in self._files.values():
+            for name, place in file.endpoints.items():
+                if name not in sliced:
+                    yield (
+                        f"{place}: Endpoints {name}: not used, because only EndpointSlices are read; write the addresses as an "
+                        f"EndpointSlice with the label kubernetes.io/service-name: {name.name}"
+                    )
 
     def _list(self, faults: list[str], untouched: set[Path]) -> Iterator[Path]:
         """Yield the files there are; those of a folder that cannot be listed are the ones known before, and `untouched`."""
@@ -211,11 +229,13 @@ def _take(file: _File, place: str, document: Any, before: dict[_Identity, Object
         file.problems.append(f"{place}: not a Kubernetes object: it has no kind")
         return
     kind = document["kind"]
-    if kind not in KINDS:
-        return
     meta = document.get("metadata")
     meta = meta if isinstance(meta, dict) else {}
-    identity = (kind, ObjectName(str(meta.get("namespace") or "default")[:63], str(meta.get("name", "?"))[:253]))
+    if kind == "Endpoints" and document.get("apiVersion") == "v1":
+        file.endpoints[_object_name(meta)] = place
+    if kind not in KINDS:
+        return
+    identity = (kind, _object_name(meta))
     version = document.get("apiVersion")
     if not isinstance(version, str):
         faults = ["apiVersion: is missing"]
@@ -237,6 +257,10 @@ def _take(file: _File, place: str, document: Any, before: dict[_Identity, Object
         file.objects[identity] = before[identity]
         fate = "; the version before stays in use"
     file.problems += [f"{place}: {_named(identity)}: {fault}{fate}" for fault in faults]
+
+
+def _object_name(meta: dict[str, Any]) -> ObjectName:
+    return ObjectName(str(meta.get("namespace") or "default")[:63], str(meta.get("name", "?"))[:253])
 
 
 def _readable(error: msgspec.ValidationError) -> str:

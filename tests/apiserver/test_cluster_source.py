@@ -12,7 +12,7 @@ from nftproxy.address import Family
 from nftproxy.model import Node
 from nftproxy.sources import kubesource, wire
 from nftproxy.sources.apiserver import connect
-from nftproxy.sources.kubesource import Source
+from nftproxy.sources.kubesource import KubeSource
 from nftproxy.sources.resources import own_node
 from nftproxy.store import Store
 from tests.support.cluster import Cluster, Document, needs_cluster
@@ -82,7 +82,7 @@ class Running:
         self.counter = Counter(self.condition)
         with cluster.entered():
             connection = connect(str(cluster.kubeconfig("system:kube-proxy")), "", observer=self.counter)
-            self.source = Source(connection, self.store, "node1", changed=self._notify, node_changed=self._notify)
+            self.source = KubeSource(connection, self.store, "node1", changed=self._notify, node_changed=self._notify)
             self.source.start()
 
     def names(self) -> set[str]:

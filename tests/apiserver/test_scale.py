@@ -11,7 +11,7 @@ import pytest
 
 from nftproxy.address import Family
 from nftproxy.sources.apiserver import connect
-from nftproxy.sources.kubesource import Source
+from nftproxy.sources.kubesource import KubeSource
 from nftproxy.sources.wire import Decoder
 from nftproxy.store import Store
 from tests.support.fake_apiserver import TIMEOUT, Document, FakeApiServer
@@ -95,7 +95,7 @@ def test_work_and_memory(streams: bool, monkeypatch: pytest.MonkeyPatch) -> None
                 changes.append(1)
                 server.condition.notify_all()
 
-        source = Source(connect("", server.url), store, "node1", changed=changed, environment=time.environment)
+        source = KubeSource(connect("", server.url), store, "node1", changed=changed, environment=time.environment)
         filters = [
             tracemalloc.Filter(inclusive=True, filename_pattern=f"*/nftproxy/{each}.py")
             for each in ("wire", "store", "reflector")

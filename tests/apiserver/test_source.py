@@ -13,7 +13,7 @@ import pytest
 from nftproxy.address import Family
 from nftproxy.model import Node
 from nftproxy.sources.apiserver import connect
-from nftproxy.sources.kubesource import Source
+from nftproxy.sources.kubesource import KubeSource
 from nftproxy.sync.table import Table
 from tests.support.fake_apiserver import TIMEOUT, Document, Exchange, FakeApiServer, recorded, refused
 from tests.support.mirror import Synced, Time, contents, logged, same
@@ -34,7 +34,7 @@ class Running:
         self.time = Time(server.condition)
         self.nodes: list[Node] = []
         self.changes = 0
-        self.source = Source(
+        self.source = KubeSource(
             connect("", server.url),
             self.store,
             "node1",

@@ -6,10 +6,11 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import click
 import pytest
 
 from nftproxy import shipped
@@ -314,3 +315,27 @@ def test_a_stop_at_the_very_start(tmp_path: Path, argv: Sequence[str], number: s
     done = subprocess.run([sys.executable, *argv], env=environment, capture_output=True, check=False)
     assert done.returncode == (0 if in_good_order else -number)
     assert not done.stderr or not in_good_order
+
+
+# --- help ---------------------------------------------------------------------------------------------------------------
+
+
+def every_command(group: click.Group, *names: str) -> Iterator[tuple[str, ...]]:
+    """The names of all commands, those of groups included."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        yield (*names, name)
+        if isinstance(found, click.Group):
+            yield from every_command(found, *names, name)
+
+
+@pytest.mark.parametrize("names", [(), *every_command(command)], ids=" ".join)
+def test_help_shows_examples_on_lines_of_their_own(names: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, [*names, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "\\" not in said
+    assert "\b" not in said
+    examples = [line.strip() for line in said.partition("For example")[2].splitlines()[1:] if line.strip()]
+    assert all(line.startswith("nftproxy ") for line in examples)
+    assert "For example" not in said or examples

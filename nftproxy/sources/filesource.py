@@ -1,0 +1,79 @@
+"""Manifests as a source: files are read again when they change, and the store is made like them.
+
+A Node in the manifests is used like one of an API server: its addresses, zone and pod CIDRs count. Nobody waits for one that is not
+there.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+from loguru import logger
+
+from nftproxy.model import Node
+from nftproxy.sources.delivery import deliver, doubts
+from nftproxy.sources.folders import Folders
+from nftproxy.sources.manifests import Manifests, Scan
+from nftproxy.store import Store
+
+
+class FileSource:
+    """Delivers all objects of manifests into a store; belongs to the event loop's thread, but for `wait_for_node`."""
+
+    node_required = False
+
+    def __init__(
+        self,
+        manifests: Manifests,
+        store: Store,
+        node_name: str,
+        *,
+        changed: Callable[[], None],
+        node_changed: Callable[[Node], None],
+    ) -> None:
+        """Prepare; nothing is read before `follow`."""
+        self._manifests = manifests
+        self._store = store
+        self._node_name = node_name
+        self._changed = changed
+        self._node_changed = node_changed
+        self._first = threading.Event()  # set when the first scan is delivered, or will never be
+
+    async def follow(self) -> None:
+        """Scan at the start and whenever a file has changed."""
+        with Folders(self._manifests.folders()) as watched:
+            while True:
+                scan = await asyncio.to_thread(self._manifests.scan, watched.unfinished)
+                self._report(scan)
+                self._deliver(scan)
+                if not self._first.is_set():
+                    for doubt in doubts(self._manifests, scan, self._node_name):
+                        logger.warning("{}", doubt)
+                    self._first.set()
+                await watched.changed()
+
+    def wait_for_node(self, timeout: float, usable: Callable[[Node], bool] = lambda _: True, /) -> Node | None:  # noqa: ARG002
+        """Wait for the first scan: a Node that is not in the manifests then need not be waited for."""
+        self._first.wait()
+        return self._store.node
+
+    def stop(self) -> None:
+        """Wake who waits."""
+        self._first.set()
+
+    def _deliver(self, scan: Scan) -> None:
+        before = self._store.node
+        changed = deliver(self._store, scan, self._node_name)
+        node = self._store.node
+        if node is not None and node != before:
+            self._node_changed(node)
+        if changed:
+            self._changed()
+
+    def _report(self, scan: Scan) -> None:
+        for problem in scan.news:
+            logger.error("{}", problem)
+        if scan.mended:
+            logger.info("problems that are gone: {}; left: {}", scan.mended, len(scan.problems))
+        for note in scan.notes:
+            logger.warning("{}", note)

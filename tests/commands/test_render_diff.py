@@ -191,3 +191,35 @@ def test_cleanup_does_not_pull_the_table_from_under_a_proxy(folder: Path, where:
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("error: another nftproxy already keeps this node's table\nhint: ")
         assert everything(where) == before
+
+
+def test_a_chart_without_addresses_can_be_rendered(tmp_path: Path) -> None:
+    chart = service("chart")
+    both = service("both", ipFamilies=["IPv4", "IPv6"])
+    for document in (chart, both):
+        for name in ("clusterIP", "clusterIPs"):
+            del document["spec"][name]
+    write(tmp_path / "chart.yaml", chart, both, service("fixed", "10.96.0.1"), endpoints("10.244.1.2", of="chart"))
+    argv = ("render", "--manifests", tmp_path, *NODE)
+    without = nftproxy(*argv)
+    assert without.returncode == 0
+    assert without.stderr.count("is left out: it has no spec.clusterIP") == 2
+    rendered = nftproxy(*argv, "--assign-cluster-ips")
+    assert rendered.returncode == 0
+    assert "spec.clusterIP" not in rendered.stderr
+    assert '10.96.0.3 . tcp . 80 comment "default/chart:http"' in rendered.stdout
+    assert '10.96.0.2 . tcp . 80 comment "default/both:http"' in rendered.stdout
+    assert "fd00:96::1 . tcp . 80" in rendered.stdout
+    cidr = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "c"},
+        "spec": {"cidrs": ["10.7.0.0/30"]},
+    }
+    write(tmp_path / "cidr.yaml", cidr)
+    assert "10.7.0.2 . tcp . 80" in nftproxy(*argv, "--assign-cluster-ips").stdout
+    write(tmp_path / "cidr.yaml", {**cidr, "spec": {"cidrs": ["10.7.0.0/31"]}})
+    write(tmp_path / "more.yaml", {**chart, "metadata": {"name": "more"}})
+    full = nftproxy(*argv, "--assign-cluster-ips")
+    assert full.returncode == 2
+    assert "10.7.0.0/31 has no address left for it" in full.stderr

@@ -1,20 +1,24 @@
 """`nftproxy run` as a process: changes of files, bad files, signals, a second instance, kills under load."""
 
+import http.client
 import json
 import signal
 import statistics
+import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from nftproxy.kernel.reader import Reader
-from nftproxy.lab.client import Answer, Outcome
+from nftproxy.lab import namespace
+from nftproxy.lab.client import Answer, Connection, Outcome
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.plan import CLUSTER_CIDRS
 from nftproxy.sync.firstload import BATCH
@@ -276,3 +280,136 @@ def test_a_kill_in_the_middle_of_a_first_load_is_mended_by_the_next_start(tmp_pa
 
 def _count(reader: Reader) -> int:
     return reader.count("endpoints4-tcp") if reader.table_exists() and "endpoints4-tcp" in reader.sets() else 0
+
+
+# --- what kube-proxy does, too ------------------------------------------------------------------------------------------
+
+
+def get(where: str, port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
+    """Status and body; 0 as long as nobody listens."""
+    with namespace.enter(where):
+        connection = http.client.HTTPConnection(host, port, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except OSError:
+            return 0, ""
+        finally:
+            connection.close()
+
+
+@pytest.mark.contract("6.2.7")
+def test_a_udp_client_with_one_socket_leaves_a_removed_endpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    dns = service(ports=[{"name": "http", "port": 53, "protocol": "UDP"}])
+
+    def slices(address: str) -> dict[str, object]:
+        piece = endpoints(address)
+        piece["ports"][0]["protocol"] = "UDP"
+        return piece
+
+    with Lab(unique_name(), nodes=1, pods=3) as lab:
+        family = lab.families[0]
+        first, second = (pod.addresses[family] for pod in lab.pods[:2])
+        write(folder / "dns.yaml", dns, slices(first))
+        flags = ("--cluster-cidr", ",".join(CLUSTER_CIDRS.values()))
+        with Run(lab.nodes[0].namespace, folder, *flags) as run:
+            run.until_started()
+            client = lab.open_connection("pod1-3", "10.96.0.10", 53, "UDP")
+            assert isinstance(client, Connection)
+            assert client.answer.name == "pod1-1"
+            write(folder / "dns.yaml", dns, slices(second))
+
+            def moved() -> bool:
+                answer = client.again()
+                return isinstance(answer, Answer) and answer.name == "pod1-2"
+
+            run.until(moved)
+            client.close()
+
+
+@pytest.mark.contract("7.1.2", "7.2.1", "7.3.1")
+def test_health_metrics_and_health_check_node_ports_are_served(running: Run, folder: Path) -> None:
+    where = running.where
+    assert get(where, 10256, "/healthz")[0] == 200, "a host without a cluster has no Node, and is none the worse"
+    assert get(where, 10256, "/livez")[0] == 200
+    assert 'nftproxy_map_elements{map="services4"} 1.0' in get(where, 10249, "/metrics")[1]
+    subprocess.run(["ip", "-n", where, "addr", "add", "192.0.2.10/32", "dev", "lo"], check=True)
+    local: dict[str, Any] = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000}
+    write(folder / "web.yaml", service(**local), endpoints("10.244.1.2"))
+    running.until(lambda: get(where, 32000, "/", "192.0.2.10")[0] == 200)
+    write(folder / "web.yaml", service(**local), endpoints("10.244.1.2", node="node2"))
+    running.until(lambda: get(where, 32000, "/", "192.0.2.10")[0] == 503)
+
+
+def test_servers_take_the_addresses_of_flags(folder: Path) -> None:
+    flags = (
+        "--healthz-bind-address",
+        "127.0.0.1:10300",
+        "--metrics-bind-address",
+        "127.0.0.1:10301",
+        "--connection-metrics",
+        "off",
+    )
+    with network() as where, Run(where, folder, *flags) as run:
+        run.until_started()
+        run.until(lambda: get(where, 10300, "/healthz")[0] == 200)
+        assert "nftproxy_map_elements" not in get(where, 10301, "/metrics")[1]
+        assert get(where, 10256, "/healthz")[0] == 0
+
+
+@pytest.mark.contract("5.12.1", "9.8")
+def test_what_another_mode_left_goes(folder: Path) -> None:
+    firewall = "add table inet firewall; add chain inet firewall f { type filter hook forward priority 0; policy drop; }"
+    with network() as where:
+        for command in ("add table ip kube-proxy", firewall):
+            subprocess.run(["ip", "netns", "exec", where, "nft", command], check=True)
+        with Run(where, folder) as run:
+            run.until(lambda: run.logged("drops by default"))
+            assert run.logged("left by another mode of kube-proxy, removed: ")
+        tables = subprocess.run(
+            ["ip", "netns", "exec", where, "nft", "list", "tables"], check=True, capture_output=True, text=True
+        )
+    assert "ip kube-proxy" not in tables.stdout
+
+
+@pytest.mark.contract("6.1.1")
+def test_conntrack_settings_are_made(folder: Path) -> None:
+    flags = ("--conntrack-max-per-core", "0", "--conntrack-udp-timeout", "33s")
+    with network() as where, Run(where, folder, *flags) as run:
+        run.until_started()
+        argv = ["ip", "netns", "exec", where, "sysctl", "-n", "net.netfilter.nf_conntrack_udp_timeout"]
+        assert subprocess.run(argv, check=True, capture_output=True, text=True).stdout == "33\n"
+
+
+def test_the_node_of_the_manifests_counts(folder: Path) -> None:
+    addresses = [{"type": "InternalIP", "address": "192.0.2.10"}]
+    write(
+        folder / "node.yaml",
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}, "status": {"addresses": addresses}},
+    )
+    with network() as where, Run(where, folder) as run, reading(where) as reader:
+        run.until_started()
+        subprocess.run(["ip", "-n", where, "addr", "add", "192.0.2.10/32", "dev", "lo"], check=True)
+        run.until(lambda: set(reader.elements("nodeport_ips4")) == {("192.0.2.10",)})
+
+
+def test_what_cannot_have_any_effect_is_named_once(running: Run, folder: Path) -> None:
+    chart = service("chart", "10.96.0.11")
+    for name in ("clusterIP", "clusterIPs"):
+        del chart["spec"][name]
+    stray = endpoints("10.244.1.3", of="stray")
+    del stray["metadata"]["labels"]
+    old = {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "chart"}, "subsets": []}
+    covered = {**old, "metadata": {"name": "web"}}
+    for number in range(2):
+        write(folder / "chart.yaml", chart, stray, old, covered)
+        write(folder / "web.yaml", service(), endpoints(f"10.244.1.{number + 10}"))
+        with reading(running.where) as reader:
+            running.until(lambda wanted=number: first_endpoint(reader) == (f"10.244.1.{wanted + 10}", 8080))  # type: ignore[misc]
+    assert len(running.logged("Service default/chart is left out: it has no spec.clusterIP")) == 1
+    assert len(running.logged("EndpointSlice default/stray-1 has no label kubernetes.io/service-name")) == 1
+    assert len(running.logged("Endpoints default/chart: not used, because only EndpointSlices are read")) == 1
+    assert not running.logged("Endpoints default/web")

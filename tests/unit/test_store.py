@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from nftproxy.address import Family, Network, parse_network
-from nftproxy.model import EndpointSlice, Labels, Node, Object, ObjectName, Service, ServiceCIDR
+from nftproxy.model import EndpointSlice, Labels, Meta, Node, Object, ObjectName, Service, ServiceCIDR
 from nftproxy.store import Store
 from tests.support.objects import endpoint, endpoint_slice, node, service, service_cidr
 
@@ -241,3 +241,16 @@ def test_many_threads_lose_nothing(store: Store) -> None:
     stopping.set()
     taker.join()
     assert seen | take(store) == {f"s{thread}-{number}" for thread in range(4) for number in range(300)}
+
+
+def test_a_slice_without_its_label_is_noted_once() -> None:
+    notes: list[str] = []
+    store = Store([Family.IPv4], note=notes.append)
+    stray = EndpointSlice(metadata=Meta(name="s"), address_type="IPv4")
+    for _ in range(2):
+        store.put(stray)
+        store.replace(EndpointSlice, [stray])
+    assert [note.partition(" has no label")[0] for note in notes] == ["EndpointSlice default/s"]
+    store.replace(EndpointSlice, [])
+    store.put(stray)
+    assert len(notes) == 2, "a slice that went and came is another one"

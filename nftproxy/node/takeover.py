@@ -41,7 +41,7 @@ def take_over(kernel: Kernel) -> tuple[Leftovers, list[str]]:
             break
         now = leftovers()
     for line in found.lines():
-        logger.info("left by another mode of kube-proxy, {}: {}", "still there in part" if problems else "removed", line)
+        logger.info("left by another mode of kube-proxy, {}: {}", "removed as far as possible" if problems else "removed", line)
     for problem in problems:
         logger.error("what another mode of kube-proxy left could not all be removed: {}", problem)
     return found, problems

@@ -430,7 +430,54 @@ def test_a_second_instance_ends_with_one_clear_line(machine: Machine) -> None:
     assert machine.services() == {"10.96.0.10"}
 
 
-@pytest.mark.contract("1.4.3", "1.4.4")
+@pytest.mark.contract("1.4.3")
+def test_a_node_that_changes_its_address_is_told_of_and_served_as_before(machine: Machine) -> None:
+    web(machine)
+    machine.start(nodePortAddresses=["primary"])
+    eventually(lambda: set(machine.elements().get("nodeport_ips4", {})) == {("192.0.2.10",)})
+    subprocess.run(["ip", "-n", machine.netns, "addr", "add", "192.0.2.20/32", "dev", "lo"], check=True)
+    moved = node()
+    moved["status"] = {"addresses": [{"type": "InternalIP", "address": "192.0.2.20"}]}
+    machine.api.put("nodes", moved)
+    eventually(lambda: "address changed" in machine.said())
+    assert "Node node1: its IPv4 address changed from 192.0.2.10 to 192.0.2.20" in machine.said()
+    assert "Restart nftproxy to use the new one" in machine.said()
+    machine.api.put("nodes", {**moved, "metadata": {"name": "node1", "labels": {"color": "blue"}}})
+    machine.api.put("services", service("more", "10.96.0.11"))
+    machine.api.put("endpointslices", slice_of("more", "10.244.1.3"))
+    eventually(lambda: machine.services() == {"10.96.0.10", "10.96.0.11"})
+    assert set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",)}
+    assert machine.said().count("address changed") == 1
+
+
+@pytest.mark.contract("8.3.1")
+@pytest.mark.parametrize("where", ["file", "flag"])
+def test_gates_of_other_components_are_warned_of(machine: Machine, where: str) -> None:
+    web(machine)
+    if where == "file":
+        machine.start(featureGates={"JobManagedBy": True})
+    else:
+        flags = [f"--master={machine.api.url}", "--hostname-override=node1", "--feature-gates=JobManagedBy=true"]
+        quiet = [f"--conntrack-{name}=0" for name in ("max-per-core", "tcp-timeout-established", "tcp-timeout-close-wait")]
+        with enter(machine.netns), machine.log.open("wb") as log:
+            machine.process = subprocess.Popen([*KUBE_PROXY, *flags, *quiet], stderr=log, stdout=log)
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    assert machine.said().count("featureGates: JobManagedBy: for other components; without effect here") == 1
+
+
+@pytest.mark.contract("8.3.1")
+@pytest.mark.parametrize("where", ["file", "flag"])
+def test_a_gate_that_nobody_knows_ends_the_process(machine: Machine, where: str) -> None:
+    if where == "file":
+        machine.start(featureGates={"Bogus": True})
+    else:
+        with enter(machine.netns), machine.log.open("wb") as log:
+            machine.process = subprocess.Popen([*KUBE_PROXY, "--feature-gates=Bogus=true"], stderr=log, stdout=log)
+    assert machine.code() == 1
+    assert "featureGates.Bogus: unknown feature gate" in machine.said()
+
+
+@pytest.mark.contract("1.4.4")
 def test_an_outage_and_a_vanished_node_change_nothing(machine: Machine) -> None:
     web(machine)
     machine.start()

@@ -22,7 +22,7 @@ from nftproxy.compiler import MEMBERS, Affinity, Compiled, Context, Frontend, co
 from nftproxy.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.firstload import BATCH, FirstLoad, FirstLoadError
-from nftproxy.model import ObjectName
+from nftproxy.model import ObjectName, Service
 from nftproxy.node.memory import give_back, uncollected
 from nftproxy.selection import Locality
 from nftproxy.settings import ALL, NodeSettings
@@ -280,19 +280,15 @@ class Syncer:
 
     def _log_rivals(self, change: Change) -> None:
         """Say which services claim the same frontends, once until it changes (contract 2.2.3)."""
-        shared: dict[tuple[ObjectName, ...], list[Frontend]] = {}
+        shared: dict[tuple[str, tuple[ObjectName, ...]], list[Frontend]] = {}
         for frontend, claimants in change.claimants.items():
             if len(claimants) > 1 and self.remembered.rivals.get(frontend) != claimants:
-                shared.setdefault(tuple(claimants), []).append(frontend)
-        for (owner, *others), frontends in shared.items():
+                owner = change.services.get(claimants[0]) or self.remembered.services[claimants[0]]
+                why = "its ClusterIP" if owner.cluster_ip == frontend.address else "the oldest of those who claim it"
+                shared.setdefault((why, tuple(claimants)), []).append(frontend)
+        for (why, (name, *others)), frontends in shared.items():
             more = f" and {len(frontends) - 1} more" if len(frontends) > 1 else ""
-            logger.error(
-                "Service {} has {}{}, as the oldest of those who claim it; without it: {}",
-                owner,
-                frontends[0],
-                more,
-                ", ".join(map(str, others)),
-            )
+            logger.error("Service {} has {}{}, as {}; without it: {}", name, frontends[0], more, why, ", ".join(map(str, others)))
 
     def _commit(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
         with report.timed("kernel"):
@@ -396,20 +392,35 @@ class Syncer:
 def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator[dict[ObjectName, Pending]]:
     """Yield services some at a time; all at once without a size.
 
-    Only what exchanges a frontend must change together, and after reading back nobody is known to have had one. The oldest come
-    first: of two that claim a frontend the younger then never has it for a moment.
+    Only what exchanges a frontend must change together, and after reading back nobody is known to have had one. They come by
+    precedence: of two that claim a frontend the other then never has it for a moment.
     """
     if size is None:
         yield services
         return
 
-    def by_age(item: tuple[ObjectName, Pending]) -> tuple[bool, str, ObjectName]:
-        name, (service, _) = item
-        return age(name, (service and service.metadata.creation_timestamp) or "")
+    cluster_ips = {ip for service, _ in services.values() if service for ip in _cluster_ips(service)}
 
-    rest = iter(sorted(services.items(), key=by_age))
+    def precedence(item: tuple[ObjectName, Pending]) -> tuple[bool, bool, str, ObjectName]:
+        name, (service, _) = item
+        if service is None:
+            return False, *age(name, "")
+        intrudes = not cluster_ips.isdisjoint(_external(service))
+        return intrudes, *age(name, service.metadata.creation_timestamp or "")
+
+    rest = iter(sorted(services.items(), key=precedence))
     while portion := dict(itertools.islice(rest, size)):
         yield portion
+
+
+def _cluster_ips(service: Service) -> Iterable[str]:
+    return service.spec.cluster_ips or (service.spec.cluster_ip or "",)
+
+
+def _external(service: Service) -> Iterator[str]:
+    yield from service.spec.external_ips or ()
+    balancer = service.status and service.status.load_balancer
+    yield from (each.ip for each in (balancer and balancer.ingress) or () if each.ip)
 
 
 def compared(name: str, family: Family) -> bool:

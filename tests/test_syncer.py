@@ -464,6 +464,19 @@ def test_rivals_are_named_once(table: Table, warnings: list[str]) -> None:
     assert len(warnings) == 1
 
 
+@pytest.mark.contract("2.2.3")
+def test_a_restart_never_gives_a_cluster_ip_to_the_intruder(
+    table: Table, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syncer_module, "PORTION", 1)
+    victim = web(1, created="2026-01-02T00:00:00Z")
+    sync(table, *web(0, created="2026-01-01T00:00:00Z", externalIPs=["10.96.0.11"]), *victim)
+    assert [line.partition(",")[2] for line in warnings] == [" as its ClusterIP; without it: default/web0\n"]
+    table.distrust(program=False)
+    report = sync(table)
+    assert (report.read_back, report.written) == (True, 0)
+
+
 # --- tidying ---------------------------------------------------------------------------------------------------------------------
 
 

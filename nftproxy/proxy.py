@@ -102,6 +102,9 @@ class Observer:
     async def synced(self, report: Report, seconds: float) -> None:
         """Note that a sync succeeded."""
 
+    def addresses_changed(self) -> None:
+        """Note that this machine gained or lost an address; a sync of every family follows."""
+
     def failed(self, family: Family, seconds: float, *, full: bool) -> None:
         """Note that a sync failed; `full`: it was to read the table back."""
 
@@ -205,6 +208,7 @@ class Proxy:
     def _addresses_changed(self, netlink: socket.socket) -> None:
         interfaces.drain(netlink)
         self._own = None
+        self._observer.addresses_changed()
         for family in self.runners:
             self._request(family)
 

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from nftproxy.address import Family
 from nftproxy.compiler import Key, Value
 from nftproxy.lab import namespace
+from nftproxy.lab.lab import Lab
 from nftproxy.lab.namespace import enter
 from nftproxy.table.readback import Reader
 from tests.fake_apiserver import Exchange, FakeApiServer
@@ -541,6 +543,48 @@ def test_an_address_that_is_added_later_accepts_nodeports(machine: Machine) -> N
     eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",), ("192.0.2.77",)})
     subprocess.run(["ip", "-n", machine.netns, "addr", "del", "192.0.2.10/32", "dev", "lo"], check=True)
     eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.77",)})
+
+
+@pytest.mark.contract("2.6.5", "6.2.7")
+@pytest.mark.parametrize("accepted", ["192.168.50.0/24", "0.0.0.0/0"])
+def test_a_udp_client_that_was_sending_reaches_an_address_that_comes_later(tmp_path: Path, accepted: str) -> None:
+    """One socket sends all the time to a NodePort at an address that node1 gets, loses and gets again."""
+    floating = "192.168.50.77"
+    with Lab(unique_name(), nodes=1, pods=1) as lab:
+        lab.route("client", f"{floating}/32", "node1")
+        machine = Machine(lab.place("node1").namespace, tmp_path)
+        port = {"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053}
+        machine.api.put("services", service(spec={"type": "NodePort", "ports": [port]}))
+        piece = slice_of("web", lab.place("pod1-1").addresses[Family.IPv4])
+        machine.api.put("endpointslices", {**piece, "ports": [{"name": "dns", "port": 8080, "protocol": "UDP"}]})
+        try:
+            machine.start(nodePortAddresses=[accepted])
+            eventually(lambda: "IPv4: in step" in machine.said())
+            with enter(lab.place("client").namespace):
+                client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with client:
+                client.connect((floating, 30053))
+
+                def answered() -> bool:
+                    """Send a datagram, and forget the answers to earlier ones before."""
+                    client.settimeout(0)
+                    with contextlib.suppress(OSError):
+                        while client.recv(4096):
+                            pass
+                    client.settimeout(0.1)
+                    with contextlib.suppress(OSError):
+                        client.send(b"hello")
+                        return bool(client.recv(4096))
+                    return False
+
+                assert not answered()
+                for command, answers in (("add", True), ("del", False), ("add", True)):
+                    lab.run("node1", ["ip", "addr", command, f"{floating}/32", "dev", "lo"])
+                    eventually(lambda: answered() is answers)  # noqa: B023
+        finally:
+            if machine.process:
+                machine.end()
+            machine.api.shut()
 
 
 @pytest.mark.contract("7.2.8")

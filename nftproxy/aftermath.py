@@ -155,5 +155,11 @@ class Aftermath(Observer):
         except NftproxyError as error:
             logger.error("what another mode of kube-proxy left could not be looked at: {}", error)
             return
-        for name in dropping:
-            logger.warning("{} drops by default: Services need what it does not accept to be opened there (contract 9.8)", name)
+        for chain in dropping:
+            logger.warning(
+                "table {}, chain {}, hook {} drops by default: Services fail unless it accepts {}; add rules for them there",
+                chain.table,
+                chain.chain,
+                chain.hook,
+                chain.needed,
+            )

@@ -572,7 +572,7 @@ def test_a_refused_service_that_is_deleted_takes_its_flows_along(world: World, n
     with talk(world, "pod1-2", CLUSTER_IP[Family.IPv4], 53) as client:
         commit = table.kernel.commit
 
-        def refuse(_: Delta) -> None:
+        def refuse(delta: Delta) -> None:  # noqa: ARG001
             raise KernelError("not this one")
 
         table.store.remove(Service, one.metadata.key)

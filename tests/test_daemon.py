@@ -20,6 +20,7 @@ from nftproxy.compiler import Key, Value
 from nftproxy.lab import namespace
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.namespace import enter
+from nftproxy.table.kernel import Kernel
 from nftproxy.table.readback import Reader
 from tests.fake_apiserver import Exchange, FakeApiServer
 from tests.running import eventually
@@ -543,6 +544,30 @@ def test_an_address_that_is_added_later_accepts_nodeports(machine: Machine) -> N
     eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",), ("192.0.2.77",)})
     subprocess.run(["ip", "-n", machine.netns, "addr", "del", "192.0.2.10/32", "dev", "lo"], check=True)
     eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.77",)})
+
+
+def test_a_kernel_without_conntrack_files_is_warned_of(machine: Machine) -> None:
+    """A mount namespace hides them, so that loading the module, which is there, cannot help."""
+    web(machine)
+    machine.configure(conntrack={})
+    hide = 'mount -t tmpfs none /proc/sys/net/netfilter && exec "$0" "$@"'
+    flags = [f"--config={machine.config}", "--hostname-override=node1", f"--master={machine.api.url}"]
+    with enter(machine.netns), machine.log.open("wb") as log:
+        argv = ["unshare", "--mount", "sh", "-c", hide, *KUBE_PROXY, *flags]
+        machine.process = subprocess.Popen(argv, stderr=log, stdout=log)
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    assert machine.said().count("nf_conntrack_max does not exist") == 1
+    assert "modprobe nf_conntrack" in machine.said()
+
+
+@pytest.mark.contract("9.8")
+def test_another_table_that_drops_is_warned_of(machine: Machine) -> None:
+    web(machine)
+    with enter(machine.netns), Kernel() as kernel:
+        kernel._run("table inet firewall { chain late { type filter hook postrouting priority 0; policy drop; accept; }\n}\n")
+    machine.start()
+    eventually(lambda: "drops by default" in machine.said())
+    assert "table inet firewall, chain late, hook postrouting drops by default: Services fail unless it accepts" in machine.said()
 
 
 @pytest.mark.contract("2.6.5", "6.2.7")

@@ -33,6 +33,12 @@ add table inet nftproxy-probe
 add map inet nftproxy-probe m { typeof ip daddr . tcp dport . numgen random mod 65536 : ip daddr . tcp dport; counter; }
 delete table inet nftproxy-probe
 """
+_CONNTRACK = """\
+add table inet nftproxy-probe
+add chain inet nftproxy-probe c
+add rule inet nftproxy-probe c ct state new
+delete table inet nftproxy-probe
+"""
 _ELEMENT = {"family": "inet", "table": "nftproxy"}
 _SHOWN = 4000  # characters of commands in a log line: many services are halved until one is left, whose commands are shorter
 
@@ -87,6 +93,10 @@ class Kernel:
                 hint="needed: kernel 5.13 or later with nf_tables (modprobe nf_tables), libnftables 1.0.1 or later "
                 "(apt-get install libnftables1)",
             ) from error
+
+    def load_conntrack(self) -> None:
+        """Make the kernel load its module nf_conntrack: a rule does that which looks at connections, in a table that goes at once."""
+        self._run(_CONNTRACK)
 
     @property
     def ports(self) -> set[int]:

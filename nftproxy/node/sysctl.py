@@ -16,7 +16,7 @@ from loguru import logger
 
 from nftproxy.configuration.config import Conntrack
 from nftproxy.errors import NftproxyError, UnusableError
-from nftproxy.table.kernel import Kernel
+from nftproxy.kernel.transactions import Kernel
 
 MAX: Final = "nf_conntrack_max"
 _CEILING: Final = 1 << 20

@@ -21,12 +21,12 @@ from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple
 
 from nftproxy.address import Address, Family
-from nftproxy.compiler import Frontend
-from nftproxy.difference import precedence
+from nftproxy.configuration.settings import ALL, NodePortNetworks, accepted_nodeport_addresses, is_loopback
 from nftproxy.model import EndpointSlice, ObjectName, Proto, Service
+from nftproxy.routes import Frontend
 from nftproxy.selection import Endpoint, serving, view
-from nftproxy.settings import ALL, NodePortNetworks, accepted_nodeport_addresses, is_loopback
 from nftproxy.store import Pending
+from nftproxy.table.difference import precedence
 
 Expected = Mapping[Frontend, frozenset[Endpoint]]
 

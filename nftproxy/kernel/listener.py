@@ -1,0 +1,110 @@
+"""Noticing that somebody else changed our table.
+
+nf_tables tells every listener what was committed. What we commit ourselves is filtered out in the kernel by the port id of our
+libnftables socket, so a first load of 100 000 elements costs nothing here. Other programs change *their* tables all the time; a look
+at each message's table name is all that this may cost.
+"""
+
+import ctypes
+import enum
+import socket
+import struct
+from dataclasses import dataclass
+
+from nftproxy.kernel.reader import NFPROTO_INET, TABLE, attributes
+
+_NFNLGRP_NFTABLES = 7
+_SO_ATTACH_FILTER = 26
+_SO_RCVBUFFORCE = 33
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+_NFT_MSG_NEWSETELEM, _NFT_MSG_DELSETELEM, _NFT_MSG_NEWGEN = 12, 14, 15
+_HEADER = struct.Struct("=IHHII")
+_BUFFER = 8 << 20  # bytes; a program that replaces a ruleset of its own sends tens of thousands of messages at once
+
+
+class Kind(enum.IntEnum):
+    """How much of our table has to be looked at again."""
+
+    NOTHING = 0
+    ELEMENTS = 1
+    PROGRAM = 2  # chains, rules or sets: load the program again, then compare the elements
+
+
+@dataclass(slots=True)
+class Interference:
+    """What others did to our table since the last look; `who` names the process where the kernel told."""
+
+    kind: Kind = Kind.NOTHING
+    who: str = ""
+
+
+class Listener:
+    """A subscription to changes of nf_tables by others than the sockets with `own` port ids; for one thread."""
+
+    def __init__(self, own: set[int]) -> None:
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 12)
+        self._pending = Kind.NOTHING
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        except PermissionError:  # in a user namespace; the limit of the system has to do
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        _attach(self.socket, own)
+        self.socket.bind((0, 0))
+        self.socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+
+    def close(self) -> None:
+        """End the subscription."""
+        self.socket.close()
+
+    def look(self) -> Interference:
+        """Read all messages there are and say what they mean for our table."""
+        found = Interference()
+        while True:
+            try:
+                data = self.socket.recv(1 << 20)
+            except BlockingIOError:
+                return found
+            except OSError:  # ENOBUFS: messages were lost, so anything may have happened
+                found = Interference(Kind.PROGRAM, "unknown: too many changes at once")
+                continue
+            self._take(data, found)
+
+    def _take(self, data: bytes, found: Interference) -> None:
+        position = 0
+        while position + 20 <= len(data):
+            length, kind, _, _, _ = _HEADER.unpack_from(data, position)
+            message = data[position + 16 : position + length]
+            position += (length + 3) & ~3
+            number = kind & 0xFF
+            if number == _NFT_MSG_NEWGEN:  # the end of a transaction, with its author
+                if self._pending:
+                    found.kind = max(found.kind, self._pending)
+                    found.who = _author(message) or found.who
+                self._pending = Kind.NOTHING
+            elif message[0] == NFPROTO_INET and _table(message) == TABLE:
+                elements = number in {_NFT_MSG_NEWSETELEM, _NFT_MSG_DELSETELEM}
+                self._pending = max(self._pending, Kind.ELEMENTS if elements else Kind.PROGRAM)
+
+
+def _table(message: bytes) -> bytes:
+    """Return the table that a message is about: attribute 1 in every kind of message."""
+    return next((message[start:end] for kind, (start, end) in attributes(message, 4, len(message)) if kind == 1), b"")
+
+
+def _author(message: bytes) -> str:
+    """Return name and number of the process that committed (NFTA_GEN_PROC_NAME and NFTA_GEN_PROC_PID)."""
+    parts = {kind: message[start:end] for kind, (start, end) in attributes(message, 4, len(message))}
+    name = parts.get(3, b"").rstrip(b"\0").decode(errors="replace")
+    return f"{name}, process {int.from_bytes(parts[2])}" if name and 2 in parts else ""
+
+
+def _attach(listener: socket.socket, own: set[int]) -> None:
+    """Have the kernel drop messages whose header carries one of our port ids."""
+    program = [(0x20, 0, 0, 12)]  # load nlmsg_pid; BPF reads it in network order
+    for index, port in enumerate(sorted(own)):
+        swapped = int.from_bytes(struct.pack("=I", port))
+        program.append((0x15, len(own) - index, 0, swapped))  # equal: go to the last instruction
+    program += [(0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0)]  # accept; drop
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code)
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer)))

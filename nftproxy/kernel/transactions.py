@@ -177,6 +177,10 @@ class Kernel:
         with self._lock:
             self._ensure(program, delta.targets(), delta.added, affinities)
 
+    def lacks(self, affinity: Affinity) -> bool:
+        """Whether chains of a ClientIP service port have to be made first; with its chains it has everything that they name."""
+        return any(name not in self.chains or name in self._stale for name in affinity.chains)
+
     def commit(self, delta: Delta) -> None:
         """Apply removals and additions of a delta in one transaction."""
         with self._lock:
@@ -244,6 +248,7 @@ class Kernel:
 
     def _ensure(self, program: Program, targets: Iterable[str], wheres: Iterable[str], affinities: Iterable[Affinity]) -> None:
         missing = {name for name in targets if name not in self.chains}
+        affinities = [affinity for affinity in affinities if self.lacks(affinity)]
         parts = {} if not (missing or affinities) else self._on_demand(program, missing, affinities)
         made = (self.chains - self._stale) | self.sets if parts else set()
         parts = {name: text for name, text in parts.items() if name not in made}

@@ -546,6 +546,41 @@ def test_an_address_that_is_added_later_accepts_nodeports(machine: Machine) -> N
     eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.77",)})
 
 
+@pytest.mark.timeout(180)  # 13 000 chains take ten seconds on a machine with nothing else to do
+def test_a_service_with_very_many_chains_holds_up_nobody(machine: Machine) -> None:
+    """A thousand UDP ports with affinity: meanwhile other Services change, the table is repaired, and health is answered."""
+    web(machine)
+    machine.start()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+
+    def served(reader: Reader) -> set[str]:
+        return {str(key[0]) for key in reader.elements("services4")}
+
+    ports = [{"name": f"p{n}", "port": 1000 + n, "protocol": "UDP", "nodePort": 30000 + n} for n in range(1000)]
+    large = service("large", "10.96.9.9", {"type": "NodePort", "sessionAffinity": "ClientIP", "ports": ports})
+    piece = slice_of("large", "10.244.9.2", "10.244.9.3")
+    piece["ports"] = [{"name": port["name"], "port": 8053, "protocol": "UDP"} for port in ports]
+    with enter(machine.netns), contextlib.closing(Reader()) as reader:
+        machine.api.put("services", large)
+        machine.api.put("endpointslices", piece)
+        eventually(lambda: any("default/large" in name for name in reader.chains()), 60)
+        for number in range(3):
+            address = f"10.96.1.{number}"
+            machine.api.put("services", service(f"s{number}", address))
+            machine.api.put("endpointslices", slice_of(f"s{number}", "10.244.1.3"))
+            eventually(lambda: address in served(reader), 60)  # noqa: B023
+            assert "10.96.9.9" not in served(reader), "the others came first"
+            assert machine.get(10256, "/healthz")[0] == 200
+        machine.api.delete("services", "s0", namespace="default")
+        eventually(lambda: "10.96.1.0" not in served(reader), 60)
+        assert "10.96.9.9" not in served(reader)
+        subprocess.run(["nft", "delete element inet nftproxy services4 { 10.96.0.10 . tcp . 80 }"], check=True)
+        eventually(lambda: "10.96.0.10" in served(reader), 60)
+        assert "10.96.9.9" not in served(reader), "also the repair came first"
+        eventually(lambda: "10.96.9.9" in served(reader), 120)
+        assert len(reader.elements("services4")) == 1003
+
+
 def test_a_kernel_without_conntrack_files_is_warned_of(machine: Machine) -> None:
     """A mount namespace hides them, so that loading the module, which is there, cannot help."""
     web(machine)

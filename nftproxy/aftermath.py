@@ -37,6 +37,7 @@ class _Side:
         self.flows = UdpFlows(family, external_ips=settings.allow_external_ips)
         self.notes: list[str] = []
         self.networks = settings.nodeport_addresses[family]
+        self.moved = True  # whether this machine's addresses may be others than `flows` knows
 
         def failed(service: ObjectName, reason: str) -> None:
             record(HEALTH_CHECK_PORT_FAILED, Regarding.service(service), reason)
@@ -92,6 +93,11 @@ class Aftermath(Observer):
         self._health.started(family)
         self._metrics.queued(family)
 
+    def addresses_changed(self) -> None:
+        """Have the next clean-up look at the addresses of this machine again."""
+        for side in self._sides.values():
+            side.moved = True
+
     async def synced(self, report: Report, seconds: float) -> None:
         """Do what is due after a successful sync."""
         family = report.family
@@ -100,7 +106,7 @@ class Aftermath(Observer):
         changed = side.standing.look(report.looked_at, notes)
         for note in notes:
             logger.error("{}", note)
-        side.flows.saw(report.looked_at, report.refused)
+        side.flows.saw(report.looked_at, report.refused, everything=report.read_back)
         self._metrics.sync_done(
             report,
             seconds,
@@ -110,6 +116,10 @@ class Aftermath(Observer):
         )
         self._health.updated(family)
         await side.ports.update(changed)
+        if side.moved:
+            side.moved = False  # first: they may change again meanwhile
+            own = await self.proxy.in_worker(interfaces.addresses)
+            side.flows.accept_nodeports_on(nodeport_addresses(family, side.networks, own))
         if side.flows.due:
             await self.proxy.in_worker(lambda: self._reconcile(side))
         if family in self._first:
@@ -133,9 +143,7 @@ class Aftermath(Observer):
             self._metrics.repaired(family)
 
     def _reconcile(self, side: _Side) -> None:
-        cleaned = self._conntrack.reconcile(
-            side.flows, nodeport_addresses(side.flows.family, side.networks, interfaces.addresses())
-        )
+        cleaned = self._conntrack.reconcile(side.flows)
         if cleaned:
             self._metrics.conntrack_done(side.flows.family, cleaned.seconds, cleaned.deleted)
 
@@ -147,5 +155,11 @@ class Aftermath(Observer):
         except NftproxyError as error:
             logger.error("what another mode of kube-proxy left could not be looked at: {}", error)
             return
-        for name in dropping:
-            logger.warning("{} drops by default: Services need what it does not accept to be opened there (contract 9.8)", name)
+        for chain in dropping:
+            logger.warning(
+                "table {}, chain {}, hook {} drops by default: Services fail unless it accepts {}; add rules for them there",
+                chain.table,
+                chain.chain,
+                chain.hook,
+                chain.needed,
+            )

@@ -26,12 +26,12 @@ from typing import Any
 from loguru import logger
 
 from nftproxy import log
-from nftproxy.address import Family, parse_address
+from nftproxy.address import Address, Family, parse_address
 from nftproxy.aftermath import Aftermath
 from nftproxy.configuration import config as configuration
 from nftproxy.configuration.config import KubeProxyConfiguration
 from nftproxy.configuration.featuregates import enabled
-from nftproxy.configuration.settings import NodeSettings, node_settings
+from nftproxy.configuration.settings import NodeSettings, node_addresses, node_settings
 from nftproxy.errors import AddressError, NftproxyError, UnusableError
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import Meta, Node
@@ -99,6 +99,7 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._proxy: Proxy | None = None
         self._pod_cidrs: tuple[str, ...] | None = None
+        self._addresses: dict[Family, Address] | None = None  # of the Node, as last seen; None before the start
 
     async def run(self) -> None:
         """Serve until a signal says stop; NftproxyError when the process has to end, most often to be started again."""
@@ -175,6 +176,7 @@ class Daemon:
         )
         for warning in warnings:
             logger.warning("{}", warning)
+        self._addresses = node_addresses(self._config.bind_address, facts(node))
         sysctl.set_oom_score(self._config.oom_score_adj)
         self._set_limits()
         require_kernel(platform.release(), os.environ)
@@ -250,9 +252,27 @@ class Daemon:
 
     def _node_changed(self, node: Node) -> None:
         """Contract 1.4.2: only with the detector NodeCIDR do the pod CIDRs matter, and then they cannot change."""
+        self._log_addresses(node)
         if self._pod_cidrs is not None and (node.spec.pod_cidrs or ()) != self._pod_cidrs:
             hint = "this process ends, to be started again with the new ones"
             self._finish(NftproxyError(f"the pod CIDRs of Node {node.metadata.name} have changed", hint=hint))
+
+    def _log_addresses(self, node: Node) -> None:
+        """Say which addresses of the Node changed: those it had at the start stay in use (contract 1.4.3)."""
+        if self._addresses is None:
+            return
+        before, self._addresses = self._addresses, node_addresses(self._config.bind_address, facts(node))
+        for family in Family:
+            old, new = before.get(family), self._addresses.get(family)
+            if old != new:
+                logger.warning(
+                    "Node {}: its {} address changed from {} to {}; NodePorts on `primary` and source ranges go on with what it "
+                    "was at the start. Restart nftproxy to use the new one.",
+                    node.metadata.name,
+                    family,
+                    old.text if old else "none",
+                    new.text if new else "none",
+                )
 
     def _call(self, work: "Any") -> None:
         """Have something done in the event loop's thread; the loop may be gone already."""

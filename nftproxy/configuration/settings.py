@@ -168,6 +168,11 @@ def accepted_nodeport_addresses(
     return accepted, errors
 
 
+def node_addresses(bind_address: str, facts: NodeFacts | None) -> dict[Family, Address]:
+    """Return the address that this node goes by in each family; a family without one is left out (contract 8.6.2, 8.6.3)."""
+    return {family: address for family, address in _node_ips(bind_address, facts)[0].items() if not is_loopback(address)}
+
+
 def is_loopback(address: Address) -> bool:
     """Whether `address` is in 127.0.0.0/8 or ::1."""
     return _LOOPBACK[address.family].contains(address)

@@ -56,7 +56,7 @@ def startup_warnings(
     nodeports = {network.family for network in nodeport_networks}
     clusters = {network.family for network in _parsable(config.cluster_cidr.split(","))}
     pods = {network.family for network in _parsable(pod_cidrs)}
-    found = []
+    found = featuregates.warnings(config.feature_gates)
     if not nodeports:
         found.append("nodePortAddresses: empty, so NodePorts are accepted on all addresses of this machine")
     elif primary not in nodeports:

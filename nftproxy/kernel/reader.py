@@ -19,8 +19,9 @@ from nftproxy.table.packing import shape, unpack_comment, unpack_value, unpack_v
 
 TABLE = b"nftproxy\0"
 NFPROTO_INET = 1
-_FAMILIES = {"inet": NFPROTO_INET, "ip": 2, "ip6": 10}
-_HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
+_FAMILIES = {"inet": NFPROTO_INET, "ip": 2, "ip6": 10, "netdev": 5, "bridge": 7}
+_HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting", 5: "ingress"}
+_DEVICE_HOOKS = {0: "ingress", 1: "egress"}
 _GETCHAIN, _GETSET, _GETSETELEM, _GETTABLE, _GETRULE, _GETGEN = 4, 10, 13, 1, 7, 16
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
@@ -93,7 +94,8 @@ class Reader:
                     hook = int.from_bytes(_bytes(message, dict(attributes(message, *parts[4]))[1]))
                     drops = 5 in parts and int.from_bytes(_bytes(message, parts[5])) == 0
                     table, name = _text(_bytes(message, parts[1])), _text(_bytes(message, parts[3]))
-                    found.append(BaseChain(family, table, name, _HOOKS.get(hook, str(hook)), drops))
+                    hooks = _DEVICE_HOOKS if family == "netdev" else _HOOKS
+                    found.append(BaseChain(family, table, name, hooks.get(hook, str(hook)), drops))
         return found
 
     def sets(self) -> set[str]:

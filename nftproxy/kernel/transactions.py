@@ -33,6 +33,12 @@ add table inet nftproxy-probe
 add map inet nftproxy-probe m { typeof ip daddr . tcp dport . numgen random mod 65536 : ip daddr . tcp dport; counter; }
 delete table inet nftproxy-probe
 """
+_CONNTRACK = """\
+add table inet nftproxy-probe
+add chain inet nftproxy-probe c
+add rule inet nftproxy-probe c ct state new
+delete table inet nftproxy-probe
+"""
 _ELEMENT = {"family": "inet", "table": "nftproxy"}
 _SHOWN = 4000  # characters of commands in a log line: many services are halved until one is left, whose commands are shorter
 
@@ -87,6 +93,10 @@ class Kernel:
                 hint="needed: kernel 5.13 or later with nf_tables (modprobe nf_tables), libnftables 1.0.1 or later "
                 "(apt-get install libnftables1)",
             ) from error
+
+    def load_conntrack(self) -> None:
+        """Make the kernel load its module nf_conntrack: a rule does that which looks at connections, in a table that goes at once."""
+        self._run(_CONNTRACK)
 
     @property
     def ports(self) -> set[int]:
@@ -167,6 +177,10 @@ class Kernel:
         with self._lock:
             self._ensure(program, delta.targets(), delta.added, affinities)
 
+    def lacks(self, affinity: Affinity) -> bool:
+        """Whether chains of a ClientIP service port have to be made first; with its chains it has everything that they name."""
+        return any(name not in self.chains or name in self._stale for name in affinity.chains)
+
     def commit(self, delta: Delta) -> None:
         """Apply removals and additions of a delta in one transaction."""
         with self._lock:
@@ -234,6 +248,7 @@ class Kernel:
 
     def _ensure(self, program: Program, targets: Iterable[str], wheres: Iterable[str], affinities: Iterable[Affinity]) -> None:
         missing = {name for name in targets if name not in self.chains}
+        affinities = [affinity for affinity in affinities if self.lacks(affinity)]
         parts = {} if not (missing or affinities) else self._on_demand(program, missing, affinities)
         made = (self.chains - self._stale) | self.sets if parts else set()
         parts = {name: text for name, text in parts.items() if name not in made}

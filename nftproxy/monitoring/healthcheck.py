@@ -10,7 +10,7 @@ import msgspec
 
 from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import ALL, NodePortNetworks
-from nftproxy.model import EndpointSlice, ObjectName, Service
+from nftproxy.model import EndpointSlice, ObjectName, Proto, Service
 from nftproxy.monitoring.health import HEADERS, Answer
 from nftproxy.selection import Locality, Notes, View, lists, local_ready, view
 
@@ -33,6 +33,9 @@ class Standing:
         self._node = node
         self._checks: dict[ObjectName, Check] = {}
         self._nowhere: dict[ObjectName, tuple[int, int]] = {}
+        self._node_ports = _Holders()  # who has which NodePort for TCP
+        self._check_ports = _Holders()  # who has which health check node port
+        self._clashes: dict[int, frozenset[tuple[ObjectName, ObjectName]]] = {}  # by port: whose check, whose NodePort
 
     @property
     def checks(self) -> Mapping[ObjectName, Check]:
@@ -48,9 +51,10 @@ class Standing:
     def look(self, looked: Looked, notes: Notes) -> dict[ObjectName, Check | None]:
         """Take in what a successful sync looked at and return the health check node ports that changed, None for those gone.
 
-        `notes` gets a line for each Service that lacks its port.
+        `notes` gets a line for each Service that lacks its port, or begins to share it with a NodePort.
         """
         changed: dict[ObjectName, Check | None] = {}
+        touched: set[int] = set()
         for name, (service, slices) in looked.items():
             before, now = self._checks.pop(name, None), None
             self._nowhere.pop(name, None)
@@ -64,7 +68,48 @@ class Standing:
                 self._checks[name] = now
             if now != before:
                 changed[name] = now
+            touched |= self._check_ports.put(name, {now.port} if now else set())
+            touched |= self._node_ports.put(name, _node_ports(service, self._family) if service else set())
+        self._look_for_clashes(touched, notes)
         return changed
+
+    def _look_for_clashes(self, ports: Iterable[int], notes: Notes) -> None:
+        """Note whose health check node port nobody reaches, as NodePorts come first; once until that changes."""
+        for port in ports:
+            before = self._clashes.pop(port, frozenset())
+            if now := frozenset((one, other) for one in self._check_ports.of(port) for other in self._node_ports.of(port)):
+                self._clashes[port] = now
+            for service, other in sorted(now - before):
+                notes.append(
+                    f"Service {service}: its health check node port {port} is also a NodePort of Service {other}, which gets all "
+                    f"connections to it ({self._family}): load balancers cannot ask for local endpoints; "
+                    "give one of them another port"
+                )
+
+
+class _Holders:
+    """Which Services have which port numbers."""
+
+    def __init__(self) -> None:
+        self._ports: dict[ObjectName, set[int]] = {}
+        self._services: dict[int, set[ObjectName]] = {}
+
+    def of(self, port: int) -> Iterable[ObjectName]:
+        """Return who has a port."""
+        return self._services.get(port, ())
+
+    def put(self, name: ObjectName, ports: set[int]) -> set[int]:
+        """Note all ports that a Service has; return those that it lost or gained."""
+        before = self._ports.pop(name, set())
+        if ports:
+            self._ports[name] = ports
+        for port in before - ports:
+            self._services[port].discard(name)
+            if not self._services[port]:
+                del self._services[port]
+        for port in ports - before:
+            self._services.setdefault(port, set()).add(name)
+        return before ^ ports
 
 
 def check(service: Service, seen: View, slices: Iterable[EndpointSlice], family: Family, node: str, notes: Notes) -> Check | None:
@@ -112,6 +157,12 @@ def listen_on(family: Family, networks: NodePortNetworks, interfaces: Iterable[A
     # A link-local address cannot be bound without its interface, and no load balancer asks there.
     candidates = sorted({a.text for a in interfaces if a.family is family and not a.text.startswith("fe80:")})
     return tuple(text for text in candidates if any(network.contains(Address(family, text)) for network in networks))
+
+
+def _node_ports(service: Service, family: Family) -> set[int]:
+    """Return the NodePorts of a Service where health checks would arrive: TCP."""
+    found = {port.node_port for port in service.spec.ports or () if port.node_port and port.protocol is Proto.TCP}
+    return found if found and view(service, family, []) else set()
 
 
 def _is_local(service: Service) -> bool:

@@ -70,12 +70,12 @@ class Conntrack:
         """Give the socket back."""
         self._socket.close()
 
-    def reconcile(self, flows: UdpFlows, nodeport_addresses: Collection[str]) -> Cleaned | None:
+    def reconcile(self, flows: UdpFlows) -> Cleaned | None:
         """Clean up if that is due; None if it is not or if it failed, which is logged and leaves it due (contract 6.2.6)."""
         if not flows.due:
             return None
         try:
-            cleaned = self.clean(flows.family, flows.expected(), nodeport_addresses)
+            cleaned = self.clean(flows.family, flows.expected(), flows.here)
         except KernelError as error:
             logger.error("{}: stale UDP conntrack entries stay until the next sync: {} ({})", flows.family, error, error.hint)
             return None

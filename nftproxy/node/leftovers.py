@@ -168,8 +168,8 @@ def rules_left(program: str, saved: Saved) -> Rules | None:
 
 
 def dropping(saved: Saved) -> list[str]:
-    """Return those of the chains for arriving and for forwarded packets whose policy drops (contract 9.8)."""
-    return [chain for chain in ("INPUT", "FORWARD") if saved.policies.get(chain) == "DROP"]
+    """Return the builtin chains whose policy drops (contract 9.8)."""
+    return [chain for chain, policy in saved.policies.items() if policy == "DROP"]
 
 
 def _is_kube_proxys(table: str, chain: str) -> bool:

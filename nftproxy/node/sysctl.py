@@ -2,18 +2,21 @@
 
 What is written where is a pure function of the configuration and the number of CPUs. A value that is already right is not written, so
 a read-only /proc/sys with the right values is fine; any other failure is fatal, because a cluster that asked for these limits runs into
-the old ones under load, when nobody is looking. No other setting is ever touched (6.1.6).
+the old ones under load, when nobody is looking. Where the kernel has no conntrack yet, its module is loaded; where that fails, a
+warning has to do, as nothing has limits then. No other setting is ever touched (6.1.6).
 """
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from loguru import logger
 
 from nftproxy.configuration.config import Conntrack
-from nftproxy.errors import UnusableError
+from nftproxy.errors import NftproxyError, UnusableError
+from nftproxy.kernel.transactions import Kernel
 
 MAX: Final = "nf_conntrack_max"
 _CEILING: Final = 1 << 20
@@ -57,10 +60,24 @@ def max_entries(per_core: int, at_least: int, cpus: int) -> int:
     return max(scaled, at_least)
 
 
-def apply(conntrack: Conntrack, *, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> list[Setting]:
-    """Make the settings and return those that had to be written; UnusableError names the file that could not be read or written."""
+def load_conntrack() -> None:
+    """Make the kernel load its module nf_conntrack, as our rules do later."""
+    with Kernel() as kernel:
+        kernel.load_conntrack()
+
+
+def apply(
+    conntrack: Conntrack, *, proc: Path = Path("/proc"), sys: Path = Path("/sys"), load: Callable[[], None] = load_conntrack
+) -> list[Setting]:
+    """Make the settings and return those that had to be written; UnusableError names the file that could not be read or written.
+
+    `load` is called where the kernel has no conntrack yet.
+    """
     written = []
-    for setting in wanted(conntrack, cpu_count(sys)):
+    settings = wanted(conntrack, cpu_count(sys))
+    if settings and not _present(proc / "sys/net/netfilter" / MAX, load):
+        return []
+    for setting in settings:
         hint = f"needs a writable /proc/sys, or set {_LEAVE_ALONE[setting.name]} to run without"
         if _write(proc / "sys/net/netfilter" / setting.name, setting.value, hint):
             written.append(setting)
@@ -69,6 +86,26 @@ def apply(conntrack: Conntrack, *, proc: Path = Path("/proc"), sys: Path = Path(
     for name, value in written:
         logger.info("set {} to {}", name, value)
     return written
+
+
+def _present(path: Path, load: Callable[[], None]) -> bool:
+    """Return whether the kernel has conntrack, if need be after loading it; if not, that is logged."""
+    if path.exists():
+        return True
+    reason = "the kernel took a rule that needs nf_conntrack, and it is still not there"
+    try:
+        load()
+    except NftproxyError as error:
+        reason = str(error)
+    if path.exists():
+        return True
+    logger.warning(
+        "{} does not exist, and the module nf_conntrack cannot be loaded: {}. The conntrack settings of the configuration are not "
+        "made; run `modprobe nf_conntrack` and restart nftproxy to make them.",
+        path,
+        reason,
+    )
+    return False
 
 
 def cpu_count(sys: Path = Path("/sys")) -> int:

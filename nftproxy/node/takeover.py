@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from loguru import logger
 
@@ -94,16 +95,30 @@ def remove(found: Leftovers, kernel: Kernel) -> list[str]:
     return problems
 
 
-def dropping_chains() -> list[str]:
-    """Name the chains of other tables whose policy drops arriving or forwarded packets, for a warning (contract 9.8).
+class DroppingChain(NamedTuple):
+    """A chain of somebody else's table whose policy drops; `table` begins with its family or its program."""
 
-    No accept of ours overrides them: the administrator has to open NodePorts and forwarding there.
-    """
+    table: str
+    chain: str
+    hook: str
+
+    @property
+    def needed(self) -> str:
+        """What has to be accepted there, as no accept of ours overrides a drop."""
+        return {
+            "input": "connections to endpoints on the network of this host and to health check node ports",
+            "forward": "connections to and from pods",
+            "output": "connections of this node to Services",
+        }.get(self.hook, "packets to and from Services and pods")
+
+
+def dropping_chains() -> list[DroppingChain]:
+    """Return the chains of other tables that drop what no rule accepts, for a warning (contract 9.8)."""
     with closing(Reader()) as reader:
-        found = [f"{c.family} {c.table} {c.name}" for c in reader.base_chains() if c.drops and c.hook in {"input", "forward"}]
+        found = [DroppingChain(f"{c.family} {c.table}", c.name, c.hook) for c in reader.base_chains() if c.drops]
     for program, table in _saved([]):
         if "-nft" not in program:  # the chains of iptables-nft are among those of nftables
-            found += [f"{program} {table.table} {chain}" for chain in left.dropping(table)]
+            found += [DroppingChain(f"{program} {table.table}", chain, chain.lower()) for chain in left.dropping(table)]
     return found
 
 

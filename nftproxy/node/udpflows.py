@@ -9,11 +9,16 @@ is long gone. What is remembered here says which entries have to be deleted so t
   what it leads to is no endpoint (kube-proxy leaves those, and such clients talk to nobody until they stop for minutes). One that was
   never translated is left, because nothing would become of it but the same again.
 
+Whatever makes a frontend appear, vanish or pass to another Service makes a clean-up due: Services and endpoints, addresses that this
+machine gains or loses (each is a frontend of every NodePort), a Service that the kernel accepts at last. ServiceCIDRs make no
+frontend: what they drop has no entry.
+
 Pure. Knows what successful syncs have looked at, nothing of conntrack. A sync that fails is not told here and looks at the same services
 again, and what was due stays due until `cleaned`; so nothing that has to be deleted is ever forgotten.
 """
 
 from collections.abc import Container, Iterable, Mapping
+from typing import NamedTuple
 
 from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import ALL, NodePortNetworks, accepted_nodeport_addresses, is_loopback
@@ -21,6 +26,7 @@ from nftproxy.model import EndpointSlice, ObjectName, Proto, Service
 from nftproxy.routes import Frontend
 from nftproxy.selection import Endpoint, serving, view
 from nftproxy.store import Pending
+from nftproxy.table.difference import precedence
 
 Expected = Mapping[Frontend, frozenset[Endpoint]]
 
@@ -54,20 +60,42 @@ def nodeport_addresses(family: Family, networks: NodePortNetworks, own: Iterable
     return frozenset(address.text for address in accepted[family])
 
 
+class _Claim(NamedTuple):
+    """What one Service wants of a frontend; the smallest is the one that has it."""
+
+    precedence: tuple[bool, bool, str, ObjectName]
+    endpoints: frozenset[Endpoint]
+
+
 class UdpFlows:
     """The UDP frontends of one family, kept up to date by what its syncs have looked at; not for two threads at once."""
 
     def __init__(self, family: Family, *, external_ips: bool = True) -> None:
         self.family = family
-        self.due = False  # whether a sync has looked at a Service that has or had a UDP port, and no clean-up came after it
+        self.due = False  # whether a frontend may have changed, and no clean-up came after it
+        self.here: frozenset[str] = frozenset()  # the addresses of this machine that accept NodePorts
         self._external_ips = external_ips
         self._services: dict[ObjectName, dict[Frontend, frozenset[Endpoint]]] = {}
-        self._claims: dict[Frontend, dict[ObjectName, frozenset[Endpoint]]] = {}
+        self._claims: dict[Frontend, dict[ObjectName, _Claim]] = {}
         self._gone: set[Frontend] = set()
+        self._left: set[str] = set()  # addresses that accepted NodePorts and are no longer here
 
-    def saw(self, services: Mapping[ObjectName, Pending], refused: Container[ObjectName] = ()) -> None:
-        """Take in what a successful sync has looked at; Services that the kernel refused are in the table as they were before."""
-        for name, (service, slices) in services.items():
+    def accept_nodeports_on(self, addresses: Iterable[str]) -> None:
+        """Take in which addresses of this machine accept NodePorts now."""
+        before, self.here = self.here, frozenset(addresses)
+        self._left = (self._left | before) - self.here
+        if before != self.here and any(not frontend.address for frontend in self._claims):
+            self.due = True
+
+    def saw(
+        self, services: Mapping[ObjectName, Pending], refused: Container[ObjectName] = (), *, everything: bool = False
+    ) -> None:
+        """Take in what a successful sync has looked at; Services that the kernel refused are in the table as they were before.
+
+        `everything`: there are no others, as after reading back.
+        """
+        gone = self._services.keys() - services.keys() if everything else ()
+        for name, (service, slices) in (*services.items(), *((name, (None, ())) for name in gone)):
             if name in refused:
                 continue
             before = self._services.pop(name, {})
@@ -77,24 +105,30 @@ class UdpFlows:
             self.due = True
             for frontend in before.keys() - now.keys():
                 self._release(frontend, name)
-            for frontend, endpoints in now.items():
-                self._claims.setdefault(frontend, {})[name] = endpoints
-                self._gone.discard(frontend)
-            if now:
+            if service and now:
+                own = next(iter(now)).address  # the ClusterIP comes first
+                created = service.metadata.creation_timestamp or ""
+                for frontend, endpoints in now.items():
+                    claim = _Claim(precedence(frontend, name, own, created), endpoints)
+                    self._claims.setdefault(frontend, {})[name] = claim
+                    self._gone.discard(frontend)
                 self._services[name] = now
 
     def expected(self) -> Expected:
         """Return for each frontend the endpoints that its flows may lead to; none for one that is gone.
 
-        A frontend that two Services claim (contract 2.2.3) may lead to the endpoints of both.
+        A frontend that two Services claim leads to the endpoints of the one that has it (contract 2.2.3).
         """
-        expected = {frontend: frozenset().union(*claims.values()) for frontend, claims in self._claims.items()}
-        return expected | dict.fromkeys(self._gone, frozenset())
+        expected = {frontend: min(claims.values()).endpoints for frontend, claims in self._claims.items()}
+        ports = {frontend.port for frontend in (*self._claims, *self._gone) if not frontend.address}
+        left = (Frontend(address, "udp", port) for address in self._left for port in ports)
+        return dict.fromkeys([*left, *self._gone], frozenset[Endpoint]()) | expected
 
     def cleaned(self) -> None:
         """Note that every entry that was not as expected has been deleted."""
         self.due = False
         self._gone.clear()
+        self._left.clear()
 
     def _release(self, frontend: Frontend, name: ObjectName) -> None:
         claims = self._claims[frontend]

@@ -40,6 +40,9 @@ class Observer:
     async def synced(self, report: Report, seconds: float) -> None:
         """Note that a sync succeeded."""
 
+    def addresses_changed(self) -> None:
+        """Note that this machine gained or lost an address; a sync of every family follows."""
+
     def failed(self, family: Family, seconds: float, *, full: bool) -> None:
         """Note that a sync failed; `full`: it was to read the table back."""
 
@@ -110,8 +113,14 @@ class Proxy:
             self._worker.shutdown(wait=True)
 
     async def _sync(self, family: Family) -> None:
-        if not self._store.complete:
-            return
+        """Bring a family in step; what a Service with very many chains leaves to be done is gone on with at once.
+
+        In between comes whatever waits for the worker: the other family, repairs, clean-ups, and with each step all new changes.
+        """
+        while self._store.complete and (await self._step(family)).postponed:
+            pass
+
+    async def _step(self, family: Family) -> Report:
         clock = asyncio.get_running_loop().time
         started = clock()
         full = not self._table.syncers[family].in_step
@@ -132,6 +141,7 @@ class Proxy:
                 " (read back)" if report.read_back else "",
             )
         await self._observer.synced(report, seconds)
+        return report
 
     def _own_addresses(self) -> list[Address]:
         """Return the addresses of this machine's interfaces, as they were when one last changed: asking costs more than a sync."""
@@ -143,6 +153,7 @@ class Proxy:
     def _addresses_changed(self, netlink: socket.socket) -> None:
         interfaces.drain(netlink)
         self._own = None
+        self._observer.addresses_changed()
         for family in self.runners:
             self._request(family)
 
@@ -166,10 +177,13 @@ class Proxy:
         for family in self.runners:
             self._request(family)
 
+    def _busy(self) -> bool:
+        return any(runner.busy for runner in self.runners.values())
+
     async def _tidy_forever(self) -> None:
         while True:
             await asyncio.sleep(QUIET)
-            if self._table.untidy and not any(runner.busy for runner in self.runners.values()):
+            if self._table.untidy and not self._busy():
                 with suppress(KernelError):
-                    if not await self.in_worker(self._table.tidy):
+                    if not await self.in_worker(lambda: self._table.tidy(self._busy)):
                         self._observer.tidying_failed()

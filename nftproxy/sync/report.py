@@ -12,6 +12,7 @@ from nftproxy.table.difference import Change, Delta
 
 PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it
 FORGET = 2000  # remembered clients deleted in one transaction
+PREPARED = 50  # ClientIP service ports whose chains are made in one sync for a Service with more: a third of a second
 
 Pair = tuple[Change, Delta]
 
@@ -27,6 +28,7 @@ class Report:
     read_back: bool = False
     refused: dict[ObjectName, str] = field(default_factory=dict)
     looked_at: dict[ObjectName, Pending] = field(default_factory=dict)
+    postponed: dict[ObjectName, Pending] = field(default_factory=dict)  # not yet looked at; the next sync goes on with them
     stages: dict[str, float] = field(default_factory=dict)  # seconds for compile, read_back, difference, kernel
 
     @contextmanager

@@ -10,7 +10,7 @@ A service that the kernel refuses is set aside alone, named once in the log, and
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from loguru import logger
 
@@ -19,13 +19,13 @@ from nftproxy.configuration.settings import ALL, NodeSettings
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.kernel import grace
 from nftproxy.kernel.transactions import Kernel
-from nftproxy.model import ObjectName
+from nftproxy.model import ObjectName, Service
 from nftproxy.node.memory import give_back, uncollected
 from nftproxy.routes import MEMBERS, Affinity, Compiled, Context, Frontend, compile_service, targets
 from nftproxy.selection import Locality
 from nftproxy.store import Pending, Store, Taken
 from nftproxy.sync.firstload import BATCH, FirstLoad, FirstLoadError
-from nftproxy.sync.report import Report
+from nftproxy.sync.report import PREPARED, Report
 from nftproxy.table.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
 from nftproxy.table.packing import shape
 from nftproxy.table.program import Program
@@ -50,6 +50,7 @@ class Syncer:
         self._generation = -1  # of the program that `remembered` stands on; -1: the table has to be read back
         self._notes: dict[ObjectName, list[str]] = {}
         self._late = Delta()
+        self._names: dict[Affinity, tuple[str, ...]] = {}  # of chains and sets that ClientIP service ports need
 
     def sync(self) -> Report:
         """Bring the table in step; KernelError when that failed and has to be tried again."""
@@ -92,13 +93,22 @@ class Syncer:
             self.distrust()
             raise
 
-    def needed(self) -> set[str]:
-        """Return the names of all chains and sets made on demand that are in use."""
+    def needed(self, busy: Callable[[], bool]) -> set[str] | None:
+        """Return the names of all chains and sets made on demand that are in use; None when `busy` says that others wait.
+
+        The names of a ClientIP service port take milliseconds, so they are kept; those of thousands would hold up a sync for seconds.
+        """
         names: set[str] = set()
         for target in {t for route in self.remembered.routes.values() for t in targets(route, self.family)}:
             names.update(self._program.pick(target) or (target,))
-        for affinity in self._affinities():
-            names.update(self._program.affinity(affinity))
+        affinities = dict.fromkeys(self._affinities())
+        self._names = {affinity: known for affinity, known in self._names.items() if affinity in affinities}
+        for affinity in affinities:
+            if affinity not in self._names:
+                if busy():
+                    return None
+                self._names[affinity] = tuple(self._program.affinity(affinity))
+            names.update(self._names[affinity])
         return names
 
     def _sync(self, taken: Taken, *, careful: bool = False) -> Report:
@@ -125,6 +135,10 @@ class Syncer:
         report.stages["difference"] -= report.stages.get("kernel", 0)  # all but what the kernel takes of it
         if taken.networks is not None:
             self._service_cidrs(taken.networks)
+        if report.postponed:
+            report.looked_at = {name: each for name, each in taken.services.items() if name not in report.postponed}
+            report.services = len(report.looked_at)
+            self._store.give_back(self.family, Taken(services=report.postponed))
         if report.read_back or report.written >= BATCH:
             give_back()
         return report
@@ -135,14 +149,45 @@ class Syncer:
             with report.timed("compile"):
                 wanted = self._compile(services, taken.zone)
             with report.timed("difference"):
-                for batch in self._batches(difference(self.remembered, wanted), actual):
+                changes = difference(self.remembered, wanted)
+                large = [change for change in changes if self._is_large(change)] if self.in_step else []
+                for batch in self._batches([change for change in changes if change not in large] if large else changes, actual):
                     if first:
                         self._load(batch, first, report)
                     else:
                         self._apply(batch, actual, report)
+                if large:
+                    self._prepare(large, report)
         if first:
             with report.timed("difference"), report.timed("kernel"):
                 first.finish()
+
+    def _lacking(self, change: Change) -> list[Affinity]:
+        """Return the ClientIP service ports of a change whose chains have to be made."""
+        return [a for new in change.services.values() if new for a in new.affinities if self._kernel.lacks(a)]
+
+    def _is_large(self, change: Change) -> bool:
+        """Whether a change needs more chains than others should wait for."""
+        ports = sum(len(new.affinities) for new in change.services.values() if new)
+        return ports > PREPARED and bool(self._lacking(change))
+
+    def _prepare(self, large: list[Change], report: Report) -> None:
+        """Make some of the chains that large changes need, and leave the changes themselves to the next syncs.
+
+        A thousand ClientIP ports need thirteen thousand chains, which takes many seconds. Chains that nothing points to do no harm, so
+        they are made some at a time, and what changes meanwhile waits for some, not for all. Nothing else is remembered of it: the next
+        sync compiles anew and sees which chains are there.
+        """
+        try:
+            with report.timed("kernel"):
+                self._kernel.ensure_for(Delta(), self._program, self._lacking(large[0])[:PREPARED])
+        except KernelError as error:
+            if isinstance(error, MissingError | ExistsError):
+                raise
+            self._kernel.probe()
+            self._refuse(large.pop(0), error, report)
+        for change in large:
+            report.postponed |= {name: report.looked_at[name] for name in change.services}
 
     def _compile(self, services: Mapping[ObjectName, Pending], zone: str) -> dict[ObjectName, Compiled | None]:
         node_ip = self._settings.node_ips[self.family].text
@@ -181,13 +226,16 @@ class Syncer:
         return actual if any(actual.values()) else {}
 
     def _batches(self, changes: list[Change], actual: Actual | None) -> Iterator[list[Pair]]:
-        """Cut changes into transactions; one that makes clients forget endpoints stands alone, last, as that can take seconds."""
+        """Cut changes into transactions; what can take seconds stands alone, last.
+
+        That is what makes clients forget endpoints, and, where it cannot be left to later syncs, what needs very many chains.
+        """
         slow: list[Pair] = []
         batch: list[Pair] = []
         size = 0
         for change in changes:
             pair = (change, delta(change, self.remembered, actual))
-            if actual is None and self._forgetful(change):
+            if self._forgetful(change) if actual is None else self._is_large(change):
                 slow.append(pair)
                 continue
             batch.append(pair)
@@ -255,19 +303,15 @@ class Syncer:
 
     def _log_rivals(self, change: Change) -> None:
         """Say which services claim the same frontends, once until it changes (contract 2.2.3)."""
-        shared: dict[tuple[ObjectName, ...], list[Frontend]] = {}
+        shared: dict[tuple[str, tuple[ObjectName, ...]], list[Frontend]] = {}
         for frontend, claimants in change.claimants.items():
             if len(claimants) > 1 and self.remembered.rivals.get(frontend) != claimants:
-                shared.setdefault(tuple(claimants), []).append(frontend)
-        for (owner, *others), frontends in shared.items():
+                owner = change.services.get(claimants[0]) or self.remembered.services[claimants[0]]
+                why = "its ClusterIP" if owner.cluster_ip == frontend.address else "the oldest of those who claim it"
+                shared.setdefault((why, tuple(claimants)), []).append(frontend)
+        for (why, (name, *others)), frontends in shared.items():
             more = f" and {len(frontends) - 1} more" if len(frontends) > 1 else ""
-            logger.error(
-                "Service {} has {}{}, as the oldest of those who claim it; without it: {}",
-                owner,
-                frontends[0],
-                more,
-                ", ".join(map(str, others)),
-            )
+            logger.error("Service {} has {}{}, as {}; without it: {}", name, frontends[0], more, why, ", ".join(map(str, others)))
 
     def _commit(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
         with report.timed("kernel"):
@@ -371,20 +415,35 @@ class Syncer:
 def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator[dict[ObjectName, Pending]]:
     """Yield services some at a time; all at once without a size.
 
-    Only what exchanges a frontend must change together, and after reading back nobody is known to have had one. The oldest come
-    first: of two that claim a frontend the younger then never has it for a moment.
+    Only what exchanges a frontend must change together, and after reading back nobody is known to have had one. They come by
+    precedence: of two that claim a frontend the other then never has it for a moment.
     """
     if size is None:
         yield services
         return
 
-    def by_age(item: tuple[ObjectName, Pending]) -> tuple[bool, str, ObjectName]:
-        name, (service, _) = item
-        return age(name, (service and service.metadata.creation_timestamp) or "")
+    cluster_ips = {ip for service, _ in services.values() if service for ip in _cluster_ips(service)}
 
-    rest = iter(sorted(services.items(), key=by_age))
+    def precedence(item: tuple[ObjectName, Pending]) -> tuple[bool, bool, str, ObjectName]:
+        name, (service, _) = item
+        if service is None:
+            return False, *age(name, "")
+        intrudes = not cluster_ips.isdisjoint(_external(service))
+        return intrudes, *age(name, service.metadata.creation_timestamp or "")
+
+    rest = iter(sorted(services.items(), key=precedence))
     while portion := dict(itertools.islice(rest, size)):
         yield portion
+
+
+def _cluster_ips(service: Service) -> Iterable[str]:
+    return service.spec.cluster_ips or (service.spec.cluster_ip or "",)
+
+
+def _external(service: Service) -> Iterator[str]:
+    yield from service.spec.external_ips or ()
+    balancer = service.status and service.status.load_balancer
+    yield from (each.ip for each in (balancer and balancer.ingress) or () if each.ip)
 
 
 def compared(name: str, family: Family) -> bool:

@@ -1,6 +1,6 @@
 """Our table and what writes to it, both families: settings, store, kernel and a syncer each; what fell out of use goes from here."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from loguru import logger
 
@@ -52,11 +52,18 @@ class Table:
         """Whether chains or sets may have fallen out of use."""
         return any(syncer.untidy for syncer in self.syncers.values())
 
-    def tidy(self) -> bool:
-        """Delete chains and sets that fell out of use; False if some are still referenced, which then get another chance."""
+    def tidy(self, busy: Callable[[], bool] = lambda: False) -> bool:
+        """Delete chains and sets that fell out of use; False if some are still referenced, which then get another chance.
+
+        Nothing is done, and all of it stays to be done, when `busy` says meanwhile that a sync waits.
+        """
         if not all(syncer.in_step for syncer in self.syncers.values()):
             return True
-        used = self.program.names().union(*(syncer.needed() for syncer in self.syncers.values()))
+        used = self.program.names()
+        for syncer in self.syncers.values():
+            if (needed := syncer.needed(busy)) is None:
+                return True
+            used = used | needed
         chains = self.kernel.chains - used
         picks = {name for name in chains if self.program.pick(name)}  # not those of a family that is no longer served
         if len(picks) <= SPARE_PICKS:

@@ -3,7 +3,8 @@
 Pure. Three things hold for every difference:
 
 - Slots are stable: an endpoint that stays keeps its number, the last one moves into the place of one that goes.
-- A frontend that two services claim belongs to the older one; the younger gets it when the older lets go (contract 2.2.3).
+- A frontend that two services claim belongs to the one whose ClusterIP it is, else to the older; another gets it when that one lets go
+  (contract 2.2.3).
 - What nothing points to any more goes *late*, in a second transaction: a packet makes two look-ups and may
   fall between two states.
 """
@@ -159,6 +160,11 @@ def age(name: ObjectName, created: str) -> tuple[bool, str, ObjectName]:
     return not created, created, name
 
 
+def precedence(frontend: Frontend, name: ObjectName, cluster_ip: str, created: str) -> tuple[bool, bool, str, ObjectName]:
+    """Order those who claim a frontend: whose ClusterIP it is, then by age; nobody else chooses a ClusterIP, anybody an external IP."""
+    return frontend.address != cluster_ip, *age(name, created)
+
+
 def difference(remembered: Remembered, wanted: Mapping[ObjectName, Compiled | None]) -> list[Change]:
     """Return the changes that make `wanted` true (None: the service is gone); services not named stay as they are."""
     changed = {name: new for name, new in wanted.items() if remembered.services.get(name) != new}
@@ -177,7 +183,8 @@ def difference(remembered: Remembered, wanted: Mapping[ObjectName, Compiled | No
         standing = remembered.rivals.get(frontend) or ([owner] if owner else [])
         claimants += [name for name in standing if name not in changed]
         if len(claimants) > 1:
-            claimants.sort(key=lambda name: age(name, _claimed(name, changed, remembered).created))
+            claims = {name: _claimed(name, changed, remembered) for name in claimants}
+            claimants.sort(key=lambda n: precedence(frontend, n, claims[n].cluster_ip, claims[n].created))
         before, after = remembered.routes.get(frontend), None
         if claimants:
             after = _settled(wishes.get(claimants[0]) or _wish(remembered.services[claimants[0]], frontend), before)

@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from nftproxy.address import Family
 from nftproxy.kernel.reader import Reader
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
+from nftproxy.lab.lab import Lab
 from nftproxy.lab.namespace import enter
 from nftproxy.routes import Key, Value
 from tests.support.fake_apiserver import Exchange, FakeApiServer
@@ -430,7 +433,54 @@ def test_a_second_instance_ends_with_one_clear_line(machine: Machine) -> None:
     assert machine.services() == {"10.96.0.10"}
 
 
-@pytest.mark.contract("1.4.3", "1.4.4")
+@pytest.mark.contract("1.4.3")
+def test_a_node_that_changes_its_address_is_told_of_and_served_as_before(machine: Machine) -> None:
+    web(machine)
+    machine.start(nodePortAddresses=["primary"])
+    eventually(lambda: set(machine.elements().get("nodeport_ips4", {})) == {("192.0.2.10",)})
+    subprocess.run(["ip", "-n", machine.netns, "addr", "add", "192.0.2.20/32", "dev", "lo"], check=True)
+    moved = node()
+    moved["status"] = {"addresses": [{"type": "InternalIP", "address": "192.0.2.20"}]}
+    machine.api.put("nodes", moved)
+    eventually(lambda: "address changed" in machine.said())
+    assert "Node node1: its IPv4 address changed from 192.0.2.10 to 192.0.2.20" in machine.said()
+    assert "Restart nftproxy to use the new one" in machine.said()
+    machine.api.put("nodes", {**moved, "metadata": {"name": "node1", "labels": {"color": "blue"}}})
+    machine.api.put("services", service("more", "10.96.0.11"))
+    machine.api.put("endpointslices", slice_of("more", "10.244.1.3"))
+    eventually(lambda: machine.services() == {"10.96.0.10", "10.96.0.11"})
+    assert set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",)}
+    assert machine.said().count("address changed") == 1
+
+
+@pytest.mark.contract("8.3.1")
+@pytest.mark.parametrize("where", ["file", "flag"])
+def test_gates_of_other_components_are_warned_of(machine: Machine, where: str) -> None:
+    web(machine)
+    if where == "file":
+        machine.start(featureGates={"JobManagedBy": True})
+    else:
+        flags = [f"--master={machine.api.url}", "--hostname-override=node1", "--feature-gates=JobManagedBy=true"]
+        quiet = [f"--conntrack-{name}=0" for name in ("max-per-core", "tcp-timeout-established", "tcp-timeout-close-wait")]
+        with enter(machine.netns), machine.log.open("wb") as log:
+            machine.process = subprocess.Popen([*KUBE_PROXY, *flags, *quiet], stderr=log, stdout=log)
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    assert machine.said().count("featureGates: JobManagedBy: for other components; without effect here") == 1
+
+
+@pytest.mark.contract("8.3.1")
+@pytest.mark.parametrize("where", ["file", "flag"])
+def test_a_gate_that_nobody_knows_ends_the_process(machine: Machine, where: str) -> None:
+    if where == "file":
+        machine.start(featureGates={"Bogus": True})
+    else:
+        with enter(machine.netns), machine.log.open("wb") as log:
+            machine.process = subprocess.Popen([*KUBE_PROXY, "--feature-gates=Bogus=true"], stderr=log, stdout=log)
+    assert machine.code() == 1
+    assert "featureGates.Bogus: unknown feature gate" in machine.said()
+
+
+@pytest.mark.contract("1.4.4")
 def test_an_outage_and_a_vanished_node_change_nothing(machine: Machine) -> None:
     web(machine)
     machine.start()
@@ -494,6 +544,107 @@ def test_an_address_that_is_added_later_accepts_nodeports(machine: Machine) -> N
     eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",), ("192.0.2.77",)})
     subprocess.run(["ip", "-n", machine.netns, "addr", "del", "192.0.2.10/32", "dev", "lo"], check=True)
     eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.77",)})
+
+
+@pytest.mark.timeout(180)  # 13 000 chains take ten seconds on a machine with nothing else to do
+def test_a_service_with_very_many_chains_holds_up_nobody(machine: Machine) -> None:
+    """A thousand UDP ports with affinity: meanwhile other Services change, the table is repaired, and health is answered."""
+    web(machine)
+    machine.start()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+
+    def served(reader: Reader) -> set[str]:
+        return {str(key[0]) for key in reader.elements("services4")}
+
+    ports = [{"name": f"p{n}", "port": 1000 + n, "protocol": "UDP", "nodePort": 30000 + n} for n in range(1000)]
+    large = service("large", "10.96.9.9", {"type": "NodePort", "sessionAffinity": "ClientIP", "ports": ports})
+    piece = slice_of("large", "10.244.9.2", "10.244.9.3")
+    piece["ports"] = [{"name": port["name"], "port": 8053, "protocol": "UDP"} for port in ports]
+    with enter(machine.netns), contextlib.closing(Reader()) as reader:
+        machine.api.put("services", large)
+        machine.api.put("endpointslices", piece)
+        eventually(lambda: any("default/large" in name for name in reader.chains()), 60)
+        for number in range(3):
+            address = f"10.96.1.{number}"
+            machine.api.put("services", service(f"s{number}", address))
+            machine.api.put("endpointslices", slice_of(f"s{number}", "10.244.1.3"))
+            eventually(lambda: address in served(reader), 60)  # noqa: B023
+            assert "10.96.9.9" not in served(reader), "the others came first"
+            assert machine.get(10256, "/healthz")[0] == 200
+        machine.api.delete("services", "s0", namespace="default")
+        eventually(lambda: "10.96.1.0" not in served(reader), 60)
+        assert "10.96.9.9" not in served(reader)
+        subprocess.run(["nft", "delete element inet nftproxy services4 { 10.96.0.10 . tcp . 80 }"], check=True)
+        eventually(lambda: "10.96.0.10" in served(reader), 60)
+        assert "10.96.9.9" not in served(reader), "also the repair came first"
+        eventually(lambda: "10.96.9.9" in served(reader), 120)
+        assert len(reader.elements("services4")) == 1003
+
+
+def test_a_kernel_without_conntrack_files_is_warned_of(machine: Machine) -> None:
+    """A mount namespace hides them, so that loading the module, which is there, cannot help."""
+    web(machine)
+    machine.configure(conntrack={})
+    hide = 'mount -t tmpfs none /proc/sys/net/netfilter && exec "$0" "$@"'
+    flags = [f"--config={machine.config}", "--hostname-override=node1", f"--master={machine.api.url}"]
+    with enter(machine.netns), machine.log.open("wb") as log:
+        argv = ["unshare", "--mount", "sh", "-c", hide, *KUBE_PROXY, *flags]
+        machine.process = subprocess.Popen(argv, stderr=log, stdout=log)
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    assert machine.said().count("nf_conntrack_max does not exist") == 1
+    assert "modprobe nf_conntrack" in machine.said()
+
+
+@pytest.mark.contract("9.8")
+def test_another_table_that_drops_is_warned_of(machine: Machine) -> None:
+    web(machine)
+    with enter(machine.netns), Kernel() as kernel:
+        kernel._run("table inet firewall { chain late { type filter hook postrouting priority 0; policy drop; accept; }\n}\n")
+    machine.start()
+    eventually(lambda: "drops by default" in machine.said())
+    assert "table inet firewall, chain late, hook postrouting drops by default: Services fail unless it accepts" in machine.said()
+
+
+@pytest.mark.contract("2.6.5", "6.2.7")
+@pytest.mark.parametrize("accepted", ["192.168.50.0/24", "0.0.0.0/0"])
+def test_a_udp_client_that_was_sending_reaches_an_address_that_comes_later(tmp_path: Path, accepted: str) -> None:
+    """One socket sends all the time to a NodePort at an address that node1 gets, loses and gets again."""
+    floating = "192.168.50.77"
+    with Lab(unique_name(), nodes=1, pods=1) as lab:
+        lab.route("client", f"{floating}/32", "node1")
+        machine = Machine(lab.place("node1").namespace, tmp_path)
+        port = {"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053}
+        machine.api.put("services", service(spec={"type": "NodePort", "ports": [port]}))
+        piece = slice_of("web", lab.place("pod1-1").addresses[Family.IPv4])
+        machine.api.put("endpointslices", {**piece, "ports": [{"name": "dns", "port": 8080, "protocol": "UDP"}]})
+        try:
+            machine.start(nodePortAddresses=[accepted])
+            eventually(lambda: "IPv4: in step" in machine.said())
+            with enter(lab.place("client").namespace):
+                client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with client:
+                client.connect((floating, 30053))
+
+                def answered() -> bool:
+                    """Send a datagram, and forget the answers to earlier ones before."""
+                    client.settimeout(0)
+                    with contextlib.suppress(OSError):
+                        while client.recv(4096):
+                            pass
+                    client.settimeout(0.1)
+                    with contextlib.suppress(OSError):
+                        client.send(b"hello")
+                        return bool(client.recv(4096))
+                    return False
+
+                assert not answered()
+                for command, answers in (("add", True), ("del", False), ("add", True)):
+                    lab.run("node1", ["ip", "addr", command, f"{floating}/32", "dev", "lo"])
+                    eventually(lambda: answered() is answers)  # noqa: B023
+        finally:
+            if machine.process:
+                machine.end()
+            machine.api.shut()
 
 
 @pytest.mark.contract("7.2.8")

@@ -24,6 +24,7 @@ from nftproxy.node.udpflows import Expected, UdpFlows, nodeport_addresses
 from nftproxy.routes import Frontend
 from nftproxy.selection import Endpoint
 from nftproxy.sync.report import Report
+from nftproxy.table.difference import Delta
 from tests.support.objects import service
 from tests.support.world import CLUSTER_IP, VIP, World, unique_name
 
@@ -279,7 +280,7 @@ class TestInterrupted:
     def test_a_dump_that_was_interrupted_is_tried_again(self) -> None:
         script = Script([errno.EINTR, errno.EINTR, 0])
         flows = due()
-        cleaned = Conntrack(script).reconcile(flows, ())
+        cleaned = Conntrack(script).reconcile(flows)
         assert cleaned is not None
         assert (cleaned.deleted, cleaned.complete, script.dumps, script.deletions) == (1, True, 3, 1)
         assert not flows.due
@@ -287,7 +288,7 @@ class TestInterrupted:
     @pytest.mark.parametrize("script", [Script([errno.EINTR] * 9), Script([0] * 9, flags=0x10)], ids=["error", "flag"])
     def test_after_five_times_the_partial_result_is_used_and_the_rest_stays_due(self, script: Script) -> None:
         flows = due()
-        cleaned = Conntrack(script).reconcile(flows, ())
+        cleaned = Conntrack(script).reconcile(flows)
         assert cleaned is not None
         assert (cleaned.deleted, cleaned.complete, script.dumps, script.deletions) == (1, False, ATTEMPTS, 1)
         assert flows.due
@@ -298,15 +299,15 @@ class TestInterrupted:
         with pytest.raises(KernelError, match="not permitted"):
             conntrack.clean(Family.IPv4, flows.expected(), ())
         script.codes = [errno.ENOMEM, 0]
-        assert conntrack.reconcile(flows, ()) is None
+        assert conntrack.reconcile(flows) is None
         assert (script.deletions, flows.due) == (0, True)
-        cleaned = conntrack.reconcile(flows, ())
+        cleaned = conntrack.reconcile(flows)
         assert cleaned is not None
         assert (cleaned.deleted, flows.due) == (1, False)
 
     def test_nothing_due_is_nothing_done(self) -> None:
         script = Script([])
-        assert Conntrack(script).reconcile(UdpFlows(Family.IPv4), ()) is None
+        assert Conntrack(script).reconcile(UdpFlows(Family.IPv4)) is None
         assert script.dumps == 0
 
 
@@ -329,10 +330,12 @@ class Node:
     def after(self, reports: Iterable[Report]) -> int:
         """Clean up what syncs left; how many entries went."""
         deleted = 0
-        for report, flows in zip(reports, self.flows.values(), strict=True):
-            flows.saw(report.looked_at, report.refused)
+        for report in reports:
+            flows = self.flows[report.family]
+            flows.saw(report.looked_at, report.refused, everything=report.read_back)
             networks = self.world.tables[self.name].settings.nodeport_addresses[flows.family]
-            cleaned = self.conntrack.reconcile(flows, nodeport_addresses(flows.family, networks, self.own))
+            flows.accept_nodeports_on(nodeport_addresses(flows.family, networks, self.own))
+            cleaned = self.conntrack.reconcile(flows)
             deleted += cleaned.deleted if cleaned else 0
         return deleted
 
@@ -533,6 +536,56 @@ def test_a_failed_sync_keeps_the_clean_up_due(world: World, node: Node, monkeypa
         answer = client.again()
         assert isinstance(answer, Answer)
         assert answer.name == "pod1-3"
+
+
+def test_what_the_kernel_takes_at_last_gets_its_clean_up(world: World, node: Node) -> None:
+    """A Service is refused, a client sends into the void meanwhile, and reading back has it accepted."""
+    table = world.tables["node1"]
+    for item in (dns(Family.IPv4), endpoints(world, Family.IPv4, "pod1-1")):
+        table.store.put(item)
+    commit = table.kernel.commit
+
+    def refuse(delta: Delta) -> None:
+        if delta.added:
+            raise KernelError("not this one")
+        commit(delta)
+
+    table.kernel.commit = refuse  # type: ignore[method-assign]
+    try:
+        report = table.sync(Family.IPv4, node.own)
+    finally:
+        table.kernel.commit = commit  # type: ignore[method-assign]
+    assert [name.name for name in report.refused] == ["dns"]
+    node.after([report])
+    address, source_port = world.address("node1"), 50000 + next(_numbers) % 10000
+    assert isinstance(world.connect("client", address, 30053, "UDP", source_port=source_port), Refused)
+    table.distrust(program=False)
+    assert node.after(world.sync()) == 1
+    assert world.ask("client", address, 30053, "UDP", source_port=source_port).name == "pod1-1"
+
+
+def test_a_refused_service_that_is_deleted_takes_its_flows_along(world: World, node: Node) -> None:
+    """Its deletion was refused, and reading back finds only elements that nobody wants."""
+    one, other = dns(Family.IPv4), endpoints(world, Family.IPv4, "pod1-1")
+    node.after(world.apply(one, other))
+    table = world.tables["node1"]
+    with talk(world, "pod1-2", CLUSTER_IP[Family.IPv4], 53) as client:
+        commit = table.kernel.commit
+
+        def refuse(delta: Delta) -> None:  # noqa: ARG001
+            raise KernelError("not this one")
+
+        table.store.remove(Service, one.metadata.key)
+        table.kernel.commit = refuse  # type: ignore[method-assign]
+        try:
+            report = table.sync(Family.IPv4, node.own)
+        finally:
+            table.kernel.commit = commit  # type: ignore[method-assign]
+        assert list(report.refused) == [one.metadata.key]
+        assert node.after([report]) == 0
+        table.distrust(program=False)
+        assert node.after(world.sync()) == 1
+        assert not isinstance(client.again(timeout=0.1), Answer)
 
 
 def test_a_pods_own_flows_to_the_number_of_a_nodeport_stay(world: World, node: Node) -> None:

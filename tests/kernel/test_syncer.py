@@ -482,6 +482,95 @@ def test_rivals_are_named_once(table: Table, warnings: list[str]) -> None:
     assert len(warnings) == 1
 
 
+@pytest.mark.contract("2.2.3")
+def test_a_restart_never_gives_a_cluster_ip_to_the_intruder(
+    table: Table, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syncer_module, "PORTION", 1)
+    victim = web(1, created="2026-01-02T00:00:00Z")
+    sync(table, *web(0, created="2026-01-01T00:00:00Z", externalIPs=["10.96.0.11"]), *victim)
+    assert [line.partition(",")[2] for line in warnings] == [" as its ClusterIP; without it: default/web0\n"]
+    table.distrust(program=False)
+    report = sync(table)
+    assert (report.read_back, report.written) == (True, 0)
+
+
+# --- a Service with very many chains ----------------------------------------------------------------------------------------------
+
+
+def many_ports(count: int, pods: int = 2) -> list[Object]:
+    """A Service with so many UDP ports and affinity, and its slice."""
+    ports = [{"name": f"p{n}", "port": 1000 + n, "protocol": "UDP"} for n in range(count)]
+    members = [endpoint(f"10.244.9.{pod + 2}") for pod in range(pods)]
+    targets = [{"name": port["name"], "port": 8053, "protocol": "UDP"} for port in ports]
+    return [
+        service("large", "10.96.9.9", ports=ports, sessionAffinity="ClientIP"),
+        endpoint_slice("large", members, ports=targets),
+    ]
+
+
+def test_what_needs_very_many_chains_lets_others_go_first(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syncer_module, "PREPARED", 4)
+    sync(table, *web(0))
+    report = sync(table, *many_ports(10), *web(0, 3))
+    assert [name.name for name in report.postponed] == ["large"]
+    assert [name.name for name in report.looked_at] == ["web0"]
+    assert len(contents(table)["endpoints4-tcp"]) == 3, "the other one is in place"
+    assert "endpoints4-udp" not in contents(table)
+    assert table.store.pending(Family.IPv4)
+    report = sync(table, *web(1))
+    assert (list(report.postponed), list(report.looked_at)) == ([ObjectName("default", "large")], [ObjectName("default", "web1")])
+    assert ("10.96.0.11", "tcp", 80) in contents(table)["services4"]
+    assert sync(table).postponed
+    report = sync(table)
+    assert (report.postponed, report.services) == ({}, 1)
+    assert len(contents(table)["endpoints4-udp"]) == 20
+    assert not table.store.pending(Family.IPv4)
+    assert same_as_fresh(table, *many_ports(10), *web(0, 3), *web(1))
+    assert sync(table, *many_ports(10, pods=3)).postponed, "another number of endpoints needs other chains"
+    assert not sync(table, *many_ports(10)).postponed, "the old ones are still there"
+
+
+def test_chains_that_the_kernel_refuses_set_their_service_aside(
+    table: Table, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syncer_module, "PREPARED", 4)
+    sync(table, *web(0))
+    with failing(table, lambda text: "default/large" in text):
+        report = sync(table, *many_ports(10), *web(0, 3))
+    assert ([name.name for name in report.refused], report.postponed) == (["large"], {})
+    assert len(contents(table)["endpoints4-tcp"]) == 3
+    assert any("Service default/large IPv4: the kernel refuses it" in line for line in warnings)
+
+
+def test_reading_back_does_it_all_at_once_but_last(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the table holds of it must not be taken for something that nobody wants."""
+    monkeypatch.setattr(syncer_module, "PREPARED", 4)
+    sync(table, *web(0))
+    assert sync(table, *many_ports(10), *web(2)).postponed
+    table.distrust(program=False)
+    with recorded(table) as made:
+        report = sync(table, *web(1))
+    assert (report.read_back, report.postponed) == (True, {})
+    first, *rest = [{where for _, where, _ in steps} for steps in made]
+    assert "endpoints4-tcp" in first
+    assert "endpoints4-udp" not in first
+    assert any("endpoints4-udp" in places for places in rest)
+    assert same_as_fresh(table, *webs(3), *many_ports(10))
+
+
+def test_tidying_makes_way_for_a_sync(table: Table) -> None:
+    sync(table, *web(0, 3, **STICKY))
+    sync(table, *web(0, 2, **STICKY))
+    chains = set(table.kernel.chains)
+    assert table.tidy(busy=lambda: True)
+    assert table.untidy
+    assert table.kernel.chains == chains
+    assert table.tidy()
+    assert table.kernel.chains < chains
+    assert not table.untidy
+
+
 # --- tidying ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,8 @@
 """Kernel settings at the start: what is written where, on copies of /proc and /sys and for real in a network namespace."""
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,9 +10,10 @@ from loguru import logger
 
 from nftproxy.configuration.config import Conntrack
 from nftproxy.configuration.duration import HOUR, SECOND, Duration
-from nftproxy.errors import UnusableError
+from nftproxy.errors import KernelError, UnusableError
+from nftproxy.kernel.reader import Reader
 from nftproxy.lab import namespace
-from nftproxy.node.sysctl import Setting, apply, cpu_count, max_entries, set_oom_score, wanted
+from nftproxy.node.sysctl import Setting, apply, cpu_count, load_conntrack, max_entries, set_oom_score, wanted
 from tests.support.world import unique_name
 
 LEAVE_ALONE = Conntrack(max_per_core=0, tcp_established_timeout=Duration(0), tcp_close_wait_timeout=Duration(0))
@@ -106,6 +110,14 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}", level="WARNING")
+    yield lines
+    logger.remove(sink)
+
+
 @pytest.mark.contract("6.1.2")
 def test_cpus_are_those_in_sysfs(machine: Machine, tmp_path: Path) -> None:
     assert cpu_count(machine.sys) == 5
@@ -152,7 +164,7 @@ def test_hash_table_only_grows(tmp_path: Path, hashsize: int, after: int) -> Non
 
 @pytest.mark.contract("6.1.5")
 class TestFailures:
-    @pytest.mark.parametrize("name", ["nf_conntrack_max", "nf_conntrack_tcp_timeout_established", "nf_conntrack_udp_timeout"])
+    @pytest.mark.parametrize("name", ["nf_conntrack_tcp_timeout_established", "nf_conntrack_udp_timeout"])
     def test_a_missing_file_is_fatal_and_named(self, machine: Machine, name: str) -> None:
         (machine.netfilter / name).unlink()
         with pytest.raises(UnusableError, match=f"{name} cannot be read: No such file"):
@@ -181,6 +193,45 @@ class TestFailures:
                     apply(Conntrack(max_per_core=1, min=held + 1))
                 assert "conntrack.maxPerCore: 0" in caught.value.hint
                 assert int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text()) == held
+        finally:
+            namespace.delete(name)
+
+
+class TestWithoutConntrack:
+    """The module is not loaded yet, so there are no files: RHEL 10, minimal images."""
+
+    def test_the_module_is_loaded_and_then_set(self, machine: Machine) -> None:
+        held = {path.name: path.read_text() for path in machine.netfilter.iterdir()}
+        shutil.rmtree(machine.netfilter)
+        machine.hashsize.unlink()
+
+        def load() -> None:
+            for name, text in held.items():
+                machine.put(machine.netfilter / name, text)
+            machine.put(machine.hashsize, 1024)
+
+        written = dict(apply(Conntrack(), proc=machine.proc, sys=machine.sys, load=load))
+        assert written["nf_conntrack_max"] == machine.values()["nf_conntrack_max"] == 163840
+        assert written["hashsize"] == 40960
+
+    def test_a_module_that_cannot_be_loaded_is_a_warning(self, machine: Machine, warnings: list[str]) -> None:
+        shutil.rmtree(machine.netfilter)
+
+        def load() -> None:
+            raise KernelError("Operation not supported")
+
+        assert apply(Conntrack(), proc=machine.proc, sys=machine.sys, load=load) == []
+        assert len(warnings) == 1
+        assert "nf_conntrack cannot be loaded: Operation not supported" in warnings[0]
+        assert "modprobe nf_conntrack" in warnings[0]
+
+    def test_the_kernel_takes_the_rule_and_keeps_nothing(self) -> None:
+        name = unique_name()
+        namespace.create(name)
+        try:
+            with namespace.enter(name), contextlib.closing(Reader()) as reader:
+                load_conntrack()
+                assert not reader.table_exists("nftproxy-probe")
         finally:
             namespace.delete(name)
 

@@ -323,13 +323,20 @@ class TestIptables:
 
     def test_policies_that_drop_are_named(self, node: None, backend: str) -> None:  # noqa: ARG002
         assert dropping_chains() == []
-        restore(Family.IPv4, backend, "*filter\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\nCOMMIT\n")
-        restore(Family.IPv6, backend, "*filter\n:INPUT DROP [0:0]\nCOMMIT\n")
-        expected = {
-            "legacy": ["iptables-legacy filter FORWARD", "ip6tables-legacy filter INPUT"],
-            "nft": ["ip filter FORWARD", "ip6 filter INPUT"],
+        restore(
+            Family.IPv4,
+            backend,
+            "*filter\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\nCOMMIT\n*raw\n:PREROUTING DROP [0:0]\nCOMMIT\n",
+        )
+        restore(Family.IPv6, backend, "*filter\n:INPUT DROP [0:0]\nCOMMIT\n*mangle\n:POSTROUTING DROP [0:0]\nCOMMIT\n")
+        ip, ip6 = ("iptables-legacy", "ip6tables-legacy") if backend == "legacy" else ("ip", "ip6")
+        assert set(dropping_chains()) == {
+            (f"{ip} filter", "FORWARD", "forward"),
+            (f"{ip} filter", "OUTPUT", "output"),
+            (f"{ip} raw", "PREROUTING", "prerouting"),
+            (f"{ip6} filter", "INPUT", "input"),
+            (f"{ip6} mangle", "POSTROUTING", "postrouting"),
         }
-        assert dropping_chains() == expected[backend]
 
 
 @pytest.mark.contract("9.8")
@@ -340,14 +347,32 @@ def test_nftables_policies_that_drop_are_named(kernel: Kernel) -> None:
             chain in { type filter hook input priority 0; policy drop; }
             chain on { type filter hook forward priority 10; policy drop; }
             chain out { type filter hook output priority 0; policy drop; }
+            chain pre { type filter hook prerouting priority 0; policy drop; }
+            chain post { type filter hook postrouting priority 0; policy drop; }
             chain open { type filter hook forward priority 0; policy accept; }
             chain plain { }
+        }
+        table netdev card {
+            chain arriving { type filter hook ingress device lo priority 0; policy drop; }
+            chain fine { type filter hook ingress device lo priority 1; policy accept; }
+        }
+        table bridge ports { chain crossing { type filter hook forward priority 0; policy drop; }
         }
         table inet nftproxy { chain c { type filter hook input priority 0; policy drop; }
         }
         """
     )
-    assert dropping_chains() == ["inet firewall in", "inet firewall on"]
+    found = {tuple(chain): chain.needed for chain in dropping_chains()}
+    assert found.keys() == {
+        ("inet firewall", "in", "input"),
+        ("inet firewall", "on", "forward"),
+        ("inet firewall", "out", "output"),
+        ("inet firewall", "pre", "prerouting"),
+        ("inet firewall", "post", "postrouting"),
+        ("netdev card", "arriving", "ingress"),
+        ("bridge ports", "crossing", "forward"),
+    }
+    assert found["inet firewall", "on", "forward"] == "connections to and from pods"
 
 
 @pytest.mark.contract("5.12.4")
@@ -448,7 +473,7 @@ def test_where_the_backends_have_no_names_of_their_own(kernel: Kernel, monkeypat
     for verb in ("save", "restore"):
         (tmp_path / f"iptables-{verb}").symlink_to(real)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert dropping_chains() == ["iptables filter INPUT"]
+    assert dropping_chains() == [("iptables filter", "INPUT", "input")]
     found, problems = take_over(kernel)
     assert [str(r) for r in found.rules] == ["iptables table nat: 0 jumps, 1 chains (KUBE-SERVICES)"]
     assert problems == []
@@ -524,7 +549,7 @@ class TestPlan:
 
     @pytest.mark.parametrize(
         ("policies", "named"),
-        [("DROP", ["INPUT", "FORWARD"]), ("ACCEPT", [])],
+        [("DROP", ["INPUT", "FORWARD", "OUTPUT"]), ("ACCEPT", ["OUTPUT"])],
     )
     def test_policies(self, policies: str, named: list[str]) -> None:
         [table] = parse(f"*filter\n:INPUT {policies} [0:0]\n:FORWARD {policies} [3:180]\n:OUTPUT DROP [0:0]\nCOMMIT\n")

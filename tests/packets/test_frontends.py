@@ -254,6 +254,19 @@ def test_of_two_that_claim_a_frontend_the_older_has_it(world: World, wire: Wire,
     assert set(world.answers("client", *older.at(kind, wire))) == {"pod1-1"}
 
 
+@pytest.mark.contract("2.2.3")
+@each_wire
+def test_a_cluster_ip_stays_its_services_though_an_older_one_claims_it(world: World, wire: Wire) -> None:
+    older, younger = Web(world), Web(world)
+    older._addresses["external"] = younger._addresses["cluster"]
+    world.apply(older.service(created="2026-01-01T00:00:00Z"), *older.slices("pod1-1"))
+    assert set(world.answers("pod1-2", *younger.at("cluster", wire))) == {"pod1-1"}
+    world.apply(younger.service(created="2026-01-02T00:00:00Z"), *younger.slices("pod2-1"))
+    assert set(world.answers("pod1-2", *younger.at("cluster", wire))) == {"pod2-1"}
+    world.delete(younger.service())
+    assert set(world.answers("pod1-2", *younger.at("cluster", wire))) == {"pod1-1"}
+
+
 @pytest.mark.contract("2.1.4", "5.3.2")
 @pytest.mark.parametrize("family", ["IPv4", "IPv6"])
 def test_sctp_has_elements_and_rules_of_its_own(world: World, family: str) -> None:

@@ -215,7 +215,7 @@ class Oracle:
         self._ports = [
             port for service in cluster.services for port in _service_ports(service, cluster.slices, host, family, choice)
         ]
-        # 2.2.3: the oldest claimant has an address; the name decides between services of one second.
+        # 2.2.3: the ClusterIP of a service is its own; an external address has the oldest claimant, by name within one second.
         self._ports.sort(key=lambda port: port.age)
         self._cidrs = [n for c in cluster.cidrs for t in c.spec.cidrs or () if (n := _network(t)) and _is(n, family)]  # 1.5.1
         self._cluster_ips = frozenset(port.cluster_ip for port in self._ports)  # with endpoints or without (2.5.6)
@@ -263,12 +263,13 @@ class Oracle:
 
     def _frontend(self, to: IP, packet: Packet) -> "_Claim | None":
         """Return who has this address and port (contract 2.2)."""
-        for port in self._ports:
-            if (port.number, port.name.proto) == (packet.port, packet.proto):
-                if to == port.cluster_ip:
-                    return _Claim(port, internal=True)
-                if to in port.external_ips or to in port.vips:
-                    return _Claim(port, internal=False, filtered=to in port.vips and bool(port.ranges))
+        ports = [port for port in self._ports if (port.number, port.name.proto) == (packet.port, packet.proto)]
+        for port in ports:
+            if to == port.cluster_ip:
+                return _Claim(port, internal=True)
+        for port in ports:
+            if to in port.external_ips or to in port.vips:
+                return _Claim(port, internal=False, filtered=to in port.vips and bool(port.ranges))
         return None
 
     def _node_port(self, to: IP, packet: Packet) -> "_Claim | None":

@@ -294,6 +294,19 @@ def test_without_a_creation_time_a_service_is_the_youngest() -> None:
     assert owner(fresh(a=rival("a", ""), b=rival("b", ""))) == "default/a:http", "then the name decides"
 
 
+@pytest.mark.contract("2.2.3")
+def test_a_cluster_ip_wins_over_an_external_address_whoever_is_older() -> None:
+    intruder, victim = rival("a"), compiled("b", cluster_ip="203.0.113.1", created=NEW)
+    for order in ("ab", "ba"):
+        model = Model()
+        for name in order:
+            model.want(**{name: intruder if name == "a" else victim})
+        assert owner(model) == "default/b:http", order
+    assert owner(fresh(a=intruder, b=victim)) == "default/b:http"
+    model.want(b=None)
+    assert owner(model) == "default/a:http"
+
+
 def test_services_that_exchange_a_frontend_change_together() -> None:
     model = fresh(a=rival("a"), b=rival("b", vips=["203.0.113.2"]), c=rival("c", vips=["203.0.113.3"]))
     changes = model.want(

@@ -296,6 +296,26 @@ def test_external_policy_without_external_addresses() -> None:
     assert standing.without_local_endpoints == (0, 0), "nobody can get there from outside"
 
 
+def test_a_health_check_port_that_is_a_node_port_is_noted_once() -> None:
+    standing, notes = Standing(V4, "node1"), list[str]()
+    other = service("other", cluster_ip="10.96.0.11", node_port=31000)
+    standing.look({WEB: (local_balancer(), ()), other.metadata.key: (other, ())}, notes)
+    [note] = notes
+    assert note.startswith("Service default/web: its health check node port 31000 is also a NodePort of Service default/other")
+    assert note.endswith("load balancers cannot ask for local endpoints; give one of them another port")
+    standing.look({WEB: (local_balancer(sessionAffinity="ClientIP"), ())}, notes)
+    standing.look({other.metadata.key: (other, (local_slice(LOCAL_HERE),))}, notes)
+    assert len(notes) == 1
+    standing.look({other.metadata.key: (service("other", cluster_ip="10.96.0.11", node_port=31000, protocol="UDP"), ())}, notes)
+    standing.look({other.metadata.key: (service("other", cluster_ip="fd00::11", node_port=31000), ())}, notes)
+    assert len(notes) == 1, "neither UDP nor the other family is in its way"
+    standing.look({WEB: (None, ())}, notes)
+    standing.look({other.metadata.key: (other, ())}, notes)
+    assert len(notes) == 1
+    standing.look({WEB: (local_balancer(), ())}, notes)
+    assert len(notes) == 2
+
+
 @pytest.mark.contract("7.2.3", "7.2.4", "7.2.5")
 @pytest.mark.parametrize(
     ("endpoints", "healthy", "code"), [(0, True, 503), (1, True, 200), (7, True, 200), (7, False, 503), (0, False, 503)]

@@ -154,9 +154,50 @@ class TestDue:
                 other.metadata.key: (other, (slice_of(endpoint("10.244.2.2"), of="other"),)),
             }
         )
-        assert flows.expected()[at("198.51.100.7")] == {POD, OTHER}
+        assert flows.expected()[at("198.51.100.7")] == {OTHER}, "`other` comes before `web`"
         flows.saw({WEB: (None, ())})
         assert flows.expected()[at("198.51.100.7")] == {OTHER}
+
+    def test_a_cluster_ip_that_was_an_external_address_leads_to_its_own_service(self) -> None:
+        flows = UdpFlows(Family.IPv4)
+        flows.saw({WEB: (udp(externalIPs=["10.96.0.11"]), (slice_of(endpoint("10.244.1.2")),))})
+        flows.cleaned()
+        other = udp(name="young", cluster_ip="10.96.0.11", created="2026-01-02T00:00:00Z")
+        flows.saw({other.metadata.key: (other, (slice_of(endpoint("10.244.2.2"), of="young"),))})
+        assert flows.due
+        assert flows.expected()[at("10.96.0.11")] == {OTHER}
+
+    def test_addresses_that_come_and_go_make_it_due(self) -> None:
+        flows = UdpFlows(Family.IPv4)
+        flows.saw({WEB: (udp(node_port=30053), (slice_of(endpoint("10.244.1.2")),))})
+        flows.accept_nodeports_on(["192.0.2.1", "192.0.2.2"])
+        flows.cleaned()
+        flows.accept_nodeports_on(["192.0.2.2", "192.0.2.1"])
+        assert not flows.due
+        flows.accept_nodeports_on(["192.0.2.1", "192.0.2.3"])
+        assert flows.due
+        assert flows.here == {"192.0.2.1", "192.0.2.3"}
+        assert flows.expected()[at("192.0.2.2", 30053)] == frozenset(), "what was translated there leads nowhere"
+        assert at("192.0.2.3", 30053) not in flows.expected()
+        flows.accept_nodeports_on(["192.0.2.1", "192.0.2.2"])
+        assert flows.expected().keys() == {at("10.96.0.10"), at("", 30053), at("192.0.2.3", 30053)}
+        flows.cleaned()
+        assert flows.expected() == {at("10.96.0.10"): {POD}, at("", 30053): {POD}}
+
+    def test_addresses_matter_to_nodeports_alone(self) -> None:
+        flows = UdpFlows(Family.IPv4)
+        flows.saw({WEB: (udp(), (slice_of(endpoint("10.244.1.2")),))})
+        flows.cleaned()
+        flows.accept_nodeports_on(["192.0.2.1"])
+        assert not flows.due
+
+    def test_what_was_not_there_when_everything_was_looked_at_is_gone(self) -> None:
+        flows = UdpFlows(Family.IPv4)
+        flows.saw({WEB: (udp(), (slice_of(endpoint("10.244.1.2")),))})
+        flows.cleaned()
+        flows.saw({}, everything=True)
+        assert flows.due
+        assert flows.expected() == {at("10.96.0.10"): frozenset()}
 
     def test_what_the_kernel_refused_stays_as_it_was(self) -> None:
         flows = UdpFlows(Family.IPv4)

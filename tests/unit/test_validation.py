@@ -193,6 +193,8 @@ SOUND: dict[str, tuple[str, config.Sparse]] = {
     "the defaults": ("8.3.1", {}),
     "a locked gate at its value": ("8.3.1", {"featureGates": {"MultiCIDRServiceAllocator": True}}),
     "a gate of another component": ("8.3.1", {"featureGates": {"MemoryQoS": True, "SidecarContainers": True}}),
+    "a stable gate, which no component lists in its help": ("8.3.1", {"featureGates": {"JobManagedBy": True}}),
+    "a deprecated gate": ("8.3.1", {"featureGates": {"GitRepoVolumeDriver": False}}),
     "every gate of ours": ("8.3.1", {"featureGates": {name: gate.default for name, gate in featuregates.GATES.items()}}),
     "the extreme bits": ("8.3.2", {"nftables": {"masqueradeBit": 31}, "iptables": {"masqueradeBit": 0}}),
     "the extreme scores": ("8.3.3", {"oomScoreAdj": 1000}),
@@ -309,6 +311,13 @@ def test_no_gate_is_in_both_tables() -> None:
 
 WARNED: dict[str, tuple[config.Sparse, tuple[Family, ...], list[str], list[str], list[str]]] = {
     "nothing doubtful": ({"clusterCIDR": "10.1.0.0/16"}, (IPv4, IPv6), ["10.0.0.1/32"], ["10.1.1.0/24"], []),
+    "gates of other components": (
+        {"featureGates": {"JobManagedBy": True, "AllAlpha": False, "KMSv1": True}},
+        (IPv4, IPv6),
+        ["10.0.0.1/32"],
+        [],
+        ["featureGates: JobManagedBy, KMSv1: for other components; without effect here"],
+    ),
     "no node address known": (
         {},
         (IPv4, IPv6),

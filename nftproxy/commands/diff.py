@@ -12,8 +12,7 @@ from nftproxy.configuration.settings import accepted_nodeport_addresses
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.node import interfaces
 from nftproxy.routes import Key, Value
-from nftproxy.sync.syncer import compared
-from nftproxy.table import preview
+from nftproxy.table import preview, schema
 from nftproxy.table.program import Program
 
 Line = tuple[str, str, str]  # sign, set or map, element
@@ -47,12 +46,10 @@ def _compare(given: Input, kernel: Kernel) -> list[Line]:
     exists = kernel.refresh()
     if program.marker not in kernel.chains:
         lines.append(("+", "program", program.digest))
-        lines += [
-            ("-", "program", name.removeprefix("program-")) for name in sorted(kernel.chains) if name.startswith("program-")
-        ]
+        lines += [("-", "program", digest) for digest in sorted(filter(None, map(schema.parse_program, kernel.chains)))]
     own = interfaces.addresses()
     for family in settings.families:
-        names = [name for name in kernel.sets if compared(name, family)]
+        names = [name for name in kernel.sets if schema.is_compared(name, family)]
         before = {name: kernel.elements(name) for name in names}
         found = preview.preview(settings, given.store, family, {name: kernel.packed(name) for name in names})
         for where in sorted({*found.delta.removed, *found.delta.late, *found.delta.added}):
@@ -60,12 +57,12 @@ def _compare(given: Input, kernel: Kernel) -> list[Line]:
             lines += [("-", where, preview.line(key, before[where][key])) for key in gone]
             lines += [("+", where, preview.line(key, value)) for key, value in found.delta.added.get(where, {}).items()]
         accepted, _ = accepted_nodeport_addresses({family: settings.nodeport_addresses[family]}, own)
-        where = f"nodeport_ips{family.digit}"
+        where = schema.NODEPORT_IPS.name(family)
         there: dict[Key, Value] = kernel.elements(where) if exists else {}
         wanted: dict[Key, Value] = {(address.text,): None for address in accepted.get(family, ())}
         lines += [("-", where, preview.line(key)) for key in there.keys() - wanted.keys() if family in accepted]
         lines += [("+", where, preview.line(key)) for key in wanted.keys() - there.keys()]
-        where = f"service_cidrs{family.digit}"
+        where = schema.SERVICE_CIDRS.name(family)
         networks = kernel.networks(where, family) if exists else []
         lines += [("-", where, str(network)) for network in networks if network not in found.networks]
         lines += [("+", where, str(network)) for network in found.networks if network not in networks]

@@ -11,7 +11,7 @@ from nftproxy.commands.input import Input, input_options
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.configuration.settings import ALL, NodeSettings
 from nftproxy.routes import Verdict
-from nftproxy.table import preview
+from nftproxy.table import preview, schema
 from nftproxy.table.preview import Preview
 from nftproxy.table.program import Program
 
@@ -51,7 +51,7 @@ def _nodeport_ips(settings: NodeSettings) -> tuple[dict[Family, list[str]], list
             addresses[family] = [network.text for network in networks if network.length == family.bits]
             doubts += [
                 f"nodePortAddresses: which addresses of {network} this node has is not known here; "
-                f"nodeport_ips{family.digit} has none of them"
+                f"{schema.NODEPORT_IPS.name(family)} has none of them"
                 for network in networks
                 if network.length != family.bits
             ]
@@ -60,7 +60,7 @@ def _nodeport_ips(settings: NodeSettings) -> tuple[dict[Family, list[str]], list
 
 def _json(program: Program, previews: list[Preview], nodeport_ips: dict[Family, list[str]]) -> dict[str, Any]:
     elements = {where: items for each in previews for where, items in sorted(each.delta.added.items())}
-    elements |= {f"nodeport_ips{family.digit}": {(ip,): None for ip in ips} for family, ips in nodeport_ips.items() if ips}
+    elements |= {schema.NODEPORT_IPS.name(family): {(ip,): None for ip in ips} for family, ips in nodeport_ips.items() if ips}
     return {
         "program": program.digest,
         "elements": {

@@ -25,6 +25,7 @@ from nftproxy.address import Family, Network
 from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
 from nftproxy.kernel.reader import Reader
 from nftproxy.routes import Affinity, Key, Value, Verdict
+from nftproxy.table import schema
 from nftproxy.table.difference import Delta
 from nftproxy.table.program import TABLE, Program, table
 
@@ -161,8 +162,8 @@ class Kernel:
             text += "".join(f"delete chain {TABLE} {name}\n" for name in stale_base)
             refilled = [n for n in (*other, *(n for n, t in parts.items() if t.startswith("chain"))) if n in known]
             text += "".join(f"flush chain {TABLE} {name}\n" for name in dict.fromkeys(refilled))
-            text += "".join(f"delete chain {TABLE} {n}\n" for n in known if n.startswith("program-") and n != program.marker)
-            body = program.text({family: _lengths(self.sets, family.digit) for family in program.families})
+            text += "".join(f"delete chain {TABLE} {n}\n" for n in known if schema.parse_program(n) and n != program.marker)
+            body = program.text({family: schema.lengths(self.sets, family) for family in program.families})
             self._transact(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
             self._stale = self.chains - set(parts)
             self._doubted = False
@@ -254,10 +255,10 @@ class Kernel:
         parts = {name: text for name, text in parts.items() if name not in made}
         again = [name for name in parts if name in self._stale]
         for family in program.families:
-            wanted = {name for name in wheres if name.startswith(f"allowed{family.digit}-")} - self.sets
+            wanted = {name for name in wheres if schema.is_allowed(name, family)} - self.sets
             if wanted:
-                parts |= program.sources(family, _lengths(self.sets | wanted, family.digit))
-                again.append(f"allowed{family.digit}")
+                parts |= program.sources(family, schema.lengths(self.sets | wanted, family))
+                again.append(schema.allowed(family))
         if parts:
             self._transact("".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values()))
             self._stale -= parts.keys()
@@ -308,11 +309,6 @@ def _json(key: Key, value: Value) -> object:
             left = {"elem": {"val": left, "comment": value.comment}}
         return (left, {value.verb: {"target": value.target} if value.target else None})
     return (left, value if type(value) is str else {"concat": value})
-
-
-def _lengths(sets: Iterable[str], digit: str) -> set[int]:
-    prefix = f"allowed{digit}-"
-    return {int(name.removeprefix(prefix)) for name in sets if name.startswith(prefix)}
 
 
 def _error(text: str) -> KernelError:

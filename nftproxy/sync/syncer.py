@@ -21,18 +21,19 @@ from nftproxy.kernel import grace
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import ObjectName, Service
 from nftproxy.node.memory import give_back, uncollected
-from nftproxy.routes import MEMBERS, Affinity, Compiled, Context, Frontend, compile_service, targets
+from nftproxy.routes import Affinity, Compiled, Context, Frontend, compile_service, targets
 from nftproxy.selection import Locality
 from nftproxy.store import Pending, Store, Taken
 from nftproxy.sync.firstload import BATCH, FirstLoad, FirstLoadError
 from nftproxy.sync.report import PREPARED, Report
+from nftproxy.table import schema
 from nftproxy.table.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
-from nftproxy.table.packing import shape
 from nftproxy.table.program import Program
 
 PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it
 FORGET = 2000  # remembered clients deleted in one transaction
 
+_MEMBERS = (schema.CLUSTER_MEMBERS, schema.LOCAL_MEMBERS)
 Pair = tuple[Change, Delta]
 
 
@@ -84,7 +85,7 @@ class Syncer:
 
     def accept_nodeports_on(self, addresses: Iterable[str]) -> None:
         """Make these the addresses that accept NodePorts (contract 2.6.5)."""
-        where = f"nodeport_ips{self.family.digit}"
+        where = schema.NODEPORT_IPS.name(self.family)
         wanted = {(address,) for address in addresses}
         try:
             if wanted != set(self._kernel.elements(where)):
@@ -222,7 +223,7 @@ class Syncer:
         self.remembered = Remembered(self.family)
         self._late = Delta()
         self.untidy = True
-        actual = {name: self._kernel.packed(name) for name in self._kernel.sets if compared(name, self.family)}
+        actual = {name: self._kernel.packed(name) for name in self._kernel.sets if schema.is_compared(name, self.family)}
         return actual if any(actual.values()) else {}
 
     def _batches(self, changes: list[Change], actual: Actual | None) -> Iterator[list[Pair]]:
@@ -346,7 +347,7 @@ class Syncer:
         self._commit(rest, (), report)
         self._late.merge(Delta(late=rest.late))
         for affinity in self._affinities():
-            if not before.isdisjoint(_memories(affinity, affinity.ports)):
+            if any(memory in before for memory, _ in affinity.memories(affinity.ports)):
                 self._forget(affinity, affinity.ports)
 
     def _affinities(self) -> Iterator[Affinity]:
@@ -371,7 +372,7 @@ class Syncer:
         """Whether some client may remember an endpoint that it must not reach any more."""
         for old, new in self._before_after(change):
             if old is None:
-                if any(memory in self._kernel.sets for memory in _memories(new, new.ports)):
+                if any(memory in self._kernel.sets for memory, _ in new.memories(new.ports)):
                     return True
             elif set(old.cluster) - set(new.cluster) or set(old.local) - set(new.local) or set(new.ports) - set(old.ports):
                 return True
@@ -380,7 +381,7 @@ class Syncer:
     def _forget_departed(self, change: Change, whole: Delta, report: Report) -> None:
         """Take endpoints that go out of the member sets, then out of the clients' memory, before the change itself."""
         departed = Delta()
-        for where in [w for w in whole.removed if w.startswith(MEMBERS)]:
+        for where in [w for w in whole.removed if schema.declaration(w) in _MEMBERS]:
             departed.removed[where] = whole.removed.pop(where)
         if departed:
             self._commit(departed, (), report)
@@ -395,19 +396,15 @@ class Syncer:
 
     def _forget(self, affinity: Affinity, ports: Iterable[int]) -> None:
         """Delete what clients remember of endpoints that are no members."""
-        for which, members in (("affinity", affinity.cluster), ("local_affinity", affinity.local)):
-            for port in ports:
-                memory = affinity.memory(which, port)
-                if memory not in self._kernel.sets:
-                    continue
-                usable = {member.address for member in members if member.port == port}
+        for memory, usable in affinity.memories(ports):
+            if memory in self._kernel.sets:
                 stale = {k: v for k, v in self._kernel.elements(memory).items() if v not in usable}
                 entries = iter(stale.items())
                 while part := dict(itertools.islice(entries, FORGET)):
                     self._kernel.forget(memory, part)
 
     def _service_cidrs(self, networks: list[Network]) -> None:
-        where = f"service_cidrs{self.family.digit}"
+        where = schema.SERVICE_CIDRS.name(self.family)
         if self._kernel.networks(where, self.family) != networks:
             self._kernel.replace(where, [{"prefix": {"addr": n.text, "len": n.length}} for n in networks])
 
@@ -444,15 +441,3 @@ def _external(service: Service) -> Iterator[str]:
     yield from service.spec.external_ips or ()
     balancer = service.status and service.status.load_balancer
     yield from (each.ip for each in (balancer and balancer.ingress) or () if each.ip)
-
-
-def compared(name: str, family: Family) -> bool:
-    """Whether a set holds elements of services of this family: no node-wide ones, nothing learnt, nothing of another release."""
-    base = name.partition("-")[0]
-    if not base.endswith(family.digit) or base[:-1] in {"service_cidrs", "nodeport_ips", "affinity", "local_affinity"}:
-        return False
-    return shape(name) is not None
-
-
-def _memories(affinity: Affinity, ports: Iterable[int]) -> list[str]:
-    return [affinity.memory(which, port) for which in ("affinity", "local_affinity") for port in ports]

@@ -11,6 +11,7 @@ from nftproxy.kernel.transactions import Kernel
 from nftproxy.store import Store
 from nftproxy.sync.report import Report
 from nftproxy.sync.syncer import Syncer
+from nftproxy.table import schema
 from nftproxy.table.program import Program
 
 SPARE_PICKS = 64  # unused picks that may stay: each costs a transaction two microseconds
@@ -68,7 +69,7 @@ class Table:
         picks = {name for name in chains if self.program.pick(name)}  # not those of a family that is no longer served
         if len(picks) <= SPARE_PICKS:
             chains -= picks
-        sets = {name for name in self.kernel.sets - used if not name.startswith("allowed")}
+        sets = {name for name in self.kernel.sets - used if schema.declaration(name) is not schema.ALLOWED}
         for syncer in self.syncers.values():
             syncer.untidy = False
         try:

@@ -18,10 +18,8 @@ from nftproxy.address import Family
 from nftproxy.model import ObjectName
 from nftproxy.routes import Affinity, Compiled, Element, Frontend, Key, Route, Value, Verdict, elements
 from nftproxy.selection import Endpoint
+from nftproxy.table import schema
 from nftproxy.table.packing import Shape, pack_value, shape
-
-# Sets and maps (without the family) that a verdict points to: their elements go after the verdict.
-_LATE = {"endpoints", "local_endpoints", "nodeport_endpoints", "nodeport_local_endpoints", "allowed"}
 
 Place = tuple[str, Key]
 Actual = dict[str, dict[bytes, bytes]]  # what the kernel holds: packed elements, by set or map
@@ -106,8 +104,8 @@ class Delta:
 
 def is_late(where: str) -> bool:
     """Whether elements of this set or map are pointed to by verdicts."""
-    base = where.partition("-")[0].rstrip("46")
-    return base in _LATE
+    declaration = schema.declaration(where)
+    return declaration is not None and declaration.late
 
 
 @dataclass(slots=True)
@@ -263,7 +261,7 @@ def shared_delta(changes: Iterable[Change], remembered: Remembered, actual: Actu
             found.add(element)
         elif had > 0 and had + count == 0:
             # What nobody may learn about any more may go at once, which often saves the second transaction.
-            drop = found.remove if element.where.startswith("members") else found.remove_late
+            drop = found.remove if schema.declaration(element.where) is schema.MEMBERS else found.remove_late
             drop(element.where, element.key)
     return found
 
@@ -327,10 +325,9 @@ def _settled(route: Route, before: Route | None) -> Route:
 
 def _settled_as_read(route: Route, family: Family, actual: Actual) -> Route:
     """Return `route` with its endpoints in the slots that the kernel holds."""
-    maps = "" if route.frontend.address else "nodeport_"
-    kind = f"{family.digit}-{route.frontend.proto}"
+    maps = schema.maps(family, route.frontend.proto, route.frontend.is_node_port)
     read = []
-    for where, wanted in ((f"{maps}endpoints{kind}", route.cluster), (f"{maps}local_endpoints{kind}", route.local)):
+    for where, wanted in ((maps.endpoints, route.cluster), (maps.local_endpoints, route.local)):
         known, pack, fields = actual.get(where, {}), _shape(where).key.pack, _shape(where).value
         assert fields is not None  # noqa: S101 - lists of endpoints have values
         if all(known.get(pack(route.frontend.slot(n))) == fields.pack(endpoint) for n, endpoint in enumerate(wanted)):

@@ -11,6 +11,7 @@ from nftproxy.configuration.settings import NodeSettings
 from nftproxy.routes import Affinity, Context, Key, Value, Verdict, compile_service
 from nftproxy.selection import Locality
 from nftproxy.store import Store
+from nftproxy.table import schema
 from nftproxy.table.difference import Actual, Delta, Remembered, delta, difference, shared_delta, unpacked
 from nftproxy.table.program import Program, table
 
@@ -63,8 +64,7 @@ def text(program: Program, previews: Iterable[Preview], nodeport_ips: dict[Famil
             parts |= program.pick(target)
         for affinity in each.affinities:
             parts |= program.affinity(affinity)
-        prefix = f"allowed{each.family.digit}-"
-        lengths[each.family] = {int(w.removeprefix(prefix)) for w in each.delta.added if w.startswith(prefix)}
+        lengths[each.family] = schema.lengths(each.delta.added, each.family)
     body = program.text(lengths)
     parts = {name: part for name, part in parts.items() if name not in body}
     elements = [command for each in previews for command in _commands(each, nodeport_ips)]
@@ -85,10 +85,9 @@ def line(key: Key, value: Value = None) -> str:
 
 
 def _commands(each: Preview, nodeport_ips: dict[Family, list[str]]) -> Iterator[str]:
-    v = each.family.digit
     sets: dict[str, list[str]] = {where: [line(*item) for item in items.items()] for where, items in each.delta.added.items()}
-    sets[f"nodeport_ips{v}"] = nodeport_ips.get(each.family, [])
-    sets[f"service_cidrs{v}"] = [str(network) for network in each.networks]
+    sets[schema.NODEPORT_IPS.name(each.family)] = nodeport_ips.get(each.family, [])
+    sets[schema.SERVICE_CIDRS.name(each.family)] = [str(network) for network in each.networks]
     for where in sorted(sets):
         if sets[where]:
             rows = ",\n    ".join(sorted(sets[where]))

@@ -15,16 +15,13 @@ from string import Template
 from nftproxy import shipped
 from nftproxy.address import Address, Family, mask
 from nftproxy.configuration.settings import ALL, Cidr, NodeSettings
-from nftproxy.routes import NODE_PORT, Affinity
+from nftproxy.routes import Affinity
 from nftproxy.selection import Endpoint
+from nftproxy.table import schema
+from nftproxy.table.schema import PROTOCOLS, Policy
 
 TABLE = "inet nftproxy"
-PROTOCOLS = ("tcp", "udp", "sctp")
 _HEADER = re.compile(r"^(set|map|chain) (\S+) \{", re.MULTILINE)
-_PICK = re.compile(
-    r"(?P<side>nodeport-)?(?:pick|external|local|(?P<preserve>preserve))(?P<v>[46])-(?P<proto>tcp|udp|sctp)"
-    r"-(?P<count>[1-9][0-9]*)(?(preserve)(?:-(?P<own>[1-9][0-9]*))?)"
-)
 _GOTO = re.compile(r"\bgoto (\S+)")
 _NAMED = re.compile(r"(?:\bgoto |@)(\S+)")  # chains, sets and maps that a rule names
 _IP = {Family.IPv4: "ip", Family.IPv6: "ip6"}
@@ -43,8 +40,8 @@ class Program:
         for family in settings.families:
             affinity = Affinity("", family, "tcp", 1, (Endpoint("", 1),), (), ())
             sample += self._of_service(affinity).values()
-            for side in ("", NODE_PORT):
-                picked = f"{side}preserve{family.digit}-tcp-1-1"  # goes to every other kind of pick
+            for node_port in (False, True):
+                picked = schema.pick(Policy.PRESERVE, family, "tcp", 1, 1, node_port=node_port)  # goes to every other kind
                 sample += self.pick(picked).values()
                 sample += self._of_service(affinity, self._numbers(picked)).values()
         body = self.text()
@@ -53,16 +50,16 @@ class Program:
     @property
     def marker(self) -> str:
         """The name of the empty chain that says which program the table holds."""
-        return f"program-{self.digest}"
+        return schema.program(self.digest)
 
     def text(self, lengths: Mapping[Family, Iterable[int]] | None = None) -> str:
         """Return the body of the table without what is made on demand, but with look-ups for these lengths of source ranges."""
         parts = [_fill(_read("protocol.nft"), {**self._variables[f], "proto": p}) for f in self.families for p in PROTOCOLS]
         for family in self.families:
             sources = self.sources(family, (lengths or {}).get(family, ()))
-            chain = sources.pop(f"allowed{family.digit}")
+            chain = sources.pop(schema.allowed(family))
             whole = _fill(_read("family.nft"), self._variables[family])
-            parts += [*sources.values(), whole.replace(blocks(whole)[f"allowed{family.digit}"], chain.rstrip("\n"))]
+            parts += [*sources.values(), whole.replace(blocks(whole)[schema.allowed(family)], chain.rstrip("\n"))]
         parts.append(_per_family(_read("hooks.nft"), list(self._variables.values())))
         return "\n".join(parts)
 
@@ -118,7 +115,7 @@ class Program:
         }
         found: dict[str, str] = {}
         for name, block in blocks(_read("affinity.nft")).items():
-            if name.startswith("sticky-") != bool(numbers):
+            if schema.is_sticky(name) != bool(numbers):
                 continue
             if name.endswith("-$port"):
                 texts = [_fill(block, {**variables, "port": port}) for port in affinity.ports]
@@ -130,22 +127,20 @@ class Program:
 
     def _numbers(self, name: str) -> Variables | None:
         """Return the variables that the name of a pick chain tells; None when it is none, or of a family not served."""
-        matched = _PICK.fullmatch(name)
-        family = matched and (Family.IPv4 if matched["v"] == "4" else Family.IPv6)
-        if not matched or family not in self._variables:
+        picked = schema.parse_pick(name)
+        if not picked or picked.family not in self._variables:
             return None
-        variables, count, own = self._variables[family], matched["count"], matched["own"]
-        frontend = (
-            "meta l4proto . th dport @nodeport_" if matched["side"] else f"{variables['ip']} daddr . meta l4proto . th dport @"
-        )
+        variables = self._variables[picked.family]
+        frontend = "" if picked.node_port else f"{variables['ip']} daddr . "
+        new_clients = schema.NEW_CLIENTS.name(picked.family, node_port=picked.node_port)
         return {
             **variables,
-            "side": matched["side"] or "",
-            "counted": f"{frontend}new_clients{family.digit}",
-            "proto": matched["proto"],
-            "count": count,
-            "own": own,
-            "lists": f"{count}-{own}" if own else count,
+            "side": picked.side,
+            "counted": f"{frontend}meta l4proto . th dport @{new_clients}",
+            "proto": picked.proto,
+            "count": picked.size,
+            "own": picked.own or None,
+            "lists": f"{picked.size}-{picked.own}" if picked.own else picked.size,
         }
 
     def sources(self, family: Family, lengths: Iterable[int]) -> dict[str, str]:
@@ -159,16 +154,16 @@ class Program:
             ones = Address(family, "255.255.255.255" if family is Family.IPv4 else ":".join(["ffff"] * 8))
             rules.append(
                 f"{variables['ip']} daddr . meta l4proto . th dport . {variables['ip']} saddr & {mask(ones, length).text}"
-                f" @allowed{family.digit}-{length} return"
+                f" @{schema.ALLOWED.name(family, length)} return"
             )
-        name = f"allowed{family.digit}"
+        name = schema.allowed(family)
         found[name] = _block(_read("family.nft"), "allowed$v", {**variables, "sources": "\n    ".join(rules) or None})
         return found
 
 
 def is_pick(name: str) -> bool:
     """Whether a chain's name is that of a pick, or of a chain that leads to one."""
-    return _PICK.fullmatch(name) is not None
+    return schema.parse_pick(name) is not None
 
 
 def table(blocks_by_name: Iterable[str]) -> str:
@@ -249,9 +244,9 @@ def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int | 
         to_nodeport = f"fib daddr type local {ip} daddr {elsewhere}"
         at_nodeport = f"{ip} daddr {elsewhere}"
         # No `fib` there: other addresses of Services pass for this node's, but at least those with the same ports do not.
-        originally = f"ct original {at_nodeport} ct original {ip} daddr != @cluster_ips{family.digit}"
+        originally = f"ct original {at_nodeport} ct original {ip} daddr != @{schema.CLUSTER_IPS.name(family)}"
     else:
-        to_nodeport = at_nodeport = f"{ip} daddr @nodeport_ips{family.digit}"
+        to_nodeport = at_nodeport = f"{ip} daddr @{schema.NODEPORT_IPS.name(family)}"
         originally = f"ct original {to_nodeport}"
     return {
         "v": family.digit,

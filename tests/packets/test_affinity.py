@@ -11,7 +11,7 @@ import pytest
 from nftproxy.address import Family
 from nftproxy.lab.client import Answer
 from nftproxy.routes import Key, Value
-from nftproxy.table.program import PROTOCOLS
+from nftproxy.table.schema import PROTOCOLS
 from tests.support.frontends import (
     KINDS,
     WIRES,

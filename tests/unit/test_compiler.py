@@ -6,13 +6,11 @@ import pytest
 
 from nftproxy.address import Family, parse_network
 from nftproxy.routes import (
-    NAME_LIMIT,
     Affinity,
     Compiled,
     Context,
     Element,
     Frontend,
-    Policy,
     Refusal,
     Route,
     Verdict,
@@ -22,6 +20,7 @@ from nftproxy.routes import (
 )
 from nftproxy.selection import Endpoint, Locality
 from nftproxy.table.program import Program
+from nftproxy.table.schema import NAME_LIMIT, Policy
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.world import settings
 

@@ -1,7 +1,7 @@
-"""From a service's endpoint lists to its routes, and from routes to elements of the maps in `rulesets/`.
+"""From a service's endpoint lists to its routes.
 
-Pure. A *route* is everything one frontend does; the elements follow from it alone. Routes are what is remembered of the table: they
-are small, and share the tuples of endpoints among all frontends of a service port.
+Pure, but for the notes it collects. A *route* is everything one frontend does; the elements follow from it alone. Routes are
+what is remembered of the table: they are small, and share the tuples of endpoints among all frontends of a service port.
 """
 
 import enum
@@ -142,13 +142,6 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
                 usable = frozenset(member.address for member in members if member.port == port)
                 yield declaration.name(self.family, self.name, port), usable
 
-    def elements(self) -> Iterator[Element]:
-        """Yield the members: what the kernel may remember."""
-        for declaration, members in ((schema.CLUSTER_MEMBERS, self.cluster), (schema.LOCAL_MEMBERS, self.local)):
-            where = declaration.name(self.family, self.name)
-            for member in members:
-                yield Element(where, tuple(member))
-
 
 class Route(msgspec.Struct, frozen=True, gc=False):
     """Everything one frontend does."""
@@ -171,17 +164,6 @@ class Compiled(msgspec.Struct, frozen=True, gc=False):
     routes: tuple[Route, ...]
     affinities: tuple[Affinity, ...]
     hairpins: tuple[Key, ...]  # address, the same address, protocol, port of the endpoints on this node
-
-    def shared(self, family: Family) -> Iterator[Element]:
-        """Yield the elements that other services may have as well."""
-        yield Element(schema.CLUSTER_IPS.name(family), (self.cluster_ip,))
-        hairpin = schema.HAIRPIN.name(family)
-        for key in self.hairpins:
-            yield Element(hairpin, key)
-        members = schema.MEMBERS.name(family)
-        for affinity in self.affinities:
-            for address, port in (*affinity.cluster, *affinity.local):
-                yield Element(members, (address, affinity.proto, port))
 
 
 class Context(NamedTuple):
@@ -291,39 +273,3 @@ def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:
 def _comment(text: str) -> str:
     """Shorten a comment to what the kernel keeps: 128 bytes with the end mark (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN)."""
     return text if len(text) < 128 else f"{text[:124]}..."
-
-
-def elements(route: Route, family: Family) -> Iterator[Element]:
-    """Yield all elements of a route; what they mean stands in `rulesets/family.nft` and `rulesets/protocol.nft`."""
-    frontend, affinity = route.frontend, route.affinity
-    maps = schema.maps(family, frontend.proto, frontend.is_node_port)
-    if target := pick(route, family):
-        if affinity:
-            target = affinity.sticky(target)
-        yield Element(maps.services, frontend.key, Verdict("goto", target, route.name))
-    for slot, endpoint in enumerate(route.cluster):
-        yield Element(maps.endpoints, frontend.slot(slot), endpoint)
-    for slot, endpoint in enumerate(route.local):
-        yield Element(maps.local_endpoints, frontend.slot(slot), endpoint)
-    if route.refusal is not Refusal.NONE:
-        yield Element(maps.no_endpoints, frontend.key, route.refusal.value._replace(comment=route.name))
-    if affinity:
-        yield Element(maps.new_clients, frontend.key)
-        yield Element(maps.learn, frontend.key, Verdict("goto", affinity.learn))
-    if route.sources is not None:
-        yield Element(schema.FIREWALL.name(family), frontend.key, Verdict("goto", schema.allowed(family)))
-        for network in route.sources:
-            yield Element(schema.ALLOWED.name(family, network.length), (*frontend.key, network.text))
-
-
-def pick(route: Route, family: Family) -> str:
-    """Return the name of the chain that chooses an endpoint; empty if there is none to choose."""
-    cluster, local, frontend = len(route.cluster), len(route.local), route.frontend
-    return schema.pick(route.policy, family, frontend.proto, cluster, local, node_port=frontend.is_node_port)
-
-
-def targets(route: Route, family: Family) -> Iterator[str]:
-    """Yield the names of the chains that the verdicts of a route go to."""
-    for element in elements(route, family):
-        if type(element.value) is Verdict and element.value.target:
-            yield element.value.target

@@ -26,7 +26,7 @@ from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableErro
 from nftproxy.kernel.reader import Reader
 from nftproxy.routes import Affinity, Key, Value, Verdict
 from nftproxy.table import schema
-from nftproxy.table.difference import Delta
+from nftproxy.table.delta import Delta
 from nftproxy.table.program import TABLE, Program, table
 
 _PROBE = """\
@@ -144,6 +144,13 @@ class Kernel:
         with self._lock:
             return self._reader.networks(where, family)
 
+    def keys(self, where: str) -> set[Key]:
+        """Return the keys of one of our sets; the networks of an interval set as texts."""
+        place = schema.parse(where)
+        if place and place.declaration.interval:
+            return {(str(network),) for network in self.networks(where, place.family)}
+        return set(self.elements(where))
+
     def load(self, program: Program) -> None:
         """Put the program into the kernel, in one transaction, over whatever program is there.
 
@@ -194,9 +201,9 @@ class Kernel:
         with self._lock:
             self._json([{"delete": _elements(where, keys)} for where, keys in delta.late.items() if keys])
 
-    def replace(self, where: str, elements: Iterable[object]) -> None:
-        """Give a set exactly these elements (as libnftables JSON), in one transaction."""
-        found = list(elements)
+    def replace(self, where: str, keys: Iterable[Key]) -> None:
+        """Give a set exactly these keys, in one transaction; texts with a slash are networks."""
+        found = [_network(str(key[0])) for key in sorted(keys)]
         commands: list[object] = [{"flush": {"set": {**_ELEMENT, "name": where}}}]
         if found:
             commands.append({"add": {"element": {**_ELEMENT, "name": where, "elem": found}}})
@@ -309,6 +316,12 @@ def _json(key: Key, value: Value) -> object:
             left = {"elem": {"val": left, "comment": value.comment}}
         return (left, {value.verb: {"target": value.target} if value.target else None})
     return (left, value if type(value) is str else {"concat": value})
+
+
+def _network(text: str) -> object:
+    """Return an address or a network as libnftables JSON."""
+    address, slash, length = text.partition("/")
+    return {"prefix": {"addr": address, "len": int(length)}} if slash else text
 
 
 def _error(text: str) -> KernelError:

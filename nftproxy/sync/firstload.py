@@ -9,9 +9,9 @@ from typing import Self
 from nftproxy.errors import KernelError
 from nftproxy.routes import Affinity
 from nftproxy.table import schema
-from nftproxy.table.difference import Delta
+from nftproxy.table.delta import Delta
+from nftproxy.table.plan import BATCH
 
-BATCH = 10_000  # elements in one transaction of a big change; libnftables takes 40 MB for them
 _MEMBERS = (schema.CLUSTER_MEMBERS, schema.LOCAL_MEMBERS)
 AHEAD = 3  # transactions made while the kernel takes one
 

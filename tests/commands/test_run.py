@@ -17,7 +17,7 @@ from nftproxy.kernel.reader import Reader
 from nftproxy.lab.client import Answer, Outcome
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.plan import CLUSTER_CIDRS
-from nftproxy.sync.firstload import BATCH
+from nftproxy.table.plan import BATCH
 from tests.support.process import Run, endpoints, everything, network, nftproxy, reading, service, taken, write
 from tests.support.world import unique_name
 

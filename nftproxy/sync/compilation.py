@@ -70,7 +70,7 @@ def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator
         name, (service, _) = item
         if service is None:
             return False, *age(name, "")
-        intrudes = not cluster_ips.isdisjoint(_external(service))
+        intrudes = not cluster_ips.isdisjoint(set(_external(service)).difference(_cluster_ips(service)))
         return intrudes, *age(name, service.metadata.creation_timestamp or "")
 
     rest = iter(sorted(services.items(), key=precedence))

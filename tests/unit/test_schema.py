@@ -47,7 +47,7 @@ def expected(each: Declaration, *, node_port: bool) -> tuple[str, str, str, bool
 def test_the_rulesets_declare_what_the_schema_says() -> None:
     found = {}
     for path in shipped.folder("rulesets").glob("*.nft"):
-        for block in re.findall(r"^(?:set|map) .+?^}", path.read_text(), re.MULTILINE | re.DOTALL):
+        for block in re.findall(r"^(?:\[port\] )?((?:set|map) .+?^})", path.read_text(), re.MULTILINE | re.DOTALL):
             found[block.split()[1]] = declared(block)
     wanted = {
         f"{'nodeport_' if node_port else ''}{each.base}$v{each.per.value}": expected(each, node_port=node_port)

@@ -1,11 +1,10 @@
-"""From a service's endpoint lists to its routes, and from routes to elements of the maps in `rulesets/`.
+"""From a service's endpoint lists to its routes.
 
-Pure. A *route* is everything one frontend does; the elements follow from it alone. Routes are what is remembered of the table: they
-are small, and share the tuples of endpoints among all frontends of a service port.
+Pure, but for the notes it collects. A *route* is everything one frontend does; the elements follow from it alone. Routes are
+what is remembered of the table: they are small, and share the tuples of endpoints among all frontends of a service port.
 """
 
 import enum
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -14,12 +13,8 @@ import msgspec
 from nftproxy.address import Address, Family, Network
 from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
 from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, lists, view
-
-NODE_PORT = "nodeport-"
-"""What names of chains begin with that NodePorts go to."""
-
-MEMBERS = ("cluster_members", "local_members")
-"""What names of sets begin with that hold the endpoints of one ClientIP service port: of the cluster list, of the local list."""
+from nftproxy.table import schema
+from nftproxy.table.schema import Policy
 
 
 class Verdict(NamedTuple):
@@ -53,61 +48,59 @@ class Frontend(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address or "*"
+        host = "*" if self.is_node_port else f"[{self.address}]" if ":" in self.address else self.address
         return f"{host}:{self.port}/{self.proto}"
+
+    @classmethod
+    def node_port(cls, proto: str, port: int) -> "Frontend":
+        """Return a NodePort, at whatever addresses accept them."""
+        return cls("", proto, port)
+
+    @classmethod
+    def of_key(cls, key: Key) -> "Frontend":
+        """Return the frontend of a key in maps of verdicts."""
+        if len(key) == 2:
+            return cls.node_port(str(key[0]), int(key[1]))
+        return cls(str(key[0]), str(key[1]), int(key[2]))
+
+    @classmethod
+    def of_slot(cls, key: Key, proto: str) -> "Frontend":
+        """Return the frontend of a key in a map of endpoints."""
+        return cls.of_key((*key[:-2], proto, key[-2]))
+
+    @property
+    def is_node_port(self) -> bool:
+        """Whether it is at every address that accepts NodePorts."""
+        return not self.address
 
     @property
     def key(self) -> Key:
         """Its key in maps of verdicts."""
-        return (self.address, self.proto, self.port) if self.address else (self.proto, self.port)
+        return (self.proto, self.port) if self.is_node_port else (self.address, self.proto, self.port)
 
     def slot(self, number: int) -> Key:
         """Its key in maps of endpoints."""
-        return (self.address, self.port, number) if self.address else (self.port, number)
-
-
-class Policy(enum.Enum):
-    """Who gets which list at a frontend (contract 2.3.5 to 2.3.7)."""
-
-    CLUSTER = "cluster"  # a ClusterIP: everybody, the cluster list
-    LOCAL = "local"  # a ClusterIP with internal policy Local: everybody, the local list
-    EXTERNAL = "external"  # everybody, the cluster list, masqueraded
-    PRESERVE = "preserve"  # external policy Local: pods and this node the cluster list, others the local list
-
-    @property
-    def uses_cluster(self) -> bool:
-        """Whether anybody gets the cluster list."""
-        return self is not Policy.LOCAL
-
-    @property
-    def uses_local(self) -> bool:
-        """Whether anybody gets the local list."""
-        return self is Policy.LOCAL or self is Policy.PRESERVE
+        return (self.port, number) if self.is_node_port else (self.address, self.port, number)
 
 
 class Refusal(enum.Enum):
     """What happens to a new connection that no list takes (contract 2.5)."""
 
     NONE = Verdict("")
-    REJECT = Verdict("goto", "reject-new")
+    REJECT = Verdict("goto", schema.REJECT_NEW)
     DROP = Verdict("drop")
-
-
-# libnftables aborts the process on names of more than 255 characters. The longest begins with this, then come ports and name.
-PORTS_LIMIT = 40
-NAME_LIMIT = 255 - len("sticky-nodeport-preserve4-sctp-65536-65536-") - PORTS_LIMIT - 1
 
 
 class Affinity(msgspec.Struct, frozen=True, gc=False):
     """ClientIP affinity of one service port: what may be remembered, and for how many seconds."""
 
-    name: str  # namespace/service/protocol/port name, within NAME_LIMIT; part of chain and map names
+    name: str  # namespace/service/protocol/port name, bounded; part of chain and map names
     family: Family
     proto: str
     timeout: int
     cluster: tuple[Endpoint, ...]
     local: tuple[Endpoint, ...]
-    entries: tuple[tuple[Policy, str], ...]  # how its frontends are entered: policy, and "nodeport-" or ""
+    entries: tuple[tuple[Policy, bool], ...]  # how its frontends are entered: policy, and whether as a NodePort
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -117,43 +110,37 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     @property
     def ports_name(self) -> str:
         """The port numbers as they stand in chain names."""
-        return _bounded(".".join(map(str, self.ports)), PORTS_LIMIT)
+        return schema.ports(self.ports)
 
     @property
     def picks(self) -> tuple[str, ...]:
         """Return the names of the chains that choose for a client who is not known yet."""
-        kind = f"{self.family.digit}-{self.proto}"
-        return tuple(
-            filter(None, (pick(policy, side, kind, len(self.cluster), len(self.local)) for policy, side in self.entries))
-        )
+        cluster, local = len(self.cluster), len(self.local)
+        picks = (schema.pick(p, self.family, self.proto, cluster, local, node_port=n) for p, n in self.entries)
+        return tuple(filter(None, picks))
 
     def sticky(self, picked: str) -> str:
         """Return the name of the chain that looks the client up before a pick; a chain with other content has another name."""
-        return f"sticky-{picked}-{self.ports_name}-{self.name}"
+        return schema.sticky(picked, self.ports_name, self.name)
 
     @property
     def learn(self) -> str:
         """Return the name of the chain that remembers clients, for the lists that are used."""
         cluster = any(policy.uses_cluster for policy, _ in self.entries)
         local = any(policy.uses_local for policy, _ in self.entries)
-        step = "learn_both" if cluster and local else "learn_local" if local else "learn"
-        return f"{step}{self.family.digit}-{self.timeout}-{self.ports_name}-{self.name}"
+        return schema.learn(self.family, self.timeout, self.ports_name, self.name, cluster=cluster, local=local)
 
     @property
     def chains(self) -> tuple[str, ...]:
         """Return the names of the chains that its frontends go to."""
         return (self.learn, *map(self.sticky, self.picks))
 
-    def memory(self, which: str, port: int) -> str:
-        """Return the name of the map client -> endpoint address; `which` is `affinity` or `local_affinity`."""
-        return f"{which}{self.family.digit}-{self.name}-{port}"
-
-    def elements(self) -> Iterator[Element]:
-        """Yield the members: what the kernel may remember."""
-        for which, members in zip(MEMBERS, (self.cluster, self.local), strict=True):
-            where = f"{which}{self.family.digit}-{self.name}"
-            for member in members:
-                yield Element(where, tuple(member))
+    def memories(self, ports: Iterable[int]) -> Iterator[tuple[str, frozenset[str]]]:
+        """Yield the names of the maps client -> endpoint address, and the addresses that each may hold."""
+        for declaration, members in ((schema.AFFINITY, self.cluster), (schema.LOCAL_AFFINITY, self.local)):
+            for port in ports:
+                usable = frozenset(member.address for member in members if member.port == port)
+                yield declaration.name(self.family, self.name, port), usable
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
@@ -177,15 +164,6 @@ class Compiled(msgspec.Struct, frozen=True, gc=False):
     routes: tuple[Route, ...]
     affinities: tuple[Affinity, ...]
     hairpins: tuple[Key, ...]  # address, the same address, protocol, port of the endpoints on this node
-
-    def shared(self, family: Family) -> Iterator[Element]:
-        """Yield the elements that other services may have as well."""
-        yield Element(f"cluster_ips{family.digit}", (self.cluster_ip,))
-        for key in self.hairpins:
-            yield Element(f"hairpin{family.digit}", key)
-        for affinity in self.affinities:
-            for address, port in (*affinity.cluster, *affinity.local):
-                yield Element(f"members{family.digit}", (address, affinity.proto, port))
 
 
 class Context(NamedTuple):
@@ -237,7 +215,7 @@ def _routes(
     for address in seen.external_ips:
         yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity)
     if port.node_port:
-        yield _route(name, Frontend("", proto, port.node_port), external, chosen, affinity)
+        yield _route(name, Frontend.node_port(proto, port.node_port), external, chosen, affinity)
 
 
 def _internal(seen: View) -> Policy:
@@ -272,21 +250,13 @@ def _affinity(service: ObjectName, port: ServicePort, seen: View, chosen: Lists,
     if seen.affinity_seconds is None or not (chosen.cluster or chosen.local):
         return None
     proto = port.protocol.nft
-    name = _bounded(f"{service}/{proto}/{port.name or ''}", NAME_LIMIT)
-    entries = [(_internal(seen), "")]
+    name = schema.bounded(f"{service}/{proto}/{port.name or ''}")
+    entries = [(_internal(seen), False)]
     if seen.vips or seen.external_ips:
-        entries.append((_external(seen), ""))
+        entries.append((_external(seen), False))
     if port.node_port:
-        entries.append((_external(seen), NODE_PORT))
+        entries.append((_external(seen), True))
     return Affinity(name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local, tuple(entries))
-
-
-def _bounded(text: str, limit: int) -> str:
-    """Shorten a part of a name; what is cut off is told apart by a digest (contract 5.6.3)."""
-    if len(text) <= limit:
-        return text
-    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
-    return f"{text[: limit - 21]}.{digest:020}"
 
 
 def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:
@@ -303,48 +273,3 @@ def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:
 def _comment(text: str) -> str:
     """Shorten a comment to what the kernel keeps: 128 bytes with the end mark (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN)."""
     return text if len(text) < 128 else f"{text[:124]}..."
-
-
-def elements(route: Route, family: Family) -> Iterator[Element]:
-    """Yield all elements of a route; what they mean stands in `rulesets/family.nft` and `rulesets/protocol.nft`."""
-    frontend, v = route.frontend, family.digit
-    maps, side = ("", "") if frontend.address else ("nodeport_", NODE_PORT)
-    kind = f"{v}-{frontend.proto}"
-    if picked := pick(route.policy, side, kind, len(route.cluster), len(route.local)):
-        target = route.affinity.sticky(picked) if route.affinity else picked
-        yield Element(f"{maps}services{v}", frontend.key, Verdict("goto", target, route.name))
-    for slot, endpoint in enumerate(route.cluster):
-        yield Element(f"{maps}endpoints{kind}", frontend.slot(slot), endpoint)
-    for slot, endpoint in enumerate(route.local):
-        yield Element(f"{maps}local_endpoints{kind}", frontend.slot(slot), endpoint)
-    if route.refusal is not Refusal.NONE:
-        yield Element(f"{maps}no_endpoints{v}", frontend.key, route.refusal.value._replace(comment=route.name))
-    if route.affinity:
-        yield Element(f"{maps}new_clients{v}", frontend.key)
-        yield Element(f"{maps}learn{v}", frontend.key, Verdict("goto", route.affinity.learn))
-    if route.sources is not None:
-        yield Element(f"firewall{v}", frontend.key, Verdict("goto", f"allowed{v}"))
-        for network in route.sources:
-            yield Element(f"allowed{v}-{network.length}", (*frontend.key, network.text))
-
-
-def pick(policy: Policy, side: str, kind: str, cluster: int, local: int) -> str:
-    """Return the name of the chain that chooses from lists of so many endpoints; empty if there is nothing to choose from.
-
-    `side` is NODE_PORT or nothing, `kind` family and protocol: `4-tcp`.
-    """
-    if policy is Policy.LOCAL or (policy is Policy.PRESERVE and not cluster):
-        return f"{side}local{kind}-{local}" if local else ""
-    own = f"-{local}" if policy is Policy.PRESERVE and local else ""
-    return f"{side}{PICKS[policy]}{kind}-{cluster}{own}" if cluster else ""
-
-
-PICKS = {Policy.CLUSTER: "pick", Policy.EXTERNAL: "external", Policy.PRESERVE: "preserve"}
-"""What names of chains begin with that choose from the cluster list."""
-
-
-def targets(route: Route, family: Family) -> Iterator[str]:
-    """Yield the names of the chains that the verdicts of a route go to."""
-    for element in elements(route, family):
-        if type(element.value) is Verdict and element.value.target:
-            yield element.value.target

@@ -11,9 +11,9 @@ from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.configuration.settings import accepted_nodeport_addresses
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.node import interfaces
-from nftproxy.routes import Key, Value
-from nftproxy.sync.syncer import compared
-from nftproxy.table import preview
+from nftproxy.routes import Key
+from nftproxy.table import preview, schema
+from nftproxy.table.plan import ReadBack
 from nftproxy.table.program import Program
 
 Line = tuple[str, str, str]  # sign, set or map, element
@@ -47,26 +47,20 @@ def _compare(given: Input, kernel: Kernel) -> list[Line]:
     exists = kernel.refresh()
     if program.marker not in kernel.chains:
         lines.append(("+", "program", program.digest))
-        lines += [
-            ("-", "program", name.removeprefix("program-")) for name in sorted(kernel.chains) if name.startswith("program-")
-        ]
+        lines += [("-", "program", digest) for digest in sorted(filter(None, map(schema.parse_program, kernel.chains)))]
     own = interfaces.addresses()
     for family in settings.families:
-        names = [name for name in kernel.sets if compared(name, family)]
+        names = [name for name in kernel.sets if schema.is_compared(name, family)]
         before = {name: kernel.elements(name) for name in names}
-        found = preview.preview(settings, given.store, family, {name: kernel.packed(name) for name in names})
+        basis = ReadBack({name: kernel.packed(name) for name in names})
+        accepted, _ = accepted_nodeport_addresses({family: settings.nodeport_addresses[family]}, own)
+        found = preview.preview(settings, given.store, family, accepted.get(family), basis)
         for where in sorted({*found.delta.removed, *found.delta.late, *found.delta.added}):
             gone = {**found.delta.removed.get(where, {}), **found.delta.late.get(where, {})}
             lines += [("-", where, preview.line(key, before[where][key])) for key in gone]
             lines += [("+", where, preview.line(key, value)) for key, value in found.delta.added.get(where, {}).items()]
-        accepted, _ = accepted_nodeport_addresses({family: settings.nodeport_addresses[family]}, own)
-        where = f"nodeport_ips{family.digit}"
-        there: dict[Key, Value] = kernel.elements(where) if exists else {}
-        wanted: dict[Key, Value] = {(address.text,): None for address in accepted.get(family, ())}
-        lines += [("-", where, preview.line(key)) for key in there.keys() - wanted.keys() if family in accepted]
-        lines += [("+", where, preview.line(key)) for key in wanted.keys() - there.keys()]
-        where = f"service_cidrs{family.digit}"
-        networks = kernel.networks(where, family) if exists else []
-        lines += [("-", where, str(network)) for network in networks if network not in found.networks]
-        lines += [("+", where, str(network)) for network in found.networks if network not in networks]
+        for where, keys in found.node.items():
+            there = kernel.keys(where) if exists else set[Key]()
+            lines += [("-", where, preview.line(key)) for key in there.difference(keys)]
+            lines += [("+", where, preview.line(key)) for key in set(keys) - there]
     return lines

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from nftproxy.address import Family
+from nftproxy.address import Address, Family
 from nftproxy.commands.input import Input, input_options
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.configuration.settings import ALL, NodeSettings
 from nftproxy.routes import Verdict
-from nftproxy.table import preview
+from nftproxy.table import preview, schema
 from nftproxy.table.preview import Preview
 from nftproxy.table.program import Program
 
@@ -38,43 +38,43 @@ def render(manifests: tuple[Path, ...], output: str, *, assign_cluster_ips: bool
     given = Input(manifests, flags, assign_cluster_ips=assign_cluster_ips)
     given.refuse_problems()
     settings = given.settings
-    previews = [preview.preview(settings, given.store, family) for family in settings.families]
-    addresses, doubts = _nodeport_ips(settings)
+    accepted, doubts = _accepted(settings)
+    previews = [preview.preview(settings, given.store, family, accepted.get(family)) for family in settings.families]
     for note in (*given.warnings, *doubts, *(note for each in previews for note in each.notes)):
         click.echo(f"{click.style('warning:', fg='yellow')} {note}", err=True)
     program = Program(settings)
     if output == "nft":
-        click.echo(preview.text(program, previews, addresses), nl=False)
+        click.echo(preview.text(program, previews), nl=False)
     else:
-        click.echo(json.dumps(_json(program, previews, addresses), indent=2))
+        click.echo(json.dumps(_json(program, previews), indent=2))
 
 
-def _nodeport_ips(settings: NodeSettings) -> tuple[dict[Family, list[str]], list[str]]:
+def _accepted(settings: NodeSettings) -> tuple[dict[Family, list[Address]], list[str]]:
     """Return the addresses that accept NodePorts as far as the settings alone tell, and what they leave open."""
-    addresses: dict[Family, list[str]] = {}
+    addresses: dict[Family, list[Address]] = {}
     doubts: list[str] = []
     for family, networks in settings.nodeport_addresses.items():
         if networks is not ALL:
-            addresses[family] = [network.text for network in networks if network.length == family.bits]
+            addresses[family] = [Address(family, network.text) for network in networks if network.length == family.bits]
             doubts += [
                 f"nodePortAddresses: which addresses of {network} this node has is not known here; "
-                f"nodeport_ips{family.digit} has none of them"
+                f"{schema.NODEPORT_IPS.name(family)} has none of them"
                 for network in networks
                 if network.length != family.bits
             ]
     return addresses, doubts
 
 
-def _json(program: Program, previews: list[Preview], nodeport_ips: dict[Family, list[str]]) -> dict[str, Any]:
-    elements = {where: items for each in previews for where, items in sorted(each.delta.added.items())}
-    elements |= {f"nodeport_ips{family.digit}": {(ip,): None for ip in ips} for family, ips in nodeport_ips.items() if ips}
+def _json(program: Program, previews: list[Preview]) -> dict[str, Any]:
+    elements = {where: items for each in previews for where, items in sorted(each.added.items())}
+    cidrs = [elements.pop(schema.SERVICE_CIDRS.name(each.family), {}) for each in previews]
     return {
         "program": program.digest,
         "elements": {
             where: [{"key": key, **({} if value is None else {"value": _value(value)})} for key, value in items.items()]
             for where, items in elements.items()
         },
-        "serviceCIDRs": [str(network) for each in previews for network in each.networks],
+        "serviceCIDRs": [key[0] for keys in cidrs for key in keys],
     }
 
 

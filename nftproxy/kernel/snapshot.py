@@ -6,7 +6,6 @@ for. Counters count since their element was last written: connections, because n
 """
 
 import enum
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,17 +17,10 @@ import msgspec
 from nftproxy.address import Family, pack
 from nftproxy.errors import MissingError
 from nftproxy.kernel.reader import Counted, Reader
-from nftproxy.routes import NODE_PORT, PICKS, Frontend, Policy, Verdict
+from nftproxy.routes import Frontend, Verdict
 from nftproxy.selection import Endpoint
-
-_STEP = re.compile(r"(?:nodeport_)?(services|no_endpoints|learn|firewall)([46])")
-_SLOTS = re.compile(r"(?:nodeport_)?(local_)?endpoints([46])-(tcp|udp|sctp)")
-_ALLOWED = re.compile(r"allowed([46])-([0-9]+)")
-_MEMORY = re.compile(r"(?:local_)?affinity([46])-(.+)-([0-9]+)", re.DOTALL)
-_LEARN = re.compile(r"learn(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
-_POLICIES = {name: policy for policy, name in PICKS.items()}
-_PICK = re.compile(rf"(?:sticky-)?(?:{NODE_PORT})?({'|'.join(_POLICIES)})")
-_FAMILIES = {family.digit: family for family in Family}
+from nftproxy.table import schema
+from nftproxy.table.schema import Declaration, Policy
 
 
 class Kind(enum.StrEnum):
@@ -109,7 +101,7 @@ class ServicePort(Value, frozen=True):
 class _Found:
     """What the maps hold about one frontend."""
 
-    steps: dict[str, tuple[Verdict, int]] = field(default_factory=dict)
+    steps: dict[Declaration, tuple[Verdict, int]] = field(default_factory=dict)
     slots: dict[bool, dict[int, Listed]] = field(default_factory=lambda: {False: {}, True: {}})  # by "is the local list"
     sources: list[str] = field(default_factory=list)
 
@@ -134,10 +126,10 @@ def take(reader: Reader) -> Snapshot | None:
     names = reader.sets()
     nodeports: dict[Family, tuple[str, ...] | Literal["all"]] = {}
     cidrs: list[str] = []
-    for family in (f for f in Family if f"nodeport_ips{f.digit}" in names):
-        where = f"nodeport_ips{family.digit}"
+    for family in (f for f in Family if schema.NODEPORT_IPS.name(f) in names):
+        where = schema.NODEPORT_IPS.name(family)
         nodeports[family] = tuple(sorted(str(key[0]) for key in reader.elements(where))) if reader.looks_up(where) else "all"
-        cidrs += [str(network) for network in reader.networks(f"service_cidrs{family.digit}", family)]
+        cidrs += [str(network) for network in reader.networks(schema.SERVICE_CIDRS.name(family), family)]
     return Snapshot(services({where: list(_counted(reader, where)) for where in names}), nodeports, tuple(cidrs))
 
 
@@ -150,14 +142,17 @@ def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ServicePort, ..
     """Return the service ports in the elements of all sets and maps, by name."""
     found: defaultdict[tuple[Family, Frontend], _Found] = defaultdict(_Found)
     cluster_ips: set[str] = set()
-    clients: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # by family's digit and name of the affinity
+    clients: defaultdict[tuple[Family, str], Counter[str]] = defaultdict(Counter)  # by family and name of the affinity
     for where, items in elements.items():
-        if where.startswith("cluster_ips"):
+        if not (place := schema.parse(where)):
+            continue
+        if place.declaration is schema.CLUSTER_IPS:
             cluster_ips.update(str(item.element.key[0]) for item in items)
-        elif match := _MEMORY.fullmatch(where):
-            clients[match[1], match[2]] += Counter(str(Endpoint(str(item.element.value), int(match[3]))) for item in items)
+        elif place.declaration.learnt:
+            name, port = place.memory
+            clients[place.family, name] += Counter(str(Endpoint(str(item.element.value), port)) for item in items)
         else:
-            _sort_in(where, items, found)
+            _sort_in(place, items, found)
     ports: defaultdict[str, list[Shown]] = defaultdict(list)
     for (family, frontend), one in sorted(found.items(), key=lambda item: _order(item[0], cluster_ips)):
         if any(verdict.comment for verdict, _ in one.steps.values()):  # what is left of a frontend between two transactions
@@ -165,45 +160,40 @@ def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ServicePort, ..
     return tuple(ServicePort(name, tuple(frontends)) for name, frontends in sorted(ports.items()))
 
 
-def _sort_in(where: str, items: Iterable[Counted], found: defaultdict[tuple[Family, Frontend], _Found]) -> None:
+def _sort_in(place: schema.Place, items: Iterable[Counted], found: defaultdict[tuple[Family, Frontend], _Found]) -> None:
     """Put the elements of one map to the frontends they are about."""
-    if match := _STEP.fullmatch(where):
+    declaration, family = place.declaration, place.family
+    if declaration.value == schema.VERDICT:
         for (_, key, value), packets in items:
             if isinstance(value, Verdict):
-                found[_FAMILIES[match[2]], _frontend(key)].steps[match[1]] = value, packets
-    elif match := _SLOTS.fullmatch(where):
-        for (_, (*start, slot), value), packets in items:
+                found[family, Frontend.of_key(key)].steps[declaration] = value, packets
+    elif declaration in {schema.ENDPOINTS, schema.LOCAL_ENDPOINTS}:
+        for (_, key, value), packets in items:
             if isinstance(value, tuple):
-                address, port = start if len(start) == 2 else ("", *start)
-                frontend = Frontend(str(address), match[3], int(port))
-                one = found[_FAMILIES[match[2]], frontend]
-                one.slots[bool(match[1])][int(slot)] = Listed(str(value[0]), int(value[1]), packets)
-    elif match := _ALLOWED.fullmatch(where):
+                one = found[family, Frontend.of_slot(key, place.detail)]
+                listed = Listed(str(value[0]), int(value[1]), packets)
+                one.slots[declaration is schema.LOCAL_ENDPOINTS][int(key[-1])] = listed
+    elif declaration is schema.ALLOWED:
         for (_, (*start, network), _), _ in items:
-            found[_FAMILIES[match[1]], _frontend(tuple(start))].sources.append(f"{network}/{match[2]}")
-
-
-def _frontend(key: tuple[str | int, ...]) -> Frontend:
-    address, proto, port = key if len(key) == 3 else ("", *key)
-    return Frontend(str(address), str(proto), int(port))
+            found[family, Frontend.of_key(tuple(start))].sources.append(f"{network}/{place.detail}")
 
 
 def _order(place: tuple[Family, Frontend], cluster_ips: set[str]) -> tuple[Family, int, bytes, str, int]:
     """Sort ClusterIPs first, NodePorts last, addresses by number."""
     family, frontend = place
-    rank = 2 if not frontend.address else frontend.address not in cluster_ips
-    return family, rank, pack(frontend.address) if frontend.address else b"", frontend.proto, frontend.port
+    rank = 2 if frontend.is_node_port else frontend.address not in cluster_ips
+    return family, rank, b"" if frontend.is_node_port else pack(frontend.address), frontend.proto, frontend.port
 
 
 def _shown(
-    family: Family, frontend: Frontend, one: _Found, cluster_ips: set[str], clients: Mapping[tuple[str, str], Counter[str]]
+    family: Family, frontend: Frontend, one: _Found, cluster_ips: set[str], clients: Mapping[tuple[Family, str], Counter[str]]
 ) -> Shown:
-    if not frontend.address:
+    if frontend.is_node_port:
         kind = Kind.NODE_PORT
     elif frontend.address in cluster_ips:
         kind = Kind.CLUSTER_IP
     else:
-        kind = Kind.LOAD_BALANCER if "firewall" in one.steps else Kind.EXTERNAL
+        kind = Kind.LOAD_BALANCER if schema.FIREWALL in one.steps else Kind.EXTERNAL
     return Shown(
         family=family,
         kind=kind,
@@ -211,35 +201,37 @@ def _shown(
         protocol=frontend.proto,
         port=frontend.port,
         policy=_policy(one, kind),
-        connections=one.steps["services"][1] if "services" in one.steps else 0,
+        connections=one.steps[schema.SERVICES][1] if schema.SERVICES in one.steps else 0,
         cluster=tuple(listed for _, listed in sorted(one.slots[False].items())),
         local=tuple(listed for _, listed in sorted(one.slots[True].items())),
         refused=_refused(one),
         affinity=_affinity(family, one, clients),
-        sources=tuple(sorted(one.sources)) if "firewall" in one.steps else None,
+        sources=tuple(sorted(one.sources)) if schema.FIREWALL in one.steps else None,
     )
 
 
 def _policy(one: _Found, kind: Kind) -> Policy | None:
     """Tell the policy from the chains that the verdicts go to."""
     local = Policy.LOCAL if kind is Kind.CLUSTER_IP else Policy.PRESERVE
-    if "services" in one.steps:
-        verdict, _ = one.steps["services"]
-        match = _PICK.match(verdict.target)
-        return _POLICIES.get(match[1] if match else "", local)
-    return local if one.steps.get("no_endpoints", (Verdict(""), 0))[0].verb == "drop" else None
+    if schema.SERVICES in one.steps:
+        verdict, _ = one.steps[schema.SERVICES]
+        policy = schema.policy(verdict.target)
+        return policy if policy and policy.uses_cluster else local
+    return local if one.steps.get(schema.NO_ENDPOINTS, (Verdict(""), 0))[0].verb == "drop" else None
 
 
 def _refused(one: _Found) -> Refused | None:
-    if "no_endpoints" not in one.steps:
+    if schema.NO_ENDPOINTS not in one.steps:
         return None
-    verdict, packets = one.steps["no_endpoints"]
+    verdict, packets = one.steps[schema.NO_ENDPOINTS]
     if verdict.verb == "drop":
         return Refused("drop", "no endpoint on this node (policy Local)", packets)
     return Refused("reject", "no endpoint in the cluster", packets)
 
 
-def _affinity(family: Family, one: _Found, clients: Mapping[tuple[str, str], Counter[str]]) -> Affinity | None:
-    verdict, _ = one.steps.get("learn", (Verdict(""), 0))
-    match = _LEARN.fullmatch(verdict.target)
-    return Affinity(int(match[1]), dict(sorted(clients.get((family.digit, match[2]), {}).items()))) if match else None
+def _affinity(family: Family, one: _Found, clients: Mapping[tuple[Family, str], Counter[str]]) -> Affinity | None:
+    verdict, _ = one.steps.get(schema.LEARN, (Verdict(""), 0))
+    if not (learn := schema.parse_learn(verdict.target)):
+        return None
+    timeout, name = learn
+    return Affinity(timeout, dict(sorted(clients.get((family, name), {}).items())))

@@ -25,7 +25,8 @@ from nftproxy.address import Family, Network
 from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
 from nftproxy.kernel.reader import Reader
 from nftproxy.routes import Affinity, Key, Value, Verdict
-from nftproxy.table.difference import Delta
+from nftproxy.table import schema
+from nftproxy.table.delta import Delta
 from nftproxy.table.program import TABLE, Program, table
 
 _PROBE = """\
@@ -143,6 +144,13 @@ class Kernel:
         with self._lock:
             return self._reader.networks(where, family)
 
+    def keys(self, where: str) -> set[Key]:
+        """Return the keys of one of our sets; the networks of an interval set as texts."""
+        place = schema.parse(where)
+        if place and place.declaration.interval:
+            return {(str(network),) for network in self.networks(where, place.family)}
+        return set(self.elements(where))
+
     def load(self, program: Program) -> None:
         """Put the program into the kernel, in one transaction, over whatever program is there.
 
@@ -161,8 +169,8 @@ class Kernel:
             text += "".join(f"delete chain {TABLE} {name}\n" for name in stale_base)
             refilled = [n for n in (*other, *(n for n, t in parts.items() if t.startswith("chain"))) if n in known]
             text += "".join(f"flush chain {TABLE} {name}\n" for name in dict.fromkeys(refilled))
-            text += "".join(f"delete chain {TABLE} {n}\n" for n in known if n.startswith("program-") and n != program.marker)
-            body = program.text({family: _lengths(self.sets, family.digit) for family in program.families})
+            text += "".join(f"delete chain {TABLE} {n}\n" for n in known if schema.parse_program(n) and n != program.marker)
+            body = program.text({family: schema.lengths(self.sets, family) for family in program.families})
             self._transact(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
             self._stale = self.chains - set(parts)
             self._doubted = False
@@ -193,9 +201,9 @@ class Kernel:
         with self._lock:
             self._json([{"delete": _elements(where, keys)} for where, keys in delta.late.items() if keys])
 
-    def replace(self, where: str, elements: Iterable[object]) -> None:
-        """Give a set exactly these elements (as libnftables JSON), in one transaction."""
-        found = list(elements)
+    def replace(self, where: str, keys: Iterable[Key]) -> None:
+        """Give a set exactly these keys, in one transaction; texts with a slash are networks."""
+        found = [_network(str(key[0])) for key in sorted(keys)]
         commands: list[object] = [{"flush": {"set": {**_ELEMENT, "name": where}}}]
         if found:
             commands.append({"add": {"element": {**_ELEMENT, "name": where, "elem": found}}})
@@ -254,10 +262,10 @@ class Kernel:
         parts = {name: text for name, text in parts.items() if name not in made}
         again = [name for name in parts if name in self._stale]
         for family in program.families:
-            wanted = {name for name in wheres if name.startswith(f"allowed{family.digit}-")} - self.sets
+            wanted = {name for name in wheres if schema.is_allowed(name, family)} - self.sets
             if wanted:
-                parts |= program.sources(family, _lengths(self.sets | wanted, family.digit))
-                again.append(f"allowed{family.digit}")
+                parts |= program.sources(family, schema.lengths(self.sets | wanted, family))
+                again.append(schema.allowed(family))
         if parts:
             self._transact("".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values()))
             self._stale -= parts.keys()
@@ -310,9 +318,10 @@ def _json(key: Key, value: Value) -> object:
     return (left, value if type(value) is str else {"concat": value})
 
 
-def _lengths(sets: Iterable[str], digit: str) -> set[int]:
-    prefix = f"allowed{digit}-"
-    return {int(name.removeprefix(prefix)) for name in sets if name.startswith(prefix)}
+def _network(text: str) -> object:
+    """Return an address or a network as libnftables JSON."""
+    address, slash, length = text.partition("/")
+    return {"prefix": {"addr": address, "len": int(length)}} if slash else text
 
 
 def _error(text: str) -> KernelError:

@@ -24,15 +24,11 @@ from nftproxy.address import Family
 from nftproxy.kernel.reader import Counted
 from nftproxy.routes import Frontend, Key, Value, Verdict
 from nftproxy.selection import Endpoint
+from nftproxy.table import schema
+from nftproxy.table.schema import Declaration
 
-STEPS = ("no_endpoints", "new_clients", "services")
+STEPS = (schema.NO_ENDPOINTS, schema.NEW_CLIENTS, schema.SERVICES)
 """What has frontends, in the order of readings, which is that of look-ups backwards: what one has seen, those before it have too."""
-
-LISTS = ("endpoints", "local_endpoints")
-"""The maps of slots."""
-
-PREFIXES = ("", "nodeport_")
-"""Of the names of all these maps: those that are keyed by address, and those for NodePorts."""
 
 Reading = Iterable[tuple[str, Iterable[Counted]]]
 """Maps by name with their elements."""
@@ -150,12 +146,12 @@ class _Seen:
         self.values: dict[str, dict[Key, Value]] = {}
         self.grown: dict[str, dict[Key, _Growth]] = {}
 
-    def frontends(self) -> Iterator[tuple[Subject, dict[str, _Growth]]]:
+    def frontends(self) -> Iterator[tuple[Subject, dict[Declaration, _Growth]]]:
         """Yield the frontends in use with the growth of their elements by step."""
-        for family, prefix in _SIDES:
-            maps = {step: self.grown.get(f"{prefix}{step}{family.digit}", {}) for step in STEPS}
+        for family, node_port in _SIDES:
+            maps = {step: self.grown.get(step.name(family, node_port=node_port), {}) for step in STEPS}
             for key in dict.fromkeys(key for grown in maps.values() for key in grown):
-                if subject := self._frontend(family, prefix, key):
+                if subject := self._frontend(family, Frontend.of_key(key)):
                     yield subject, {step: grown[key] for step, grown in maps.items() if key in grown}
 
     def endpoints(self) -> Iterator[tuple[Subject, int]]:
@@ -168,41 +164,36 @@ class _Seen:
     def present(self, known: set[Subject]) -> set[Subject]:
         """Return those of the known that the reading has."""
         places = {subject.place for subject in known}
-        found = {
-            s for s in known if isinstance(s.place, Frontend) and s == self._frontend(s.family, _prefix(s.place), s.place.key)
-        }
+        found = {s for s in known if isinstance(s.place, Frontend) and s == self._frontend(s.family, s.place)}
         for where, values in self.values.items():
-            if "-" in where:  # slots
+            if schema.declaration(where) in _SLOTS:
                 found.update(s for key, value in values.items() if value in places and (s := self._endpoint(where, key)))
         return found
 
     def with_affinity(self) -> Iterator[tuple[str, Key]]:
         """Yield the elements of frontends with affinity."""
-        for family, prefix in _SIDES:
-            for key in self.values.get(f"{prefix}new_clients{family.digit}", ()):
+        for family, node_port in _SIDES:
+            for key in self.values.get(schema.NEW_CLIENTS.name(family, node_port=node_port), ()):
                 for step in STEPS[1:]:
-                    if key in self.values.get(where := f"{prefix}{step}{family.digit}", ()):
+                    if key in self.values.get(where := step.name(family, node_port=node_port), ()):
                         yield where, key
 
-    def _frontend(self, family: Family, prefix: str, key: Key) -> Subject | None:
-        """Return the frontend of a key of `services` and others; None if no element says whose it is."""
+    def _frontend(self, family: Family, frontend: Frontend) -> Subject | None:
+        """Return whose a frontend is; None if no element says so."""
         for step in STEPS:
-            value = self.values.get(f"{prefix}{step}{family.digit}", {}).get(key)
+            value = self.values.get(step.name(family, node_port=frontend.is_node_port), {}).get(frontend.key)
             if isinstance(value, Verdict) and value.comment:
-                address = "" if prefix else str(key[0])
-                return Subject(family, value.comment, Frontend(address, str(key[-2]), int(key[-1])))
+                return Subject(family, value.comment, frontend)
         return None
 
     def _endpoint(self, where: str, key: Key) -> Subject | None:
         """Return the endpoint in a slot; None for other maps, and for slots of no frontend."""
-        base, _, proto = where.partition("-")
+        place = schema.parse(where)
         value = self.values[where][key]
-        if not proto or not isinstance(value, tuple) or isinstance(value, Verdict):
+        if place is None or place.declaration not in _SLOTS or not isinstance(value, tuple) or isinstance(value, Verdict):
             return None
-        family = Family.IPv4 if base[-1] == "4" else Family.IPv6
-        prefix = "nodeport_" if base.startswith("nodeport_") else ""
-        frontend = self._frontend(family, prefix, (*key[:-2], proto, key[-2]))
-        return frontend and Subject(family, frontend.service_port, Endpoint(str(value[0]), int(value[1])))
+        owner = self._frontend(place.family, Frontend.of_slot(key, place.detail))
+        return owner and Subject(place.family, owner.service_port, Endpoint(str(value[0]), int(value[1])))
 
 
 def _growth(before: tuple[Value, int] | None, value: Value, packets: int) -> _Growth:
@@ -211,9 +202,9 @@ def _growth(before: tuple[Value, int] | None, value: Value, packets: int) -> _Gr
     return _Growth(packets - before[1], anew=False)
 
 
-def _amounts(steps: Mapping[str, _Growth]) -> Iterator[tuple[Figure, int]]:
+def _amounts(steps: Mapping[Declaration, _Growth]) -> Iterator[tuple[Figure, int]]:
     """Turn the growth of a frontend's counters into that of its figures."""
-    services, new, refused = steps.get("services"), steps.get("new_clients"), steps.get("no_endpoints")
+    services, new, refused = map(steps.get, (schema.SERVICES, schema.NEW_CLIENTS, schema.NO_ENDPOINTS))
     if services:
         yield Figure.CONNECTIONS, services.packets - (refused.packets if refused else 0)
     if services and new and not (services.anew or new.anew):
@@ -222,9 +213,6 @@ def _amounts(steps: Mapping[str, _Growth]) -> Iterator[tuple[Figure, int]]:
         yield Figure.REFUSED, refused.packets
 
 
-def _prefix(frontend: Frontend) -> str:
-    return "" if frontend.address else "nodeport_"
-
-
-_SIDES = tuple((family, prefix) for family in Family for prefix in PREFIXES)
+_SIDES = tuple((family, node_port) for family in Family for node_port in (False, True))
+_SLOTS = (schema.ENDPOINTS, schema.LOCAL_ENDPOINTS)
 _Standings = dict[str, dict[Key, tuple[Value, int]]]  # by map; what counters stood at, most of those at 0 left out

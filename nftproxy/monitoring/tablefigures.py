@@ -15,12 +15,13 @@ from prometheus_client.registry import Collector
 from nftproxy.address import Family
 from nftproxy.errors import KernelError, MissingError
 from nftproxy.kernel.reader import Counted, Reader
-from nftproxy.monitoring.connections import LISTS, PREFIXES, STEPS, Figure, Ledger
-from nftproxy.table.program import PROTOCOLS
+from nftproxy.monitoring.connections import STEPS, Figure, Ledger
+from nftproxy.table import schema
+from nftproxy.table.schema import PROTOCOLS, Per
 
 LIMIT = 10_000  # series of connections
 _LABELS = ("ip_family", "namespace", "service", "port")
-_PER_SERVICE = ("cluster_members", "local_members", "affinity", "local_affinity")
+_PER_SERVICE = (Per.SERVICE_PORT, Per.ENDPOINT_PORT)
 _HELP = {
     Figure.CONNECTIONS: "New connections (TCP, SCTP) and flows (UDP) to a frontend that were sent to an endpoint.",
     Figure.BY_AFFINITY: "Of these, those that session affinity sent to the endpoint the client had before.",
@@ -75,9 +76,10 @@ class TableFigures(Collector):
         """Count the elements of all maps and sets; those that each ClientIP service has of its own count together."""
         sizes: Counter[str] = Counter()
         for name in self._reader.sets():
-            base = name.partition("-")[0]
+            place = schema.parse(name)
+            together = place and place.declaration.per in _PER_SERVICE and place.declaration.name(place.family)
             try:
-                sizes[base if base[:-1] in _PER_SERVICE else name] += self._reader.count(name)
+                sizes[together or name] += self._reader.count(name)
             except MissingError:
                 continue
         return sizes
@@ -105,8 +107,9 @@ class TableFigures(Collector):
 
 
 def _step_maps(family: Family) -> list[str]:
-    return [f"{prefix}{step}{family.digit}" for step in STEPS for prefix in PREFIXES]
+    return [step.name(family, node_port=node_port) for step in STEPS for node_port in (False, True)]
 
 
 def _slot_maps(family: Family) -> list[str]:
-    return [f"{prefix}{slots}{family.digit}-{proto}" for slots in LISTS for prefix in PREFIXES for proto in PROTOCOLS]
+    maps = [schema.maps(family, proto, node_port) for node_port in (False, True) for proto in PROTOCOLS]
+    return [each.endpoints for each in maps] + [each.local_endpoints for each in maps]

@@ -182,7 +182,7 @@ class Judge:
         for frontend, endpoints in expected.items():
             port = frontend.port.to_bytes(2)
             sources = frozenset(pack(e.address) + e.port.to_bytes(2) for e in endpoints)
-            if frontend.address:
+            if not frontend.is_node_port:
                 self._at[pack(frontend.address) + port] = sources
             else:
                 self._at_nodeport[port] = sources

@@ -48,7 +48,7 @@ def udp_frontends(
         for address in (seen.cluster_ip, *seen.external_ips, *seen.vips):
             found[Frontend(address, "udp", port.port)] = endpoints
         if port.node_port:
-            found[Frontend("", "udp", port.node_port)] = endpoints
+            found[Frontend.node_port("udp", port.node_port)] = endpoints
     return found
 
 
@@ -84,7 +84,7 @@ class UdpFlows:
         """Take in which addresses of this machine accept NodePorts now."""
         before, self.here = self.here, frozenset(addresses)
         self._left = (self._left | before) - self.here
-        if before != self.here and any(not frontend.address for frontend in self._claims):
+        if before != self.here and any(frontend.is_node_port for frontend in self._claims):
             self.due = True
 
     def saw(
@@ -120,7 +120,7 @@ class UdpFlows:
         A frontend that two Services claim leads to the endpoints of the one that has it (contract 2.2.3).
         """
         expected = {frontend: min(claims.values()).endpoints for frontend, claims in self._claims.items()}
-        ports = {frontend.port for frontend in (*self._claims, *self._gone) if not frontend.address}
+        ports = {frontend.port for frontend in (*self._claims, *self._gone) if frontend.is_node_port}
         left = (Frontend(address, "udp", port) for address in self._left for port in ports)
         return dict.fromkeys([*left, *self._gone], frozenset[Endpoint]()) | expected
 

@@ -7,10 +7,12 @@ from types import TracebackType
 from typing import Self
 
 from nftproxy.errors import KernelError
-from nftproxy.routes import MEMBERS, Affinity
-from nftproxy.table.difference import Delta
+from nftproxy.routes import Affinity
+from nftproxy.table import schema
+from nftproxy.table.delta import Delta
+from nftproxy.table.plan import BATCH
 
-BATCH = 10_000  # elements in one transaction of a big change; libnftables takes 40 MB for them
+_MEMBERS = (schema.CLUSTER_MEMBERS, schema.LOCAL_MEMBERS)
 AHEAD = 3  # transactions made while the kernel takes one
 
 
@@ -46,9 +48,9 @@ class FirstLoad:
         if whole.removed:  # of two that claim a frontend the older one came later: what it replaces has to be there
             self._release()
         verdicts, addresses = Delta(), Delta()
-        for where in [*whole.verdict_maps(), *(w for w in whole.added if w.startswith(MEMBERS))]:
+        for where in [*whole.verdict_maps(), *(w for w in whole.added if schema.declaration(w) in _MEMBERS)]:
             verdicts.take(whole, where)
-        for where in [where for where in whole.added if where.startswith("cluster_ips")]:
+        for where in [where for where in whole.added if schema.declaration(where) is schema.CLUSTER_IPS]:
             addresses.take(whole, where)
         self._verdicts.append(verdicts)
         self._addresses.append(addresses)

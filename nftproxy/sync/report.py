@@ -1,20 +1,18 @@
 """What one sync of one family did, for the log, metrics, health and whatever follows a sync."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from loguru import logger
+
 from nftproxy.address import Family
+from nftproxy.errors import KernelError
 from nftproxy.model import ObjectName
+from nftproxy.routes import Frontend
 from nftproxy.store import Pending
-from nftproxy.table.difference import Change, Delta
-
-PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it
-FORGET = 2000  # remembered clients deleted in one transaction
-PREPARED = 50  # ClientIP service ports whose chains are made in one sync for a Service with more: a third of a second
-
-Pair = tuple[Change, Delta]
+from nftproxy.table.remembered import Change, Remembered
 
 
 @dataclass(slots=True)
@@ -39,3 +37,32 @@ class Report:
             yield
         finally:
             self.stages[stage] = self.stages.get(stage, 0) + time.perf_counter() - begin
+
+    def refuse(self, change: Change, error: KernelError) -> None:
+        """Note that the kernel refuses a change, and say so."""
+        for name in change.services:
+            self.refused[name] = str(error)
+            logger.error(
+                "Service {} {}: the kernel refuses it ({}); it stays as it was, all others are applied. "
+                "It is tried again when it changes.",
+                name,
+                self.family,
+                error,
+            )
+
+    def rivals(self, changes: Iterable[Change], remembered: Remembered) -> None:
+        """Say which services claim the same frontends, once until it changes (contract 2.2.3)."""
+        for change in changes:
+            _log_rivals(change, remembered)
+
+
+def _log_rivals(change: Change, remembered: Remembered) -> None:
+    shared: dict[tuple[str, tuple[ObjectName, ...]], list[Frontend]] = {}
+    for frontend, claimants in change.claimants.items():
+        if len(claimants) > 1 and remembered.rivals.get(frontend) != claimants:
+            owner = change.services.get(claimants[0]) or remembered.services[claimants[0]]
+            why = "its ClusterIP" if owner.cluster_ip == frontend.address else "the oldest of those who claim it"
+            shared.setdefault((why, tuple(claimants)), []).append(frontend)
+    for (why, (name, *others)), frontends in shared.items():
+        more = f" and {len(frontends) - 1} more" if len(frontends) > 1 else ""
+        logger.error("Service {} has {}{}, as {}; without it: {}", name, frontends[0], more, why, ", ".join(map(str, others)))

@@ -9,31 +9,31 @@ written.
 A service that the kernel refuses is set aside alone, named once in the log, and tried again when it changes; all others are applied.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from loguru import logger
 
-from nftproxy.address import Family, Network
+from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import ALL, NodeSettings
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.kernel import grace
 from nftproxy.kernel.transactions import Kernel
-from nftproxy.model import ObjectName, Service
 from nftproxy.node.memory import give_back, uncollected
-from nftproxy.routes import MEMBERS, Affinity, Compiled, Context, Frontend, compile_service, targets
-from nftproxy.selection import Locality
-from nftproxy.store import Pending, Store, Taken
-from nftproxy.sync.firstload import BATCH, FirstLoad, FirstLoadError
-from nftproxy.sync.report import PREPARED, Report
-from nftproxy.table.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
-from nftproxy.table.packing import shape
+from nftproxy.routes import Affinity, Key
+from nftproxy.store import Store, Taken
+from nftproxy.sync.compilation import Compilation
+from nftproxy.sync.firstload import FirstLoad, FirstLoadError
+from nftproxy.sync.forgetting import Forgetting
+from nftproxy.sync.preparation import Preparation
+from nftproxy.sync.report import Report
+from nftproxy.table import schema
+from nftproxy.table.batch import Batch
+from nftproxy.table.delta import Delta
+from nftproxy.table.elements import targets
+from nftproxy.table.plan import BATCH, Basis, Empty, InStep, ReadBack, node_elements, plan
 from nftproxy.table.program import Program
-
-PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it
-FORGET = 2000  # remembered clients deleted in one transaction
-
-Pair = tuple[Change, Delta]
+from nftproxy.table.remembered import Change, Remembered
 
 
 class Syncer:
@@ -42,14 +42,14 @@ class Syncer:
     def __init__(self, family: Family, settings: NodeSettings, program: Program, kernel: Kernel, store: Store) -> None:
         self.family = family
         self.remembered = Remembered(family)
-        self.untidy = False  # whether chains or sets may have fallen out of use
         self._settings = settings
         self._program = program
         self._kernel = kernel
         self._store = store
         self._generation = -1  # of the program that `remembered` stands on; -1: the table has to be read back
-        self._notes: dict[ObjectName, list[str]] = {}
-        self._late = Delta()
+        self._compilation = Compilation(family, settings)
+        self._forgetting = Forgetting(kernel)
+        self._preparation = Preparation(kernel, program)
         self._names: dict[Affinity, tuple[str, ...]] = {}  # of chains and sets that ClientIP service ports need
 
     def sync(self) -> Report:
@@ -82,17 +82,6 @@ class Syncer:
         """Have the next sync read the table back."""
         self._generation = -1
 
-    def accept_nodeports_on(self, addresses: Iterable[str]) -> None:
-        """Make these the addresses that accept NodePorts (contract 2.6.5)."""
-        where = f"nodeport_ips{self.family.digit}"
-        wanted = {(address,) for address in addresses}
-        try:
-            if wanted != set(self._kernel.elements(where)):
-                self._kernel.replace(where, [address for (address,) in sorted(wanted)])
-        except MissingError:  # somebody took the table away, or the set
-            self.distrust()
-            raise
-
     def needed(self, busy: Callable[[], bool]) -> set[str] | None:
         """Return the names of all chains and sets made on demand that are in use; None when `busy` says that others wait.
 
@@ -101,7 +90,7 @@ class Syncer:
         names: set[str] = set()
         for target in {t for route in self.remembered.routes.values() for t in targets(route, self.family)}:
             names.update(self._program.pick(target) or (target,))
-        affinities = dict.fromkeys(self._affinities())
+        affinities = dict.fromkeys(self.remembered.affinities)
         self._names = {affinity: known for affinity, known in self._names.items() if affinity in affinities}
         for affinity in affinities:
             if affinity not in self._names:
@@ -113,209 +102,138 @@ class Syncer:
 
     def _sync(self, taken: Taken, *, careful: bool = False) -> Report:
         report = Report(self.family, services=len(taken.services), looked_at=taken.services)
+        accepted: tuple[Address, ...] | None = None
         if self.in_step:
-            self._write(taken, None, None, report)
+            self._write(taken, InStep(), report)
         else:
             with report.timed("read_back"):
-                actual = self._read_back(report)
+                basis = self._read_back(report)
             generation, before = self._kernel.generation, set(self._kernel.sets)
             with uncollected():
-                if actual or careful:
-                    self._write(taken, actual, None, report)
+                if careful or isinstance(basis, ReadBack):
+                    self._write(taken, basis, report)
                 else:
-                    with FirstLoad(lambda whole, affinities: self._transact(whole, affinities, report)) as first:
-                        self._write(taken, actual, first, report)
+                    self._load(taken, report)
             with report.timed("difference"):
-                self._adopt(actual, before, report)
-            if self._settings.nodeport_addresses[self.family] is ALL:
-                self.accept_nodeports_on(())  # no rule looks there, but an older process may have left some
+                self._forgetting.forget_strangers(self.remembered.affinities, before)
             self._generation = generation
+            if self._settings.nodeport_addresses[self.family] is ALL:
+                accepted = ()  # no rule looks there, but an older process may have left some
         with report.timed("difference"):
             self._commit_late(report)
-        report.stages["difference"] -= report.stages.get("kernel", 0)  # all but what the kernel takes of it
-        if taken.networks is not None:
-            self._service_cidrs(taken.networks)
+        for stage in ("kernel", "compile"):
+            report.stages["difference"] -= report.stages.get(stage, 0)  # all but what these take of it
+        if accepted is not None or taken.networks is not None:
+            self.say_of_node(node_elements(self.family, accepted, taken.networks))
         if report.postponed:
-            report.looked_at = {name: each for name, each in taken.services.items() if name not in report.postponed}
-            report.services = len(report.looked_at)
-            self._store.give_back(self.family, Taken(services=report.postponed))
+            self._postpone(taken, report)
         if report.read_back or report.written >= BATCH:
             give_back()
         return report
 
-    def _write(self, taken: Taken, actual: Actual | None, first: FirstLoad | None, report: Report) -> None:
+    def _plan(self, taken: Taken, basis: Basis, report: Report) -> Iterator[Batch]:
+        in_step = isinstance(basis, InStep)
+        alone = [self._preparation.is_large]
+        if in_step:
+            alone.append(partial(self._forgetting.concerns, self.remembered))
+        wanted = self._compilation.portions(taken, report, whole=in_step)
+        return plan(self.remembered, wanted, basis, alone=alone)
+
+    def _write(self, taken: Taken, basis: Basis, report: Report) -> None:
         """Make the changes of services, but for late deletions."""
-        for services in _portions(taken.services, None if actual is None else PORTION):
-            with report.timed("compile"):
-                wanted = self._compile(services, taken.zone)
-            with report.timed("difference"):
-                changes = difference(self.remembered, wanted)
-                large = [change for change in changes if self._is_large(change)] if self.in_step else []
-                for batch in self._batches([change for change in changes if change not in large] if large else changes, actual):
-                    if first:
-                        self._load(batch, first, report)
-                    else:
-                        self._apply(batch, actual, report)
-                if large:
-                    self._prepare(large, report)
-        if first:
-            with report.timed("difference"), report.timed("kernel"):
+        large: list[Change] = []
+        with report.timed("difference"):
+            for batch in self._plan(taken, basis, report):
+                if isinstance(basis, InStep) and len(batch.changes) == 1 and self._preparation.is_large(batch.changes[0]):
+                    large += batch.changes
+                else:
+                    self._apply(batch, basis, report)
+            if large:
+                self._prepare(large, report)
+
+    def _load(self, taken: Taken, report: Report) -> None:
+        """Load an empty table."""
+        with (
+            report.timed("difference"),
+            FirstLoad(lambda whole, affinities: self._transact(whole, affinities, report)) as first,
+        ):
+            for batch in self._plan(taken, Empty(), report):
+                with report.timed("kernel"):
+                    first.add(batch.delta, batch.affinities)
+                report.rivals(batch.changes, self.remembered)
+                self.remembered.accept(batch.changes, batch.delta)
+            with report.timed("kernel"):
                 first.finish()
 
-    def _lacking(self, change: Change) -> list[Affinity]:
-        """Return the ClientIP service ports of a change whose chains have to be made."""
-        return [a for new in change.services.values() if new for a in new.affinities if self._kernel.lacks(a)]
-
-    def _is_large(self, change: Change) -> bool:
-        """Whether a change needs more chains than others should wait for."""
-        ports = sum(len(new.affinities) for new in change.services.values() if new)
-        return ports > PREPARED and bool(self._lacking(change))
-
     def _prepare(self, large: list[Change], report: Report) -> None:
-        """Make some of the chains that large changes need, and leave the changes themselves to the next syncs.
-
-        A thousand ClientIP ports need thirteen thousand chains, which takes many seconds. Chains that nothing points to do no harm, so
-        they are made some at a time, and what changes meanwhile waits for some, not for all. Nothing else is remembered of it: the next
-        sync compiles anew and sees which chains are there.
-        """
+        """Make some of the chains that large changes need, and leave the changes themselves to the next syncs."""
         try:
             with report.timed("kernel"):
-                self._kernel.ensure_for(Delta(), self._program, self._lacking(large[0])[:PREPARED])
+                self._preparation.prepare(large[0])
         except KernelError as error:
             if isinstance(error, MissingError | ExistsError):
                 raise
             self._kernel.probe()
-            self._refuse(large.pop(0), error, report)
+            report.refuse(large.pop(0), error)
         for change in large:
             report.postponed |= {name: report.looked_at[name] for name in change.services}
 
-    def _compile(self, services: Mapping[ObjectName, Pending], zone: str) -> dict[ObjectName, Compiled | None]:
-        node_ip = self._settings.node_ips[self.family].text
-        here = Locality(self._settings.node_name, zone)
-        context = Context(self.family, here, node_ip, external_ips=self._settings.allow_external_ips)
-        wanted: dict[ObjectName, Compiled | None] = {}
-        for name, (service, slices) in services.items():
-            notes: list[str] = []
-            wanted[name] = compile_service(service, slices, context, notes) if service is not None else None
-            if notes or self._notes:
-                self._log(name, list(dict.fromkeys(notes)))  # every port of a service reads the same slices
-        return wanted
-
-    def _log(self, name: ObjectName, notes: list[str]) -> None:
-        """Say what was ignored in a service's objects, once until it changes."""
-        if notes != self._notes.get(name, []):
-            for note in notes:
-                logger.warning("Service {} {}: {}", name, self.family, note)
-            self._notes[name] = notes
-        if not notes:
-            self._notes.pop(name, None)
-
-    def _read_back(self, report: Report) -> Actual:
-        """Make sure that the program is there, forget what was remembered, and return the elements of this family, by set.
-
-        At a first start there are none, and no sets either in what is returned.
-        """
+    def _read_back(self, report: Report) -> ReadBack | Empty:
+        """Make sure that the program is there, forget what was remembered, and return the elements of this family."""
         report.read_back = True
         self._kernel.refresh()
         if not self._kernel.holds(self._program):
             self._kernel.load(self._program)
         self.remembered = Remembered(self.family)
-        self._late = Delta()
-        self.untidy = True
-        actual = {name: self._kernel.packed(name) for name in self._kernel.sets if compared(name, self.family)}
-        return actual if any(actual.values()) else {}
+        self.remembered.untidy = True
+        sets = (name for name in self._kernel.sets if schema.is_compared(name, self.family))
+        elements = {name: self._kernel.packed(name) for name in sets}
+        return ReadBack(elements) if any(elements.values()) else Empty()
 
-    def _batches(self, changes: list[Change], actual: Actual | None) -> Iterator[list[Pair]]:
-        """Cut changes into transactions; what can take seconds stands alone, last.
-
-        That is what makes clients forget endpoints, and, where it cannot be left to later syncs, what needs very many chains.
-        """
-        slow: list[Pair] = []
-        batch: list[Pair] = []
-        size = 0
-        for change in changes:
-            pair = (change, delta(change, self.remembered, actual))
-            if self._forgetful(change) if actual is None else self._is_large(change):
-                slow.append(pair)
-                continue
-            batch.append(pair)
-            size += len(pair[1])
-            if size >= BATCH:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
-        yield from ([pair] for pair in slow)
-
-    def _load(self, batch: list[Pair], first: FirstLoad, report: Report) -> None:
-        """Hand a batch to a first load."""
-        changes, whole, affinities = self._together(batch, {})
-        with report.timed("kernel"):
-            first.add(whole, affinities)
-        self._accept(changes, whole)
-
-    def _apply(self, batch: list[Pair], actual: Actual | None, report: Report) -> None:
+    def _apply(self, batch: Batch, basis: Basis, report: Report) -> None:
         """Commit a batch; if the kernel refuses it, halve it until the offender is alone and set that aside."""
-        changes, whole, affinities = self._together(batch, actual)
         try:
-            if actual is None and len(changes) == 1 and self._forgetful(changes[0]):
-                self._forget_departed(changes[0], whole, report)
-            self._commit(whole, affinities, report)
+            if isinstance(basis, InStep) and len(batch.changes) == 1:
+                self._forget_departed(batch, report)
+            self._commit(batch.delta, batch.affinities, report)
         except KernelError as error:
-            if actual is None and isinstance(error, MissingError | ExistsError):
+            if not batch.changes or (isinstance(basis, InStep) and isinstance(error, MissingError | ExistsError)):
                 raise
             self._kernel.probe()
-            if len(batch) > 1:
-                middle = len(batch) // 2
-                self._apply(batch[:middle], actual, report)
-                self._apply(batch[middle:], actual, report)
-                return
-            self._refuse(changes[0], error, report)
+            if len(batch.changes) == 1:
+                report.refuse(batch.changes[0], error)
+            for half in batch.halves():
+                self._apply(half, basis, report)
             return
-        self._accept(changes, whole)
+        report.rivals(batch.changes, self.remembered)
+        self.remembered.accept(batch.changes, batch.delta)
 
-    def _together(self, batch: list[Pair], actual: Actual | None) -> tuple[list[Change], Delta, list[Affinity]]:
-        changes = [change for change, _ in batch]
-        whole = shared_delta(changes, self.remembered, actual)
-        for _, part in batch:
-            whole.merge(part)
-        return changes, whole, [a for change in changes for new in change.services.values() if new for a in new.affinities]
+    def _forget_departed(self, batch: Batch, report: Report) -> None:
+        (change,) = batch.changes
+        if self._forgetting.concerns(self.remembered, change):
+            try:
+                self._forgetting.forget_departed(
+                    change, self.remembered, batch.delta, lambda departed: self._commit_and_wait(departed, report)
+                )
+            except BaseException:
+                self.distrust()
+                raise
 
-    def _accept(self, changes: list[Change], whole: Delta) -> None:
-        """Remember changes that the kernel accepted, or will have before a first load ends."""
-        for change in changes:
-            self._log_rivals(change)
-            self.untidy = self.untidy or self._drops_affinity(change)
-            self.remembered.accept(change)
-        self._late.cancel(whole.added)
-        self._late.merge(Delta(late=whole.late))
-
-    def _refuse(self, change: Change, error: KernelError, report: Report) -> None:
-        for name in change.services:
-            report.refused[name] = str(error)
-            logger.error(
-                "Service {} {}: the kernel refuses it ({}); it stays as it was, all others are applied. "
-                "It is tried again when it changes.",
-                name,
-                self.family,
-                error,
-            )
-
-    def _log_rivals(self, change: Change) -> None:
-        """Say which services claim the same frontends, once until it changes (contract 2.2.3)."""
-        shared: dict[tuple[str, tuple[ObjectName, ...]], list[Frontend]] = {}
-        for frontend, claimants in change.claimants.items():
-            if len(claimants) > 1 and self.remembered.rivals.get(frontend) != claimants:
-                owner = change.services.get(claimants[0]) or self.remembered.services[claimants[0]]
-                why = "its ClusterIP" if owner.cluster_ip == frontend.address else "the oldest of those who claim it"
-                shared.setdefault((why, tuple(claimants)), []).append(frontend)
-        for (why, (name, *others)), frontends in shared.items():
-            more = f" and {len(frontends) - 1} more" if len(frontends) > 1 else ""
-            logger.error("Service {} has {}{}, as {}; without it: {}", name, frontends[0], more, why, ", ".join(map(str, others)))
+    def _postpone(self, taken: Taken, report: Report) -> None:
+        """Leave what is not done yet to the next sync."""
+        report.looked_at = {name: each for name, each in taken.services.items() if name not in report.postponed}
+        report.services = len(report.looked_at)
+        self._store.give_back(self.family, Taken(services=report.postponed))
 
     def _commit(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
         with report.timed("kernel"):
             self._transact(whole, affinities, report)
+
+    def _commit_and_wait(self, departed: Delta, report: Report) -> None:
+        """Commit a delta, and wait until no packet is on its way that met the table as it was."""
+        self._commit(departed, (), report)
+        with report.timed("kernel"):
+            grace.wait()
 
     def _transact(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
         self._kernel.ensure_for(whole, self._program, affinities)
@@ -326,133 +244,20 @@ class Syncer:
 
     def _commit_late(self, report: Report) -> None:
         """Delete what nothing points to any more, nor any packet follows; all of it belongs to changes that were applied."""
-        if self._late:
+        if self.remembered.late:
             with report.timed("kernel"):
                 grace.wait()
-                self._kernel.commit_late(self._late)
+                self._kernel.commit_late(self.remembered.late)
             report.transactions += 1
-            report.written += len(self._late)
-            self._late = Delta()
+            report.written += len(self.remembered.late)
+            self.remembered.late = Delta()
 
-    def _adopt(self, actual: Actual, before: set[str], report: Report) -> None:
-        """After reading back: delete what no service has, and forget clients of endpoints that are gone.
-
-        Only memories that were there before hold any; each costs the kernel a walk along all sets.
-        """
-        rest = Delta()
-        for where, keys in actual.items():
-            for key in unpacked(where, keys):
-                rest.drop(where, key)
-        self._commit(rest, (), report)
-        self._late.merge(Delta(late=rest.late))
-        for affinity in self._affinities():
-            if not before.isdisjoint(_memories(affinity, affinity.ports)):
-                self._forget(affinity, affinity.ports)
-
-    def _affinities(self) -> Iterator[Affinity]:
-        return (affinity for compiled in self.remembered.services.values() for affinity in compiled.affinities)
-
-    def _before_after(self, change: Change) -> Iterator[tuple[Affinity | None, Affinity]]:
-        """Yield the affinities that a change leaves, each with what it was."""
-        for name, new in change.services.items():
-            if new and new.affinities:
-                old = self.remembered.services.get(name)
-                known = {a.name: a for a in old.affinities} if old else {}
-                yield from ((known.get(affinity.name), affinity) for affinity in new.affinities)
-
-    def _drops_affinity(self, change: Change) -> bool:
-        for name, new in change.services.items():
-            old = self.remembered.services.get(name)
-            if old and old.affinities and old.affinities != (new.affinities if new else ()):
-                return True
-        return False
-
-    def _forgetful(self, change: Change) -> bool:
-        """Whether some client may remember an endpoint that it must not reach any more."""
-        for old, new in self._before_after(change):
-            if old is None:
-                if any(memory in self._kernel.sets for memory in _memories(new, new.ports)):
-                    return True
-            elif set(old.cluster) - set(new.cluster) or set(old.local) - set(new.local) or set(new.ports) - set(old.ports):
-                return True
-        return False
-
-    def _forget_departed(self, change: Change, whole: Delta, report: Report) -> None:
-        """Take endpoints that go out of the member sets, then out of the clients' memory, before the change itself."""
-        departed = Delta()
-        for where in [w for w in whole.removed if w.startswith(MEMBERS)]:
-            departed.removed[where] = whole.removed.pop(where)
-        if departed:
-            self._commit(departed, (), report)
-            with report.timed("kernel"):
-                grace.wait()  # for a packet that found its endpoint among the members, and is about to be remembered
+    def say_of_node(self, sets: Mapping[str, list[Key]]) -> None:
+        """Give the sets that say something about the node these elements, where they have others."""
         try:
-            for old, new in self._before_after(change):
-                self._forget(new, {*new.ports, *(old.ports if old else ())})
-        except BaseException:
+            for where, keys in sets.items():
+                if self._kernel.keys(where) != set(keys):
+                    self._kernel.replace(where, keys)
+        except MissingError:  # somebody took the table away, or the set
             self.distrust()
             raise
-
-    def _forget(self, affinity: Affinity, ports: Iterable[int]) -> None:
-        """Delete what clients remember of endpoints that are no members."""
-        for which, members in (("affinity", affinity.cluster), ("local_affinity", affinity.local)):
-            for port in ports:
-                memory = affinity.memory(which, port)
-                if memory not in self._kernel.sets:
-                    continue
-                usable = {member.address for member in members if member.port == port}
-                stale = {k: v for k, v in self._kernel.elements(memory).items() if v not in usable}
-                entries = iter(stale.items())
-                while part := dict(itertools.islice(entries, FORGET)):
-                    self._kernel.forget(memory, part)
-
-    def _service_cidrs(self, networks: list[Network]) -> None:
-        where = f"service_cidrs{self.family.digit}"
-        if self._kernel.networks(where, self.family) != networks:
-            self._kernel.replace(where, [{"prefix": {"addr": n.text, "len": n.length}} for n in networks])
-
-
-def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator[dict[ObjectName, Pending]]:
-    """Yield services some at a time; all at once without a size.
-
-    Only what exchanges a frontend must change together, and after reading back nobody is known to have had one. They come by
-    precedence: of two that claim a frontend the other then never has it for a moment.
-    """
-    if size is None:
-        yield services
-        return
-
-    cluster_ips = {ip for service, _ in services.values() if service for ip in _cluster_ips(service)}
-
-    def precedence(item: tuple[ObjectName, Pending]) -> tuple[bool, bool, str, ObjectName]:
-        name, (service, _) = item
-        if service is None:
-            return False, *age(name, "")
-        intrudes = not cluster_ips.isdisjoint(_external(service))
-        return intrudes, *age(name, service.metadata.creation_timestamp or "")
-
-    rest = iter(sorted(services.items(), key=precedence))
-    while portion := dict(itertools.islice(rest, size)):
-        yield portion
-
-
-def _cluster_ips(service: Service) -> Iterable[str]:
-    return service.spec.cluster_ips or (service.spec.cluster_ip or "",)
-
-
-def _external(service: Service) -> Iterator[str]:
-    yield from service.spec.external_ips or ()
-    balancer = service.status and service.status.load_balancer
-    yield from (each.ip for each in (balancer and balancer.ingress) or () if each.ip)
-
-
-def compared(name: str, family: Family) -> bool:
-    """Whether a set holds elements of services of this family: no node-wide ones, nothing learnt, nothing of another release."""
-    base = name.partition("-")[0]
-    if not base.endswith(family.digit) or base[:-1] in {"service_cidrs", "nodeport_ips", "affinity", "local_affinity"}:
-        return False
-    return shape(name) is not None
-
-
-def _memories(affinity: Affinity, ports: Iterable[int]) -> list[str]:
-    return [affinity.memory(which, port) for which in ("affinity", "local_affinity") for port in ports]

@@ -11,6 +11,8 @@ from nftproxy.kernel.transactions import Kernel
 from nftproxy.store import Store
 from nftproxy.sync.report import Report
 from nftproxy.sync.syncer import Syncer
+from nftproxy.table import schema
+from nftproxy.table.plan import node_elements
 from nftproxy.table.program import Program
 
 SPARE_PICKS = 64  # unused picks that may stay: each costs a transaction two microseconds
@@ -36,7 +38,7 @@ class Table:
             logger.error("{}", error)
         if family in accepted and (report.read_back or accepted[family] != self._accepted.get(family)):
             self._accepted.pop(family, None)  # not known until it is written
-            syncer.accept_nodeports_on(address.text for address in accepted[family])
+            syncer.say_of_node(node_elements(family, accepted[family], None))
             self._accepted[family] = accepted[family]
         return report
 
@@ -50,7 +52,7 @@ class Table:
     @property
     def untidy(self) -> bool:
         """Whether chains or sets may have fallen out of use."""
-        return any(syncer.untidy for syncer in self.syncers.values())
+        return any(syncer.remembered.untidy for syncer in self.syncers.values())
 
     def tidy(self, busy: Callable[[], bool] = lambda: False) -> bool:
         """Delete chains and sets that fell out of use; False if some are still referenced, which then get another chance.
@@ -68,15 +70,15 @@ class Table:
         picks = {name for name in chains if self.program.pick(name)}  # not those of a family that is no longer served
         if len(picks) <= SPARE_PICKS:
             chains -= picks
-        sets = {name for name in self.kernel.sets - used if not name.startswith("allowed")}
+        sets = {name for name in self.kernel.sets - used if schema.declaration(name) is not schema.ALLOWED}
         for syncer in self.syncers.values():
-            syncer.untidy = False
+            syncer.remembered.untidy = False
         try:
             self.kernel.tidy(chains, sets)
         except KernelError as error:
             logger.debug("chains out of use are kept for now: {}", error)
             self.kernel.refresh()
             for syncer in self.syncers.values():
-                syncer.untidy = True
+                syncer.remembered.untidy = True
             return False
         return True

@@ -4,46 +4,21 @@ Pure. The name of a set tells its family and what it holds, so packing and unpac
 exactly when they are packed alike, whatever a tool prints.
 """
 
-import re
 import socket
 import struct
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-from nftproxy.address import parse_address
+from nftproxy.address import Family, parse_address
 from nftproxy.routes import Key, Value, Verdict
+from nftproxy.table import schema
 
-_NAME = re.compile(r"([a-z_]+)([46])(?:-(.+))?", re.DOTALL)
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 _PROTOCOL_NUMBERS = {name: number for number, name in _PROTOCOLS.items()}
 _CODES = {"drop": 0, "accept": 1, "jump": -3, "goto": -4}
 _VERBS = {code: verb for verb, code in _CODES.items()}
 _ATTRIBUTE = struct.Struct("=HH")
-
-# What the parts of keys and values are: an address, a protocol, a port, a slot number.
-_FRONTEND = "aps"
-_KEYS = {
-    "cluster_ips": "a",
-    "nodeport_ips": "a",
-    "hairpin": "aaps",
-    "members": "aps",
-    "firewall": _FRONTEND,
-    "allowed": "apsa",
-    "endpoints": "asn",
-    "local_endpoints": "asn",
-    "nodeport_endpoints": "sn",
-    "nodeport_local_endpoints": "sn",
-    "cluster_members": "as",
-    "local_members": "as",
-    "affinity": "a",
-    "local_affinity": "a",
-    **dict.fromkeys(("services", "new_clients", "no_endpoints", "learn"), _FRONTEND),
-    **dict.fromkeys(("nodeport_services", "nodeport_new_clients", "nodeport_no_endpoints", "nodeport_learn"), "ps"),
-}
-_VALUES = {"affinity": "a", "local_affinity": "a"} | {
-    f"{prefix}{local}endpoints": "as" for prefix in ("", "nodeport_") for local in ("", "local_")
-}
 
 
 class Shape(NamedTuple):
@@ -56,9 +31,9 @@ class Shape(NamedTuple):
 class Fields:
     """A row of fields in one family. `pack` and `unpack` turn a key or an endpoint into bytes and back."""
 
-    def __init__(self, fields: str, family: int) -> None:
-        """`fields` has a letter for each, as above."""
-        version, size = (socket.AF_INET, 4) if family == 4 else (socket.AF_INET6, 16)
+    def __init__(self, fields: str, family: Family) -> None:
+        """`fields` has a letter for each, as in the schema."""
+        version, size = (socket.AF_INET, 4) if family is Family.IPv4 else (socket.AF_INET6, 16)
         known: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
             "a": (f"{size}s", partial(socket.inet_pton, version), _text4 if size == 4 else _text6),
             "p": ("B3x", _PROTOCOL_NUMBERS.__getitem__, _protocol),
@@ -99,13 +74,12 @@ def _unpacker(layout: struct.Struct, from_packed: list[Callable[[Any], Any]]) ->
 
 @lru_cache(4096)
 def shape(name: str) -> Shape | None:
-    """Return what the set or map of that name holds; None when it is none of the program's."""
-    parts = _NAME.fullmatch(name)
-    if parts is None or parts[1] not in _KEYS:
+    """Return what the set or map of that name holds; None when it is not one of the program's, or an interval set."""
+    place = schema.parse(name)
+    if place is None or place.declaration.interval:
         return None
-    family = int(parts[2])
-    value = _VALUES.get(parts[1])
-    return Shape(Fields(_KEYS[parts[1]], family), Fields(value, family) if value else None)
+    value = place.declaration.value
+    return Shape(Fields(place.key, place.family), Fields(value, place.family) if value not in {"", schema.VERDICT} else None)
 
 
 def pack_value(value: Value, fields: Fields | None) -> bytes:

@@ -6,13 +6,16 @@ Pure. The same compile and difference as in a sync, from an empty memory.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from nftproxy.address import Family, Network
+from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import NodeSettings
 from nftproxy.routes import Affinity, Context, Key, Value, Verdict, compile_service
 from nftproxy.selection import Locality
 from nftproxy.store import Store
-from nftproxy.table.difference import Actual, Delta, Remembered, delta, difference, shared_delta, unpacked
+from nftproxy.table import schema
+from nftproxy.table.delta import Delta
+from nftproxy.table.plan import Basis, Empty, node_elements, plan
 from nftproxy.table.program import Program, table
+from nftproxy.table.remembered import Remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,27 @@ class Preview:
     family: Family
     delta: Delta
     affinities: tuple[Affinity, ...]
-    networks: tuple[Network, ...]  # service CIDRs
+    node: dict[str, list[Key]]  # the sets that say something about the node, whole
     notes: tuple[str, ...]  # what in the objects is ignored, and why
 
+    @property
+    def added(self) -> dict[str, dict[Key, Value]]:
+        """All elements that are added to an empty table, by set."""
+        whole = {where: dict.fromkeys(keys) for where, keys in self.node.items() if keys}
+        return {**self.delta.added, **whole}
 
-def preview(settings: NodeSettings, store: Store, family: Family, actual: Actual | None = None) -> Preview:
-    """Return what a first sync of a family would write; `actual`, used up, is what the table holds already."""
+
+def preview(
+    settings: NodeSettings,
+    store: Store,
+    family: Family,
+    accepted: Iterable[Address] | None = None,
+    basis: Basis = Empty(),  # noqa: B008 - immutable
+) -> Preview:
+    """Return what a first sync of a family would write, to an empty table or to one that was read back.
+
+    `accepted` are the addresses that accept NodePorts; None if all do, or nobody knows.
+    """
     taken = store.take(family, everything=True)
     context = Context(
         family,
@@ -41,19 +59,16 @@ def preview(settings: NodeSettings, store: Store, family: Family, actual: Actual
         found: list[str] = []
         wanted[name] = compile_service(service, slices, context, found) if service else None
         notes += [f"Service {name}: {note}" for note in found]
+    whole = Delta()
     remembered = Remembered(family)
-    changes = difference(remembered, wanted)
-    whole = shared_delta(changes, remembered, actual)
-    for change in changes:
-        whole.merge(delta(change, remembered, actual))
-    for where, keys in (actual or {}).items():
-        for key in unpacked(where, keys):
-            whole.drop(where, key)
+    for batch in plan(remembered, [wanted], basis):
+        whole.merge(batch.delta)
+        remembered.accept(batch.changes, batch.delta)
     affinities = tuple(a for compiled in wanted.values() if compiled for a in compiled.affinities)
-    return Preview(family, whole, affinities, tuple(taken.networks or ()), tuple(notes))
+    return Preview(family, whole, affinities, node_elements(family, accepted, taken.networks), tuple(notes))
 
 
-def text(program: Program, previews: Iterable[Preview], nodeport_ips: dict[Family, list[str]]) -> str:
+def text(program: Program, previews: Iterable[Preview]) -> str:
     """Return the whole table as nft syntax, which replaces one that is there."""
     previews = list(previews)
     parts: dict[str, str] = {}
@@ -63,11 +78,10 @@ def text(program: Program, previews: Iterable[Preview], nodeport_ips: dict[Famil
             parts |= program.pick(target)
         for affinity in each.affinities:
             parts |= program.affinity(affinity)
-        prefix = f"allowed{each.family.digit}-"
-        lengths[each.family] = {int(w.removeprefix(prefix)) for w in each.delta.added if w.startswith(prefix)}
+        lengths[each.family] = schema.lengths(each.delta.added, each.family)
     body = program.text(lengths)
     parts = {name: part for name, part in parts.items() if name not in body}
-    elements = [command for each in previews for command in _commands(each, nodeport_ips)]
+    elements = [command for each in previews for command in _commands(each)]
     head = "# Made by nftproxy render. This replaces the table: nft -f applies it whole or not at all.\n"
     reset = "add table inet nftproxy\ndelete table inet nftproxy\n\n"
     return head + reset + table([f"chain {program.marker} {{\n}}", body, *parts.values()]) + "\n".join(["", *elements, ""])
@@ -84,12 +98,8 @@ def line(key: Key, value: Value = None) -> str:
     return f"{left} : {value if isinstance(value, str) else ' . '.join(map(str, value))}"
 
 
-def _commands(each: Preview, nodeport_ips: dict[Family, list[str]]) -> Iterator[str]:
-    v = each.family.digit
-    sets: dict[str, list[str]] = {where: [line(*item) for item in items.items()] for where, items in each.delta.added.items()}
-    sets[f"nodeport_ips{v}"] = nodeport_ips.get(each.family, [])
-    sets[f"service_cidrs{v}"] = [str(network) for network in each.networks]
+def _commands(each: Preview) -> Iterator[str]:
+    sets = {where: [line(*item) for item in items.items()] for where, items in each.added.items()}
     for where in sorted(sets):
-        if sets[where]:
-            rows = ",\n    ".join(sorted(sets[where]))
-            yield f"add element inet nftproxy {where} {{\n    {rows}\n}}"
+        rows = ",\n    ".join(sorted(sets[where]))
+        yield f"add element inet nftproxy {where} {{\n    {rows}\n}}"

@@ -7,30 +7,30 @@ is ever rewritten under the same program.
 """
 
 import hashlib
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from string import Template
 
 from nftproxy import shipped
 from nftproxy.address import Address, Family, mask
 from nftproxy.configuration.settings import ALL, Cidr, NodeSettings
-from nftproxy.routes import NODE_PORT, Affinity
+from nftproxy.routes import Affinity
 from nftproxy.selection import Endpoint
+from nftproxy.table import schema
+from nftproxy.table.schema import PROTOCOLS, Policy
 
 TABLE = "inet nftproxy"
-PROTOCOLS = ("tcp", "udp", "sctp")
-_HEADER = re.compile(r"^(set|map|chain) (\S+) \{", re.MULTILINE)
-_PICK = re.compile(
-    r"(?P<side>nodeport-)?(?:pick|external|local|(?P<preserve>preserve))(?P<v>[46])-(?P<proto>tcp|udp|sctp)"
-    r"-(?P<count>[1-9][0-9]*)(?(preserve)(?:-(?P<own>[1-9][0-9]*))?)"
-)
+_HEADER = re.compile(r"^(?:\[\w+\] )?(set|map|chain) (\S+) \{", re.MULTILINE)
+_MARKED = re.compile(r"(\s*)((?:\[[\w ]+\])*) ?(.*)", re.DOTALL)
+_MARKER = re.compile(r"\[([\w ]+)\]")
 _GOTO = re.compile(r"\bgoto (\S+)")
 _NAMED = re.compile(r"(?:\bgoto |@)(\S+)")  # chains, sets and maps that a rule names
 _IP = {Family.IPv4: "ip", Family.IPv6: "ip6"}
 _LOOPBACK = {Family.IPv4: "127.0.0.0/8", Family.IPv6: "::1"}
 
-Variables = Mapping[str, str | int | None]
+Variables = Mapping[str, str | int]
 
 
 class Program:
@@ -39,12 +39,13 @@ class Program:
     def __init__(self, settings: NodeSettings) -> None:
         self.families = settings.families
         self._variables = {family: _variables(settings, family) for family in settings.families}
+        self._all = self._variables[settings.families[0]]
         sample: list[str] = []
         for family in settings.families:
             affinity = Affinity("", family, "tcp", 1, (Endpoint("", 1),), (), ())
             sample += self._of_service(affinity).values()
-            for side in ("", NODE_PORT):
-                picked = f"{side}preserve{family.digit}-tcp-1-1"  # goes to every other kind of pick
+            for node_port in (False, True):
+                picked = schema.pick(Policy.PRESERVE, family, "tcp", 1, 1, node_port=node_port)  # goes to every other kind
                 sample += self.pick(picked).values()
                 sample += self._of_service(affinity, self._numbers(picked)).values()
         body = self.text()
@@ -53,17 +54,22 @@ class Program:
     @property
     def marker(self) -> str:
         """The name of the empty chain that says which program the table holds."""
-        return f"program-{self.digest}"
+        return schema.program(self.digest)
 
     def text(self, lengths: Mapping[Family, Iterable[int]] | None = None) -> str:
-        """Return the body of the table without what is made on demand, but with look-ups for these lengths of source ranges."""
-        parts = [_fill(_read("protocol.nft"), {**self._variables[f], "proto": p}) for f in self.families for p in PROTOCOLS]
-        for family in self.families:
-            sources = self.sources(family, (lengths or {}).get(family, ()))
-            chain = sources.pop(f"allowed{family.digit}")
-            whole = _fill(_read("family.nft"), self._variables[family])
-            parts += [*sources.values(), whole.replace(blocks(whole)[f"allowed{family.digit}"], chain.rstrip("\n"))]
-        parts.append(_per_family(_read("hooks.nft"), list(self._variables.values())))
+        """Return the body of the table without what is made on demand, but with look-ups for these lengths of source ranges.
+
+        Hooks come first, as a packet meets them; what the files say at their head stands once.
+        """
+        parts = [_expand(_read("hooks.nft"), self._all, {"family": list(self._variables.values())})]
+        for number, family in enumerate(self.families):
+            prefixes = self._lengths(family, (lengths or {}).get(family, ()))
+            text = _expand(_read("family.nft"), self._variables[family], {"length": prefixes})
+            parts.append(_headless(text) if number else text)
+            parts += [_headless(part) for part in self._allowed(family, prefixes).values()]
+        for number, (family, proto) in enumerate(itertools.product(self.families, PROTOCOLS)):
+            text = _expand(_read("protocol.nft"), {**self._variables[family], "proto": proto})
+            parts.append(_headless(text) if number else text)
         return "\n".join(parts)
 
     def names(self) -> set[str]:
@@ -84,7 +90,7 @@ class Program:
         variables = self._numbers(name)
         if variables is None:
             return {}
-        text = blocks(_fill(_read("pick.nft"), variables))[name]
+        text = blocks(_expand(_read("pick.nft"), variables))[name]
         found: dict[str, str] = {}
         for other in _GOTO.findall(text):
             found |= self.pick(other)
@@ -116,59 +122,52 @@ class Program:
             "ports": affinity.ports_name,
             "timeout": affinity.timeout,
         }
-        found: dict[str, str] = {}
-        for name, block in blocks(_read("affinity.nft")).items():
-            if name.startswith("sticky-") != bool(numbers):
-                continue
-            if name.endswith("-$port"):
-                texts = [_fill(block, {**variables, "port": port}) for port in affinity.ports]
-            else:
-                texts = ["\n".join(_per_port(block, variables, affinity.ports))]
-            for text in texts:
-                found |= blocks(text)
-        return found
+        ports = [{"port": port} for port in affinity.ports]
+        return {
+            name: block
+            for template, text in blocks(_read("affinity.nft")).items()
+            if schema.is_sticky(template) == bool(numbers)
+            for name, block in blocks(_expand(text, variables, {"port": ports})).items()
+        }
 
     def _numbers(self, name: str) -> Variables | None:
         """Return the variables that the name of a pick chain tells; None when it is none, or of a family not served."""
-        matched = _PICK.fullmatch(name)
-        family = matched and (Family.IPv4 if matched["v"] == "4" else Family.IPv6)
-        if not matched or family not in self._variables:
+        picked = schema.parse_pick(name)
+        if not picked or picked.family not in self._variables:
             return None
-        variables, count, own = self._variables[family], matched["count"], matched["own"]
-        frontend = (
-            "meta l4proto . th dport @nodeport_" if matched["side"] else f"{variables['ip']} daddr . meta l4proto . th dport @"
-        )
         return {
-            **variables,
-            "side": matched["side"] or "",
-            "counted": f"{frontend}new_clients{family.digit}",
-            "proto": matched["proto"],
-            "count": count,
-            "own": own,
-            "lists": f"{count}-{own}" if own else count,
+            **self._variables[picked.family],
+            "side": picked.side,
+            "proto": picked.proto,
+            "count": picked.size,
+            "own": picked.own,
+            "lists": f"{picked.size}-{picked.own}" if picked.own else picked.size,
+            "NodePort": picked.node_port,
+            "with address": not picked.node_port,
+            "local list": picked.own,
         }
 
     def sources(self, family: Family, lengths: Iterable[int]) -> dict[str, str]:
         """Return the sets of allowed sources for these prefix lengths, and the chain that looks them up."""
-        lengths = sorted(lengths)
-        variables = self._variables[family]
+        prefixes = self._lengths(family, lengths)
+        template = blocks(_read("family.nft"))["allowed$v"]
+        chain = _expand(template, self._variables[family], {"length": prefixes})
+        return {**self._allowed(family, prefixes), schema.allowed(family): chain}
+
+    def _allowed(self, family: Family, prefixes: Sequence[Variables]) -> dict[str, str]:
         found: dict[str, str] = {}
-        rules = []
-        for length in lengths:
-            found |= blocks(_fill(_read("sources.nft"), {**variables, "length": length}))
-            ones = Address(family, "255.255.255.255" if family is Family.IPv4 else ":".join(["ffff"] * 8))
-            rules.append(
-                f"{variables['ip']} daddr . meta l4proto . th dport . {variables['ip']} saddr & {mask(ones, length).text}"
-                f" @allowed{family.digit}-{length} return"
-            )
-        name = f"allowed{family.digit}"
-        found[name] = _block(_read("family.nft"), "allowed$v", {**variables, "sources": "\n    ".join(rules) or None})
+        for prefix in prefixes:
+            found |= blocks(_expand(_read("sources.nft"), {**self._variables[family], **prefix}))
         return found
+
+    def _lengths(self, family: Family, lengths: Iterable[int]) -> list[Variables]:
+        ones = Address(family, "255.255.255.255" if family is Family.IPv4 else ":".join(["ffff"] * 8))
+        return [{"length": length, "netmask": mask(ones, length).text} for length in sorted(lengths)]
 
 
 def is_pick(name: str) -> bool:
     """Whether a chain's name is that of a pick, or of a chain that leads to one."""
-    return _PICK.fullmatch(name) is not None
+    return schema.parse_pick(name) is not None
 
 
 def table(blocks_by_name: Iterable[str]) -> str:
@@ -185,83 +184,66 @@ def blocks(text: str) -> dict[str, str]:
     return found
 
 
-def _block(text: str, name: str, variables: Variables) -> str:
-    return _fill(blocks(text)[name], variables)
-
-
 @cache
 def _read(name: str) -> str:
     return (shipped.folder("rulesets") / name).read_text()
 
 
-def _fill(text: str, variables: Variables) -> str:
-    """Fill in the variables, line by line; a line with a condition that is never true (None) is left out."""
-    lines = []
+def _expand(text: str, variables: Variables, each: Mapping[str, Sequence[Variables]] | None = None) -> str:
+    """Fill in variables and obey markers: a line once for each of something, or only where something is so."""
+    lines: list[str] = []
+    block: tuple[str, list[str]] | None = None  # a marked declaration, up to its end
     for line in text.splitlines():
-        template, names = _template(line)
-        if all(variables[name] is not None for name in names):
-            lines.append(template.substitute(variables))
+        indent, markers, template = _line(line)
+        if block is None and not indent and markers:
+            block = markers[0], []
+        if block is not None:
+            block[1].append(line.removeprefix(f"[{block[0]}] "))
+            if line == "}":
+                whole, several = "\n".join(block[1]), (each or {})[block[0]]
+                lines += [_expand(whole, {**variables, **one}).rstrip("\n") for one in several]
+                block = None
+            continue
+        wanted: Sequence[Variables] = ({},)
+        for marker in markers:
+            if each and marker in each:
+                wanted = each[marker]
+        for one in wanted:
+            known = {**variables, **one} if one else variables
+            if all(known.get(marker, marker in (each or ())) for marker in markers):
+                lines.append(indent + template.substitute(known))
     return "\n".join(lines) + "\n"
 
 
 @lru_cache(4096)
-def _template(line: str) -> tuple[Template, frozenset[str]]:
-    """Return a line of a ruleset and the names of its variables; thousands of services share the few lines there are."""
-    template = Template(line)
-    return template, frozenset(template.get_identifiers())
+def _line(line: str) -> tuple[str, tuple[str, ...], Template]:
+    """Return indentation, markers and the rest of a line; thousands of services share the few lines there are."""
+    match = _MARKED.match(line)
+    assert match  # noqa: S101 - it matches everything
+    return match[1], tuple(_MARKER.findall(match[2])), Template(match[3])
 
 
-def _per_family(text: str, families: list[Variables]) -> str:
-    """Fill in the variables; the lines about one family once for each."""
-    lines = []
-    for line in text.splitlines():
-        template, names = _template(line)
-        lines += [template.substitute(variables) for variables in (families if "v" in names else families[:1])]
-    return "\n".join(lines) + "\n"
+def _headless(text: str) -> str:
+    """Return text without headers, which stand once in the table."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#")).lstrip("\n")
 
 
-def _per_port(block: str, variables: Variables, ports: Iterable[int]) -> Iterator[str]:
-    """Yield the lines of a block, those about one port number once for each."""
-    for line in block.splitlines():
-        template, names = _template(line)
-        if "port" in names:
-            for port in ports:
-                yield template.substitute(variables, port=port)
-        else:
-            yield from _fill(line, variables).splitlines()
-
-
-def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int | None]:
+def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int]:
     """Turn the settings of a node into the conditions of its rules (contract 4.1, 4.2, 2.6)."""
-    ip = _IP[family]
     detector = settings.detector
-    if isinstance(detector, Cidr):
-        pods = detector.networks.get(family)
-        from_pod = f"{ip} saddr {pods}" if pods else None
-        not_from_pod = f"{ip} saddr != {pods}" if pods else None
-    elif detector is None:
-        from_pod = not_from_pod = None
-    else:
-        from_pod = f'iifname "{detector.pattern}"'
-        not_from_pod = f'iifname != "{detector.pattern}"'  # true for packets made on this node, as contract 4.2.1 wants
-    if settings.nodeport_addresses[family] is ALL:
-        elsewhere = f"!= {_LOOPBACK[family]}"
-        to_nodeport = f"fib daddr type local {ip} daddr {elsewhere}"
-        at_nodeport = f"{ip} daddr {elsewhere}"
-        # No `fib` there: other addresses of Services pass for this node's, but at least those with the same ports do not.
-        originally = f"ct original {at_nodeport} ct original {ip} daddr != @cluster_ips{family.digit}"
-    else:
-        to_nodeport = at_nodeport = f"{ip} daddr @nodeport_ips{family.digit}"
-        originally = f"ct original {to_nodeport}"
+    pods = detector.networks.get(family) if isinstance(detector, Cidr) else detector and detector.pattern
+    listed = settings.nodeport_addresses[family] is not ALL
     return {
         "v": family.digit,
         "nfproto": f"ipv{family.digit}",
-        "ip": ip,
+        "ip": _IP[family],
+        "loopback": _LOOPBACK[family],
         "bit": f"{settings.masquerade_bit:#x}",
-        "from_pod": from_pod,
-        "not_from_pod": "" if settings.masquerade_all else not_from_pod,
-        "to_nodeport": to_nodeport,
-        "at_nodeport": at_nodeport,
-        "originally_to_nodeport": originally,
-        "sources": None,
+        "pods": str(pods),
+        "pod network": bool(pods) and isinstance(detector, Cidr),
+        "pod interface": bool(pods) and not isinstance(detector, Cidr),  # also packets made on this node come from elsewhere
+        "masquerade all": settings.masquerade_all,
+        "masquerade others": not settings.masquerade_all,
+        "all addresses": not listed,
+        "listed addresses": listed,
     }

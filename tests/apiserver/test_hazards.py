@@ -19,7 +19,7 @@ from nftproxy.sources import reflector as reflector_module
 from nftproxy.sources.apiserver import connect
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource, own_node
 from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER, STEADY
-from nftproxy.table.difference import Delta
+from nftproxy.table.delta import Delta
 from tests.support.fake_apiserver import (
     Document,
     Exchange,

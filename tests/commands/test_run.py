@@ -21,7 +21,7 @@ from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer, Connection, Outcome
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.plan import CLUSTER_CIDRS
-from nftproxy.sync.firstload import BATCH
+from nftproxy.table.plan import BATCH
 from tests.support.process import Run, endpoints, everything, network, nftproxy, reading, service, taken, write
 from tests.support.world import unique_name
 

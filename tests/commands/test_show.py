@@ -17,8 +17,9 @@ from nftproxy.kernel.snapshot import Kind, ServicePort, Shown, services
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Refused, Silent
 from nftproxy.model import Service
-from nftproxy.routes import Compiled, Context, Element, Refusal, Route, compile_service, elements
+from nftproxy.routes import Compiled, Context, Element, Refusal, Route, compile_service
 from nftproxy.selection import Locality
+from nftproxy.table.elements import elements, members, shared
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.process import NFTPROXY, network, nftproxy
 from tests.support.world import VIP, World
@@ -31,9 +32,9 @@ def table(*compiled: Compiled, counts: dict[tuple[str, str], int] | None = None)
     found: dict[str, list[Counted]] = {}
     for one in compiled:
         parts: Iterable[Element] = [
-            *one.shared(Family.IPv4),
+            *shared(one, Family.IPv4),
             *(element for route in one.routes for element in elements(route, Family.IPv4)),
-            *(element for affinity in one.affinities for element in affinity.elements()),
+            *(element for affinity in one.affinities for element in members(affinity)),
         ]
         for element in parts:
             packets = (counts or {}).get((element.where, " . ".join(map(str, element.key))), 0)

@@ -24,7 +24,7 @@ from nftproxy.node.udpflows import Expected, UdpFlows, nodeport_addresses
 from nftproxy.routes import Frontend
 from nftproxy.selection import Endpoint
 from nftproxy.sync.report import Report
-from nftproxy.table.difference import Delta
+from nftproxy.table.delta import Delta
 from tests.support.objects import service
 from tests.support.world import CLUSTER_IP, VIP, World, unique_name
 

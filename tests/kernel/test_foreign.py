@@ -160,7 +160,7 @@ def test_listener_tells_elements_from_program() -> None:
             )
             assert listener.look().kind is Kind.NOTHING
             kernel.probe()
-            kernel.replace("s", [443])
+            kernel.replace("s", [("443",)])
             assert listener.look().kind is Kind.NOTHING
     finally:
         namespace.delete(name)

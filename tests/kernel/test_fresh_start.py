@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from nftproxy.address import Family
 from nftproxy.model import EndpointSlice, Object, ObjectName, Service
 from nftproxy.store import Store
-from nftproxy.sync import firstload
-from nftproxy.sync import syncer as syncer_module
+from nftproxy.sync import compilation, firstload
 from nftproxy.sync.table import Table
+from nftproxy.table import plan as plan_module
 from tests.support.objects import endpoint, endpoint_slice, node, service
 from tests.support.tables import bare_table, contents, deliver, names, new_namespace, table_in, unordered
 
@@ -104,16 +104,16 @@ def fresh(reference: Table, objects: dict[Any, Object]) -> dict[str, Any]:
 @pytest.mark.contract("1.3.7", "2.2.3", "3.1.8", "3.2.5", "5.7.8", "5.8.2")
 @given(
     steps=st.lists(changes, min_size=3, max_size=24),
-    portion=st.sampled_from([1, syncer_module.PORTION]),
-    batch=st.sampled_from([1, firstload.BATCH]),
+    portion=st.sampled_from([1, compilation.PORTION]),
+    batch=st.sampled_from([1, plan_module.BATCH]),
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_sequence_of_changes_ends_as_a_fresh_start(
     steps: list[Any], portion: int, batch: int, netns: str, reference: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever happens in between: syncs, restarts with nothing but the table, tidying, services that fight for an address."""
-    monkeypatch.setattr(syncer_module, "PORTION", portion)
-    for module in (syncer_module, firstload):
+    monkeypatch.setattr(compilation, "PORTION", portion)
+    for module in (plan_module, firstload):
         monkeypatch.setattr(module, "BATCH", batch)
     objects: dict[Any, Object] = {}
     with table_in(netns) as first:
@@ -155,7 +155,7 @@ def test_rivals_at_a_start(order: tuple[int, ...], before: int | None, affinity:
         names = [ObjectName("default", f"s{number}") for number in order]
         return ({name: services[name]} for name in names if name in services)
 
-    monkeypatch.setattr(syncer_module, "_portions", one_by_one)
+    monkeypatch.setattr(compilation, "_portions", one_by_one)
     spec: dict[str, Any] = {"externalIPs": ["203.0.113.1"], "sessionAffinity": affinity}
     items: dict[int, list[Object]] = {
         number: [

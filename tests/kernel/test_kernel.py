@@ -18,7 +18,7 @@ from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
 from nftproxy.store import Store
 from nftproxy.sync.table import Table
-from nftproxy.table.difference import Delta
+from nftproxy.table.delta import Delta
 from nftproxy.table.program import Program
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.tables import table_in

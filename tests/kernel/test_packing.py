@@ -7,8 +7,8 @@ import pytest
 from nftproxy.address import Family
 from nftproxy.model import Object
 from nftproxy.routes import Key, Value
-from nftproxy.sync.syncer import compared
 from nftproxy.table.packing import pack_value, shape
+from nftproxy.table.schema import is_compared
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.tables import bare_table
 
@@ -47,7 +47,7 @@ def test_the_kernel_packs_as_we_do(family: Family) -> None:
         table.sync(family, [])
         filled = 0
         for where in table.kernel.sets:
-            if compared(where, family):
+            if is_compared(where, family):
                 fields = shape(where)
                 assert fields is not None
                 elements: dict[Key, Value] = table.kernel.elements(where)

@@ -15,11 +15,12 @@ from nftproxy.configuration.settings import ALL, BridgeInterface, Cidr, Interfac
 from nftproxy.lab.client import Answer, Connection
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
-from nftproxy.routes import NODE_PORT, Affinity, Policy
+from nftproxy.routes import Affinity
 from nftproxy.selection import Endpoint
 from nftproxy.sync.table import Table
 from nftproxy.table import program as program_module
-from nftproxy.table.program import PROTOCOLS, Program, blocks, is_pick
+from nftproxy.table.program import Program, blocks, is_pick
+from nftproxy.table.schema import PROTOCOLS, Policy
 from tests.support.frontends import WIRES, Kind, Web, listing, masked, route_outside
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in
@@ -154,7 +155,7 @@ def test_a_family_that_is_not_served_has_no_picks() -> None:
 def affinity(cluster: Iterable[int] = (8080,), local: Iterable[int] = (), timeout: int = 100) -> Affinity:
     """One that needs everything that there is."""
     lists = [tuple(Endpoint("10.244.1.2", port) for port in ports) for ports in (cluster, local)]
-    entries = ((Policy.CLUSTER, ""), (Policy.PRESERVE, ""), (Policy.PRESERVE, NODE_PORT))
+    entries = ((Policy.CLUSTER, False), (Policy.PRESERVE, False), (Policy.PRESERVE, True))
     return Affinity("default/web/tcp/http", Family.IPv4, "tcp", timeout, lists[0], lists[1], entries)
 
 

@@ -149,7 +149,7 @@ LEFTOVERS = {
         add chain inet nftproxy internal4-tcp-1
         add rule inet nftproxy internal4-tcp-1 drop
         add element inet nftproxy internal4 { 10.96.0.12 . tcp . 80 : jump internal4-tcp-1 }
-        insert rule inet nftproxy services4 ip daddr . meta l4proto . th dport vmap @internal4
+        insert rule inet nftproxy find-service4 ip daddr . meta l4proto . th dport vmap @internal4
         delete chain inet nftproxy {marker}
         add chain inet nftproxy program-0123456789abcdef""",
     "a member too many": "add element inet nftproxy cluster_members4-default/s3/tcp/http { 10.244.9.9 . 8080 }",
@@ -322,6 +322,6 @@ def test_before_the_first_sync_everything_stays(world: World, wire: Wire) -> Non
     restart(world, web.service(), *web.slices("pod1-1", "pod2-1"))
     world.start("node1")
     assert web.answers("client", "vip", wire) == {"pod1-1", "pod2-1"}
-    nft(world, "node1", "list chain inet nftproxy services4")
+    nft(world, "node1", "list chain inet nftproxy find-service4")
     restart(world, web.service(), *web.slices("pod1-1"))
     assert web.answers("client", "vip", wire) == {"pod1-1"}

@@ -16,9 +16,10 @@ from nftproxy.address import Family, parse_address
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.kernel import grace
 from nftproxy.model import Object, ObjectName, Service
-from nftproxy.sync import syncer as syncer_module
+from nftproxy.sync import compilation, forgetting, preparation
 from nftproxy.sync import table as table_module
 from nftproxy.sync.table import Table
+from nftproxy.table import plan as plan_module
 from tests.support.objects import endpoint, endpoint_slice, service, service_cidr
 from tests.support.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in, unordered
 
@@ -162,7 +163,7 @@ def test_one_command_for_each_set(table: Table) -> None:
 
 
 def test_a_big_change_is_cut_by_service(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syncer_module, "BATCH", 10)
+    monkeypatch.setattr(plan_module, "BATCH", 10)
     sync(table)
     with recorded(table) as made:
         report = sync(table, *webs(20, 3))
@@ -176,7 +177,7 @@ def test_a_big_change_is_cut_by_service(table: Table, monkeypatch: pytest.Monkey
 
 def test_at_a_first_start_refusals_come_last(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until then another proxy's table may still serve what we do not know yet."""
-    monkeypatch.setattr(syncer_module, "BATCH", 10)
+    monkeypatch.setattr(plan_module, "BATCH", 10)
     with recorded(table) as made:
         sync(table, service_cidr("c", "10.96.0.0/16"), *webs(20, 3))
     there: Counter[str] = Counter()
@@ -191,7 +192,7 @@ def test_at_a_first_start_refusals_come_last(table: Table, monkeypatch: pytest.M
 
 def test_at_a_first_start_verdicts_come_together(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel validates all that there are in each transaction with one."""
-    monkeypatch.setattr(syncer_module, "BATCH", 5)
+    monkeypatch.setattr(plan_module, "BATCH", 5)
     items = webs(40, 3)
     with recorded(table) as made:
         sync(table, *items)
@@ -203,7 +204,7 @@ def test_at_a_first_start_verdicts_come_together(table: Table, monkeypatch: pyte
 
 def test_at_a_first_start_chains_of_services_come_together(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """As each transaction with a chain has all verdicts validated, too; elements of a service come after its own sets."""
-    monkeypatch.setattr(syncer_module, "BATCH", 5)
+    monkeypatch.setattr(plan_module, "BATCH", 5)
     items = webs(40, 3, **STICKY)
     made: list[str] = []
     run = table.kernel._run
@@ -223,7 +224,7 @@ def test_at_a_first_start_chains_of_services_come_together(table: Table, monkeyp
 @pytest.mark.contract("2.4.5")
 def test_forgetting_comes_before_the_change(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """First nobody learns the endpoint any more, then who knows it forgets it, in portions, then the rest changes."""
-    monkeypatch.setattr(syncer_module, "FORGET", 2)
+    monkeypatch.setattr(forgetting, "FORGET", 2)
     sync(table, *web(0, 3, **STICKY))
     memory = "affinity4-default/web0/tcp/http-8080"
     clients = ", ".join(f"192.0.2.{number} timeout 1h : 10.244.1.{2 + number % 3}" for number in range(15))
@@ -486,7 +487,7 @@ def test_rivals_are_named_once(table: Table, warnings: list[str]) -> None:
 def test_a_restart_never_gives_a_cluster_ip_to_the_intruder(
     table: Table, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(syncer_module, "PORTION", 1)
+    monkeypatch.setattr(compilation, "PORTION", 1)
     victim = web(1, created="2026-01-02T00:00:00Z")
     sync(table, *web(0, created="2026-01-01T00:00:00Z", externalIPs=["10.96.0.11"]), *victim)
     assert [line.partition(",")[2] for line in warnings] == [" as its ClusterIP; without it: default/web0\n"]
@@ -510,7 +511,7 @@ def many_ports(count: int, pods: int = 2) -> list[Object]:
 
 
 def test_what_needs_very_many_chains_lets_others_go_first(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syncer_module, "PREPARED", 4)
+    monkeypatch.setattr(preparation, "PREPARED", 4)
     sync(table, *web(0))
     report = sync(table, *many_ports(10), *web(0, 3))
     assert [name.name for name in report.postponed] == ["large"]
@@ -534,7 +535,7 @@ def test_what_needs_very_many_chains_lets_others_go_first(table: Table, monkeypa
 def test_chains_that_the_kernel_refuses_set_their_service_aside(
     table: Table, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(syncer_module, "PREPARED", 4)
+    monkeypatch.setattr(preparation, "PREPARED", 4)
     sync(table, *web(0))
     with failing(table, lambda text: "default/large" in text):
         report = sync(table, *many_ports(10), *web(0, 3))
@@ -545,7 +546,7 @@ def test_chains_that_the_kernel_refuses_set_their_service_aside(
 
 def test_reading_back_does_it_all_at_once_but_last(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the table holds of it must not be taken for something that nobody wants."""
-    monkeypatch.setattr(syncer_module, "PREPARED", 4)
+    monkeypatch.setattr(preparation, "PREPARED", 4)
     sync(table, *web(0))
     assert sync(table, *many_ports(10), *web(2)).postponed
     table.distrust(program=False)

@@ -11,7 +11,7 @@ import pytest
 from nftproxy.address import Family
 from nftproxy.lab.client import Answer
 from nftproxy.routes import Key, Value
-from nftproxy.table.program import PROTOCOLS
+from nftproxy.table.schema import PROTOCOLS
 from tests.support.frontends import (
     KINDS,
     WIRES,
@@ -512,7 +512,7 @@ def test_sctp(world: World, family: Family) -> None:
         assert rules
         assert all("sctp" in str(rule) for rule in rules if "@new_clients" not in str(rule))
         assert not any("tcp'" in str(rule).replace("sctp", "") or "udp" in str(rule) for rule in rules)
-    looked_up = listing(world, "node1", f"chain inet nftproxy learn{v}")
+    looked_up = listing(world, "node1", f"chain inet nftproxy remember{v}")
     rights = [str(item["rule"]["expr"][0]["match"]["right"]) for item in looked_up if "rule" in item]
     by_protocol = [right for right in rights if right in PROTOCOLS]
     assert by_protocol == ["tcp", "udp", "sctp"] * 2, "by address, then by NodePort"

@@ -117,11 +117,11 @@ def test_a_rejection_is_port_unreachable(world: World, wire: Wire, kind: str, wh
 def test_ping_of_a_cluster_ip_is_rejected(world: World, family: Family, where: str, endpoints: tuple[str, ...]) -> None:
     web = Web(world)
     web.apply(*endpoints)
-    reject, _ = rule_counters(world, "node1", f"cluster-ips{family.digit}")
+    reject, _ = rule_counters(world, "node1", f"refuse-unknown{family.digit}")
     with icmp(world, where, family) as sending:
         ping(sending, web.address("cluster", family))
         assert next_error(sending, family) == UNREACHABLE[family]
-    assert becomes(lambda: rule_counters(world, "node1", f"cluster-ips{family.digit}")[0], reject + 1) == reject + 1
+    assert becomes(lambda: rule_counters(world, "node1", f"refuse-unknown{family.digit}")[0], reject + 1) == reject + 1
 
 
 @pytest.mark.contract("2.2.2", "2.5.6")
@@ -216,7 +216,7 @@ def test_an_address_that_no_service_has_is_dropped(world: World, wire: Wire, whe
     web = Web(world)
     web.apply("pod1-1")
     address = {Family.IPv4: "10.96.200.200", Family.IPv6: "fd00:10:96::ff0f"}[family]
-    chain = f"cluster-ips{family.digit}"
+    chain = f"refuse-unknown{family.digit}"
     world.apply(service_cidr("kubernetes", "10.96.0.0/16", "fd00:10:96::/112"))
     try:
         _, drop = rule_counters(world, "node1", chain)
@@ -264,7 +264,7 @@ def test_service_cidrs(world: World, objects: list[tuple[str, ...]], expected: d
 
 
 def drops(world: World, address: str, *, expected: bool) -> bool:
-    chain = f"cluster-ips{'6' if ':' in address else '4'}"
+    chain = f"refuse-unknown{'6' if ':' in address else '4'}"
     before = rule_counters(world, "node1", chain)[1]
     world.connect("node1", address, 80, "UDP", timeout=0.02)
     return becomes(lambda: rule_counters(world, "node1", chain)[1] > before, expected)

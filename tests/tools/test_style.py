@@ -1,6 +1,7 @@
 """What tools decide: format, lint, types; and the layers, which a table here decides."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ PACKAGE = ROOT / "nftproxy"
 LAYERS = [
     "address columns errors kubeyaml log model shipped",
     "configuration",
-    "store selection routes",
-    "table",
+    "store selection",
+    "table routes",
     "sources kernel",
     "node",
     "sync",
@@ -132,6 +133,37 @@ def test_decisions_do_no_input_or_output() -> None:
 @pytest.mark.parametrize(("name", "allowed"), ONLY_IN.items(), ids=ONLY_IN)
 def test_edges_are_crossed_in_one_place(name: str, allowed: set[str]) -> None:
     assert {module for module, others in imports().items() if f"!{name}" in others} == allowed
+
+
+NAMES = (
+    r"(?:nodeport[_-])?(?:sticky|program|(?:local_)?(?:endpoints|affinity)|(?:cluster_|local_)?members|cluster_ips"
+    r"|service_cidrs|nodeport_ips|firewall|services|new_clients|no_endpoints|hairpin|learn(?:_local|_both)?|allowed"
+    r"|pick|external|preserve|local)"
+)
+NAME = re.compile(rf"(?<![\w/-]){NAMES}(?:[46]|-?\{{)|\A{NAMES}-?\Z")
+"""How names of sets, maps and chains begin, where a family or something filled in follows; or nothing but that."""
+NAMING = {"startswith", "removeprefix", "fullmatch", "match", "partition", "get"}
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """The texts that code builds or takes apart: formatted ones, and those given to methods that parse."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{" for part in node.values)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in NAMING:
+            yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+
+
+def test_names_in_the_table_are_made_and_parsed_in_the_schema_alone() -> None:
+    found = {
+        f"{path.relative_to(PACKAGE)}: {text}"
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] not in BESIDE and path.name != "schema.py"
+        for text in texts(ast.parse(path.read_text()))
+        if NAME.search(text)
+    }
+    assert found == set()
+    assert {text for text in texts(ast.parse((PACKAGE / "table/schema.py").read_text())) if NAME.search(text)}
 
 
 def test_the_lab_knows_no_proxy() -> None:

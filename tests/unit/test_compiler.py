@@ -6,22 +6,20 @@ import pytest
 
 from nftproxy.address import Family, parse_network
 from nftproxy.routes import (
-    NAME_LIMIT,
     Affinity,
     Compiled,
     Context,
     Element,
     Frontend,
-    Policy,
     Refusal,
     Route,
     Verdict,
     compile_service,
-    elements,
-    targets,
 )
 from nftproxy.selection import Endpoint, Locality
+from nftproxy.table.elements import elements, members, shared, targets
 from nftproxy.table.program import Program
+from nftproxy.table.schema import NAME_LIMIT, Policy
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.world import settings
 
@@ -150,7 +148,7 @@ def test_affinity_is_one_for_all_frontends_of_a_port() -> None:
     (affinity,) = found.affinities
     assert {route.affinity for route in found.routes} == {affinity}
     assert (affinity.cluster, affinity.local) == ((A, B), (A,))
-    assert set(affinity.elements()) == {
+    assert set(members(affinity)) == {
         Element("cluster_members4-default/web/tcp/http", tuple(A)),
         Element("cluster_members4-default/web/tcp/http", tuple(B)),
         Element("local_members4-default/web/tcp/http", tuple(A)),
@@ -204,7 +202,7 @@ def test_names_are_bounded_and_differ_all_the_same(internal: str, external: str,
         (affinity,) = found.affinities
         assert len(affinity.name) == NAME_LIMIT
         made = Program(settings(families=[Family.IPv4])).affinity(affinity)
-        assert {element.where for element in affinity.elements()} <= made.keys()
+        assert {element.where for element in members(affinity)} <= made.keys()
         names += [name for name in made if affinity.name in name]
     assert max(map(len, names)) <= 255
     assert len(set(names)) == len(names)
@@ -264,7 +262,7 @@ def test_an_address_twice_in_one_service_is_one_frontend() -> None:
 @pytest.mark.parametrize("spec", [{}, {"internalTrafficPolicy": "Local"}])
 def test_hairpins_are_of_endpoints_here(spec: dict[str, Any]) -> None:
     found = compiled(HERE, THERE, **spec)
-    assert set(found.shared(Family.IPv4)) == {
+    assert set(shared(found, Family.IPv4)) == {
         Element("cluster_ips4", ("10.96.0.10",)),
         Element("hairpin4", ("10.244.1.2", "10.244.1.2", "tcp", 8080)),
     }

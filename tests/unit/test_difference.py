@@ -10,7 +10,10 @@ from nftproxy.address import Family
 from nftproxy.model import ObjectName
 from nftproxy.routes import Compiled, Context, Element, Key, Value, Verdict, compile_service
 from nftproxy.selection import Endpoint, Locality
-from nftproxy.table.difference import Change, Delta, Remembered, delta, difference, is_late, settle, shared_delta
+from nftproxy.table.delta import Delta, is_late
+from nftproxy.table.difference import settle
+from nftproxy.table.plan import InStep, plan
+from nftproxy.table.remembered import Change, Remembered
 from tests.support.objects import endpoint, endpoint_slice, service
 
 Name = str
@@ -41,13 +44,13 @@ class Model:
 
     def want(self, **wanted: Compiled | None) -> list[Change]:
         """Sync: services to what they should be, None for those that are gone."""
-        changes = difference(self.remembered, {key(name): new for name, new in wanted.items()})
-        self.written = shared_delta(changes, self.remembered)
-        for change in changes:
-            self.written.merge(delta(change, self.remembered))
-        self.commit(self.written)
-        for change in changes:
-            self.remembered.accept(change)
+        changes: list[Change] = []
+        self.written = Delta()
+        for batch in plan(self.remembered, [{key(name): new for name, new in wanted.items()}], InStep()):
+            self.written.merge(batch.delta)
+            self.commit(batch.delta)
+            self.remembered.accept(batch.changes, batch.delta)
+            changes += batch.changes
         self.late(self.written)
         return changes
 
@@ -360,11 +363,8 @@ def test_between_the_transactions_every_verdict_finds_its_list(before: dict[str,
     old, new = compiled(**{**before, **fixed}), compiled(**{**after, **fixed})
     model = fresh(web=old)
     held = {where: dict(items) for where, items in model.table.items()}
-    changes = difference(model.remembered, {key("web"): new})
-    written = shared_delta(changes, model.remembered)
-    for change in changes:
-        written.merge(delta(change, model.remembered))
-    model.commit(written)
+    for batch in plan(model.remembered, [{key("web"): new}], InStep()):
+        model.commit(batch.delta)
     for table in (held, fresh(web=new).table):
         for where, each, value in verdicts(table):
             assert points_somewhere(model.table, where, each, value)

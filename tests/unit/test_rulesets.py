@@ -2,11 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nftproxy.table.program import blocks
+from nftproxy.address import Family
+from nftproxy.configuration.settings import ALL, InterfaceNamePrefix
+from nftproxy.table.program import Program, blocks
 from tests.support.paths import ROOT
+from tests.support.world import settings
 
 FILES = sorted((ROOT / "rulesets").glob("*.nft"), key=lambda path: path.name)
 
@@ -25,3 +29,35 @@ def test_sets_and_maps_are_declared_by_typeof(file: Path) -> None:
 def test_there_are_declarations() -> None:
     declared = [block for file in FILES for block in blocks(file.read_text()).values() if not block.startswith("chain")]
     assert len(declared) > 20
+
+
+def test_no_name_stands_for_two_things() -> None:
+    """Neither a chain and a map, nor names that differ in the hyphen alone."""
+    names: dict[str, str] = {}
+    for file in FILES:
+        for kind, name in re.findall(r"^(?:\[\w+\] )?(set|map|chain) (\S+) \{", file.read_text(), re.MULTILINE):
+            assert names.setdefault(name.replace("-", "_"), f"{kind} {name}") == f"{kind} {name}"
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"nodeports": dict.fromkeys(Family, ALL)},
+        {"detector": None},
+        {"detector": InterfaceNamePrefix("veth"), "masquerade_all": True},
+    ],
+    ids=["listed", "all addresses", "no detector", "interface"],
+)
+def test_the_program_begins_with_the_hooks_and_says_each_header_once(chosen: dict[str, Any]) -> None:
+    text = Program(settings(**chosen)).text({Family.IPv4: [8, 24]})
+    assert text.startswith("# ---- hooks")
+    headers = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(headers) == len(set(headers))
+    assert not re.search(r"^\s*\[|\$", text, re.MULTILINE), "no marker and no variable is left"
+
+
+def test_markers_are_those_that_the_readme_explains() -> None:
+    explained = set(re.findall(r"`\[([\w ]+)\]`", (ROOT / "rulesets/README.md").read_text()))
+    used = {mark for file in FILES for mark in re.findall(r"\[([\w ]+)\]", file.read_text())}
+    assert used == explained

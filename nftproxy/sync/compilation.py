@@ -1,0 +1,88 @@
+"""From what a sync has to look at to what is wanted of each service, a portion at a time; and the log of what had to be ignored."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from loguru import logger
+
+from nftproxy.address import Family
+from nftproxy.configuration.settings import NodeSettings
+from nftproxy.model import ObjectName, Service
+from nftproxy.routes import Compiled, Context, compile_service
+from nftproxy.selection import Locality
+from nftproxy.store import Pending, Taken
+from nftproxy.sync.report import Report
+from nftproxy.table.difference import age
+
+PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it
+
+
+class Compilation:
+    """Compiles the services of one family, and says once what is wrong with each."""
+
+    def __init__(self, family: Family, settings: NodeSettings) -> None:
+        self._family = family
+        self._settings = settings
+        self._notes: dict[ObjectName, list[str]] = {}
+
+    def portions(self, taken: Taken, report: Report, *, whole: bool) -> Iterator[dict[ObjectName, Compiled | None]]:
+        """Yield what is wanted of services: all at once, or in portions."""
+        for services in _portions(taken.services, None if whole else PORTION):
+            with report.timed("compile"):
+                wanted = self._compile(services, taken.zone)
+            yield wanted
+
+    def _compile(self, services: dict[ObjectName, Pending], zone: str) -> dict[ObjectName, Compiled | None]:
+        node_ip = self._settings.node_ips[self._family].text
+        here = Locality(self._settings.node_name, zone)
+        context = Context(self._family, here, node_ip, external_ips=self._settings.allow_external_ips)
+        wanted: dict[ObjectName, Compiled | None] = {}
+        for name, (service, slices) in services.items():
+            notes: list[str] = []
+            wanted[name] = compile_service(service, slices, context, notes) if service is not None else None
+            if notes or self._notes:
+                self._log(name, list(dict.fromkeys(notes)))  # every port of a service reads the same slices
+        return wanted
+
+    def _log(self, name: ObjectName, notes: list[str]) -> None:
+        """Say what was ignored in a service's objects, once until it changes."""
+        if notes != self._notes.get(name, []):
+            for note in notes:
+                logger.warning("Service {} {}: {}", name, self._family, note)
+            self._notes[name] = notes
+        if not notes:
+            self._notes.pop(name, None)
+
+
+def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator[dict[ObjectName, Pending]]:
+    """Yield services some at a time; all at once without a size.
+
+    Only what exchanges a frontend must change together, and after reading back nobody is known to have had one. They come by
+    precedence: of two that claim a frontend the other then never has it for a moment.
+    """
+    if size is None:
+        yield services
+        return
+
+    cluster_ips = {ip for service, _ in services.values() if service for ip in _cluster_ips(service)}
+
+    def precedence(item: tuple[ObjectName, Pending]) -> tuple[bool, bool, str, ObjectName]:
+        name, (service, _) = item
+        if service is None:
+            return False, *age(name, "")
+        intrudes = not cluster_ips.isdisjoint(set(_external(service)).difference(_cluster_ips(service)))
+        return intrudes, *age(name, service.metadata.creation_timestamp or "")
+
+    rest = iter(sorted(services.items(), key=precedence))
+    while portion := dict(itertools.islice(rest, size)):
+        yield portion
+
+
+def _cluster_ips(service: Service) -> Iterable[str]:
+    return service.spec.cluster_ips or (service.spec.cluster_ip or "",)
+
+
+def _external(service: Service) -> Iterator[str]:
+    yield from service.spec.external_ips or ()
+    balancer = service.status and service.status.load_balancer
+    yield from (each.ip for each in (balancer and balancer.ingress) or () if each.ip)

@@ -1,0 +1,143 @@
+"""A piece of a plan: changes that go into one transaction, and their elements, given what the table holds."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from nftproxy.routes import Affinity, Element, Key, Route
+from nftproxy.selection import Endpoint
+from nftproxy.table import schema
+from nftproxy.table.delta import Delta
+from nftproxy.table.difference import settled
+from nftproxy.table.elements import elements, members
+from nftproxy.table.packing import Shape, pack_value, shape
+from nftproxy.table.remembered import Change, Remembered, claims
+
+Packed = Mapping[str, Mapping[bytes, bytes]]  # elements as the kernel holds them, by set or map
+
+
+@dataclass(slots=True)
+class Batch:
+    """Changes that are applied in one transaction, or when the kernel refuses them, in halves."""
+
+    changes: list[Change]
+    delta: Delta  # all elements; whoever applies them may use them up
+    affinities: list[Affinity]  # the ClientIP service ports whose chains and sets have to be there first
+    _comparison: "Comparison"
+    _parts: list[Delta]  # the elements of each change but for the shared ones
+
+    def halves(self) -> "Iterator[Batch]":
+        """Yield two batches with half of the changes each; nothing when there is but one change.
+
+        The second is made when it is asked for: what several services share depends on whether the first was accepted.
+        """
+        if middle := len(self.changes) // 2:
+            yield self._comparison.batch(self.changes[:middle], self._parts[:middle])
+            yield self._comparison.batch(self.changes[middle:], self._parts[middle:])
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What a plan compares with: what is remembered, and of what was read back, what no service has claimed yet."""
+
+    _remembered: Remembered
+    _unclaimed: dict[str, dict[bytes, bytes]]  # its own, as claimed elements are taken out
+    _reads: bool
+
+    def settled(self, change: Change) -> Change:
+        """Return a change with the endpoints of its routes in the slots that the kernel holds."""
+        if not self._reads:
+            return change
+        routes = {frontend: (old, new and self._settled(new)) for frontend, (old, new) in change.routes.items()}
+        return Change(change.services, routes, change.claimants)
+
+    def delta(self, change: Change) -> Delta:
+        """Return the elements of a change but for the shared ones."""
+        found = Delta()
+        family, reads = self._remembered.family, self._reads
+        before: list[Affinity] = []
+        after: list[Affinity] = []
+        for name, new in change.services.items():
+            old = self._remembered.services.get(name)
+            before += old.affinities if old else ()
+            after += new.affinities if new else ()
+        for was, becomes in change.routes.values():
+            if was is None and not reads and becomes is not None:
+                for element in elements(becomes, family):
+                    found.add(element)
+            elif was != becomes or reads:
+                self._compare(found, elements(becomes, family) if becomes else (), elements(was, family) if was else ())
+        if before != after or reads:
+            self._compare(found, [e for a in after for e in members(a)], [e for a in before for e in members(a)])
+        return found
+
+    def shared(self, changes: Iterable[Change]) -> Delta:
+        """Return the elements that several services may have: added with the first claim, deleted late with the last."""
+        found = Delta()
+        counts: dict[Element, int] = {}
+        for change in changes:
+            for name, new in change.services.items():
+                for element, count in claims(self._remembered.services.get(name), new, self._remembered.family):
+                    counts[element] = counts.get(element, 0) + count
+        for element, count in counts.items():
+            had = self._remembered.shared.get(element.where, {}).get(element.key, 0)
+            present = self._reads and self._take(element.where, element.key) is not None
+            if had == 0 and count > 0 and not present:
+                found.add(element)
+            elif had > 0 and had + count == 0:
+                # What nobody may learn about any more may go at once, which often saves the second transaction.
+                drop = found.remove if schema.declaration(element.where) is schema.MEMBERS else found.remove_late
+                drop(element.where, element.key)
+        return found
+
+    def batch(self, changes: list[Change], parts: list[Delta]) -> Batch:
+        """Put changes together, each with the elements that are its own."""
+        affinities = [a for change in changes for new in change.services.values() if new for a in new.affinities]
+        whole = self.shared(changes)
+        for part in parts:
+            whole.merge(part)
+        return Batch(changes, whole, affinities, self, parts)
+
+    def rest(self) -> Delta:
+        """Return the removal of what no service has claimed."""
+        found = Delta()
+        for where, keys in self._unclaimed.items():
+            for key in map(_shape(where).key.unpack, keys):
+                found.drop(where, key)
+        return found
+
+    def _compare(self, found: Delta, new: Iterable[Element], old: Iterable[Element]) -> None:
+        """Take in what turns `old` into `new`; what was read back and nobody has claimed yet counts as old, too."""
+        before = {(e.where, e.key): e.value for e in old}
+        if self._reads:
+            for where, key, value in (new := list(new)):
+                if (where, key) not in before and (packed := self._take(where, key)) is not None:
+                    before[where, key] = value if packed == pack_value(value, _shape(where).value) else None
+        found.compare(new, before)
+
+    def _take(self, where: str, key: Key) -> bytes | None:
+        """Take an element out of what was read; None when it is not there."""
+        return self._unclaimed.get(where, {}).pop(_shape(where).key.pack(key), None)
+
+    def _settled(self, route: Route) -> Route:
+        maps = schema.maps(self._remembered.family, route.frontend.proto, route.frontend.is_node_port)
+        read = []
+        for where, wanted in ((maps.endpoints, route.cluster), (maps.local_endpoints, route.local)):
+            known, pack, fields = self._unclaimed.get(where, {}), _shape(where).key.pack, _shape(where).value
+            assert fields is not None  # noqa: S101 - lists of endpoints have values
+            if all(known.get(pack(route.frontend.slot(n))) == fields.pack(endpoint) for n, endpoint in enumerate(wanted)):
+                read.append(wanted)
+                continue
+            slots: list[Endpoint] = []
+            while packed := known.get(pack(route.frontend.slot(len(slots)))):
+                address, port = fields.unpack(packed)
+                slots.append(Endpoint(str(address), int(port)))
+            read.append(tuple(slots))
+        return settled(route, msgspec.structs.replace(route, cluster=read[0], local=read[1]))
+
+
+def _shape(where: str) -> Shape:
+    found = shape(where)
+    assert found is not None, where  # noqa: S101 - the schema has all that routes name
+    return found

@@ -1,0 +1,100 @@
+"""Elements to add and to delete, in the order in which no packet falls between.
+
+What nothing points to any more goes *late*, in a second transaction: a packet makes two look-ups and may fall between two
+states.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from nftproxy.routes import Element, Key, Value, Verdict
+from nftproxy.table import schema
+
+Place = tuple[str, Key]
+
+
+class Delta:
+    """Elements to add and to delete; a rewritten key stands in both `removed` and `added`."""
+
+    __slots__ = ("added", "late", "removed")
+
+    def __init__(self, late: dict[str, dict[Key, None]] | None = None) -> None:
+        self.removed: dict[str, dict[Key, None]] = {}
+        self.added: dict[str, dict[Key, Value]] = {}
+        self.late: dict[str, dict[Key, None]] = late or {}
+
+    def __bool__(self) -> bool:
+        return bool(self.removed or self.added or self.late)
+
+    def __len__(self) -> int:
+        return sum(len(keys) for part in (self.removed, self.added, self.late) for keys in part.values())
+
+    def add(self, element: Element) -> None:
+        """Have an element added."""
+        self.added.setdefault(element.where, {})[element.key] = element.value
+
+    def remove(self, where: str, key: Key) -> None:
+        """Have an element deleted, before the additions of the same transaction."""
+        self.removed.setdefault(where, {})[key] = None
+
+    def remove_late(self, where: str, key: Key) -> None:
+        """Have an element deleted once nothing points to it."""
+        self.late.setdefault(where, {})[key] = None
+
+    def merge(self, other: "Delta") -> None:
+        """Take in all of another delta; its dictionaries may be used up."""
+        for mine, theirs in ((self.removed, other.removed), (self.late, other.late)):
+            for where, keys in theirs.items():
+                mine.setdefault(where, {}).update(keys)
+        for where, items in other.added.items():
+            self.added.setdefault(where, {}).update(items)
+
+    def take(self, other: "Delta", where: str) -> None:
+        """Move what another delta adds to one set into this one."""
+        if where in other.added:
+            self.added.setdefault(where, {}).update(other.added.pop(where))
+
+    def take_removed(self, other: "Delta", declarations: tuple[schema.Declaration, ...]) -> None:
+        """Move what another delta removes from sets of some kinds into this one."""
+        for where in [where for where in other.removed if schema.declaration(where) in declarations]:
+            self.removed.setdefault(where, {}).update(other.removed.pop(where))
+
+    def cancel(self, added: Mapping[str, Mapping[Key, Value]]) -> None:
+        """Drop late deletions of what has been added again meanwhile."""
+        for where in self.late.keys() & added.keys():
+            for key in added[where]:
+                self.late[where].pop(key, None)
+
+    def verdict_maps(self) -> list[str]:
+        """Return the maps that verdicts are added to; what is in one map is all of one kind."""
+        return [where for where, items in self.added.items() if items and type(next(iter(items.values()))) is Verdict]
+
+    def targets(self) -> set[str]:
+        """Return the chains that added verdicts go to."""
+        added = (value for where in self.verdict_maps() for value in self.added[where].values())
+        return {value.target for value in added if isinstance(value, Verdict) and value.target}
+
+    def compare(self, new: Iterable[Element], old: dict[Place, Value]) -> None:
+        """Take in what turns `old` into `new`."""
+        for element in new:
+            where, key, value = element
+            if (where, key) not in old:
+                self.add(element)
+                continue
+            if old.pop((where, key)) != value:
+                self.remove(where, key)
+                self.add(element)
+        for where, key in old:
+            self.drop(where, key)
+
+    def drop(self, where: str, key: Key) -> None:
+        """Have an element deleted that nothing replaces: verdicts at once, what they point to late."""
+        if is_late(where):
+            self.remove_late(where, key)
+        else:
+            self.remove(where, key)
+
+
+def is_late(where: str) -> bool:
+    """Whether elements of this set or map are pointed to by verdicts."""
+    declaration = schema.declaration(where)
+    return declaration is not None and declaration.late

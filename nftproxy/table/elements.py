@@ -1,0 +1,66 @@
+"""From routes to elements of the sets and maps in `rulesets/`.
+
+Pure. A route's elements follow from it alone; what several services may have stands apart.
+"""
+
+from collections.abc import Iterator
+
+from nftproxy.address import Family
+from nftproxy.routes import Affinity, Compiled, Element, Refusal, Route, Verdict
+from nftproxy.table import schema
+
+
+def elements(route: Route, family: Family) -> Iterator[Element]:
+    """Yield all elements of a route; what they mean stands in `rulesets/family.nft` and `rulesets/protocol.nft`."""
+    frontend, affinity = route.frontend, route.affinity
+    maps = schema.maps(family, frontend.proto, frontend.is_node_port)
+    if target := pick(route, family):
+        if affinity:
+            target = affinity.sticky(target)
+        yield Element(maps.services, frontend.key, Verdict("goto", target, route.name))
+    for slot, endpoint in enumerate(route.cluster):
+        yield Element(maps.endpoints, frontend.slot(slot), endpoint)
+    for slot, endpoint in enumerate(route.local):
+        yield Element(maps.local_endpoints, frontend.slot(slot), endpoint)
+    if route.refusal is not Refusal.NONE:
+        yield Element(maps.no_endpoints, frontend.key, route.refusal.value._replace(comment=route.name))
+    if affinity:
+        yield Element(maps.new_clients, frontend.key)
+        yield Element(maps.learn, frontend.key, Verdict("goto", affinity.learn))
+    if route.sources is not None:
+        yield Element(schema.FIREWALL.name(family), frontend.key, Verdict("goto", schema.allowed(family)))
+        for network in route.sources:
+            yield Element(schema.ALLOWED.name(family, network.length), (*frontend.key, network.text))
+
+
+def pick(route: Route, family: Family) -> str:
+    """Return the name of the chain that chooses an endpoint; empty if there is none to choose."""
+    cluster, local, frontend = len(route.cluster), len(route.local), route.frontend
+    return schema.pick(route.policy, family, frontend.proto, cluster, local, node_port=frontend.is_node_port)
+
+
+def targets(route: Route, family: Family) -> Iterator[str]:
+    """Yield the names of the chains that the verdicts of a route go to."""
+    for element in elements(route, family):
+        if type(element.value) is Verdict and element.value.target:
+            yield element.value.target
+
+
+def members(affinity: Affinity) -> Iterator[Element]:
+    """Yield the members: what the kernel may remember."""
+    for declaration, members in ((schema.CLUSTER_MEMBERS, affinity.cluster), (schema.LOCAL_MEMBERS, affinity.local)):
+        where = declaration.name(affinity.family, affinity.name)
+        for member in members:
+            yield Element(where, tuple(member))
+
+
+def shared(compiled: Compiled, family: Family) -> Iterator[Element]:
+    """Yield the elements that other services may have as well."""
+    yield Element(schema.CLUSTER_IPS.name(family), (compiled.cluster_ip,))
+    hairpin = schema.HAIRPIN.name(family)
+    for key in compiled.hairpins:
+        yield Element(hairpin, key)
+    members = schema.MEMBERS.name(family)
+    for affinity in compiled.affinities:
+        for address, port in (*affinity.cluster, *affinity.local):
+            yield Element(members, (address, affinity.proto, port))

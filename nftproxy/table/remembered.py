@@ -1,0 +1,81 @@
+"""What the table is known to hold of one family, as routes; and the changes that it takes over."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from nftproxy.address import Family
+from nftproxy.model import ObjectName
+from nftproxy.routes import Affinity, Compiled, Element, Frontend, Key, Route
+from nftproxy.table.delta import Delta
+from nftproxy.table.elements import shared
+
+
+@dataclass(slots=True)
+class Change:
+    """What one service, or several that exchange a frontend, change; applied whole or not at all."""
+
+    services: dict[ObjectName, Compiled | None] = field(default_factory=dict)
+    routes: dict[Frontend, tuple[Route | None, Route | None]] = field(default_factory=dict)  # before, after
+    claimants: dict[Frontend, list[ObjectName]] = field(default_factory=dict)  # the owner first
+
+
+class Remembered:
+    """What the table is known to hold of one family, as routes; changed only after the kernel accepted a change."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.services: dict[ObjectName, Compiled] = {}
+        self.routes: dict[Frontend, Route] = {}
+        self.owners: dict[Frontend, ObjectName] = {}
+        self.rivals: dict[Frontend, list[ObjectName]] = {}  # all who claim it where there are two or more, the owner first
+        self.shared: dict[str, dict[Key, int]] = {}  # by set: how many services have the element
+        self.late = Delta()  # deletions that are due: nothing points to these elements any more
+        self.untidy = False  # whether chains or sets may have fallen out of use
+
+    @property
+    def affinities(self) -> Iterator[Affinity]:
+        """The ClientIP service ports of all services."""
+        return (affinity for compiled in self.services.values() for affinity in compiled.affinities)
+
+    def accept(self, changes: Iterable[Change], delta: Delta) -> None:
+        """Take over changes that the kernel accepted, or will have before a first load ends, with the elements written."""
+        for change in changes:
+            self._accept(change)
+        self.late.cancel(delta.added)
+        self.late.merge(Delta(late=delta.late))
+
+    def _accept(self, change: Change) -> None:
+        for name, new in change.services.items():
+            old = self.services.pop(name, None)
+            if old and old.affinities and old.affinities != (new.affinities if new else ()):
+                self.untidy = True
+            if new is not None:
+                self.services[name] = new
+            for element, count in claims(old, new, self.family):
+                counts = self.shared.setdefault(element.where, {})
+                counts[element.key] = counts.get(element.key, 0) + count
+                if not counts[element.key]:
+                    del counts[element.key]
+        for frontend, (_, after) in change.routes.items():
+            claimants = change.claimants[frontend]
+            if after is None:
+                self.routes.pop(frontend, None)
+                self.owners.pop(frontend, None)
+            else:
+                self.routes[frontend] = after
+                self.owners[frontend] = claimants[0]
+            if len(claimants) > 1:
+                self.rivals[frontend] = claimants
+            elif self.rivals:
+                self.rivals.pop(frontend, None)
+
+
+def claims(old: Compiled | None, new: Compiled | None, family: Family) -> Iterator[tuple[Element, int]]:
+    """Yield the shared elements that a service claims newly (1) or no longer (-1)."""
+    after = dict.fromkeys(shared(new, family), 1) if new else {}
+    if old is None:
+        yield from after.items()
+        return
+    before = set(shared(old, family))
+    yield from ((element, 1) for element in after if element not in before)
+    yield from ((element, -1) for element in before if element not in after)

@@ -1,0 +1,292 @@
+"""The names of everything in our table, and what each set and map is: made and parsed here and nowhere else.
+
+Pure. There is one declaration for each set or map of `rulesets/`; a test holds the two against each other. A name says what
+it belongs to: `nodeport_endpoints4-tcp` holds the cluster lists of the NodePorts of IPv4 and TCP.
+"""
+
+import enum
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+from nftproxy.address import Family
+
+PROTOCOLS = ("tcp", "udp", "sctp")
+VERDICT = "verdict"
+REJECT_NEW = "reject-new"
+"""The chain that rejects a connection: a verdict map cannot hold "reject"."""
+
+
+class Per(enum.Enum):
+    """How often a set or map stands in the table; the value is what its name in `rulesets/` ends with."""
+
+    FAMILY = ""
+    PROTOCOL = "-$proto"
+    LENGTH = "-$length"  # prefix length of source ranges
+    SERVICE_PORT = "-$id"  # with ClientIP affinity
+    ENDPOINT_PORT = "-$id-$port"  # port number of the endpoints of such a service port
+
+
+@dataclass(frozen=True, eq=False)
+class Declaration:
+    """A set or map, and its twin for NodePorts, whose keys have no address.
+
+    Keys and values have a letter for each field: an address, a protocol, a port (service), a slot number.
+    """
+
+    base: str
+    key: str
+    value: str = ""  # VERDICT in a map of verdicts; empty in a set
+    per: Per = Per.FAMILY
+    twin: bool = False
+    counter: bool = False
+    late: bool = False  # verdicts point to its elements, which are therefore deleted after these
+    learnt: bool = False  # the kernel fills it
+    of_node: bool = False  # says something about the node or the cluster, not about a Service
+    interval: bool = False
+
+    @lru_cache(4096)  # noqa: B019 - declarations are constants of this module
+    def name(self, family: Family, *details: str | int, node_port: bool = False) -> str:
+        """Return the name of one of them; `details` are what `per` asks for."""
+        start = f"{_TWIN if node_port else ''}{self.base}{family.digit}"
+        return "-".join((start, *map(str, details)))
+
+
+_TWIN = "nodeport_"
+_FRONTEND, _SLOT, _ENDPOINT = "aps", "asn", "as"
+
+CLUSTER_IPS = Declaration("cluster_ips", "a")
+SERVICE_CIDRS = Declaration("service_cidrs", "a", of_node=True, interval=True)
+NODEPORT_IPS = Declaration("nodeport_ips", "a", of_node=True)
+FIREWALL = Declaration("firewall", _FRONTEND, VERDICT)
+SERVICES = Declaration("services", _FRONTEND, VERDICT, twin=True, counter=True)
+NEW_CLIENTS = Declaration("new_clients", _FRONTEND, twin=True, counter=True)
+NO_ENDPOINTS = Declaration("no_endpoints", _FRONTEND, VERDICT, twin=True, counter=True)
+HAIRPIN = Declaration("hairpin", "aaps")
+MEMBERS = Declaration("members", "aps")
+LEARN = Declaration("learn", _FRONTEND, VERDICT, twin=True)
+ENDPOINTS = Declaration("endpoints", _SLOT, _ENDPOINT, Per.PROTOCOL, twin=True, counter=True, late=True)
+LOCAL_ENDPOINTS = Declaration("local_endpoints", _SLOT, _ENDPOINT, Per.PROTOCOL, twin=True, counter=True, late=True)
+ALLOWED = Declaration("allowed", "apsa", per=Per.LENGTH, late=True)
+CLUSTER_MEMBERS = Declaration("cluster_members", _ENDPOINT, per=Per.SERVICE_PORT)
+LOCAL_MEMBERS = Declaration("local_members", _ENDPOINT, per=Per.SERVICE_PORT)
+AFFINITY = Declaration("affinity", "a", "a", Per.ENDPOINT_PORT, learnt=True)
+LOCAL_AFFINITY = Declaration("local_affinity", "a", "a", Per.ENDPOINT_PORT, learnt=True)
+
+DECLARATIONS = {each.base: each for each in list(globals().values()) if isinstance(each, Declaration)}
+_NAME = re.compile(rf"({_TWIN})?({'|'.join(DECLARATIONS)})([46])(?:-(.+))?", re.DOTALL)
+_DETAILS = {
+    Per.PROTOCOL: re.compile("|".join(PROTOCOLS)),
+    Per.LENGTH: re.compile("[0-9]+"),
+    Per.SERVICE_PORT: re.compile(".+", re.DOTALL),
+    Per.ENDPOINT_PORT: re.compile(".+-[0-9]+", re.DOTALL),
+}
+_FAMILIES = {family.digit: family for family in Family}
+
+
+class Place(NamedTuple):
+    """What the name of a set or map says."""
+
+    declaration: Declaration
+    family: Family
+    node_port: bool
+    detail: str  # what `per` asks for: a protocol, a prefix length, a service port, that and a port number
+
+    @property
+    def key(self) -> str:
+        """The fields of its keys."""
+        return self.declaration.key[1:] if self.node_port else self.declaration.key
+
+    @property
+    def memory(self) -> tuple[str, int]:
+        """The service port and the port number of the endpoints whose clients a map remembers."""
+        service_port, _, port = self.detail.rpartition("-")
+        return service_port, int(port)
+
+
+@lru_cache(4096)
+def parse(name: str) -> Place | None:
+    """Return what the name of a set or map says; None when it is not one of the program's."""
+    if not (match := _NAME.fullmatch(name)):
+        return None
+    twin, base, digit, detail = match.groups()
+    declaration = DECLARATIONS[base]
+    if (twin and not declaration.twin) or (detail is None) != (declaration.per is Per.FAMILY):
+        return None
+    if detail is not None and not _DETAILS[declaration.per].fullmatch(detail):
+        return None
+    return Place(declaration, _FAMILIES[digit], bool(twin), detail or "")
+
+
+def declaration(name: str) -> Declaration | None:
+    """Return what a set or map of that name is."""
+    place = parse(name)
+    return place and place.declaration
+
+
+def is_compared(name: str, family: Family) -> bool:
+    """Whether a set holds elements of Services of a family: not the node's, not learnt, not another release's."""
+    place = parse(name)
+    return bool(place and place.family is family and not (place.declaration.of_node or place.declaration.learnt))
+
+
+def is_allowed(name: str, family: Family) -> bool:
+    """Whether a set holds allowed sources of a family."""
+    place = parse(name)
+    return place is not None and place.declaration is ALLOWED and place.family is family
+
+
+def lengths(names: Iterable[str], family: Family) -> set[int]:
+    """Return the prefix lengths that the sets of allowed sources among `names` are for."""
+    places = filter(None, map(parse, names))
+    return {int(each.detail) for each in places if each.declaration is ALLOWED and each.family is family}
+
+
+class Maps(NamedTuple):
+    """The names of the sets and maps that a frontend is in."""
+
+    services: str
+    no_endpoints: str
+    new_clients: str
+    learn: str
+    endpoints: str
+    local_endpoints: str
+
+
+@cache
+def maps(family: Family, proto: str, node_port: bool) -> Maps:  # noqa: FBT001 - a cache key, asked for each frontend
+    """Return the names of the sets and maps of frontends of a protocol: those with an address, or NodePorts."""
+    general = (each.name(family, node_port=node_port) for each in (SERVICES, NO_ENDPOINTS, NEW_CLIENTS, LEARN))
+    slots = (each.name(family, proto, node_port=node_port) for each in (ENDPOINTS, LOCAL_ENDPOINTS))
+    return Maps(*general, *slots)
+
+
+# ---- chains -------------------------------------------------------------------------------------------------------------------------
+
+
+class Policy(enum.Enum):
+    """Who gets which list at a frontend (contract 2.3.5 to 2.3.7)."""
+
+    CLUSTER = "cluster"  # a ClusterIP: everybody, the cluster list
+    LOCAL = "local"  # a ClusterIP with internal policy Local: everybody, the local list
+    EXTERNAL = "external"  # everybody, the cluster list, masqueraded
+    PRESERVE = "preserve"  # external policy Local: pods and this node the cluster list, others the local list
+
+    @property
+    def uses_cluster(self) -> bool:
+        """Whether anybody gets the cluster list."""
+        return self is not Policy.LOCAL
+
+    @property
+    def uses_local(self) -> bool:
+        """Whether anybody gets the local list."""
+        return self is Policy.LOCAL or self is Policy.PRESERVE
+
+
+_PICKS = {Policy.CLUSTER: "pick", Policy.EXTERNAL: "external", Policy.LOCAL: "local", Policy.PRESERVE: "preserve"}
+_POLICIES = {name: policy for policy, name in _PICKS.items()}
+_SIDE = "nodeport-"
+_PICK = re.compile(rf"({_SIDE})?({'|'.join(_POLICIES)})([46])-({'|'.join(PROTOCOLS)})-([1-9][0-9]*)(?:-([1-9][0-9]*))?")
+_STICKY = "sticky-"
+_ENTRY = re.compile(rf"(?:{_STICKY})?(?:{_SIDE})?({'|'.join(_POLICIES)})")
+_LEARN = re.compile(r"learn(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
+_PROGRAM = "program-"
+
+# libnftables aborts the process on names of more than 255 characters. The longest begins with this, then come ports and name.
+PORTS_LIMIT = 40
+NAME_LIMIT = 255 - len("sticky-nodeport-preserve4-sctp-65536-65536-") - PORTS_LIMIT - 1
+
+
+class Pick(NamedTuple):
+    """What the name of a pick chain says."""
+
+    policy: Policy
+    family: Family
+    proto: str
+    size: int  # endpoints of the list, or of the cluster list where both are used
+    own: int  # endpoints of the local list where both are used
+    node_port: bool
+
+    @property
+    def side(self) -> str:
+        """What the names of chains for NodePorts begin with."""
+        return _SIDE if self.node_port else ""
+
+
+def pick(policy: Policy, family: Family, proto: str, cluster: int, local: int, *, node_port: bool) -> str:
+    """Return the name of the chain that chooses from lists of that many endpoints; empty if there is no endpoint."""
+    side = _SIDE if node_port else ""
+    if policy is Policy.LOCAL or (policy is Policy.PRESERVE and not cluster):
+        return f"{side}local{family.digit}-{proto}-{local}" if local else ""
+    own = f"-{local}" if policy is Policy.PRESERVE and local else ""
+    return f"{side}{_PICKS[policy]}{family.digit}-{proto}-{cluster}{own}" if cluster else ""
+
+
+def parse_pick(name: str) -> Pick | None:
+    """Return what the name of a pick chain says; None for other chains."""
+    if not (match := _PICK.fullmatch(name)):
+        return None
+    side, base, digit, proto, count, own = match.groups()
+    policy = _POLICIES[base]
+    if own and policy is not Policy.PRESERVE:
+        return None
+    return Pick(policy, _FAMILIES[digit], proto, int(count), int(own or 0), bool(side))
+
+
+def policy(chain: str) -> Policy | None:
+    """Return the policy of the pick that the verdict of a frontend goes to, or that its sticky chain goes to."""
+    match = _ENTRY.match(chain)
+    return _POLICIES[match[1]] if match else None
+
+
+def sticky(picked: str, ports: str, service_port: str) -> str:
+    """Return the name of the chain that looks a client up before a pick."""
+    return f"{_STICKY}{picked}-{ports}-{service_port}"
+
+
+def is_sticky(chain: str) -> bool:
+    """Whether a chain looks clients up before a pick."""
+    return chain.startswith(_STICKY)
+
+
+def learn(family: Family, timeout: int, ports: str, service_port: str, *, cluster: bool, local: bool) -> str:
+    """Return the name of the chain that remembers clients, for the lists that are used."""
+    step = "learn_both" if cluster and local else "learn_local" if local else "learn"
+    return f"{step}{family.digit}-{timeout}-{ports}-{service_port}"
+
+
+def parse_learn(chain: str) -> tuple[int, str] | None:
+    """Return timeout and service port of a chain that remembers clients; None for other chains."""
+    match = _LEARN.fullmatch(chain)
+    return (int(match[1]), match[2]) if match else None
+
+
+def allowed(family: Family) -> str:
+    """Return the name of the chain that lets allowed sources pass."""
+    return f"allowed{family.digit}"
+
+
+def program(digest: str) -> str:
+    """Return the name of the empty chain that says which program the table holds."""
+    return f"{_PROGRAM}{digest}"
+
+
+def parse_program(chain: str) -> str:
+    """Return the digest of the program that a chain stands for; empty for other chains."""
+    return chain.removeprefix(_PROGRAM) if chain.startswith(_PROGRAM) else ""
+
+
+def ports(numbers: Iterable[int]) -> str:
+    """Return port numbers as they stand in names."""
+    return bounded(".".join(map(str, numbers)), PORTS_LIMIT)
+
+
+def bounded(text: str, limit: int = NAME_LIMIT) -> str:
+    """Shorten a part of a name; a digest tells apart what is cut off (contract 5.6.3)."""
+    if len(text) <= limit:
+        return text
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    return f"{text[: limit - 21]}.{digest:020}"

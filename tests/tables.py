@@ -7,7 +7,6 @@ with bare_table() as table:
 """
 
 import contextlib
-import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,10 +19,8 @@ from nftproxy.proxy import Table
 from nftproxy.settings import NodeSettings
 from nftproxy.store import Store
 from nftproxy.table.kernel import Kernel
-from nftproxy.table.readback import Reader, attributes
+from nftproxy.table.readback import Reader
 from tests.world import settings, unique_name
-
-_GETGEN = 16
 
 
 @contextlib.contextmanager
@@ -105,9 +102,7 @@ def reading(netns: str) -> Iterator[Reader]:
 
 def generation(reader: Reader) -> int:
     """How many nftables transactions the namespace has seen: any program's, and also one that changes nothing."""
-    (message,) = reader._request(_GETGEN, {}, dump=False)
-    place = dict(attributes(message, 0, len(message)))[1]
-    return int(struct.unpack(">I", message[place[0] : place[1]])[0])
+    return reader._channel.generation()
 
 
 def names(objects: Iterable[Object]) -> list[str]:

@@ -153,13 +153,13 @@ def test_what_a_change_takes(kind: Kind, family: Family) -> None:
 def _reads(kernel: Kernel) -> list[object]:
     """Note every request for a dump from now on."""
     found: list[object] = []
-    request = kernel._reader._request
+    dump = kernel._reader._channel.dump
 
     def noted(*arguments: Any, **options: Any) -> Any:
         found.append(arguments)
-        return request(*arguments, **options)
+        return dump(*arguments, **options)
 
-    kernel._reader._request = noted  # type: ignore[method-assign]
+    kernel._reader._channel.dump = noted  # type: ignore[method-assign]
     return found
 
 

@@ -17,13 +17,15 @@ PACKAGE = ROOT / "nftproxy"
 LAYERS: dict[str, set[str]] = {
     "values: no rule of a proxy, only what things are": {
         "errors", "address", "configuration.duration", "configuration.gotypes", "model", "sources.resources", "sources.wire",
+        "table.netlink",
     },
     "settings: what node this is": {"configuration", "settings", "sources.kubeyaml"},
     "select: which endpoints": {"sources.admission", "store", "selection", "monitoring.trigger"},
     "compile: which elements": {"compiler", "difference", "table.packing", "node.udpflows"},
     "program: which rules": {"shipped", "table.program", "table.preview"},
     "edges: the kernel, this machine, the sources": {
-        "columns", "log", "monitoring.events", "node", "sources", "table.foreign", "table.grace", "table.kernel", "table.readback",
+        "columns", "log", "monitoring.events", "node", "sources", "table.channel", "table.foreign", "table.grace", "table.kernel",
+        "table.readback",
     },
     "figures: what the kernel counted": {"monitoring.connections", "monitoring.tablefigures", "table.snapshot"},
     "syncs: when, in which order": {"runner", "firstload", "syncer", "proxy"},

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from loguru import logger
 
 from nftproxy.address import Address, Family
-from nftproxy.errors import NftproxyError
+from nftproxy.errors import BlockedError, NftproxyError
 from nftproxy.model import ObjectName
 from nftproxy.monitoring.events import HEALTH_CHECK_PORT_FAILED, Kind, Regarding
 from nftproxy.monitoring.health import ProxyHealth
@@ -131,6 +131,10 @@ class Aftermath(Observer):
         """Count a repair."""
         for family in self._sides:
             self._metrics.repaired(family)
+
+    def noticed(self, blocked: BlockedError | None) -> None:
+        """Say in the answers of the health server what keeps us from calling libnftables."""
+        self._health.limited = f"{blocked}: {blocked.hint}" if blocked else ""
 
     def _reconcile(self, side: _Side) -> None:
         cleaned = self._conntrack.reconcile(

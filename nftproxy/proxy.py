@@ -14,7 +14,7 @@ from typing import TypeVar
 from loguru import logger
 
 from nftproxy.address import Address, Family
-from nftproxy.errors import KernelError
+from nftproxy.errors import BlockedError, KernelError
 from nftproxy.node import interfaces
 from nftproxy.runner import Runner
 from nftproxy.settings import ALL, NodeSettings, accepted_nodeport_addresses
@@ -39,6 +39,7 @@ class Table:
         self.store = store
         self.kernel = kernel
         self.program = Program(settings)
+        self.blocked: BlockedError | None = None  # as it was last noticed
         self._accepted: dict[Family, tuple[Address, ...]] = {}  # what the table holds as accepting NodePorts
         self.syncers = {family: Syncer(family, settings, self.program, kernel, store) for family in settings.families}
 
@@ -62,6 +63,21 @@ class Table:
         for syncer in self.syncers.values():
             syncer.distrust()
 
+    def notice(self) -> bool:
+        """Look whether libnftables may be called; True when it may again, and the next syncs make what they could not."""
+        blocked, self.blocked = self.blocked, self.kernel.blocked
+        if self.blocked and not blocked:
+            logger.warning(
+                "{}; it is not called, and only changes of elements are written until that table is gone ({})",
+                self.blocked,
+                self.blocked.hint,
+            )
+        if blocked and not self.blocked:
+            logger.info("no other program's table keeps us from calling libnftables any more; everything is written again")
+            self.distrust(program=False)
+            return True
+        return False
+
     @property
     def untidy(self) -> bool:
         """Whether chains or sets may have fallen out of use."""
@@ -69,7 +85,7 @@ class Table:
 
     def tidy(self) -> bool:
         """Delete chains and sets that fell out of use; False if some are still referenced, which then get another chance."""
-        if not all(syncer.in_step for syncer in self.syncers.values()):
+        if self.blocked or not all(syncer.in_step for syncer in self.syncers.values()):
             return True
         used = self.program.names().union(*(syncer.needed() for syncer in self.syncers.values()))
         chains = self.kernel.chains - used
@@ -110,6 +126,9 @@ class Observer:
 
     def repaired(self) -> None:
         """Note that somebody else's changes of our table are being put right."""
+
+    def noticed(self, blocked: BlockedError | None) -> None:
+        """Note whether another program's table keeps us from calling libnftables."""
 
 
 class Proxy:
@@ -178,6 +197,7 @@ class Proxy:
         started = clock()
         full = not self._table.syncers[family].in_step
         try:
+            await self._notice()
             report = await self.in_worker(lambda: self._table.sync(family, self._own_addresses()))
         except BaseException:
             self._observer.failed(family, clock() - started, full=full)
@@ -228,9 +248,19 @@ class Proxy:
         for family in self.runners:
             self._request(family)
 
+    async def _notice(self) -> None:
+        """Look whether libnftables may be called, and sync if it may again."""
+        if await self.in_worker(self._table.notice):
+            for family in self.runners:
+                self._request(family)
+        self._observer.noticed(self._table.blocked)
+
     async def _tidy_forever(self) -> None:
         while True:
             await asyncio.sleep(QUIET)
+            if self._table.blocked:
+                with suppress(KernelError):
+                    await self._notice()
             if self._table.untidy and not any(runner.busy for runner in self.runners.values()):
                 with suppress(KernelError):
                     if not await self.in_worker(self._table.tidy):

@@ -20,7 +20,7 @@ from loguru import logger
 from nftproxy.address import Family, Network
 from nftproxy.compiler import MEMBERS, Affinity, Compiled, Context, Frontend, compile_service, targets
 from nftproxy.difference import Actual, Change, Delta, Remembered, age, delta, difference, shared_delta, unpacked
-from nftproxy.errors import ExistsError, KernelError, MissingError
+from nftproxy.errors import BlockedError, ExistsError, KernelError, MissingError
 from nftproxy.firstload import BATCH, FirstLoad, FirstLoadError
 from nftproxy.model import ObjectName
 from nftproxy.node.memory import give_back, uncollected
@@ -112,7 +112,7 @@ class Syncer:
         wanted = {(address,) for address in addresses}
         try:
             if wanted != set(self._kernel.elements(where)):
-                self._kernel.replace(where, [address for (address,) in sorted(wanted)])
+                self._kernel.replace(where, [str(address) for (address,) in sorted(wanted)], self.family)
         except MissingError:  # somebody took the table away, or the set
             self.distrust()
             raise
@@ -270,6 +270,13 @@ class Syncer:
     def _refuse(self, change: Change, error: KernelError, report: Report) -> None:
         for name in change.services:
             report.refused[name] = str(error)
+            if isinstance(error, BlockedError):
+                logger.error(
+                    "Service {} {}: it needs a chain or set that only libnftables can make; it stays as it was until that may be called",
+                    name,
+                    self.family,
+                )
+                continue
             logger.error(
                 "Service {} {}: the kernel refuses it ({}); it stays as it was, all others are applied. "
                 "It is tried again when it changes.",
@@ -390,7 +397,7 @@ class Syncer:
     def _service_cidrs(self, networks: list[Network]) -> None:
         where = f"service_cidrs{self.family.digit}"
         if self._kernel.networks(where, self.family) != networks:
-            self._kernel.replace(where, [{"prefix": {"addr": n.text, "len": n.length}} for n in networks])
+            self._kernel.replace(where, networks, self.family)
 
 
 def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator[dict[ObjectName, Pending]]:

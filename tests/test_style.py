@@ -25,7 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "program: which rules": {"shipped", "table.program", "table.preview"},
     "edges: the kernel, this machine, the sources": {
         "columns", "log", "monitoring.events", "node", "sources", "table.channel", "table.foreign", "table.grace", "table.kernel",
-        "table.readback",
+        "table.library", "table.neighbours", "table.readback", "table.writer",
     },
     "figures: what the kernel counted": {"monitoring.connections", "monitoring.tablefigures", "table.snapshot"},
     "syncs: when, in which order": {"runner", "firstload", "syncer", "proxy"},
@@ -41,7 +41,7 @@ BESIDE = {"lab", "bench"}
 LAB_KNOWS = {"errors", "address"}
 """What the lab may know of a proxy; its demo and its commands may know all."""
 
-ONLY_IN = {"nftables": {"table.kernel"}, "kubernetes": {"sources.apiserver"}, "watchdog": set[str]()}
+ONLY_IN = {"nftables": {"table.library"}, "kubernetes": {"sources.apiserver"}, "watchdog": set[str]()}
 
 
 def test_format() -> None:

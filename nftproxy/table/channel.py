@@ -8,16 +8,25 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
 from nftproxy.table import netlink
 from nftproxy.table.netlink import Generation, Message
 
 _ERRORS = {errno.ENOENT: MissingError, errno.EEXIST: ExistsError}
-_SEND_BUFFER = 16 << 20  # bytes: a transaction is one message, and twenty thousand elements take two million
+_SMALL = 100_000  # bytes that any socket may send at once
+_SEND_BUFFER = 64 << 20  # bytes: a transaction is one message, and twenty thousand elements take two million
 
-Part = Callable[[int], bytes]  # a message, once its sequence number is known
+
+class Change(NamedTuple):
+    """A part of a transaction."""
+
+    kind: Message
+    attributes: bytes
+    flags: int = 0
+    family: int = netlink.INET
 
 
 class Channel:
@@ -49,7 +58,15 @@ class Channel:
         return self._exchange(kind, netlink.ACK, attributes, family)[0]
 
     def dump(self, kind: int, attributes: bytes = b"", *, family: int = netlink.INET) -> Iterator[bytes]:
-        """Yield the payloads of a dump.
+        """Yield the attributes of each thing there is."""
+        return (payload[4:] for payload in self._dump(kind, attributes, family))
+
+    def dump_all(self, kind: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the family and the attributes of each thing there is in any family."""
+        return ((payload[0], payload[4:]) for payload in self._dump(kind, b"", netlink.UNSPECIFIED))
+
+    def _dump(self, kind: int, attributes: bytes, family: int) -> list[bytes]:
+        """Return what is there as one picture.
 
         The kernel marks a dump during which a transaction began, not one that began while a transaction was being committed:
         that one may miss what the transaction removes, or mix both states. Hence the generation, and waiting for its end.
@@ -59,28 +76,34 @@ class Channel:
             self._settle()
             answers, complete = self._exchange(kind, netlink.DUMP, attributes, family)
             if complete and self.generation() == generation:
-                yield from answers
-                return
+                return answers
         raise KernelError("the table changes too fast to be read", hint="another program changes table inet nftproxy; find it")
 
     def generation(self) -> int:
         """Return the number of the last transaction of this network namespace, whoever made it, and if only begun to be committed."""
         (answer,) = self.get(Message.GET_GENERATION, family=netlink.UNSPECIFIED)
-        return int.from_bytes(netlink.parts(answer)[Generation.ID])
+        return int.from_bytes(netlink.parts(answer, (4, len(answer)))[Generation.ID])
 
-    def transact(self, changes: list[Part]) -> None:
+    def transact(self, changes: list[Change]) -> None:
         """Make changes in one transaction; KernelError when the kernel refuses it, and nothing has changed then."""
+        if not changes:
+            return
         first = self._sequence + 1
         self._sequence += len(changes) + 2
-        begin, end = netlink.batch(netlink.BATCH_BEGIN, first), netlink.batch(netlink.BATCH_END, self._sequence)
-        data = b"".join([begin, *(change(first + 1 + number) for number, change in enumerate(changes)), end])
-        if len(data) > 100_000:
+        last = self._sequence - 1
+        messages = [netlink.batch(netlink.BATCH_BEGIN, first)]
+        for sequence, (kind, attributes, flags, family) in enumerate(changes, first + 1):
+            asked = netlink.ACK if sequence == last else 0
+            messages.append(netlink.nf_tables(kind, flags | asked, sequence, attributes, family))
+        messages.append(netlink.batch(netlink.BATCH_END, self._sequence))
+        data = b"".join(messages)
+        if len(data) > _SMALL:
             self._enlarge()
         try:
             self._socket.send(data)
         except OSError as error:
             raise KernelError(f"writing nftables: {error.strerror}", hint="raise net.core.wmem_max") from error
-        self._acknowledged(first, self._sequence - 1)
+        self._acknowledged(first, last)
 
     def _acknowledged(self, first: int, last: int) -> None:
         """Read the answers to a transaction: errors to any part of it, then the answer to its last change."""
@@ -120,7 +143,7 @@ class Channel:
                     if code == errno.EINTR:
                         return answers, False
                     raise _error("reading", code)
-                answers.append(payload[4:])
+                answers.append(payload)
 
     def _messages(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Yield kind, flags, sequence number and payload of the messages that come next."""

@@ -116,7 +116,7 @@ def pack_value(value: Value, fields: Fields | None) -> bytes:
     if fields is not None:
         return fields.pack((value,) if isinstance(value, str) else value)
     assert isinstance(value, Verdict)  # noqa: S101 - maps without fields hold verdicts
-    return _verdict(value.verb, value.target) + comment(value.comment)
+    return verdict(value.verb, value.target) + comment(value.comment)
 
 
 def unpack_value(packed: bytes, fields: Fields) -> Value:
@@ -126,7 +126,7 @@ def unpack_value(packed: bytes, fields: Fields) -> Value:
 
 
 @lru_cache(4096)
-def _verdict(verb: str, target: str) -> bytes:
+def verdict(verb: str, target: str) -> bytes:
     """Return the attributes of a verdict: its code, and the chain it goes to."""
     packed = attribute(netlink.Verdict.CODE, struct.pack(">i", _CODES[verb]))
     return packed + netlink.named(netlink.Verdict.CHAIN, target) if target else packed

@@ -24,8 +24,8 @@ LAYERS: dict[str, set[str]] = {
     "compile: which elements": {"compiler", "difference", "table.packing", "node.udpflows"},
     "program: which rules": {"shipped", "table.program", "table.preview"},
     "edges: the kernel, this machine, the sources": {
-        "columns", "log", "monitoring.events", "node", "sources", "table.channel", "table.foreign", "table.grace", "table.kernel",
-        "table.library", "table.neighbours", "table.readback", "table.writer",
+        "columns", "log", "monitoring.events", "node", "sources", "table.channel", "table.copies", "table.foreign", "table.grace",
+        "table.kernel", "table.library", "table.neighbours", "table.readback", "table.writer",
     },
     "figures: what the kernel counted": {"monitoring.connections", "monitoring.tablefigures", "table.snapshot"},
     "syncs: when, in which order": {"runner", "firstload", "syncer", "proxy"},

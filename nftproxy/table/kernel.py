@@ -6,8 +6,8 @@ version, and what we send can be read, pasted into nft and reported. Every call 
 all, and an error says which (`MissingError`, `ExistsError`: our picture of the table was wrong).
 
 While another program's set would end a process that calls the library (`neighbours`), it is not called: elements go through netlink
-then, what would be text is refused (`BlockedError`), and the table serves on. libnftables is not thread safe; one lock guards it,
-and calls release the GIL.
+then, and so do chains that are like others but for numbers; other text is refused (`BlockedError`), and the table serves on.
+libnftables is not thread safe; one lock guards it, and calls release the GIL.
 """
 
 import threading
@@ -22,6 +22,7 @@ from nftproxy.address import Family, Network
 from nftproxy.compiler import Affinity, Key, Value, Verdict
 from nftproxy.difference import Delta
 from nftproxy.errors import BlockedError, KernelError, UnusableError
+from nftproxy.table import copies
 from nftproxy.table.channel import Channel
 from nftproxy.table.library import Library, Sender
 from nftproxy.table.neighbours import Neighbours
@@ -48,8 +49,8 @@ class Kernel:
         self._by_netlink = by_netlink
         self._channel = Channel()
         self._reader = Reader(self._channel)
-        self._writer = Writer(self._channel)
         self._neighbours = Neighbours(self._channel)
+        self._writer = Writer(self._channel, self._neighbours.changed)
         self.chains: set[str] = set()
         self.sets: set[str] = set()
         self.generation = 0  # goes up with every load of a program
@@ -272,11 +273,27 @@ class Kernel:
             if wanted:
                 parts |= program.sources(family, _lengths(self.sets | wanted, family.digit))
                 again.append(f"allowed{family.digit}")
-        if parts:
+        if parts and (blocked := self.blocked):
+            self._copy(parts, blocked)
+        elif parts:
             self._transact("".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values()))
             self._stale -= parts.keys()
-            for name, text in parts.items():
-                (self.chains if text.startswith("chain") else self.sets).add(name)
+        for name, text in parts.items():
+            (self.chains if text.startswith("chain") else self.sets).add(name)
+
+    def _copy(self, parts: dict[str, str], blocked: BlockedError) -> None:
+        """Make chains after the model of others; BlockedError when one has no model, or is no new chain."""
+        made: dict[str, list[bytes]] = {}
+        known = self.chains - self._stale
+        for name, text in parts.items():
+            model = copies.model(name, known)
+            if model is None or name in self.chains:
+                raise blocked
+            try:
+                made[name] = copies.adapted(self._reader.expressions(model), text)
+            except copies.ShapeError:
+                raise blocked from None
+        self._writer.add_chains(made)
 
     def _on_demand(self, program: Program, chains: Iterable[str], affinities: Iterable[Affinity]) -> dict[str, str]:
         parts: dict[str, str] = {}

@@ -13,7 +13,7 @@ ATTRIBUTE: Final = struct.Struct("=HH")  # length with these four bytes, kind
 NETFILTER: Final = 12  # NETLINK_NETFILTER
 SOL_NETLINK, ADD_MEMBERSHIP, CAP_ACK = 270, 1, 10
 SO_ATTACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 26, 32, 33
-REQUEST, ACK, DUMP, CREATE = 1, 4, 0x300, 0x400
+REQUEST, ACK, DUMP, CREATE, APPEND = 1, 4, 0x300, 0x400, 0x800
 DUMP_INTERRUPTED = 0x10
 ERROR, DONE = 2, 3
 NESTED = 0x8000
@@ -123,6 +123,24 @@ class Expression(enum.IntEnum):
     """NFTA_EXPR_*: the name says what `DATA` holds."""
 
     NAME = 1
+    DATA = 2
+
+
+class Numgen(enum.IntEnum):
+    """NFTA_NG_*."""
+
+    MODULUS = 2
+
+
+class Lookup(enum.IntEnum):
+    """NFTA_LOOKUP_*."""
+
+    SET = 1
+
+
+class Immediate(enum.IntEnum):
+    """NFTA_IMMEDIATE_*; `DATA` holds Data."""
+
     DATA = 2
 
 

@@ -110,6 +110,11 @@ class Reader:
         """Count the rules of our table."""
         return sum(1 for _ in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE)))
 
+    def expressions(self, chain: str) -> list[bytes]:
+        """Return the expressions of each rule of one of our chains, as they are packed."""
+        wanted = _ours(Rule.TABLE) + named(Rule.CHAIN, chain)
+        return [netlink.parts(message).get(Rule.EXPRESSIONS, b"") for message in self._channel.dump(Message.GET_RULE, wanted)]
+
     def looks_up(self, name: str) -> bool:
         """Whether any rule of our table uses a set."""
         return any(name.encode() + b"\0" in message for message in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE)))

@@ -1,17 +1,17 @@
-"""Changing elements straight through netlink, for the time in which libnftables must not be called.
+"""Writing straight through netlink, for the time in which libnftables must not be called.
 
-A change of elements is one transaction and leaves in the kernel what the same change sent as JSON leaves. Chains, rules and sets are
-not written here: they are text for libnftables.
+A change of elements is one transaction and leaves in the kernel what the same change sent as JSON leaves. Of chains only copies can be
+made (`copies`); rules and sets are text, which libnftables alone understands.
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from nftproxy.address import Family, Network
 from nftproxy.compiler import Key, Value, Verdict
 from nftproxy.table import netlink
 from nftproxy.table.channel import Change, Channel
-from nftproxy.table.netlink import FAMILIES, Data, Element, Elements, Message, attribute, named, nested
+from nftproxy.table.netlink import FAMILIES, Data, Element, Elements, Message, Rule, attribute, named, nested
 from nftproxy.table.packing import Shape, comment, shape, verdict
 
 _TABLE = "nftproxy"
@@ -23,8 +23,10 @@ _ENDS = attribute(Element.FLAGS, netlink.ENDS_INTERVAL.to_bytes(4))
 class Writer:
     """Writes to our table; not for two threads at once."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, written: Callable[[], None]) -> None:
+        """`written` is called after each transaction."""
         self._channel = channel
+        self._written = written
 
     def change(self, removed: Mapping[str, Iterable[Key]], added: Mapping[str, Mapping[Key, Value]]) -> None:
         """Delete and add elements, in this order."""
@@ -35,14 +37,14 @@ class Writer:
         for where, items in added.items():
             known = _shape(where)
             changes += _changes(Message.NEW_ELEMENTS, where, (_element(known, *item) for item in items.items()))
-        self._channel.transact(changes)
+        self._transact(changes)
 
     def forget(self, where: str, entries: Mapping[Key, Value]) -> None:
         """Delete entries the kernel learnt; each is added first, because one that has just expired could not be deleted."""
         known = _shape(where)
         there = [_element(known, *item) for item in entries.items()]
         gone = [_element(known, key, None) for key in entries]
-        self._channel.transact([*_changes(Message.NEW_ELEMENTS, where, there), *_changes(Message.DELETE_ELEMENTS, where, gone)])
+        self._transact([*_changes(Message.NEW_ELEMENTS, where, there), *_changes(Message.DELETE_ELEMENTS, where, gone)])
 
     def replace(self, where: str, elements: Iterable[str | Network], family: Family) -> None:
         """Give a set exactly these addresses, or an interval set these networks."""
@@ -51,15 +53,31 @@ class Writer:
         networks = [each for each in listed if isinstance(each, Network)]
         packed = list(_intervals(networks, family))
         packed += [_element(_shape(where), (each,), None) for each in listed if isinstance(each, str)]
-        self._channel.transact([flush, *_changes(Message.NEW_ELEMENTS, where, packed)])
+        self._transact([flush, *_changes(Message.NEW_ELEMENTS, where, packed)])
+
+    def add_chains(self, chains: Mapping[str, Iterable[bytes]]) -> None:
+        """Make chains of rules that are given as their expressions, in one transaction."""
+        head = named(netlink.Chain.TABLE, _TABLE)
+        changes = [Change(Message.NEW_CHAIN, head + named(netlink.Chain.NAME, name), netlink.CREATE) for name in chains]
+        for name, rules in chains.items():
+            place = named(Rule.TABLE, _TABLE) + named(Rule.CHAIN, name)
+            changes += [
+                Change(Message.NEW_RULE, place + nested(Rule.EXPRESSIONS, rule), netlink.CREATE | netlink.APPEND)
+                for rule in rules
+            ]
+        self._transact(changes)
 
     def delete_table(self, family: str, name: str) -> None:
         """Remove a table and all that is in it."""
-        self._channel.transact([Change(Message.DELETE_TABLE, named(netlink.Table.NAME, name), family=FAMILIES[family])])
+        self._transact([Change(Message.DELETE_TABLE, named(netlink.Table.NAME, name), family=FAMILIES[family])])
 
     def probe(self) -> None:
         """Have the kernel accept a transaction that changes nothing."""
-        self._channel.transact([Change(Message.NEW_TABLE, named(netlink.Table.NAME, _TABLE), netlink.CREATE)])
+        self._transact([Change(Message.NEW_TABLE, named(netlink.Table.NAME, _TABLE), netlink.CREATE)])
+
+    def _transact(self, changes: list[Change]) -> None:
+        self._channel.transact(changes)
+        self._written()
 
 
 def _changes(kind: Message, where: str, elements: Iterable[bytes]) -> Iterator[Change]:

@@ -7,7 +7,7 @@ with bare_table() as table:
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from nftproxy.address import Family
@@ -103,6 +103,39 @@ def reading(netns: str) -> Iterator[Reader]:
 def generation(reader: Reader) -> int:
     """How many nftables transactions the namespace has seen: any program's, and also one that changes nothing."""
     return reader._channel.generation()
+
+
+class Watched:
+    """A library that shows a function each transaction before it is made; what that raises makes the transaction fail."""
+
+    def __init__(self, kernel: Kernel, look: Callable[[str], None]) -> None:
+        self._library = kernel.library
+        self._look = look
+
+    @property
+    def ports(self) -> set[int]:
+        """The port ids of the library."""
+        return self._library.ports
+
+    def run(self, text: str) -> None:
+        """Show it, then make it."""
+        self._look(text)
+        self._library.run(text)
+
+    def close(self) -> None:
+        """Close the library."""
+        self._library.close()
+
+
+@contextlib.contextmanager
+def watched(kernel: Kernel, look: Callable[[str], None]) -> Iterator[None]:
+    """Have a function see each transaction for the length of a block."""
+    before = kernel.library
+    kernel.library = Watched(kernel, look)
+    try:
+        yield
+    finally:
+        kernel.library = before
 
 
 def names(objects: Iterable[Object]) -> list[str]:

@@ -18,7 +18,7 @@ from nftproxy.lab.client import Answer
 from nftproxy.model import KINDS, Object
 from nftproxy.sources.manifests import Manifests
 from nftproxy.sources.wire import Decoder, WireError
-from nftproxy.table.kernel import Kernel
+from nftproxy.table.library import Library
 from tests.checked import check_text
 from tests.hostile import BAD, PLACES, Document, from_files, from_the_api, junk, spoilt
 from tests.objects import endpoint, endpoint_slice, service
@@ -87,14 +87,14 @@ class Proxy:
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
-    run = Kernel._run
+    run = Library.run
 
-    def checked(self: Kernel, text: str) -> None:
+    def checked(self: Library, text: str) -> None:
         check_text(text)
         run(self, text)
 
     with pytest.MonkeyPatch.context() as patch, World(lab={"nodes": 1, "pods": 2}) as world:
-        patch.setattr(Kernel, "_run", checked)
+        patch.setattr(Library, "run", checked)
         logger.disable("nftproxy")
         yield Proxy(world)
         logger.enable("nftproxy")

@@ -3,20 +3,28 @@
 Where the library survives it (1.1.4 and later), nothing of this happens; then the tests put a library that does not in its place.
 """
 
+import asyncio
+import contextlib
+import itertools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nftproxy.address import Family
+from nftproxy.aftermath import Aftermath
 from nftproxy.errors import BlockedError
 from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
+from nftproxy.monitoring.health import ProxyHealth
+from nftproxy.monitoring.metrics import Metrics
+from nftproxy.node.conntrack import Conntrack
 from nftproxy.table import neighbours
 from nftproxy.table.kernel import Kernel
-from nftproxy.table.neighbours import is_safe, suspicious
+from nftproxy.table.neighbours import is_safe, survives, suspicious
 from nftproxy.table.program import Program
 from tests import process
 from tests.neighbour import CONSTANT, PAYLOAD, move_in, move_out, user_data, writing
@@ -72,6 +80,19 @@ def test_what_is_suspicious_is_named(netns: str) -> None:
     move_in(netns, "more", "t", user_data(PAYLOAD) + user_data(CONSTANT, 4))
     with writing(netns) as channel:
         assert sorted(suspicious(channel)) == ["ip more t", "ip other s"]
+
+
+@pytest.mark.parametrize("suspect", [False, True])
+def test_the_child_meets_what_nft_meets(netns: str, *, suspect: bool) -> None:
+    """It has the library that nft on this machine has, and is asked in the namespace of the table, not in that of the asker."""
+    if suspect:
+        move_in(netns)
+    nft = subprocess.run(["ip", "netns", "exec", netns, "nft", "list", "sets"], check=False, capture_output=True)
+    assert suspect or nft.returncode == 0
+    with enter(netns), Path("/proc/thread-self/ns/net").open() as place:
+        assert survives(place.fileno()) is (nft.returncode == 0)
+    with Path(f"/run/netns/{netns}").open() as place:
+        assert survives(place.fileno()) is (nft.returncode == 0)
 
 
 def test_a_library_that_lives_is_asked_once(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +216,40 @@ def test_traffic_flows_on() -> None:
         assert {world.ask("pod1-1", "10.96.0.10", 80).name for _ in range(20)} == {"pod1-1", "pod2-1"}
         world.apply(world.endpoints("pod1-2", "pod2-2"))
         assert {world.ask("pod1-1", "10.96.0.10", 80).name for _ in range(20)} == {"pod1-2", "pod2-2"}
+
+
+def test_the_health_server_says_so(netns: str) -> None:
+    health, chosen = ProxyHealth(30), settings(families=[Family.IPv4])
+    health.started(Family.IPv4)
+
+    async def look(kernel: Kernel, conntrack: Conntrack) -> tuple[int, str]:
+        metrics = Metrics([Family.IPv4], {})
+        after = Aftermath(chosen, [], kernel, conntrack, health=health, metrics=metrics, record=lambda *_: None, judged=True)
+        with contextlib.closing(after):
+            after.noticed(kernel.blocked)
+        answer = health.livez()
+        return answer.code, msgspec.json.decode(answer.body).get("limited", "")
+
+    with enter(netns), Kernel() as kernel, contextlib.closing(Conntrack()) as conntrack:
+        assert asyncio.run(look(kernel, conntrack)) == (200, "")
+        move_in(netns)
+        code, said = asyncio.run(look(kernel, conntrack))
+        assert code == 200
+        assert "table ip other (set s)" in said
+        assert "1.1.4" in said
+        move_out(netns)
+        assert asyncio.run(look(kernel, conntrack)) == (200, "")
+
+
+def test_others_may_change_their_tables_all_the_time(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then what was last seen counts: a sync must not fail because nobody can look at all sets at once."""
+    with table_in(netns, service(), endpoint_slice(endpoints=[endpoint("10.244.1.2")])) as table:
+        table.sync(Family.IPv4, [])
+        numbers = itertools.count(1000)
+        monkeypatch.setattr(table.kernel._channel, "generation", lambda: next(numbers))
+        assert table.kernel.blocked is None
+        table.store.put(endpoint_slice(endpoints=[endpoint("10.244.1.3")]))
+        assert table.sync(Family.IPv4, []).written
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "while it runs"])

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
+from nftproxy.errors import BusyError, ExistsError, KernelError, MissingError, UnusableError
 from nftproxy.table import netlink
 from nftproxy.table.netlink import Generation, Message
 
@@ -61,23 +61,23 @@ class Channel:
         """Yield the attributes of each thing there is."""
         return (payload[4:] for payload in self._dump(kind, attributes, family))
 
-    def dump_all(self, kind: int) -> Iterator[tuple[int, bytes]]:
+    def dump_all(self, kind: int, attempts: int) -> Iterator[tuple[int, bytes]]:
         """Yield the family and the attributes of each thing there is in any family."""
-        return ((payload[0], payload[4:]) for payload in self._dump(kind, b"", netlink.UNSPECIFIED))
+        return ((payload[0], payload[4:]) for payload in self._dump(kind, b"", netlink.UNSPECIFIED, attempts))
 
-    def _dump(self, kind: int, attributes: bytes, family: int) -> list[bytes]:
+    def _dump(self, kind: int, attributes: bytes, family: int, attempts: int = 20) -> list[bytes]:
         """Return what is there as one picture.
 
         The kernel marks a dump during which a transaction began, not one that began while a transaction was being committed:
         that one may miss what the transaction removes, or mix both states. Hence the generation, and waiting for its end.
         """
-        for _ in range(20):
+        for _ in range(attempts):
             generation = self.generation()
             self._settle()
             answers, complete = self._exchange(kind, netlink.DUMP, attributes, family)
             if complete and self.generation() == generation:
                 return answers
-        raise KernelError("the table changes too fast to be read", hint="another program changes table inet nftproxy; find it")
+        raise BusyError("the table changes too fast to be read", hint="another program changes table inet nftproxy; find it")
 
     def generation(self) -> int:
         """Return the number of the last transaction of this network namespace, whoever made it, and if only begun to be committed."""

@@ -11,8 +11,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from nftproxy.errors import BusyError
 from nftproxy.table import netlink
 from nftproxy.table.channel import Channel
 from nftproxy.table.netlink import FAMILY_NAMES, Message, Set
@@ -21,6 +23,7 @@ _KEY, _DATA = 3, 4  # NFTNL_UDATA_SET_KEY_TYPEOF, NFTNL_UDATA_SET_DATA_TYPEOF: t
 _EXPRESSION = 0  # NFTNL_UDATA_SET_TYPEOF_EXPR
 # The expressions that every libnftables takes back: verdict, payload, exthdr, meta, socket, osf, ct, concat, numgen, hash, rt, fib, xfrm.
 _SAFE = {1, 7, 8, 9, 10, 11, 12, 13, 22, 23, 24, 25, 26}
+_ATTEMPTS = 5  # at one picture of all sets: others may change theirs all the time
 _PATIENCE = 30.0  # seconds for the child
 _CHILD = """\
 import ctypes, sys
@@ -57,8 +60,9 @@ class Neighbours:
             return ()
         generation = self._channel.generation()
         if generation != self._generation:
-            self._found = tuple(suspicious(self._channel))
-            self._generation = generation
+            with suppress(BusyError):  # what was seen last counts, and the next time somebody looks again
+                self._found = tuple(suspicious(self._channel))
+                self._generation = generation
             if self._found and self._survives is None:
                 self._survives = survives(self._namespace)
         return () if self._survives else self._found
@@ -71,7 +75,7 @@ class Neighbours:
 
 def suspicious(channel: Channel) -> Iterator[str]:
     """Yield family, table and name of each set that is declared by an expression which older versions do not take back."""
-    for number, answer in channel.dump_all(Message.GET_SET):
+    for number, answer in channel.dump_all(Message.GET_SET, _ATTEMPTS):
         parts = netlink.parts(answer)
         if Set.USER_DATA in parts and not is_safe(parts[Set.USER_DATA]):
             family = FAMILY_NAMES.get(number, str(number))

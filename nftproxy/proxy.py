@@ -85,7 +85,7 @@ class Table:
 
     def tidy(self) -> bool:
         """Delete chains and sets that fell out of use; False if some are still referenced, which then get another chance."""
-        if self.blocked or not all(syncer.in_step for syncer in self.syncers.values()):
+        if self.kernel.blocked or not all(syncer.in_step for syncer in self.syncers.values()):
             return True
         used = self.program.names().union(*(syncer.needed() for syncer in self.syncers.values()))
         chains = self.kernel.chains - used

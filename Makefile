@@ -1,8 +1,10 @@
-# make demo | test | contract | soak | test-versions | test-kernels | bench: each sets up what it needs. Needs root on Debian 12 or later.
+# make demo | check | test | contract | soak | test-versions | test-kernels | bench: each sets up what it needs. Needs root on Debian 12 or later.
 
 PYTHON ?= python3
 VENV ?= .venv
 SECONDS ?= 600
+# Tests that run at a time: twice as many as processors, as they wait for half of it.
+JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
 # For running: the library and the lab's tools. For the tests: nft checks what render prints, iptables makes what we take over from.
 PACKAGES = python3 python3-venv libnftables1 iproute2 procps
@@ -10,39 +12,46 @@ TEST_PACKAGES = $(PACKAGES) nftables iptables ipset ipvsadm openssl git conntrac
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint contract soak test-versions test-kernels test-image test-clone bench dist lock licences clean
+.PHONY: demo check test contract soak test-versions test-kernels test-image test-clone bench dist lock licences clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/nftproxy lab demo
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(TESTS)
+	$(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
+
+# Without root, in less than a minute: what to run while writing.
+check: $(VENV)/.installed-check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest --quiet tests/unit
 
 contract: $(VENV)/.installed-test
-	$(VENV)/bin/python -m tests.contract
+	$(VENV)/bin/python -m tests.tools.contract
 
 soak: $(VENV)/.installed-test
-	$(VENV)/bin/python -m tests.soak --seconds $(SECONDS)
+	$(VENV)/bin/python -m tests.tools.soak --seconds $(SECONDS)
 
 bench: $(VENV)/.installed-bench
 	$(VENV)/bin/nftproxy bench --quick --output build/bench
 
 test-versions: $(VENV)/.installed-test
-	$(VENV)/bin/python -m tests.versions.libraries
+	$(VENV)/bin/python -m tests.tools.versions.libraries
 
 test-kernels: $(VENV)/.installed-test
-	$(VENV)/bin/python -m tests.versions.kernels
+	$(VENV)/bin/python -m tests.tools.versions.kernels
 
 # The steps of deploy/Dockerfile, done in folders made by debootstrap: no container engine is needed, but minutes.
 test-image: $(VENV)/.installed-test
 	@$(call need,debootstrap)
-	$(VENV)/bin/python -m tests.image
+	$(VENV)/bin/python -m tests.tools.image
 
 # The README's two commands in a fresh clone, on Debian 12 and 13 in folders: twice the time of the tests.
 test-clone: $(VENV)/.installed-test
 	@$(call need,debootstrap)
-	$(VENV)/bin/python -m tests.clone
+	$(VENV)/bin/python -m tests.tools.clone
 
 dist: $(VENV)/.installed-test
 	$(VENV)/bin/python -m build --outdir dist .
@@ -50,7 +59,7 @@ dist: $(VENV)/.installed-test
 # What the image installs: the newest of everything, and the hashes of all its files.
 lock:
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet uv
+	build/lock/bin/pip install --quiet --quiet uv
 	for lock in requirements build; do \
 		source=pyproject.toml; [ $$lock = requirements ] || source=deploy/build.in; \
 		build/lock/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
@@ -69,17 +78,23 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 	@$(call need,$(PACKAGES))
-	$(VENV)/bin/pip install --quiet --editable .
+	$(VENV)/bin/pip install --quiet --quiet --editable .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	@$(call need,$(TEST_PACKAGES))
-	$(VENV)/bin/pip install --quiet --editable '.[test]'
+	$(VENV)/bin/pip install --quiet --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.installed
+
+# For `make check`, which needs no packages of Debian and no root.
+$(VENV)/.installed-check: pyproject.toml
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --quiet --editable '.[test]'
+	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/bin/python pyproject.toml
 	@$(call need,$(TEST_PACKAGES))
-	$(VENV)/bin/pip install --quiet --editable '.[bench]'
+	$(VENV)/bin/pip install --quiet --quiet --editable '.[bench]'
 	@touch $@ $(VENV)/.installed
 
 # Installs the Debian packages that are missing, if any.

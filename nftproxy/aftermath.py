@@ -9,7 +9,9 @@ from collections.abc import Callable
 from loguru import logger
 
 from nftproxy.address import Address, Family
+from nftproxy.configuration.settings import NodeSettings
 from nftproxy.errors import BlockedError, NftproxyError
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import ObjectName
 from nftproxy.monitoring.events import HEALTH_CHECK_PORT_FAILED, Kind, Regarding
 from nftproxy.monitoring.health import ProxyHealth
@@ -19,10 +21,8 @@ from nftproxy.monitoring.metrics import Metrics
 from nftproxy.node import interfaces, takeover
 from nftproxy.node.conntrack import Conntrack
 from nftproxy.node.udpflows import UdpFlows, nodeport_addresses
-from nftproxy.proxy import Observer, Proxy
-from nftproxy.settings import NodeSettings
-from nftproxy.syncer import Report
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.proxy import Observer, Proxy
+from nftproxy.sync.report import Report
 
 Record = Callable[[Kind, Regarding, str], None]
 

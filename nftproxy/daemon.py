@@ -28,7 +28,9 @@ from nftproxy.aftermath import Aftermath
 from nftproxy.configuration import config as configuration
 from nftproxy.configuration.config import KubeProxyConfiguration
 from nftproxy.configuration.featuregates import enabled
+from nftproxy.configuration.settings import NodeFacts, NodeSettings, node_settings
 from nftproxy.errors import AddressError, NftproxyError, UnusableError
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import Node
 from nftproxy.monitoring.events import HEALTH_SERVER_FAILED, METRICS_SERVER_FAILED, STARTING, Events, Regarding
 from nftproxy.monitoring.health import ProxyHealth
@@ -39,13 +41,12 @@ from nftproxy.monitoring.metrics import Metrics
 from nftproxy.monitoring.tablefigures import LIMIT, TableFigures
 from nftproxy.node import instance, interfaces, sysctl
 from nftproxy.node.conntrack import Conntrack
-from nftproxy.proxy import Proxy, Table
-from nftproxy.settings import NodeFacts, NodeSettings, node_settings
 from nftproxy.sources.apiserver import Connection
 from nftproxy.sources.folders import Folders
 from nftproxy.sources.kubesource import Source
 from nftproxy.store import Store
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.proxy import Proxy
+from nftproxy.sync.table import Table
 
 NODE_PATIENCE = 30.0  # seconds for the Node to exist and to have an address (contract 1.2.2)
 POD_CIDR_PATIENCE = 300.0  # seconds for its pod CIDRs, where they are needed (1.2.3)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # inside.sh FOLDER COMMAND...: run a command in a folder as if the folder were the machine.
 #
-# Started in a mount and a pid namespace of its own (image.py, tests/versions/folder.py): whatever is mounted or left running here is gone with the command.
+# Started in a mount and a pid namespace of its own (image.py, tests/tools/versions/folder.py): whatever is mounted or left running here is gone with the command.
 # Nothing that a package manager writes to is shared with this machine.
 set -eu
 folder=$1

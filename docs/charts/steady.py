@@ -18,11 +18,12 @@ from nftproxy.address import Family
 from nftproxy.bench.offer import Offer
 from nftproxy.bench.statistics import percentile
 from nftproxy.bench.workload import Mix, node_settings
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import EndpointSlice, Node, Service, ServiceCIDR
-from nftproxy.proxy import Observer, Proxy, Table
 from nftproxy.store import Store
-from nftproxy.syncer import Report
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.proxy import Observer, Proxy
+from nftproxy.sync.report import Report
+from nftproxy.sync.table import Table
 
 _STRIDE = 7919
 

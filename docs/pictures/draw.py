@@ -97,22 +97,22 @@ def flow() -> Iterable[str]:
         ("kubesource, manifests", "list, watch, files"),
         ("store", "typed objects, dirty keys"),
         ("selection", "two endpoint lists"),
-        ("compiler", "elements of maps"),
+        ("routes", "elements of maps"),
         ("difference", "against what was committed"),
-        ("syncer", "transactions"),
-        ("kernel", "libnftables"),
+        ("syncer", "when, in which order"),
+        ("transactions", "libnftables"),
     )
     for number, (name, what) in enumerate(steps):
         column, row = (number, 0) if number < 4 else (7 - number, 1)
         x, y = 1 + column * 25, 5 + row * 12
-        pure = name in {"selection", "compiler", "difference"}
+        pure = name in {"selection", "routes", "difference"}
         yield box(x, y, 20, 5, name, what, fill=GREEN if pure else BLUE)
     for column in range(3):
         yield arrow((21 + column * 25, 7.5), (26 + column * 25, 7.5))
     yield arrow((86, 10), (86, 17))
     yield arrow((76, 19.5), (71, 19.5))
     yield arrow((51, 19.5), (46, 19.5))
-    yield box(1, 17, 20, 5, "readback", "at start, after surprises", fill=BLUE)
+    yield box(1, 17, 20, 5, "reader", "at start, after surprises", fill=BLUE)
     yield arrow((26, 21), (21, 21))
     yield arrow((11, 22), (11, 25), (86, 25), (86, 22), dashed=True)
     yield word(1, 2.5, "Green: pure functions without I/O or clock. Blue: the edges.")

@@ -25,9 +25,9 @@ from nftproxy.bench.modes import Load, Mode, Place, Program, Work, make
 from nftproxy.bench.offer import Offer
 from nftproxy.bench.workload import node_settings
 from nftproxy.errors import NftproxyError
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
 from nftproxy.node import memory
-from nftproxy.table.kernel import Kernel
 
 _STRIDE: Final = 7919  # a prime: services that change one after the other are nowhere near each other
 _KERNEL_MEMORY: Final = ("SUnreclaim", "VmallocUsed", "Percpu")

@@ -16,9 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from nftproxy.address import Family, parse_address, parse_network
+from nftproxy.configuration.settings import Cidr, NodeSettings
 from nftproxy.errors import NftproxyError
 from nftproxy.model import EndpointSlice, Service, ServiceCIDR
-from nftproxy.settings import Cidr, NodeSettings
 
 NODE: Final = "node1"
 NODE_IP: Final = "192.168.50.11"

@@ -2,8 +2,8 @@
 
 import click
 
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.node import instance
-from nftproxy.table.kernel import Kernel
 
 
 @click.command()

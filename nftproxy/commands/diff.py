@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from nftproxy.commands.input import Input, input_options
-from nftproxy.compiler import Key, Value
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
+from nftproxy.configuration.settings import accepted_nodeport_addresses
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.node import interfaces
-from nftproxy.settings import accepted_nodeport_addresses
-from nftproxy.syncer import compared
+from nftproxy.routes import Key, Value
+from nftproxy.sync.syncer import compared
 from nftproxy.table import preview
-from nftproxy.table.kernel import Kernel
 from nftproxy.table.program import Program
 
 Line = tuple[str, str, str]  # sign, set or map, element

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import click
 
 from nftproxy.configuration.flags import node_options
+from nftproxy.configuration.settings import NodeFacts, NodeSettings
 from nftproxy.errors import ConfigError
 from nftproxy.model import KINDS, Node, Service
-from nftproxy.settings import NodeFacts, NodeSettings
 from nftproxy.sources.manifests import Manifests, Scan
 from nftproxy.store import Store
 
@@ -35,9 +35,9 @@ class Input:
 
     def __init__(self, paths: tuple[Path, ...], flags: Mapping[str, Any]) -> None:
         from nftproxy.configuration import effective
+        from nftproxy.configuration.settings import node_name, node_settings
         from nftproxy.configuration.validation import require_valid
         from nftproxy.node import host
-        from nftproxy.settings import node_name, node_settings
 
         self.manifests = Manifests(paths)
         self.manifests.check()

@@ -53,9 +53,9 @@ def main() -> None:
 def _start(flags: dict[str, Any]) -> int:
     """Do what contract 8.1.2 says, in its order."""
     from nftproxy.configuration import configfile, effective
+    from nftproxy.configuration.settings import node_name
     from nftproxy.configuration.validation import require_valid
     from nftproxy.node import host
-    from nftproxy.settings import node_name
 
     config, warnings = effective.kube_proxy(flags)
     log.start(config.logging.format, verbosity=config.logging.verbosity)
@@ -100,8 +100,8 @@ async def _serve(launch: Any, master: str) -> None:
 
 def _clean_up() -> int:
     """Remove what every mode has left, ours included (contract 5.12.4)."""
+    from nftproxy.kernel.transactions import Kernel
     from nftproxy.node import takeover
-    from nftproxy.table.kernel import Kernel
 
     with Kernel() as kernel:
         kernel.require()

@@ -8,9 +8,9 @@ import click
 
 from nftproxy.address import Family
 from nftproxy.commands.input import Input, input_options
-from nftproxy.compiler import Verdict
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
-from nftproxy.settings import ALL, NodeSettings
+from nftproxy.configuration.settings import ALL, NodeSettings
+from nftproxy.routes import Verdict
 from nftproxy.table import preview
 from nftproxy.table.preview import Preview
 from nftproxy.table.program import Program

@@ -11,11 +11,12 @@ from loguru import logger
 from nftproxy import log
 from nftproxy.commands.input import Input, input_options
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.node import instance, memory
-from nftproxy.proxy import Proxy, Table
 from nftproxy.sources.folders import Folders
 from nftproxy.sources.manifests import Scan
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.proxy import Proxy
+from nftproxy.sync.table import Table
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)

@@ -8,12 +8,12 @@ import click
 import msgspec
 
 from nftproxy import columns
-from nftproxy.compiler import Policy
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import NftproxyError
+from nftproxy.kernel.reader import Reader
+from nftproxy.kernel.snapshot import Kind, Listed, ServicePort, Shown, Snapshot, take
+from nftproxy.routes import Policy
 from nftproxy.selection import Endpoint
-from nftproxy.table.readback import Reader
-from nftproxy.table.snapshot import Kind, Listed, ServicePort, Shown, Snapshot, take
 
 _POLICIES = {
     Policy.CLUSTER: "any endpoint",

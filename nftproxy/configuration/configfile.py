@@ -16,7 +16,7 @@ import yaml
 from nftproxy.configuration import config
 from nftproxy.configuration.duration import Duration
 from nftproxy.errors import ConfigError
-from nftproxy.sources.kubeyaml import Loader, refuse_depth
+from nftproxy.kubeyaml import Loader, refuse_depth
 
 _ZERO_HAS_MEANING: Final = frozenset({"iptables.masqueradeBit", "nftables.masqueradeBit", "oomScoreAdj"})
 _ZERO_HAS_MEANING_BELOW: Final = "conntrack."  # 8.2: explicit 0 is kept

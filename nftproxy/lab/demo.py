@@ -21,14 +21,13 @@ from typing import Any, Self
 
 import yaml
 
-from nftproxy import shipped
+from nftproxy import kubeyaml, shipped
 from nftproxy.errors import NftproxyError
+from nftproxy.kernel import snapshot
+from nftproxy.kernel.reader import Reader
 from nftproxy.lab.client import Answer, Outcome, Refused, Silent
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.plan import CLUSTER_CIDRS, Node, Place
-from nftproxy.sources import kubeyaml
-from nftproxy.table import snapshot
-from nftproxy.table.readback import Reader
 
 START = 20.0  # seconds until the table has to be there
 STEP = 5.0  # seconds until a change has to be in it

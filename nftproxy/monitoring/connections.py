@@ -21,9 +21,9 @@ from enum import Enum
 from typing import NamedTuple
 
 from nftproxy.address import Family
-from nftproxy.compiler import Frontend, Key, Value, Verdict
+from nftproxy.kernel.reader import Counted
+from nftproxy.routes import Frontend, Key, Value, Verdict
 from nftproxy.selection import Endpoint
-from nftproxy.table.readback import Counted
 
 STEPS = ("no_endpoints", "new_clients", "services")
 """What has frontends, in the order of readings, which is that of look-ups backwards: what one has seen, those before it have too."""

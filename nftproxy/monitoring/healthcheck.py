@@ -9,10 +9,10 @@ from typing import NamedTuple
 import msgspec
 
 from nftproxy.address import Address, Family
+from nftproxy.configuration.settings import ALL, NodePortNetworks
 from nftproxy.model import EndpointSlice, ObjectName, Service
 from nftproxy.monitoring.health import HEADERS, Answer
 from nftproxy.selection import Locality, Notes, View, lists, local_ready, view
-from nftproxy.settings import ALL, NodePortNetworks
 
 Looked = Mapping[ObjectName, tuple[Service | None, tuple[EndpointSlice, ...]]]
 """The services that a sync looked at, each with its slices; None where the service is gone."""

@@ -23,7 +23,7 @@ from nftproxy.address import Family
 from nftproxy.configuration import featuregates
 from nftproxy.model import EndpointSlice, ObjectName
 from nftproxy.monitoring.trigger import TriggerTimes
-from nftproxy.syncer import Report
+from nftproxy.sync.report import Report
 
 KUBERNETES = (1, 36, 2)
 """The release of kube-proxy that this one stands in for."""

@@ -14,9 +14,9 @@ from prometheus_client.registry import Collector
 
 from nftproxy.address import Family
 from nftproxy.errors import KernelError, MissingError
+from nftproxy.kernel.reader import Counted, Reader
 from nftproxy.monitoring.connections import LISTS, PREFIXES, STEPS, Figure, Ledger
 from nftproxy.table.program import PROTOCOLS
-from nftproxy.table.readback import Counted, Reader
 
 LIMIT = 10_000  # series of connections
 _LABELS = ("ip_family", "namespace", "service", "port")

@@ -19,10 +19,10 @@ from pathlib import Path
 from loguru import logger
 
 from nftproxy.errors import KernelError
+from nftproxy.kernel.reader import Reader
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.node import leftovers as left
 from nftproxy.node.leftovers import INTERFACE, IPSETS, NFT_TABLES, Leftovers, Saved
-from nftproxy.table.kernel import Kernel
-from nftproxy.table.readback import Reader
 
 ROUNDS = 3  # kubelet or a network plugin may change a table between reading and writing, which then fails as a whole
 _LOCK_WAIT = "5"  # seconds for the lock that programs of iptables-legacy share

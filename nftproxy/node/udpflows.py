@@ -16,10 +16,10 @@ again, and what was due stays due until `cleaned`; so nothing that has to be del
 from collections.abc import Container, Iterable, Mapping
 
 from nftproxy.address import Address, Family
-from nftproxy.compiler import Frontend
+from nftproxy.configuration.settings import ALL, NodePortNetworks, accepted_nodeport_addresses, is_loopback
 from nftproxy.model import EndpointSlice, ObjectName, Proto, Service
+from nftproxy.routes import Frontend
 from nftproxy.selection import Endpoint, serving, view
-from nftproxy.settings import ALL, NodePortNetworks, accepted_nodeport_addresses, is_loopback
 from nftproxy.store import Pending
 
 Expected = Mapping[Frontend, frozenset[Endpoint]]

@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 import yaml
 
+from nftproxy import kubeyaml
 from nftproxy.errors import SourceError, brief
 from nftproxy.model import KINDS, Object, ObjectName
-from nftproxy.sources import kubeyaml
 from nftproxy.sources.admission import problems
 
 SUFFIXES = {".yaml", ".yml", ".json"}

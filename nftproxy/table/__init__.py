@@ -1,1 +1,1 @@
-"""The nftables table: its rules, its elements, writing and reading it."""
+"""What the table is, and what it has to become. Pure: no module here opens the kernel."""

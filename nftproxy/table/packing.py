@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from nftproxy.address import parse_address
-from nftproxy.compiler import Key, Value, Verdict
+from nftproxy.routes import Key, Value, Verdict
 from nftproxy.table import netlink
 from nftproxy.table.netlink import attribute
 

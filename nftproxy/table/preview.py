@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nftproxy.address import Family, Network
-from nftproxy.compiler import Affinity, Context, Key, Value, Verdict, compile_service
-from nftproxy.difference import Actual, Delta, Remembered, delta, difference, shared_delta, unpacked
+from nftproxy.configuration.settings import NodeSettings
+from nftproxy.routes import Affinity, Context, Key, Value, Verdict, compile_service
 from nftproxy.selection import Locality
-from nftproxy.settings import NodeSettings
 from nftproxy.store import Store
+from nftproxy.table.difference import Actual, Delta, Remembered, delta, difference, shared_delta, unpacked
 from nftproxy.table.program import Program, table
 
 

@@ -14,9 +14,9 @@ from string import Template
 
 from nftproxy import shipped
 from nftproxy.address import Address, Family, mask
-from nftproxy.compiler import NODE_PORT, Affinity
+from nftproxy.configuration.settings import ALL, Cidr, NodeSettings
+from nftproxy.routes import NODE_PORT, Affinity
 from nftproxy.selection import Endpoint
-from nftproxy.settings import ALL, Cidr, NodeSettings
 
 TABLE = "inet nftproxy"
 PROTOCOLS = ("tcp", "udp", "sctp")
@@ -27,7 +27,7 @@ _PICK = re.compile(
 )
 _GOTO = re.compile(r"\bgoto (\S+)")
 _NAMED = re.compile(r"(?:\bgoto |@)(\S+)")  # chains, sets and maps that a rule names
-_NAMES = {Family.IPv4: ("ip", "ipv4_addr"), Family.IPv6: ("ip6", "ipv6_addr")}
+_IP = {Family.IPv4: "ip", Family.IPv6: "ip6"}
 _LOOPBACK = {Family.IPv4: "127.0.0.0/8", Family.IPv6: "::1"}
 
 Variables = Mapping[str, str | int | None]
@@ -233,7 +233,7 @@ def _per_port(block: str, variables: Variables, ports: Iterable[int]) -> Iterato
 
 def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int | None]:
     """Turn the settings of a node into the conditions of its rules (contract 4.1, 4.2, 2.6)."""
-    ip, addr = _NAMES[family]
+    ip = _IP[family]
     detector = settings.detector
     if isinstance(detector, Cidr):
         pods = detector.networks.get(family)
@@ -257,7 +257,6 @@ def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int | 
         "v": family.digit,
         "nfproto": f"ipv{family.digit}",
         "ip": ip,
-        "addr": addr,
         "bit": f"{settings.masquerade_bit:#x}",
         "from_pod": from_pod,
         "not_from_pod": "" if settings.masquerade_all else not_from_pod,

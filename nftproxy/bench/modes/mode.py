@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from nftproxy.configuration.settings import NodeSettings
 from nftproxy.model import EndpointSlice, ObjectName, Service, ServiceCIDR
-from nftproxy.settings import NodeSettings
 
 
 class Load(NamedTuple):

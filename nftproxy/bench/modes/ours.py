@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from nftproxy.bench.modes.mode import Load, Mode, Place, Work
 from nftproxy.errors import NftproxyError
+from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
 from nftproxy.model import EndpointSlice, Service
 from nftproxy.node import interfaces
-from nftproxy.proxy import Table
 from nftproxy.store import Store
-from nftproxy.table.kernel import Kernel
+from nftproxy.sync.table import Table
 
 
 class Ours(Mode):

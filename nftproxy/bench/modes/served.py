@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from nftproxy.address import Family
 from nftproxy.bench.modes.mode import Load
+from nftproxy.configuration.settings import ALL, Cidr, NodeSettings
 from nftproxy.errors import NftproxyError
 from nftproxy.model import ObjectName
 from nftproxy.selection import Endpoint, Locality, lists, view
-from nftproxy.settings import ALL, Cidr, NodeSettings
 
 FAMILY = Family.IPv4
 

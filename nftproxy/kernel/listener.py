@@ -1,0 +1,109 @@
+"""Noticing that somebody else changed our table.
+
+nf_tables tells every listener what was committed. What we commit ourselves is filtered out in the kernel by the port id of our
+libnftables socket, so a first load of 100 000 elements costs nothing here. Other programs change *their* tables all the time; a look
+at each message's table name is all that this may cost.
+"""
+
+import ctypes
+import enum
+import socket
+import struct
+from dataclasses import dataclass
+
+from nftproxy.kernel.reader import TABLE
+from nftproxy.table import netlink
+from nftproxy.table.netlink import Generation, Message
+
+_OF_TABLE = 1  # the attribute that names the table, in every kind of message
+_BUFFER = 8 << 20  # bytes; a program that replaces a ruleset of its own sends tens of thousands of messages at once
+
+
+class Kind(enum.IntEnum):
+    """How much of our table has to be looked at again."""
+
+    NOTHING = 0
+    ELEMENTS = 1
+    PROGRAM = 2  # chains, rules or sets: load the program again, then compare the elements
+
+
+@dataclass(slots=True)
+class Interference:
+    """What others did to our table since the last look; `who` names the process where the kernel told."""
+
+    kind: Kind = Kind.NOTHING
+    who: str = ""
+
+
+class Listener:
+    """A subscription to changes of nf_tables by others than the sockets with `own` port ids; for one thread."""
+
+    def __init__(self, own: set[int]) -> None:
+        self.socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, netlink.NETFILTER
+        )
+        self._pending = Kind.NOTHING
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, netlink.SO_RCVBUFFORCE, _BUFFER)
+        except PermissionError:  # in a user namespace; the limit of the system has to do
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        _attach(self.socket, own)
+        self.socket.bind((0, 0))
+        self.socket.setsockopt(netlink.SOL_NETLINK, netlink.ADD_MEMBERSHIP, netlink.CHANGES_OF_NFTABLES)
+
+    def close(self) -> None:
+        """End the subscription."""
+        self.socket.close()
+
+    def look(self) -> Interference:
+        """Read all messages there are and say what they mean for our table."""
+        found = Interference()
+        while True:
+            try:
+                data = self.socket.recv(1 << 20)
+            except BlockingIOError:
+                return found
+            except OSError:  # ENOBUFS: messages were lost, so anything may have happened
+                found = Interference(Kind.PROGRAM, "unknown: too many changes at once")
+                continue
+            self._take(data, found)
+
+    def _take(self, data: bytes, found: Interference) -> None:
+        position = 0
+        while position + 20 <= len(data):
+            length, kind, _, _, _ = netlink.HEADER.unpack_from(data, position)
+            message = data[position + 16 : position + length]
+            position += (length + 3) & ~3
+            number = kind & 0xFF
+            if number == Message.NEW_GENERATION:  # the end of a transaction, with its author
+                if self._pending:
+                    found.kind = max(found.kind, self._pending)
+                    found.who = _author(message) or found.who
+                self._pending = Kind.NOTHING
+            elif message[0] == netlink.INET and _table(message) == TABLE:
+                elements = number in {Message.NEW_ELEMENTS, Message.DELETE_ELEMENTS}
+                self._pending = max(self._pending, Kind.ELEMENTS if elements else Kind.PROGRAM)
+
+
+def _table(message: bytes) -> bytes:
+    """Return the table that a message is about."""
+    return next((message[start:end] for kind, (start, end) in netlink.attributes(message, 4) if kind == _OF_TABLE), b"")
+
+
+def _author(message: bytes) -> str:
+    """Return name and number of the process that committed."""
+    parts = netlink.parts(message, (4, len(message)))
+    name = netlink.text(parts.get(Generation.PROCESS_NAME, b""))
+    return f"{name}, process {int.from_bytes(parts[Generation.PROCESS])}" if name and Generation.PROCESS in parts else ""
+
+
+def _attach(listener: socket.socket, own: set[int]) -> None:
+    """Have the kernel drop messages whose header carries one of our port ids."""
+    program = [(0x20, 0, 0, 12)]  # load nlmsg_pid; BPF reads it in network order
+    for index, port in enumerate(sorted(own)):
+        swapped = int.from_bytes(struct.pack("=I", port))
+        program.append((0x15, len(own) - index, 0, swapped))  # equal: go to the last instruction
+    program += [(0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0)]  # accept; drop
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code)
+    listener.setsockopt(socket.SOL_SOCKET, netlink.SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer)))

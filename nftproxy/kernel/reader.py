@@ -1,0 +1,246 @@
+"""Reading our own table from the kernel: names, elements, counters, straight from netlink.
+
+Elements come as the packed keys the kernel holds, so nothing here depends on how a version of libnftables prints them, on
+/etc/protocols or on other programs' tables. A hundred thousand elements take about a second and no memory to speak of; listing
+them through libnftables takes three, and 300 MB inside the library. Only our table is ever asked for.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nftproxy.address import Family, Network, between, collapse
+from nftproxy.errors import MissingError
+from nftproxy.kernel.channel import Channel
+from nftproxy.routes import Element, Key, Value, Verdict
+from nftproxy.table import netlink
+from nftproxy.table.netlink import (
+    ATTRIBUTE,
+    FAMILIES,
+    Chain,
+    Counter,
+    Data,
+    Elements,
+    Expression,
+    Hook,
+    Message,
+    Place,
+    Rule,
+    Set,
+    Table,
+    attributes,
+    named,
+    text,
+)
+from nftproxy.table.netlink import Element as Part
+from nftproxy.table.netlink import Verdict as Code
+from nftproxy.table.packing import shape, unpack_comment, unpack_value, unpack_verdict
+
+TABLE = b"nftproxy\0"
+_HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
+
+
+class Counted(NamedTuple):
+    """An element with the packets its counter has seen."""
+
+    element: Element
+    packets: int
+
+
+class BaseChain(NamedTuple):
+    """A chain on a hook; `drops`: its policy does."""
+
+    family: str
+    table: str
+    name: str
+    hook: str
+    drops: bool
+
+
+class Reader:
+    """One netlink socket for reading; not for two threads at once."""
+
+    def __init__(self, channel: Channel | None = None) -> None:
+        self._channel = channel or Channel()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._channel.close()
+
+    def table_exists(self, name: str = "nftproxy", family: str = "inet") -> bool:
+        """Whether the kernel has our table, or another one; KernelError without permission or without nf_tables."""
+        try:
+            self._channel.get(Message.GET_TABLE, named(Table.NAME, name), family=FAMILIES[family])
+        except MissingError:
+            return False
+        return True
+
+    def chains(self) -> dict[str, bool]:
+        """Return the names of our chains, and whether each is a base chain."""
+        found = {}
+        for message in self._channel.dump(Message.GET_CHAIN, _ours(Chain.TABLE)):
+            parts = netlink.parts(message)
+            if parts[Chain.TABLE] == TABLE:
+                found[text(parts[Chain.NAME])] = Chain.HOOK in parts
+        return found
+
+    def base_chains(self) -> list["BaseChain"]:
+        """Return the chains of all tables but ours that packets meet first; the only look at what belongs to others."""
+        found = []
+        for family in ("inet", "ip", "ip6"):
+            for message in self._channel.dump(Message.GET_CHAIN, family=FAMILIES[family]):
+                parts = netlink.parts(message)
+                if Chain.HOOK in parts and parts[Chain.TABLE] != TABLE:
+                    hook = int.from_bytes(netlink.parts(parts[Chain.HOOK])[Hook.NUMBER])
+                    drops = Chain.POLICY in parts and int.from_bytes(parts[Chain.POLICY]) == 0
+                    table, name = text(parts[Chain.TABLE]), text(parts[Chain.NAME])
+                    found.append(BaseChain(family, table, name, _HOOKS.get(hook, str(hook)), drops))
+        return found
+
+    def sets(self) -> set[str]:
+        """Return the names of our sets and maps, but for the anonymous ones that rules hold."""
+        found = set()
+        for message in self._channel.dump(Message.GET_SET, _ours(Set.TABLE)):
+            parts = netlink.parts(message)
+            name = text(parts[Set.NAME])
+            if parts[Set.TABLE] == TABLE and not name.startswith("__"):
+                found.add(name)
+        return found
+
+    def rules(self) -> int:
+        """Count the rules of our table."""
+        return sum(1 for _ in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE)))
+
+    def expressions(self, chain: str) -> list[bytes]:
+        """Return the expressions of each rule of one of our chains, as they are packed."""
+        wanted = _ours(Rule.TABLE) + named(Rule.CHAIN, chain)
+        return [netlink.parts(message).get(Rule.EXPRESSIONS, b"") for message in self._channel.dump(Message.GET_RULE, wanted)]
+
+    def looks_up(self, name: str) -> bool:
+        """Whether any rule of our table uses a set."""
+        return any(name.encode() + b"\0" in message for message in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE)))
+
+    def elements(self, name: str) -> dict[Key, Value]:
+        """Return the elements of one of our sets or maps; MissingError when it is not there."""
+        return {element.key: element.value for element, _ in self.counted(name)}
+
+    def counted(self, name: str) -> Iterator[Counted]:
+        """Yield the elements of a set or map with their packet counters (0 where it counts nothing)."""
+        held = shape(name)
+        if held is None:
+            return
+        for raw in self._raw(name):
+            value = unpack_value(raw.data, held.value) if held.value and raw.data else raw.verdict
+            yield Counted(Element(name, held.key.unpack(raw.key), value), raw.packets)
+
+    def packed(self, name: str) -> dict[bytes, bytes]:
+        """Return the elements of one of our sets or maps as `packing` packs them: a fifth of the time and memory of `elements`."""
+        found: dict[bytes, bytes] = {}
+        for message, (start, end) in self._lists(name):
+            _take_packed(message, start, end, found)
+        return found
+
+    def count(self, name: str) -> int:
+        """Count the elements of a set or map, without taking them apart."""
+        return sum(1 for message, place in self._lists(name) for _ in attributes(message, *place))
+
+    def networks(self, name: str, family: Family) -> list[Network]:
+        """Return what is in an interval set, as the fewest networks that hold it."""
+        edges = sorted((int.from_bytes(raw.key), not raw.ends) for raw in self._raw(name))  # where two meet, the end comes first
+        found = []
+        for position, (start, starts) in enumerate(edges):
+            if starts:
+                end = next((edge for edge, more in edges[position + 1 :] if not more), 1 << family.bits)
+                found += between(start, end, family)
+        return collapse(found)
+
+    def _raw(self, name: str) -> "Iterator[_Raw]":
+        """Yield the elements of a set as they are packed."""
+        for message, elements in self._lists(name):
+            for _, place in attributes(message, *elements):
+                yield _element(message, *place)
+
+    def _lists(self, name: str) -> Iterator[tuple[bytes, Place]]:
+        """Yield each message with elements of a set, and where in it they are."""
+        wanted = _ours(Elements.TABLE) + named(Elements.SET, name)
+        for message in self._channel.dump(Message.GET_ELEMENTS, wanted):
+            for kind, place in attributes(message):
+                if kind == Elements.LIST:
+                    yield message, place
+
+
+def _ours(kind: int) -> bytes:
+    """Return the attribute that names our table."""
+    return netlink.attribute(kind, TABLE)
+
+
+class _Raw(NamedTuple):
+    """An element as the kernel packs it."""
+
+    key: bytes
+    data: bytes
+    verdict: Verdict | None
+    packets: int
+    ends: bool  # the first address after an interval
+
+
+def _element(message: bytes, start: int, end: int) -> _Raw:
+    key = data = b""
+    verdict: Verdict | None = None
+    comment = ""
+    packets = 0
+    ends = False
+    for part, where in attributes(message, start, end):
+        if part == Part.KEY:
+            key = _bytes(message, next(attributes(message, *where))[1])
+        elif part == Part.DATA:
+            kind, inner = next(attributes(message, *where))
+            if kind == Data.VERDICT:
+                verdict = _verdict(netlink.parts(message, inner))
+            else:
+                data = _bytes(message, inner)
+        elif part == Part.FLAGS:
+            ends = bool(message[where[1] - 1] & netlink.ENDS_INTERVAL)
+        elif part == Part.USER_DATA:
+            comment = unpack_comment(_bytes(message, where))
+        elif part == Part.EXPRESSION:
+            packets = _packets(netlink.parts(message, where))
+    if verdict is not None and comment:
+        verdict = verdict._replace(comment=comment)
+    return _Raw(key, data, verdict, packets, ends)
+
+
+def _take_packed(message: bytes, position: int, end: int, found: dict[bytes, bytes]) -> None:
+    """Take in the packed elements between two places of a message. By far the busiest loop of a restart, hence written out."""
+    unpack = ATTRIBUTE.unpack_from
+    key_part, data_part, user_data, netlink_kind = int(Part.KEY), int(Part.DATA), int(Part.USER_DATA), netlink.KIND
+    while position + 4 <= end:
+        stop = position + unpack(message, position)[0]
+        position += 4
+        key = value = b""
+        while position + 4 <= stop:
+            length, kind = unpack(message, position)
+            kind &= netlink_kind
+            if kind == key_part:
+                key = message[position + 8 : position + length]
+            elif kind == data_part:  # in it, a value or a verdict
+                value = message[position + 8 : position + length]
+            elif kind == user_data:  # the comment
+                value += message[position + 4 : position + length]
+            position += (length + 3) & ~3
+        found[key] = value
+        position = (stop + 3) & ~3
+
+
+def _bytes(data: bytes, place: tuple[int, int]) -> bytes:
+    return data[place[0] : place[1]]
+
+
+def _verdict(parts: dict[int, bytes]) -> Verdict:
+    return unpack_verdict(parts[Code.CODE], parts.get(Code.CHAIN, b""))
+
+
+def _packets(expression: dict[int, bytes]) -> int:
+    """Return the packets of a counter expression."""
+    if expression[Expression.NAME] != b"counter\0":
+        return 0
+    return int.from_bytes(netlink.parts(expression[Expression.DATA])[Counter.PACKETS])

@@ -1,0 +1,245 @@
+"""What the table holds, turned back into services: frontends, who gets which endpoint, who is refused and why.
+
+From elements and their counters to values, without the cluster's objects; so it is what packets meet, not what somebody wished
+for. Counters count since their element was last written: connections, because nat chains see the first packet of each alone. Only
+`take` reads; all else is pure.
+"""
+
+import enum
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from nftproxy.address import Family, pack
+from nftproxy.errors import MissingError
+from nftproxy.kernel.reader import Counted, Reader
+from nftproxy.routes import NODE_PORT, PICKS, Frontend, Policy, Verdict
+from nftproxy.selection import Endpoint
+
+_STEP = re.compile(r"(?:nodeport_)?(services|no_endpoints|learn|firewall)([46])")
+_SLOTS = re.compile(r"(?:nodeport_)?(local_)?endpoints([46])-(tcp|udp|sctp)")
+_ALLOWED = re.compile(r"allowed([46])-([0-9]+)")
+_MEMORY = re.compile(r"(?:local_)?affinity([46])-(.+)-([0-9]+)", re.DOTALL)
+_LEARN = re.compile(r"learn(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
+_POLICIES = {name: policy for policy, name in PICKS.items()}
+_PICK = re.compile(rf"(?:sticky-)?(?:{NODE_PORT})?({'|'.join(_POLICIES)})")
+_FAMILIES = {family.digit: family for family in Family}
+
+
+class Kind(enum.StrEnum):
+    """What an address is; external IPs and load-balancer addresses look alike in the table unless sources are limited."""
+
+    CLUSTER_IP = "ClusterIP"
+    EXTERNAL = "External"
+    LOAD_BALANCER = "LoadBalancer"
+    NODE_PORT = "NodePort"
+
+
+class Value(msgspec.Struct, frozen=True, rename="camel"):
+    """The base of what `show --output json` prints."""
+
+
+class Listed(Value, frozen=True):
+    """An endpoint in one of a frontend's lists, and how often it was picked."""
+
+    address: str
+    port: int
+    connections: int
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it is."""
+        return Endpoint(self.address, self.port)
+
+
+class Refused(Value, frozen=True):
+    """What happens to connections that no list takes; every packet of a new one counts."""
+
+    verdict: str  # reject or drop
+    reason: str
+    packets: int
+
+
+class Affinity(Value, frozen=True):
+    """ClientIP affinity of a service port in one family; `clients` are those remembered, by endpoint."""
+
+    timeout_seconds: int
+    clients: dict[str, int]
+
+
+class Shown(Value, frozen=True):
+    """One frontend. An empty address means: on the addresses that accept NodePorts. Sources None means: everybody."""
+
+    family: Family
+    kind: Kind
+    address: str
+    protocol: str
+    port: int
+    policy: Policy | None  # None: there is no endpoint to which one could apply
+    connections: int
+    cluster: tuple[Listed, ...]
+    local: tuple[Listed, ...]
+    refused: Refused | None
+    affinity: Affinity | None
+    sources: tuple[str, ...] | None
+
+    @property
+    def frontend(self) -> Frontend:
+        """Where clients connect."""
+        return Frontend(self.address, self.protocol, self.port)
+
+
+class ServicePort(Value, frozen=True):
+    """A service port by the name that its elements carry, namespace/service:port."""
+
+    name: str
+    frontends: tuple[Shown, ...]
+
+    def is_called(self, name: str) -> bool:
+        """Whether `name` means this port, or its service with all ports."""
+        return name in {self.name, self.name.partition(":")[0]}
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the maps hold about one frontend."""
+
+    steps: dict[str, tuple[Verdict, int]] = field(default_factory=dict)
+    slots: dict[bool, dict[int, Listed]] = field(default_factory=lambda: {False: {}, True: {}})  # by "is the local list"
+    sources: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The service port: every verdict but those of affinity and source ranges carries it."""
+        return next((verdict.comment for verdict, _ in self.steps.values() if verdict.comment), "?")
+
+
+class Snapshot(Value, frozen=True):
+    """All of the table: services, the addresses that accept NodePorts ("all": every one but loopback), and service CIDRs."""
+
+    services: tuple[ServicePort, ...]
+    nodeport_addresses: dict[Family, tuple[str, ...] | Literal["all"]]
+    service_cidrs: tuple[str, ...]
+
+
+def take(reader: Reader) -> Snapshot | None:
+    """Read the table; None when there is none. What changes meanwhile may be seen half."""
+    if not reader.table_exists():
+        return None
+    names = reader.sets()
+    nodeports: dict[Family, tuple[str, ...] | Literal["all"]] = {}
+    cidrs: list[str] = []
+    for family in (f for f in Family if f"nodeport_ips{f.digit}" in names):
+        where = f"nodeport_ips{family.digit}"
+        nodeports[family] = tuple(sorted(str(key[0]) for key in reader.elements(where))) if reader.looks_up(where) else "all"
+        cidrs += [str(network) for network in reader.networks(f"service_cidrs{family.digit}", family)]
+    return Snapshot(services({where: list(_counted(reader, where)) for where in names}), nodeports, tuple(cidrs))
+
+
+def _counted(reader: Reader, where: str) -> Iterator[Counted]:
+    with suppress(MissingError):  # a map of one ClientIP service that went meanwhile
+        yield from reader.counted(where)
+
+
+def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ServicePort, ...]:
+    """Return the service ports in the elements of all sets and maps, by name."""
+    found: defaultdict[tuple[Family, Frontend], _Found] = defaultdict(_Found)
+    cluster_ips: set[str] = set()
+    clients: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # by family's digit and name of the affinity
+    for where, items in elements.items():
+        if where.startswith("cluster_ips"):
+            cluster_ips.update(str(item.element.key[0]) for item in items)
+        elif match := _MEMORY.fullmatch(where):
+            clients[match[1], match[2]] += Counter(str(Endpoint(str(item.element.value), int(match[3]))) for item in items)
+        else:
+            _sort_in(where, items, found)
+    ports: defaultdict[str, list[Shown]] = defaultdict(list)
+    for (family, frontend), one in sorted(found.items(), key=lambda item: _order(item[0], cluster_ips)):
+        if any(verdict.comment for verdict, _ in one.steps.values()):  # what is left of a frontend between two transactions
+            ports[one.name].append(_shown(family, frontend, one, cluster_ips, clients))
+    return tuple(ServicePort(name, tuple(frontends)) for name, frontends in sorted(ports.items()))
+
+
+def _sort_in(where: str, items: Iterable[Counted], found: defaultdict[tuple[Family, Frontend], _Found]) -> None:
+    """Put the elements of one map to the frontends they are about."""
+    if match := _STEP.fullmatch(where):
+        for (_, key, value), packets in items:
+            if isinstance(value, Verdict):
+                found[_FAMILIES[match[2]], _frontend(key)].steps[match[1]] = value, packets
+    elif match := _SLOTS.fullmatch(where):
+        for (_, (*start, slot), value), packets in items:
+            if isinstance(value, tuple):
+                address, port = start if len(start) == 2 else ("", *start)
+                frontend = Frontend(str(address), match[3], int(port))
+                one = found[_FAMILIES[match[2]], frontend]
+                one.slots[bool(match[1])][int(slot)] = Listed(str(value[0]), int(value[1]), packets)
+    elif match := _ALLOWED.fullmatch(where):
+        for (_, (*start, network), _), _ in items:
+            found[_FAMILIES[match[1]], _frontend(tuple(start))].sources.append(f"{network}/{match[2]}")
+
+
+def _frontend(key: tuple[str | int, ...]) -> Frontend:
+    address, proto, port = key if len(key) == 3 else ("", *key)
+    return Frontend(str(address), str(proto), int(port))
+
+
+def _order(place: tuple[Family, Frontend], cluster_ips: set[str]) -> tuple[Family, int, bytes, str, int]:
+    """Sort ClusterIPs first, NodePorts last, addresses by number."""
+    family, frontend = place
+    rank = 2 if not frontend.address else frontend.address not in cluster_ips
+    return family, rank, pack(frontend.address) if frontend.address else b"", frontend.proto, frontend.port
+
+
+def _shown(
+    family: Family, frontend: Frontend, one: _Found, cluster_ips: set[str], clients: Mapping[tuple[str, str], Counter[str]]
+) -> Shown:
+    if not frontend.address:
+        kind = Kind.NODE_PORT
+    elif frontend.address in cluster_ips:
+        kind = Kind.CLUSTER_IP
+    else:
+        kind = Kind.LOAD_BALANCER if "firewall" in one.steps else Kind.EXTERNAL
+    return Shown(
+        family=family,
+        kind=kind,
+        address=frontend.address,
+        protocol=frontend.proto,
+        port=frontend.port,
+        policy=_policy(one, kind),
+        connections=one.steps["services"][1] if "services" in one.steps else 0,
+        cluster=tuple(listed for _, listed in sorted(one.slots[False].items())),
+        local=tuple(listed for _, listed in sorted(one.slots[True].items())),
+        refused=_refused(one),
+        affinity=_affinity(family, one, clients),
+        sources=tuple(sorted(one.sources)) if "firewall" in one.steps else None,
+    )
+
+
+def _policy(one: _Found, kind: Kind) -> Policy | None:
+    """Tell the policy from the chains that the verdicts go to."""
+    local = Policy.LOCAL if kind is Kind.CLUSTER_IP else Policy.PRESERVE
+    if "services" in one.steps:
+        verdict, _ = one.steps["services"]
+        match = _PICK.match(verdict.target)
+        return _POLICIES.get(match[1] if match else "", local)
+    return local if one.steps.get("no_endpoints", (Verdict(""), 0))[0].verb == "drop" else None
+
+
+def _refused(one: _Found) -> Refused | None:
+    if "no_endpoints" not in one.steps:
+        return None
+    verdict, packets = one.steps["no_endpoints"]
+    if verdict.verb == "drop":
+        return Refused("drop", "no endpoint on this node (policy Local)", packets)
+    return Refused("reject", "no endpoint in the cluster", packets)
+
+
+def _affinity(family: Family, one: _Found, clients: Mapping[tuple[str, str], Counter[str]]) -> Affinity | None:
+    verdict, _ = one.steps.get("learn", (Verdict(""), 0))
+    match = _LEARN.fullmatch(verdict.target)
+    return Affinity(int(match[1]), dict(sorted(clients.get((family.digit, match[2]), {}).items()))) if match else None

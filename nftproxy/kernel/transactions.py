@@ -1,0 +1,365 @@
+"""The table in the kernel: what is written to it, and how.
+
+It loads the program as nft text, makes chains and sets that are missing, and commits deltas as JSON, both through libnftables. That is on
+purpose also where netlink messages of our own would be quicker: the library is what others have proved, it writes the same on every
+version, and what we send can be read, pasted into nft and reported. Every call is one transaction: it happens whole or not at
+all, and an error says which (`MissingError`, `ExistsError`: our picture of the table was wrong).
+
+While another program's set would end a process that calls the library (`neighbours`), it is not called: elements go through netlink
+then, and so do chains that are like others but for numbers; other text is refused (`BlockedError`), and the table serves on.
+libnftables is not thread safe; one lock guards it, and calls release the GIL.
+"""
+
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from loguru import logger
+
+from nftproxy.address import Family, Network
+from nftproxy.errors import BlockedError, KernelError, UnusableError
+from nftproxy.kernel.channel import Channel
+from nftproxy.kernel.library import Library, Sender
+from nftproxy.kernel.neighbours import Neighbours
+from nftproxy.kernel.reader import Reader
+from nftproxy.kernel.writer import Writer
+from nftproxy.routes import Affinity, Key, Value, Verdict
+from nftproxy.table import copies
+from nftproxy.table.difference import Delta
+from nftproxy.table.program import TABLE, Program, table
+
+_PROBE = """\
+add table inet nftproxy-probe
+add map inet nftproxy-probe m { typeof ip daddr . tcp dport . numgen random mod 65536 : ip daddr . tcp dport; counter; }
+delete table inet nftproxy-probe
+"""
+_ELEMENT = {"family": "inet", "table": "nftproxy"}
+_SHOWN = 4000  # characters of commands in a log line: many services are halved until one is left, whose commands are shorter
+
+
+class Kernel:
+    """Our table in the network namespace of the thread that made this object."""
+
+    def __init__(self, library: Sender | None = None, *, by_netlink: bool = False) -> None:
+        """`library` takes the text and JSON; `by_netlink` has elements written without it, which `bench` measures."""
+        self._lock = threading.RLock()
+        self.library = library or Library()
+        self._by_netlink = by_netlink
+        self._channel = Channel()
+        self._reader = Reader(self._channel)
+        self._neighbours = Neighbours(self._channel)
+        self._writer = Writer(self._channel, self._neighbours.changed)
+        self.chains: set[str] = set()
+        self.sets: set[str] = set()
+        self.generation = 0  # goes up with every load of a program
+        self._doubted = False
+        self._stale: set[str] = set()  # chains made on demand under another program
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the sockets back; the table stays."""
+        self._neighbours.close()
+        self._channel.close()
+        self.library.close()
+
+    @property
+    def blocked(self) -> BlockedError | None:
+        """Why the library must not be called now, and what to do about it; None when it may."""
+        with self._lock:
+            deadly = self._neighbours.deadly()
+        return _blocked(deadly) if deadly else None
+
+    def require(self) -> None:
+        """Raise UnusableError, with the command that mends it, when this machine cannot hold our table.
+
+        Libraries and kernels are probed by doing: a table with the most demanding declaration is made and deleted in one
+        transaction, which leaves nothing behind.
+        """
+        try:
+            with self._lock:
+                self._reader.table_exists()
+                if not self.blocked:
+                    self._run(_PROBE)
+        except KernelError as error:
+            if "not permitted" in str(error):
+                raise UnusableError(
+                    "not allowed to change nftables", hint="run as root or with the capability NET_ADMIN"
+                ) from error
+            raise UnusableError(
+                f"this kernel or libnftables cannot hold the table: {error}",
+                hint="needed: kernel 5.13 or later with nf_tables (modprobe nf_tables), libnftables 1.0.1 or later "
+                "(apt-get install libnftables1)",
+            ) from error
+
+    @property
+    def ports(self) -> set[int]:
+        """The netlink port ids that our transactions bear."""
+        return {*self.library.ports, self._channel.port}
+
+    def refresh(self) -> bool:
+        """Read which chains and sets there are; return whether the table exists at all."""
+        with self._lock:
+            exists = self._reader.table_exists()
+            self.chains = set(self._reader.chains()) if exists else set()
+            self._stale &= self.chains
+            self.sets = self._reader.sets() if exists else set()
+        return exists
+
+    def doubt(self) -> None:
+        """Have the program loaded again when the table is next read back, whatever it seems to hold."""
+        with self._lock:
+            self.generation += 1
+            self._doubted = True
+
+    def holds(self, program: Program) -> bool:
+        """Whether the table holds exactly this program, as far as anybody knows."""
+        return not self._doubted and program.marker in self.chains
+
+    def elements(self, where: str) -> dict[Key, Value]:
+        """Return what is in one of our sets or maps."""
+        with self._lock:
+            return self._reader.elements(where)
+
+    def packed(self, where: str) -> dict[bytes, bytes]:
+        """Return what is in one of our sets or maps, packed."""
+        with self._lock:
+            return self._reader.packed(where)
+
+    def networks(self, where: str, family: Family) -> list[Network]:
+        """Return what is in a set of networks."""
+        with self._lock:
+            return self._reader.networks(where, family)
+
+    def load(self, program: Program) -> None:
+        """Put the program into the kernel, in one transaction, over whatever program is there.
+
+        Elements, counters and remembered clients stay. Picks are made anew; chains of ClientIP services stay as they are until
+        `ensure_for` is told what they should be, others until `tidy`.
+        """
+        with self._lock:
+            self.refresh()
+            if program.marker in self.chains and (blocked := self.blocked):
+                logger.error(
+                    "the rules of table inet nftproxy cannot be loaded again, elements are written all the same: {}", blocked
+                )
+                return
+            parts = self._on_demand(program, self.chains, ())
+            base, other = program.chains()
+            known = self._reader.chains() if self.chains else {}
+            text = f"add table {TABLE}\n"
+            for name in base:  # a base chain with another hook or priority is refused, so it goes first
+                text += f"add chain {TABLE} {name}\ndelete chain {TABLE} {name}\n"
+            stale_base = [name for name, is_base in known.items() if is_base and name not in base]
+            text += "".join(f"delete chain {TABLE} {name}\n" for name in stale_base)
+            refilled = [n for n in (*other, *(n for n, t in parts.items() if t.startswith("chain"))) if n in known]
+            text += "".join(f"flush chain {TABLE} {name}\n" for name in dict.fromkeys(refilled))
+            text += "".join(f"delete chain {TABLE} {n}\n" for n in known if n.startswith("program-") and n != program.marker)
+            body = program.text({family: _lengths(self.sets, family.digit) for family in program.families})
+            self._transact(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
+            self._stale = self.chains - set(parts)
+            self._doubted = False
+            self.generation += 1
+            self.refresh()
+
+    def ensure_for(self, delta: Delta, program: Program, affinities: Iterable[Affinity] = ()) -> None:
+        """Make missing chains and sets that additions and ClientIP service ports need.
+
+        A transaction of its own, and none when nothing is missing: unused chains do no harm.
+        """
+        with self._lock:
+            self._ensure(program, delta.targets(), delta.added, affinities)
+
+    def commit(self, delta: Delta) -> None:
+        """Apply removals and additions of a delta in one transaction."""
+        with self._lock:
+            if self._elements_by_netlink():
+                self._writer.change(delta.removed, delta.added)
+                return
+            commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in delta.removed.items()]
+            commands += [{"add": _elements(where, items)} for where, items in delta.added.items()]
+            self._json(commands)
+
+    def commit_late(self, delta: Delta) -> None:
+        """Apply the late removals of a delta in one transaction."""
+        with self._lock:
+            if self._elements_by_netlink():
+                self._writer.change(delta.late, {})
+                return
+            self._json([{"delete": _elements(where, keys)} for where, keys in delta.late.items() if keys])
+
+    def replace(self, where: str, elements: Iterable[str | Network], family: Family) -> None:
+        """Give a set exactly these addresses or networks, in one transaction."""
+        found = list(elements)
+        with self._lock:
+            if self._elements_by_netlink():
+                self._writer.replace(where, found, family)
+                return
+            commands: list[object] = [{"flush": {"set": {**_ELEMENT, "name": where}}}]
+            if found:
+                listed = [e if isinstance(e, str) else {"prefix": {"addr": e.text, "len": e.length}} for e in found]
+                commands.append({"add": {"element": {**_ELEMENT, "name": where, "elem": listed}}})
+            self._json(commands)
+
+    def forget(self, where: str, entries: dict[Key, Value]) -> None:
+        """Delete entries the kernel learnt; each is added first, because one that has just expired could not be deleted."""
+        if not entries:
+            return
+        with self._lock:
+            if self._elements_by_netlink():
+                self._writer.forget(where, entries)
+                return
+            self._json([{"add": _elements(where, entries)}, {"delete": _elements(where, dict.fromkeys(entries))}])
+
+    def delete_table(self) -> bool:
+        """Remove the table and all that is in it; return whether there was one."""
+        found = self.delete_foreign_table("inet", "nftproxy")
+        with self._lock:
+            self.chains, self.sets = set(), set()
+        return found
+
+    def delete_foreign_table(self, family: str, name: str) -> bool:
+        """Remove another program's table that this one has taken the place of; return whether there was one."""
+        with self._lock:
+            if not self._reader.table_exists(name, family):
+                return False
+            if self.blocked:
+                self._writer.delete_table(family, name)
+            else:
+                self._run(f"delete table {family} {name}\n")
+            return True
+
+    def tidy(self, chains: Iterable[str], sets: Iterable[str]) -> None:
+        """Delete chains and sets that nothing uses any more; KernelError when one is still in use.
+
+        First the sets, then the chains that their verdicts pointed to: before kernel 6.2 these count as used for a moment longer.
+        """
+        chains, sets = [c for c in chains if c in self.chains], [s for s in sets if s in self.sets]
+        text = "".join(f"flush chain {TABLE} {name}\n" for name in chains)
+        with self._lock:
+            if sets:
+                self._transact(text + "".join(f"delete set {TABLE} {name}\n" for name in sets))
+                self.sets -= set(sets)
+            if chains:
+                self._transact(text + "".join(f"delete chain {TABLE} {name}\n" for name in chains))
+                self.chains -= set(chains)
+                self._stale -= set(chains)
+
+    def probe(self) -> None:
+        """Have the kernel accept a transaction that changes nothing; KernelError when it accepts none at all."""
+        with self._lock:
+            if self.blocked:
+                self._writer.probe()
+            else:
+                self._run(f"add table {TABLE}\n")
+
+    def _elements_by_netlink(self) -> bool:
+        return self._by_netlink or self.blocked is not None
+
+    def _ensure(self, program: Program, targets: Iterable[str], wheres: Iterable[str], affinities: Iterable[Affinity]) -> None:
+        missing = {name for name in targets if name not in self.chains}
+        parts = {} if not (missing or affinities) else self._on_demand(program, missing, affinities)
+        made = (self.chains - self._stale) | self.sets if parts else set()
+        parts = {name: text for name, text in parts.items() if name not in made}
+        again = [name for name in parts if name in self._stale]
+        for family in program.families:
+            wanted = {name for name in wheres if name.startswith(f"allowed{family.digit}-")} - self.sets
+            if wanted:
+                parts |= program.sources(family, _lengths(self.sets | wanted, family.digit))
+                again.append(f"allowed{family.digit}")
+        if parts and (blocked := self.blocked):
+            self._copy(parts, blocked)
+        elif parts:
+            self._transact("".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values()))
+            self._stale -= parts.keys()
+        for name, text in parts.items():
+            (self.chains if text.startswith("chain") else self.sets).add(name)
+
+    def _copy(self, parts: dict[str, str], blocked: BlockedError) -> None:
+        """Make chains after the model of others; BlockedError when one has no model, or is no new chain."""
+        made: dict[str, list[bytes]] = {}
+        known = self.chains - self._stale
+        for name, text in parts.items():
+            model = copies.model(name, known)
+            if model is None or name in self.chains:
+                raise blocked
+            try:
+                made[name] = copies.adapted(self._reader.expressions(model), text)
+            except copies.ShapeError:
+                raise blocked from None
+        self._writer.add_chains(made)
+
+    def _on_demand(self, program: Program, chains: Iterable[str], affinities: Iterable[Affinity]) -> dict[str, str]:
+        parts: dict[str, str] = {}
+        for name in chains:
+            parts |= program.pick(name)
+        for affinity in affinities:
+            parts |= program.affinity(affinity)
+        return parts
+
+    def _json(self, commands: list[object]) -> None:
+        if commands:
+            self._try(msgspec.json.encode({"nftables": commands}).decode())
+
+    def _transact(self, text: str) -> None:
+        """Run text that has no other way than through the library."""
+        if blocked := self.blocked:
+            raise blocked
+        self._try(text)
+
+    def _try(self, text: str) -> None:
+        """Run what belongs to a sync; when it is refused, log it for debugging (contract 5.10.4).
+
+        Without a listing of the table, which may take seconds: `nft` and `nftproxy show` give it at any time.
+        """
+        try:
+            self._run(text)
+        except KernelError as error:
+            more = f"\n... and {len(text) - _SHOWN} characters more" if len(text) > _SHOWN else ""
+            logger.debug("refused: {}; the commands were:\n{}{}", error, text[:_SHOWN], more)
+            raise
+
+    def _run(self, text: str) -> None:
+        self.library.run(text)
+        self._neighbours.changed()
+
+
+def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str, object]:
+    """Return an element command of libnftables JSON."""
+    return {"element": {**_ELEMENT, "name": where, "elem": [_json(key, value) for key, value in items.items()]}}
+
+
+def _json(key: Key, value: Value) -> object:
+    left: object = {"concat": key} if len(key) > 1 else key[0]
+    if value is None:
+        return left
+    if type(value) is Verdict:
+        if value.comment:
+            left = {"elem": {"val": left, "comment": value.comment}}
+        return (left, {value.verb: {"target": value.target} if value.target else None})
+    return (left, value if type(value) is str else {"concat": value})
+
+
+def _lengths(sets: Iterable[str], digit: str) -> set[int]:
+    prefix = f"allowed{digit}-"
+    return {int(name.removeprefix(prefix)) for name in sets if name.startswith(prefix)}
+
+
+def _blocked(deadly: tuple[str, ...]) -> BlockedError:
+    return BlockedError(
+        f"{_named(deadly)} was written by a newer nft and would end any process that reads it with this libnftables",
+        hint="use libnftables 1.1.4 or later, such as that of the container image; or delete that table, "
+        "or declare its sets with typeof",
+    )
+
+
+def _named(deadly: tuple[str, ...]) -> str:
+    family, table, name = deadly[0].split(" ", 2)
+    more = f" and {len(deadly) - 1} more" if len(deadly) > 1 else ""
+    return f"table {family} {table} (set {name}{more})"

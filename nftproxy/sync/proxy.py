@@ -1,0 +1,189 @@
+"""A node's service proxy: a store in, a table in step out.
+
+All work on the table happens in one worker thread, so that a long sync never delays health answers; only the load of an empty
+table has a second one, which commits. The event loop's thread only decides when.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from loguru import logger
+
+from nftproxy.address import Address, Family
+from nftproxy.configuration.settings import ALL
+from nftproxy.errors import BlockedError, KernelError
+from nftproxy.kernel.listener import Kind, Listener
+from nftproxy.node import interfaces
+from nftproxy.sync.report import Report
+from nftproxy.sync.runner import Runner
+from nftproxy.sync.table import Table
+
+QUIET = 2.0  # seconds without a sync before chains that fell out of use are deleted; before kernel 6.2 they count as used for a moment
+REPAIR_PERIOD = 1.0  # seconds between repairs, for a program that keeps changing our table
+
+Result = TypeVar("Result")
+
+
+class Observer:
+    """Is told what the runs do, in the event loop's thread; this one does nothing."""
+
+    def queued(self, family: Family) -> None:
+        """Note that a run was asked for."""
+
+    def started(self, family: Family) -> None:
+        """Note that a family's runner has started."""
+
+    async def synced(self, report: Report, seconds: float) -> None:
+        """Note that a sync succeeded."""
+
+    def failed(self, family: Family, seconds: float, *, full: bool) -> None:
+        """Note that a sync failed; `full`: it was to read the table back."""
+
+    def tidying_failed(self) -> None:
+        """Note that chains which fell out of use could not be deleted."""
+
+    def repaired(self) -> None:
+        """Note that somebody else's changes of our table are being put right."""
+
+    def noticed(self, blocked: BlockedError | None) -> None:
+        """Note whether another program's table keeps us from calling libnftables."""
+
+
+class Proxy:
+    """Runs syncs when the store has changed, until stopped; all methods belong to the event loop's thread."""
+
+    def __init__(self, table: Table, observer: Observer | None = None) -> None:
+        self._table = table
+        self._store = table.store
+        self._observer = observer or Observer()
+        self._worker = ThreadPoolExecutor(1, "table")
+        self.repairs = 0
+        self._own: list[Address] | None = None
+        self._interference = Kind.NOTHING
+        self._repair: asyncio.TimerHandle | None = None
+        self._repaired = -REPAIR_PERIOD
+        settings = table.settings
+        self.runners = {
+            family: Runner(
+                str(family),
+                lambda family=family: self._sync(family),  # type: ignore[misc]
+                min_period=settings.min_sync_period,
+                retry_period=settings.sync_period,
+            )
+            for family in settings.families
+        }
+
+    def changed(self) -> None:
+        """Have every family synced that has something to do; before all initial objects are there, nothing is (contract 1.2.4)."""
+        if self._store.complete:
+            for family in self.runners:
+                if self._store.pending(family):
+                    self._request(family)
+
+    def _request(self, family: Family) -> None:
+        self._observer.queued(family)
+        self.runners[family].request()
+
+    async def in_worker(self, work: Callable[[], Result]) -> Result:
+        """Have something done by the thread that works on the table, in turn with the syncs."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    async def run(self) -> None:
+        """Keep the table in step until cancelled; the table stays as it is then."""
+        loop = asyncio.get_running_loop()
+        netlink = interfaces.subscribe()
+        loop.add_reader(netlink, self._addresses_changed, netlink)
+        listener = Listener(self._table.kernel.ports)
+        loop.add_reader(listener.socket, self._table_changed, listener)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for family, runner in self.runners.items():
+                    self._observer.started(family)
+                    tasks.create_task(runner.run_forever())
+                tasks.create_task(self._tidy_forever())
+        finally:
+            loop.remove_reader(netlink)
+            netlink.close()
+            loop.remove_reader(listener.socket)
+            listener.close()
+            self._worker.shutdown(wait=True)
+
+    async def _sync(self, family: Family) -> None:
+        if not self._store.complete:
+            return
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        full = not self._table.syncers[family].in_step
+        try:
+            await self._notice()
+            report = await self.in_worker(lambda: self._table.sync(family, self._own_addresses()))
+        except BaseException:
+            self._observer.failed(family, clock() - started, full=full)
+            raise
+        seconds = clock() - started
+        if report.written or report.read_back:
+            logger.info(
+                "{}: in step: {} services looked at, {} elements written in {} transactions, {:.1f} ms{}",
+                family,
+                report.services,
+                report.written,
+                report.transactions,
+                seconds * 1000,
+                " (read back)" if report.read_back else "",
+            )
+        await self._observer.synced(report, seconds)
+
+    def _own_addresses(self) -> list[Address]:
+        """Return the addresses of this machine's interfaces, as they were when one last changed: asking costs more than a sync."""
+        if self._own is None:
+            every = all(networks is ALL for networks in self._table.settings.nodeport_addresses.values())
+            self._own = [] if every else interfaces.addresses()
+        return self._own
+
+    def _addresses_changed(self, netlink: socket.socket) -> None:
+        interfaces.drain(netlink)
+        self._own = None
+        for family in self.runners:
+            self._request(family)
+
+    def _table_changed(self, listener: Listener) -> None:
+        found = listener.look()
+        if found.kind is Kind.NOTHING:
+            return
+        self._interference = max(self._interference, found.kind)
+        loop = asyncio.get_running_loop()
+        if self._repair is None:
+            logger.warning("somebody changed table inet nftproxy ({}); repairing it", found.who or "unknown")
+            self._repair = loop.call_at(max(loop.time(), self._repaired + REPAIR_PERIOD), self._start_repair)
+
+    def _start_repair(self) -> None:
+        self._repair = None
+        self._repaired = asyncio.get_running_loop().time()
+        self.repairs += 1
+        kind, self._interference = self._interference, Kind.NOTHING
+        self._observer.repaired()
+        self._worker.submit(self._table.distrust, program=kind is Kind.PROGRAM)
+        for family in self.runners:
+            self._request(family)
+
+    async def _notice(self) -> None:
+        """Look whether libnftables may be called, and sync if it may again."""
+        if await self.in_worker(self._table.notice):
+            for family in self.runners:
+                self._request(family)
+        self._observer.noticed(self._table.blocked)
+
+    async def _tidy_forever(self) -> None:
+        while True:
+            await asyncio.sleep(QUIET)
+            if self._table.blocked:
+                with suppress(KernelError):
+                    await self._notice()
+            if self._table.untidy and not any(runner.busy for runner in self.runners.values()):
+                with suppress(KernelError):
+                    if not await self.in_worker(self._table.tidy):
+                        self._observer.tidying_failed()

@@ -1,0 +1,91 @@
+"""Our table and what writes to it, both families: settings, store, kernel and a syncer each; what fell out of use goes from here."""
+
+from collections.abc import Iterable
+
+from loguru import logger
+
+from nftproxy.address import Address, Family
+from nftproxy.configuration.settings import NodeSettings, accepted_nodeport_addresses
+from nftproxy.errors import BlockedError, KernelError
+from nftproxy.kernel.transactions import Kernel
+from nftproxy.store import Store
+from nftproxy.sync.report import Report
+from nftproxy.sync.syncer import Syncer
+from nftproxy.table.program import Program
+
+SPARE_PICKS = 64  # unused picks that may stay: each costs a transaction two microseconds
+
+
+class Table:
+    """Our table and what writes to it; every method belongs to one thread at a time."""
+
+    def __init__(self, settings: NodeSettings, store: Store, kernel: Kernel) -> None:
+        self.settings = settings
+        self.store = store
+        self.kernel = kernel
+        self.program = Program(settings)
+        self.blocked: BlockedError | None = None  # as it was last noticed
+        self._accepted: dict[Family, tuple[Address, ...]] = {}  # what the table holds as accepting NodePorts
+        self.syncers = {family: Syncer(family, settings, self.program, kernel, store) for family in settings.families}
+
+    def sync(self, family: Family, own_addresses: Iterable[Address]) -> Report:
+        """Bring one family in step; `own_addresses` are those of this machine's interfaces."""
+        syncer = self.syncers[family]
+        report = syncer.sync()
+        accepted, errors = accepted_nodeport_addresses({family: self.settings.nodeport_addresses[family]}, own_addresses)
+        for error in errors:
+            logger.error("{}", error)
+        if family in accepted and (report.read_back or accepted[family] != self._accepted.get(family)):
+            self._accepted.pop(family, None)  # not known until it is written
+            syncer.accept_nodeports_on(address.text for address in accepted[family])
+            self._accepted[family] = accepted[family]
+        return report
+
+    def distrust(self, *, program: bool) -> None:
+        """Have the next syncs read the table back, and load the program again if that may have changed, too."""
+        if program:
+            self.kernel.doubt()
+        for syncer in self.syncers.values():
+            syncer.distrust()
+
+    def notice(self) -> bool:
+        """Look whether libnftables may be called; True when it may again, and the next syncs make what they could not."""
+        blocked, self.blocked = self.blocked, self.kernel.blocked
+        if self.blocked and not blocked:
+            logger.warning(
+                "{}; it is not called, and only changes of elements are written until that table is gone ({})",
+                self.blocked,
+                self.blocked.hint,
+            )
+        if blocked and not self.blocked:
+            logger.info("no other program's table keeps us from calling libnftables any more; everything is written again")
+            self.distrust(program=False)
+            return True
+        return False
+
+    @property
+    def untidy(self) -> bool:
+        """Whether chains or sets may have fallen out of use."""
+        return any(syncer.untidy for syncer in self.syncers.values())
+
+    def tidy(self) -> bool:
+        """Delete chains and sets that fell out of use; False if some are still referenced, which then get another chance."""
+        if self.kernel.blocked or not all(syncer.in_step for syncer in self.syncers.values()):
+            return True
+        used = self.program.names().union(*(syncer.needed() for syncer in self.syncers.values()))
+        chains = self.kernel.chains - used
+        picks = {name for name in chains if self.program.pick(name)}  # not those of a family that is no longer served
+        if len(picks) <= SPARE_PICKS:
+            chains -= picks
+        sets = {name for name in self.kernel.sets - used if not name.startswith("allowed")}
+        for syncer in self.syncers.values():
+            syncer.untidy = False
+        try:
+            self.kernel.tidy(chains, sets)
+        except KernelError as error:
+            logger.debug("chains out of use are kept for now: {}", error)
+            self.kernel.refresh()
+            for syncer in self.syncers.values():
+                syncer.untidy = True
+            return False
+        return True

@@ -1,0 +1,226 @@
+"""The API source against a real API server and etcd: everything else we know of them is recordings and documentation."""
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from nftproxy.address import Family
+from nftproxy.model import Node
+from nftproxy.sources import kubesource, wire
+from nftproxy.sources.apiserver import connect
+from nftproxy.sources.kubesource import Source
+from nftproxy.sources.resources import own_node
+from nftproxy.store import Store
+from tests.support.cluster import Cluster, Document, needs_cluster
+from tests.support.mirror import contents, impatient, logged
+
+pytestmark = needs_cluster
+TIMEOUT = 40.0
+
+NODE = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": "a"}},
+    "spec": {"podCIDRs": ["10.244.1.0/24"]},
+}
+
+
+def service(name: str, **spec: Any) -> Document:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"ports": [{"port": 80}], **spec},
+    }
+
+
+def endpoint_slice(name: str, of: str, *addresses: str) -> Document:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": of}},
+        "addressType": "IPv6" if ":" in addresses[0] else "IPv4",
+        "endpoints": [{"addresses": [each], "conditions": {"ready": True}} for each in addresses],
+        "ports": [{"port": 8080}],
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        cluster.apply(NODE)
+        yield cluster
+
+
+class Counter:
+    def __init__(self, condition: threading.Condition) -> None:
+        self.codes: list[str] = []
+        self.restarted: set[str] = set()
+        self._condition = condition
+
+    def requested(self, *, code: str, method: str, host: str) -> None:  # noqa: ARG002
+        with self._condition:
+            self.codes.append(code)
+            self._condition.notify_all()
+
+    def watch_restarted(self, resource: str) -> None:
+        with self._condition:
+            self.restarted.add(resource)
+            self._condition.notify_all()
+
+
+class Running:
+    """A source at work as system:kube-proxy, with just the permissions of contract 10.2."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.store = Store(list(Family))
+        self.condition = threading.Condition()
+        self.counter = Counter(self.condition)
+        with cluster.entered():
+            connection = connect(str(cluster.kubeconfig("system:kube-proxy")), "", observer=self.counter)
+            self.source = Source(connection, self.store, "node1", changed=self._notify, node_changed=self._notify)
+            self.source.start()
+
+    def names(self) -> set[str]:
+        return {key.name for key in contents(self.store)}
+
+    def until(self, what: Callable[[], object]) -> None:
+        with self.condition:
+            assert self.condition.wait_for(what, TIMEOUT), f"waited in vain; known are {sorted(self.names())}"
+
+    def _notify(self, _: Node | None = None) -> None:
+        with self.condition:
+            self.condition.notify_all()
+
+
+@pytest.fixture
+def running(cluster: Cluster) -> Iterator[Running]:
+    running = Running(cluster)
+    try:
+        running.until(lambda: running.store.complete and running.store._cidrs)
+        yield running
+        assert running.names() == fresh_start(cluster)
+    finally:
+        running.source.stop()
+    assert [each.name for each in threading.enumerate() if each.name.startswith("watch-")] == []
+    cluster.kubectl("delete", "services", "-l", "!provider")  # the server brings back the Service of its own
+    cluster.kubectl("delete", "endpointslices", "--all")
+
+
+def fresh_start(cluster: Cluster) -> set[str]:
+    running = Running(cluster)
+    try:
+        running.until(lambda: running.store.complete and running.store._cidrs)
+        return running.names()
+    finally:
+        running.source.stop()
+
+
+@pytest.mark.contract("10.2.1", "1.1.4")
+def test_created_changed_deleted(cluster: Cluster, running: Running) -> None:
+    node = running.source.wait_for_node(TIMEOUT)
+    assert node
+    assert (node.zone, node.spec.pod_cidrs) == ("a", ("10.244.1.0/24",))
+    (cidrs,) = (each.spec.cidrs for each in running.store._cidrs.values())
+    assert cidrs == ("10.96.0.0/16", "fd00:10:96::/112")
+
+    cluster.apply(
+        service("web", ipFamilyPolicy="RequireDualStack"),
+        service("headless", clusterIP="None"),
+        endpoint_slice("web-4", "web", "192.0.2.1", "192.0.2.2"),
+        endpoint_slice("web-6", "web", "2001:db8::1"),
+    )
+    running.until(lambda: {"web", "web-4", "web-6"} <= running.names())
+    assert "headless" not in running.names()
+    cluster.apply(endpoint_slice("web-4", "web", "192.0.2.3"))
+    running.until(lambda: "192.0.2.3" in str(contents(running.store)))
+    cluster.kubectl("delete", "service", "web")
+    cluster.kubectl("delete", "endpointslice", "web-6")
+    running.until(lambda: not {"web", "web-6"} & running.names())
+
+
+@pytest.mark.contract("1.1.5", "1.1.7")
+def test_a_label_hides_a_service(cluster: Cluster, running: Running) -> None:
+    cluster.apply(service("hidden"))
+    running.until(lambda: "hidden" in running.names())
+    cluster.kubectl("label", "service", "hidden", "service.kubernetes.io/service-proxy-name=")
+    running.until(lambda: "hidden" not in running.names())
+    cluster.kubectl("label", "service", "hidden", "service.kubernetes.io/service-proxy-name-")
+    running.until(lambda: "hidden" in running.names())
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["in_good_order", "killed"])
+def test_the_server_restarts(cluster: Cluster, running: Running, how: signal.Signals) -> None:
+    cluster.apply(service("stays"), service("goes"))
+    running.until(lambda: {"stays", "goes"} <= running.names())
+    cluster.stop_apiserver(how)
+    assert {"stays", "goes"} <= running.names()
+    cluster.start_apiserver()
+    cluster.kubectl("delete", "service", "goes")
+    cluster.apply(service("comes"))
+    running.until(lambda: "comes" in running.names() and "goes" not in running.names())
+
+
+def test_the_server_freezes(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen, it acknowledges what the kernel asks: only the silence tells, of every stream. Then it goes on, with all that was missed."""
+    for name in ("SERVICES", "ENDPOINT_SLICES", "SERVICE_CIDRS"):
+        monkeypatch.setattr(kubesource, name, impatient(getattr(kubesource, name), 3))
+    monkeypatch.setattr(kubesource, "own_node", lambda name: impatient(own_node(name), 3))
+    running = Running(cluster)
+    try:
+        cluster.apply(service("before"))
+        running.until(lambda: "before" in running.names())
+        with logged(condition=running.condition) as lines:
+            cluster.pause_apiserver()
+            running.counter.restarted.clear()
+            running.until(lambda: {"services", "endpointslices", "nodes", "servicecidrs"} <= running.counter.restarted)
+            running.until(lambda: any("services: nothing is heard" in line for line in lines))
+            assert "before" in running.names()
+            cluster.resume_apiserver()
+        cluster.apply(service("after"))
+        running.until(lambda: "after" in running.names())
+    finally:
+        running.source.stop()
+        cluster.kubectl("delete", "service", "before", "after")
+
+
+@pytest.mark.contract("10.2.1")
+def test_a_permission_is_revoked(cluster: Cluster, running: Running) -> None:
+    cluster.apply(service("before"))
+    running.until(lambda: "before" in running.names())
+    binding = json.loads(cluster.kubectl("get", "clusterrolebinding", "system:node-proxier", "-o", "json"))
+    binding["metadata"] = {"name": "system:node-proxier"}
+    cluster.kubectl("delete", "clusterrolebinding", "system:node-proxier")
+    while cluster.kubectl("auth", "can-i", "list", "services", "--as", "system:kube-proxy", check=False).startswith("yes"):
+        pass  # the server needs a moment to know it
+    standing = running.source._reflectors[1]._answer
+    assert standing
+    standing.abort()  # the server lets watches go on that it would not accept any more
+    running.until(lambda: "403" in running.counter.codes)
+    cluster.apply(service("meanwhile"))
+    assert "before" in running.names()
+    cluster.kubectl("create", "-f", "-", documents=binding)
+    running.until(lambda: "meanwhile" in running.names())
+
+
+def test_the_server_offers_streaming_lists_and_bookmarks(cluster: Cluster, running: Running) -> None:
+    """What the short watches of quiet resources rest on: if there is news, the server sends a bookmark before it ends a watch."""
+    nodes, services, *_ = running.source._reflectors
+    assert services._state.streaming
+    with cluster.entered():
+        connection = connect(str(cluster.kubeconfig()), "")
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": "5",
+            "resourceVersion": str(nodes._state.version),
+        }
+        with connection.get(nodes.resource.path, {**nodes.resource.selectors, **query}, silence=10) as answer:
+            cluster.apply(NODE | {"metadata": {"name": "another"}})
+            received = [wire.Decoder(Node).event(line) for line in b"".join(answer.chunks()).splitlines()]
+        connection.close()
+    assert {type(each) for each in received} == {wire.Bookmark}

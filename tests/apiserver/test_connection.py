@@ -1,0 +1,270 @@
+"""Where the API server is and who we are: kubeconfig files, in-cluster credentials, and how they change while we run."""
+
+import base64
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes.config import incluster_config
+
+from nftproxy.errors import ConfigError
+from nftproxy.sources.apiserver import Connection, SilentError, TransportError, connect
+from nftproxy.sources.resources import SERVICES
+from tests.support.fake_apiserver import Exchange, FakeApiServer, refused
+from tests.support.mirror import kubeconfig, logged, mirroring
+from tests.support.pki import Authority
+
+QUERY = {"limit": "5"}
+
+
+@pytest.fixture
+def server() -> Iterator[FakeApiServer]:
+    with FakeApiServer() as server:
+        yield server
+
+
+def ask(connection: Connection) -> int:
+    with connection.get(SERVICES.path, QUERY, silence=5) as answer:
+        answer.body()
+        return answer.status
+
+
+def credentials(server: FakeApiServer) -> list[str]:
+    return [each.token for each in server.requests]
+
+
+def plugin(folder: Path) -> str:
+    """Write an exec plugin that hands out a new token at each call."""
+    path = folder / "plugin"
+    path.write_text(
+        "#!/bin/sh\n"
+        f"echo >> {folder}/calls\n"
+        f"test ! -e {folder}/broken || exit 1\n"
+        """echo '{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/v1","status":{"token":"'"""
+        f"""$(wc -l < {folder}/calls)'"}}}}'\n"""
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.contract("8.5.1")
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ({"token": "inline"}, "Bearer inline"),
+        ({"tokenFile": "FOLDER/token"}, "Bearer from-file"),
+        (
+            {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "FOLDER/plugin", "interactiveMode": "Never"}},
+            "Bearer 1",
+        ),
+        ({"username": "a", "password": "b"}, "Basic " + base64.b64encode(b"a:b").decode()),
+        ({}, ""),
+    ],
+    ids=["token", "tokenFile", "exec", "basic", "anonymous"],
+)
+def test_kubeconfig(server: FakeApiServer, tmp_path: Path, user: dict[str, Any], expected: str) -> None:
+    (tmp_path / "token").write_text("from-file\n")
+    plugin(tmp_path)
+    path = kubeconfig(tmp_path, server.url, **json.loads(json.dumps(user).replace("FOLDER", str(tmp_path))))
+    before = Path(path).read_bytes()
+    connection = connect(path, "")
+    assert ask(connection) == 200
+    assert credentials(server) == [expected]
+    assert Path(path).read_bytes() == before, "somebody else's file"
+    connection.close()
+
+
+@pytest.mark.contract("8.5.1")
+@pytest.mark.parametrize("scheme", ["http://", ""])
+@pytest.mark.parametrize("with_file", [True, False], ids=["kubeconfig", "alone"])
+def test_master_replaces_the_server(server: FakeApiServer, tmp_path: Path, scheme: str, with_file: bool) -> None:  # noqa: FBT001
+    path = kubeconfig(tmp_path, "http://192.0.2.1:1", token="t") if with_file else ""  # noqa: S106
+    connection = connect(path, f"{scheme}127.0.0.1:{server.port}/")
+    assert ask(connection) == 200
+    assert credentials(server) == ["Bearer t" if with_file else ""]
+    connection.close()
+
+
+@pytest.mark.contract("8.5.1")
+def test_in_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority(tmp_path)
+    ours = authority.server("apiserver", ["127.0.0.1"])
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(ours.certificate, ours.key)
+    token = tmp_path / "token"
+    token.write_text("service-account")
+    with FakeApiServer(tls=tls) as server:
+        monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
+        monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(authority.own.certificate))
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        connection = connect("", "")
+        assert ask(connection) == 200
+        token.write_text("rotated")
+        connection.renew()
+        assert ask(connection) == 200
+        assert [each.split()[1] for each in credentials(server)] == ["service-account", "rotated"]
+
+        server.expect("services", Exchange.begin_and_hold)
+        with connection.get(SERVICES.path, QUERY, silence=60) as answer:
+            waking = threading.Timer(0.05, answer.abort)
+            waking.start()
+            with pytest.raises(TransportError):
+                next(answer.chunks())
+            waking.join()
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "a: [",
+        "{}",
+        '{"current-context": "x"}',
+        "[]",
+        "7",
+        '{"current-context": "x", "contexts": 5, "clusters": [], "users": []}',
+    ],
+    ids=["missing", "empty", "no_yaml", "no_context", "context_unknown", "list", "number", "nonsense"],
+)
+def test_unusable_kubeconfig(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "config"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=str(path)) as caught:
+        connect(str(path), "")
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_no_cluster_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ConfigError, match="in-cluster") as caught:
+        connect("", "")
+    assert "--kubeconfig" in caught.value.hint
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.contract("8.5.1")
+def test_rotated_token_file_is_read_within_a_minute(server: FakeApiServer, tmp_path: Path) -> None:
+    token, clock = tmp_path / "token", Clock()
+    token.write_text("first")
+    path = kubeconfig(tmp_path, server.url, tokenFile=str(token))
+    connection = connect(path, "", clock=clock)
+    ask(connection)
+    token.write_text("second")
+    clock.now = 59
+    ask(connection)
+    clock.now = 60
+    ask(connection)
+    assert credentials(server) == ["Bearer first", "Bearer first", "Bearer second"]
+    connection.close()
+
+
+@pytest.mark.parametrize("trouble", ["kubeconfig", "token"])
+def test_what_cannot_be_read_any_more_stays_in_use(server: FakeApiServer, tmp_path: Path, trouble: str) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    path = kubeconfig(tmp_path, server.url, tokenFile=str(token))
+    connection = connect(path, "")
+    Path(path).write_text("{") if trouble == "kubeconfig" else token.unlink()
+    connection.renew()
+    with logged() as lines:
+        assert ask(connection) == 200
+        assert ask(connection) == 200
+    assert credentials(server) == ["Bearer first"] * 2
+    assert len(lines) == 1
+    connection.close()
+
+
+def test_exec_plugin_is_asked_again_after_a_refusal(server: FakeApiServer, tmp_path: Path) -> None:
+    user = {"apiVersion": "client.authentication.k8s.io/v1", "command": plugin(tmp_path), "interactiveMode": "Never"}
+    connection = connect(kubeconfig(tmp_path, server.url, exec=user), "")
+    ask(connection)
+    connection.renew()
+    ask(connection)
+    assert credentials(server) == ["Bearer 1", "Bearer 2"]
+    connection.close()
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, str]] = []
+        self.restarts: list[str] = []
+
+    def requested(self, *, code: str, method: str, host: str) -> None:
+        self.requests.append((code, method, host))
+
+    def watch_restarted(self, resource: str) -> None:
+        self.restarts.append(resource)
+
+
+@pytest.mark.contract("7.4.17")
+def test_requests_are_counted(server: FakeApiServer) -> None:
+    counter = Counter()
+    connection = connect("", server.url, observer=counter)
+    server.expect("services", refused(403))
+    ask(connection)
+    ask(connection)
+    server.shut()
+    with pytest.raises(TransportError):  # on the connection that was closed
+        ask(connection)
+    with pytest.raises(TransportError, match="Connection refused"):
+        ask(connection)
+    host = f"127.0.0.1:{server.port}"
+    assert counter.requests[:2] == [("403", "GET", host), ("200", "GET", host)]
+    assert [each[0] for each in counter.requests[2:]] == ["<error>"] * 2
+    connection.close()
+    server.listen()
+
+
+def test_a_dead_peer_is_noticed_within_30_seconds(server: FakeApiServer) -> None:
+    """By the kernel: TCP keep-alive where a stream is idle, the user timeout where something was sent."""
+    connection = connect("", server.url)
+    with connection.get(SERVICES.path, QUERY, silence=5) as answer:
+        of = answer._response._connection.sock  # type: ignore[attr-defined]
+        idle, interval, count, patience = (
+            of.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        )
+        assert of.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert idle + interval * count <= 30
+        assert 0 < patience <= 30_000
+    connection.close()
+
+
+def test_silence_is_told_from_trouble(server: FakeApiServer) -> None:
+    server.expect("services", Exchange.hold)
+    connection = connect("", server.url)
+    with pytest.raises(SilentError):
+        connection.get(SERVICES.path, QUERY, silence=0.05)
+    connection.close()
+
+
+def test_a_token_with_a_line_end_inside_is_no_header(server: FakeApiServer, tmp_path: Path) -> None:
+    connection = connect(kubeconfig(tmp_path, server.url, token="a\r\nX-Evil: yes"), "")  # noqa: S106
+    with pytest.raises(TransportError):
+        ask(connection)
+    assert server.requests == []
+    connection.close()
+
+
+def test_restarts_are_counted(server: FakeApiServer) -> None:
+    counter = Counter()
+    server.expect("services", refused(503), times=3)
+    with mirroring(server, SERVICES, connect("", server.url, observer=counter)) as mirror:
+        mirror.until(lambda: mirror.changes)
+        assert counter.restarts == ["services"] * 3

@@ -1,0 +1,518 @@
+"""The process `kube-proxy`, from its command line to its end, with a stand-in for the API server."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nftproxy.kernel.reader import Reader
+from nftproxy.lab import namespace
+from nftproxy.lab.namespace import enter
+from nftproxy.routes import Key, Value
+from tests.support.fake_apiserver import Exchange, FakeApiServer
+from tests.support.running import eventually
+from tests.support.world import unique_name
+
+KUBE_PROXY = [str(Path(sys.executable).with_name("kube-proxy"))]
+QUIET = {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}
+
+
+class Machine:
+    """A network namespace with an API server in it, and one kube-proxy at a time."""
+
+    def __init__(self, netns: str, folder: Path) -> None:
+        self.netns = netns
+        self.config = folder / "config.conf"
+        self.log = folder / "log"
+        self.api = FakeApiServer()
+        with enter(netns):
+            self.api.listen()
+        self.api.put("nodes", node())
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def configure(self, **fields: Any) -> None:
+        document = {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": "nftables",
+            "clusterCIDR": "10.244.0.0/16",
+            "conntrack": QUIET,
+            **fields,
+        }
+        self.config.write_text(yaml.dump(document))
+
+    def start(self, *arguments: str, **fields: Any) -> None:
+        """Start the process with a configuration file."""
+        self.configure(**fields)
+        flags = [f"--config={self.config}", "--hostname-override=node1", f"--master={self.api.url}", *arguments]
+        with enter(self.netns), self.log.open("wb") as log:
+            self.process = subprocess.Popen([*KUBE_PROXY, *flags], stderr=log, stdout=log)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal; the exit code."""
+        assert self.process
+        self.process.send_signal(number)
+        return self.code()
+
+    def code(self) -> int:
+        """Wait for the end; the exit code."""
+        assert self.process
+        code = self.process.wait(30)
+        self.process = None
+        return code
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def elements(self) -> dict[str, dict[Key, Value]]:
+        """What is in our table; nothing when there is none."""
+        with enter(self.netns), contextlib.closing(Reader()) as reader:
+            if not reader.table_exists():
+                return {}
+            return {name: reader.elements(name) for name in sorted(reader.sets()) if "cidrs" not in name}
+
+    def services(self) -> set[str]:
+        """The addresses that are served."""
+        return {str(key[0]) for key in self.elements().get("services4", {})}
+
+    def get(self, port: int, path: str, host: str = "127.0.0.1") -> tuple[int, dict[str, str], str]:
+        """GET; status, headers in lower case, body."""
+        with enter(self.netns):
+            connection = socket.create_connection((host, port), timeout=5)
+        client = http.client.HTTPConnection(host, port)
+        client.sock = connection
+        with contextlib.closing(client):
+            client.request("GET", path)
+            response = client.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read().decode()
+
+    def answers(self, port: int, path: str) -> Callable[[], bool]:
+        """A condition: somebody answers 200 there."""
+
+        def condition() -> bool:
+            with contextlib.suppress(OSError):
+                return self.get(port, path)[0] == 200
+            return False
+
+        return condition
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    netns = f"{unique_name()}.daemon"
+    namespace.create(netns)
+    subprocess.run(["ip", "-n", netns, "link", "set", "lo", "up"], check=True)
+    subprocess.run(["ip", "-n", netns, "addr", "add", "192.0.2.10/32", "dev", "lo"], check=True)
+    machine = Machine(netns, tmp_path)
+    try:
+        yield machine
+    finally:
+        if machine.process:
+            machine.process.kill()
+            machine.process.wait()
+        machine.api.shut()
+        namespace.delete(netns)
+
+
+def node(**spec: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "node1"},
+        "spec": spec,
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.10"}]},
+    }
+
+
+def service(name: str = "web", ip: str = "10.96.0.10", spec: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"clusterIP": ip, "ports": [{"name": "http", "port": 80, "protocol": "TCP"}], **(spec or {})},
+        "status": {"loadBalancer": {}},
+    }
+
+
+def slice_of(name: str = "web", *addresses: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": f"{name}-1", "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [each], "nodeName": "node1", "conditions": {"ready": True}} for each in addresses],
+    }
+
+
+def web(machine: Machine) -> None:
+    machine.api.put("services", service())
+    machine.api.put("endpointslices", slice_of("web", "10.244.1.2"))
+
+
+@pytest.mark.contract("8.1.1", "1.2.7", "10.3.2", "10.3.5")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serves_until_told_to_stop_and_leaves_the_rules(machine: Machine, number: signal.Signals) -> None:
+    web(machine)
+    machine.start()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    machine.api.put("services", service("more", "10.96.0.11"))
+    machine.api.put("endpointslices", slice_of("more", "10.244.1.3"))
+    eventually(lambda: machine.services() == {"10.96.0.10", "10.96.0.11"})
+    before = machine.elements()
+    assert machine.end(number) == 0
+    assert machine.elements() == before
+
+
+@pytest.mark.contract("1.2.4", "1.2.5", "1.3.6")
+def test_nothing_is_written_before_both_lists_are_there(machine: Machine) -> None:
+    web(machine)
+    held: list[Exchange] = []
+
+    def hold(exchange: Exchange) -> None:
+        held.append(exchange)
+        exchange.hold()
+
+    for kind in ("endpointslices", "servicecidrs"):
+        machine.api.expect(kind, hold)
+    machine.start()
+    eventually(lambda: len(held) == 2 and bool(machine.api.asked("services", "watch")))
+    eventually(machine.answers(10256, "/livez"))
+    assert machine.elements() == {}
+    next(exchange for exchange in held if exchange.request.resource == "endpointslices").cut()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+
+
+@pytest.mark.contract("1.4.2")
+def test_a_change_of_the_pod_cidrs_ends_the_process(machine: Machine) -> None:
+    machine.api.put("nodes", node(podCIDRs=["10.244.1.0/24"]))
+    web(machine)
+    machine.start(detectLocalMode="NodeCIDR")
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    machine.api.put("nodes", node(podCIDRs=["10.244.1.0/24"], taints=[{"key": "anything"}]))
+    machine.api.put("nodes", node(podCIDRs=["10.244.7.0/24"]))
+    assert machine.code() == 1
+    assert "error: the pod CIDRs of Node node1 have changed" in machine.said()
+    assert machine.services() == {"10.96.0.10"}
+
+
+@pytest.mark.contract("8.1.6")
+def test_a_changed_configuration_ends_the_process(machine: Machine) -> None:
+    machine.start()
+    eventually(machine.answers(10256, "/livez"))
+    machine.config.touch()
+    machine.configure(masqueradeAll=False, oomScoreAdj=-5)
+    assert machine.code() == 1
+    assert f"{machine.config} has changed" in machine.said()
+
+
+@pytest.mark.contract("8.1.6")
+def test_the_swap_of_a_configmap_ends_the_process(machine: Machine, tmp_path: Path) -> None:
+    machine.configure()
+    content = machine.config.read_text()
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "config.conf").write_text(content + f"# {version}\n")
+    machine.config.unlink()
+    (tmp_path / "..data").symlink_to("one")
+    machine.config.symlink_to("..data/config.conf")
+    flags = [f"--config={machine.config}", "--hostname-override=node1", f"--master={machine.api.url}"]
+    with enter(machine.netns), machine.log.open("wb") as log:
+        machine.process = subprocess.Popen([*KUBE_PROXY, *flags], stderr=log, stdout=log)
+    eventually(machine.answers(10256, "/livez"))
+    (tmp_path / "..data.new").symlink_to("two")
+    (tmp_path / "..data.new").rename(tmp_path / "..data")
+    assert machine.code() == 1
+    assert "has changed" in machine.said()
+
+
+@pytest.mark.contract("8.1.7")
+def test_init_only_prepares_and_programs_nothing(machine: Machine) -> None:
+    web(machine)
+    timeout = "net/netfilter/nf_conntrack_tcp_timeout_close_wait"
+    machine.start("--init-only", conntrack={**QUIET, "tcpCloseWaitTimeout": "17m0s"})
+    assert machine.code() == 0
+    assert machine.elements() == {}
+    with enter(machine.netns):
+        assert subprocess.run(["cat", f"/proc/sys/{timeout}"], check=True, capture_output=True).stdout.strip() == b"1020"
+
+
+@pytest.mark.contract("6.1.5")
+def test_a_sysctl_that_cannot_be_set_is_fatal(machine: Machine) -> None:
+    with machine.log.open("wb") as log, enter(machine.netns):
+        machine.configure(conntrack={**QUIET, "tcpCloseWaitTimeout": "18m0s"})
+        flags = [f"--config={machine.config}", "--hostname-override=node1", f"--master={machine.api.url}"]
+        # A mount namespace in which /proc/sys is read-only, as in a container without privileges.
+        script = 'mount -o bind,ro /proc/sys /proc/sys && exec "$@"'
+        machine.process = subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", script, "sh", *KUBE_PROXY, *flags], stderr=log, stdout=log
+        )
+    assert machine.code() == 1
+    assert "nf_conntrack_tcp_timeout_close_wait" in machine.said()
+    assert "hint:" in machine.said()
+
+
+@pytest.mark.contract("7.1.11", "10.1.1")
+def test_a_port_that_is_taken(machine: Machine) -> None:
+    with enter(machine.netns):
+        taken = socket.create_server(("127.0.0.1", 10999))
+    with taken:
+        machine.start(healthzBindAddress="127.0.0.1:10999", bindAddressHardFail=True)
+        assert machine.code() == 1
+        assert "cannot listen on 127.0.0.1:10999" in machine.said()
+        # The work begins at the same time, so it may have said that it starts.
+        eventually(lambda: "FailedToStartProxierHealthcheck" in {each["reason"] for each in machine.api.written})
+        web(machine)
+        machine.start(healthzBindAddress="127.0.0.1:10999")
+        eventually(lambda: machine.services() == {"10.96.0.10"})  # without hard fail it goes on without
+
+
+@pytest.mark.contract("10.1", "10.1.1")
+def test_the_starting_event(machine: Machine) -> None:
+    machine.start()
+    eventually(lambda: bool(machine.api.written))
+    written = machine.api.written[0]
+    assert (written["reason"], written["type"], written["action"]) == ("Starting", "Normal", "StartKubeProxy")
+    assert written["regarding"]["kind"] == "Node"
+    assert written["reportingController"] == "kube-proxy"
+
+
+@pytest.mark.contract("7.1.2", "7.1.4", "1.2.1")
+def test_livez_answers_while_the_api_server_does_not(machine: Machine) -> None:
+    machine.api.shut()
+    machine.start()
+    eventually(machine.answers(10256, "/livez"))
+    assert machine.get(10256, "/healthz")[0] == 503, "no Node object seen yet: not eligible"
+    assert machine.get(10249, "/healthz") == (200, machine.get(10249, "/healthz")[1], "ok")
+    assert machine.get(10249, "/proxyMode")[2] == "nftables"
+    with enter(machine.netns):
+        machine.api.listen()
+    eventually(machine.answers(10256, "/healthz"))
+
+
+@pytest.mark.contract("2.8.1", "7.2.1", "7.2.3", "7.2.4", "7.2.5", "7.2.6", "3.5.1")
+def test_health_check_node_port(machine: Machine) -> None:
+    local = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000}
+    machine.api.put("services", service(spec=local))
+    machine.api.put("endpointslices", slice_of("web", "10.244.1.2", "10.244.1.3"))
+    machine.start()
+
+    def asked() -> tuple[int, dict[str, str], str]:
+        return machine.get(32000, "/", "192.0.2.10")
+
+    def answers(status: int) -> bool:
+        with contextlib.suppress(OSError):
+            return asked()[0] == status
+        return False
+
+    eventually(lambda: answers(200))
+    _, headers, body = asked()
+    assert headers["x-load-balancing-endpoint-weight"] == "2"
+    assert json.loads(body) == {
+        "service": {"namespace": "default", "name": "web"},
+        "localEndpoints": 2,
+        "serviceProxyHealthy": True,
+    }
+    machine.api.put("endpointslices", slice_of("web"))
+    eventually(lambda: answers(503))
+    machine.api.delete("services", "web")
+
+    def refused() -> bool:
+        try:
+            asked()
+        except ConnectionResetError:  # connected to the server just before it went
+            pass
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    eventually(refused)
+
+
+@pytest.mark.contract("7.3.1", "7.4.1", "7.4.4", "7.4.6", "7.4.17")
+def test_metrics_of_a_running_process(machine: Machine) -> None:
+    web(machine)
+    machine.start()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    eventually(lambda: 'sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1.0' in machine.get(10249, "/metrics")[2])
+    text = machine.get(10249, "/metrics")[2]
+    assert "kubeproxy_sync_proxy_rules_service_changes_total 2.0" in text, "one Service, counted by both families"
+    assert "kubeproxy_sync_proxy_rules_endpoint_changes_total 1.0" in text
+    assert 'rest_client_requests_total{code="200"' in text
+    assert 'nftproxy_map_elements{map="services4"} 1.0' in text
+    for stage in ("compile", "read_back", "difference", "kernel"):
+        assert f'nftproxy_sync_stage_duration_seconds_count{{ip_family="IPv4",stage="{stage}"}}' in text
+    assert 'nftproxy_elements_written_total{ip_family="IPv4"}' in text
+    configuration = json.loads(machine.get(10249, "/configz")[2])["kubeproxy.config.k8s.io"]
+    assert configuration["mode"] == "nftables"
+    assert configuration["nodePortAddresses"] == ["primary"]
+    assert f"master={machine.api.url}" in machine.get(10249, "/flagz")[2]
+
+
+@pytest.mark.contract("5.12.1", "5.12.2", "9.8")
+def test_what_another_mode_left_goes_when_the_table_is_there(machine: Machine) -> None:
+    with enter(machine.netns):
+        for command in (
+            "add table ip kube-proxy; add chain ip kube-proxy x",
+            "add table inet firewall; add chain inet firewall f { type filter hook forward priority 0; policy drop; }",
+        ):
+            subprocess.run(["nft", command], check=True)
+        subprocess.run(["iptables-nft", "-N", "KUBE-FIREWALL"], check=True)
+        subprocess.run(["iptables-nft", "-t", "nat", "-N", "KUBE-SERVICES"], check=True)
+    web(machine)
+    machine.start()
+
+    def tables() -> str:
+        with enter(machine.netns):
+            return subprocess.run(["nft", "list", "chains"], check=True, capture_output=True, text=True).stdout
+
+    eventually(lambda: "ip kube-proxy" not in tables() and "KUBE-SERVICES" not in tables())
+    assert machine.services() == {"10.96.0.10"}
+    assert "KUBE-FIREWALL" in tables()
+    eventually(lambda: "firewall" in machine.said() and "drops" in machine.said())
+
+
+@pytest.mark.contract("5.12.4")
+def test_cleanup_needs_no_api_server(machine: Machine) -> None:
+    web(machine)
+    machine.start()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    machine.end()
+    machine.api.shut()
+    with enter(machine.netns):
+        subprocess.run(["nft", "add table ip6 kube-proxy"], check=True)
+        for _ in range(2):  # a missing table is no error
+            assert subprocess.run([*KUBE_PROXY, "--cleanup"], check=False, capture_output=True).returncode == 0
+        assert subprocess.run(["nft", "list", "tables"], check=True, capture_output=True).stdout == b""
+        machine.api.listen()
+
+
+@pytest.mark.contract("8.1.2", "8.3.4", "8.1.3")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mode": "iptables"}, "mode: iptables is not available, nftproxy has the nftables mode only; set it to nftables"),
+        ({"mode": "ipvs"}, "mode: ipvs is not available, nftproxy has the nftables mode only; set it to nftables"),
+        ({"nftables": {"masqueradeBit": 40}, "oomScoreAdj": 2000}, "nftables.masqueradeBit: "),
+        ({"kind": "Something"}, "kind: is 'Something', not 'KubeProxyConfiguration'"),
+    ],
+    ids=["iptables", "ipvs", "values", "kind"],
+)
+def test_a_configuration_that_cannot_be_used(machine: Machine, fields: dict[str, Any], message: str) -> None:
+    machine.start(**fields)
+    assert machine.code() == 1
+    assert message in machine.said()
+    assert "Traceback" not in machine.said()
+
+
+def test_a_second_instance_ends_with_one_clear_line(machine: Machine) -> None:
+    web(machine)
+    machine.start()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    flags = [
+        "--hostname-override=node1",
+        f"--master={machine.api.url}",
+        "--healthz-port=10300",
+        "--healthz-bind-address=127.0.0.1:10300",
+    ]
+    quiet = ["--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"]
+    with enter(machine.netns):
+        second = subprocess.run(
+            [*KUBE_PROXY, *flags, *quiet, "--metrics-bind-address=127.0.0.1:10301"], check=False, capture_output=True
+        )
+    assert second.returncode == 1
+    assert second.stderr.count(b"error:") == 1
+    assert b"another nftproxy already keeps this node's table" in second.stderr
+    assert machine.services() == {"10.96.0.10"}
+
+
+@pytest.mark.contract("1.4.3", "1.4.4")
+def test_an_outage_and_a_vanished_node_change_nothing(machine: Machine) -> None:
+    web(machine)
+    machine.start()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    before = machine.elements()
+    machine.api.delete("nodes", "node1")
+    machine.api.shut()
+    eventually(lambda: "Connection refused" in machine.said())
+    assert machine.elements() == before
+    assert machine.get(10256, "/healthz")[0] == 200
+    with enter(machine.netns):
+        machine.api.listen()
+    machine.api.put("services", service("more", "10.96.0.11"))
+    machine.api.put("endpointslices", slice_of("more", "10.244.1.3"))
+    eventually(lambda: machine.services() == {"10.96.0.10", "10.96.0.11"}, 30)
+
+
+def test_killed_and_started_again_writes_nothing(machine: Machine) -> None:
+    web(machine)
+    machine.start()
+    eventually(lambda: "IPv4: in step" in machine.said() and "IPv6: in step" in machine.said())
+    before = machine.elements()
+    assert machine.process
+    os.kill(machine.process.pid, signal.SIGKILL)
+    machine.code()
+    machine.start()
+    eventually(lambda: "IPv6: in step" in machine.said())
+    assert "IPv4: in step: 1 services looked at, 0 elements written in 0 transactions" in machine.said()
+    assert machine.elements() == before
+
+
+def test_the_log_names_no_secret(machine: Machine, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("very-secret-token")
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(
+        yaml.dump(
+            {
+                "clusters": [{"name": "c", "cluster": {"server": machine.api.url}}],
+                "users": [{"name": "u", "user": {"tokenFile": str(token)}}],
+                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                "current-context": "x",
+            }
+        )
+    )
+    machine.api.token = token.read_text()
+    machine.start("-v=9", clientConnection={"kubeconfig": str(kubeconfig)})
+    eventually(lambda: bool(machine.api.asked("services", "watch")))
+    machine.api.token = "another"  # noqa: S105
+    machine.api.end_watches("services")
+    eventually(lambda: "401" in machine.said() or "Unauthorized" in machine.said())
+    assert "very-secret-token" not in machine.said()
+
+
+@pytest.mark.contract("2.6.5")
+def test_an_address_that_is_added_later_accepts_nodeports(machine: Machine) -> None:
+    web(machine)
+    machine.start(nodePortAddresses=["192.0.2.0/24"])
+    eventually(lambda: set(machine.elements().get("nodeport_ips4", {})) == {("192.0.2.10",)})
+    subprocess.run(["ip", "-n", machine.netns, "addr", "add", "192.0.2.77/32", "dev", "lo"], check=True)
+    eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",), ("192.0.2.77",)})
+    subprocess.run(["ip", "-n", machine.netns, "addr", "del", "192.0.2.10/32", "dev", "lo"], check=True)
+    eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.77",)})
+
+
+@pytest.mark.contract("7.2.8")
+def test_health_check_ports_without_a_health_server(machine: Machine) -> None:
+    machine.api.put(
+        "services", service(spec={"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000})
+    )
+    machine.api.put("endpointslices", slice_of("web", "10.244.1.2"))
+    flags = ["--hostname-override=node1", f"--master={machine.api.url}", "--healthz-port=0", "--conntrack-max-per-core=0"]
+    quiet = ["--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0", "--connection-metrics=off"]
+    with enter(machine.netns), machine.log.open("wb") as log:
+        machine.process = subprocess.Popen([*KUBE_PROXY, *flags, *quiet], stderr=log, stdout=log)
+
+    def answered() -> bool:
+        with contextlib.suppress(OSError):
+            return machine.get(32000, "/", "192.0.2.10")[0] == 200
+        return False
+
+    eventually(answered)
+    with pytest.raises(ConnectionRefusedError):
+        machine.get(10256, "/livez")
+    assert "nftproxy_map_elements" not in machine.get(10249, "/metrics")[2]

@@ -1,0 +1,264 @@
+"""Transactions that fail, processes that die, neighbours that do strange things: traffic goes on, and nothing is lost.
+
+A killed process is played by an exception that nothing catches and a table object that is thrown away: what is left of it is what
+the kernel holds, which is all that a new process sees.
+"""
+
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from nftproxy.address import Family
+from nftproxy.errors import KernelError
+from nftproxy.kernel.transactions import Kernel
+from nftproxy.lab import namespace
+from nftproxy.lab.client import Answer
+from nftproxy.lab.namespace import enter
+from nftproxy.model import Object
+from nftproxy.routes import Key, Value
+from nftproxy.store import Store
+from nftproxy.sync.table import Table
+from nftproxy.table import program as program_module
+from tests.support.objects import endpoint, endpoint_slice, service
+from tests.support.tables import Watched, watched
+from tests.support.world import World, settings, unique_name
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    name = f"{unique_name()}.faults"
+    namespace.create(name)
+    yield name
+    namespace.delete(name)
+
+
+@contextlib.contextmanager
+def table(netns: str, *objects: Object) -> Iterator[Table]:
+    """A table in a namespace, with objects delivered but not yet synced."""
+    chosen = settings(families=[Family.IPv4])
+    with enter(netns):
+        kernel = Kernel()
+    with kernel:
+        found = Table(chosen, Store(chosen.families), kernel)
+        for item in objects:
+            found.store.put(item)
+        yield found
+
+
+def elements(found: Table) -> dict[str, dict[Key, Value]]:
+    found.kernel.refresh()
+    return {name: found.kernel.elements(name) for name in sorted(found.kernel.sets) if "cidrs" not in name}
+
+
+def cluster(*counts: int, affinity: str = "None", policy: str = "Cluster") -> list[Object]:
+    """Services web0, web1, ... with so many endpoints each; the NodePort makes every kind of map take part."""
+    found: list[Object] = []
+    for number, count in enumerate(counts):
+        spec: dict[str, Any] = {
+            "sessionAffinity": affinity,
+            "externalTrafficPolicy": policy,
+            "loadBalancerSourceRanges": ["198.51.100.0/24"],
+        }
+        found.append(
+            service(f"web{number}", f"10.96.0.{10 + number}", node_port=30080 + number, vips=[f"203.0.113.{number + 1}"], **spec)
+        )
+        members = [endpoint(f"10.244.1.{2 + e}", "node1" if e % 2 else "node2") for e in range(count)]
+        found.append(endpoint_slice(f"web{number}", members))
+    return found
+
+
+def fail_on(kernel: Kernel, needle: str, error: Callable[[], BaseException]) -> None:
+    """Have every transaction that contains a text fail."""
+
+    def failing(text: str) -> None:
+        if needle in text:
+            raise error()
+
+    kernel.library = Watched(kernel, failing)
+
+
+@pytest.mark.contract("5.10.1")
+def test_a_refused_service_is_set_aside_alone(netns: str) -> None:
+    log: list[str] = []
+    sink = logger.add(log.append, level="ERROR", format="{message}")
+    with table(netns, *cluster(*[2] * 20)) as found:
+        library = found.kernel.library
+        fail_on(found.kernel, '"10.96.0.17"', lambda: KernelError("no"))
+        report = found.sync(Family.IPv4, [])
+        assert [str(name) for name in report.refused] == ["default/web7"]
+        assert len({key[0] for key in elements(found)["services4"]} & {f"10.96.0.{10 + n}" for n in range(20)}) == 19
+        assert len([line for line in log if "default/web7" in line]) == 1
+        assert found.sync(Family.IPv4, []).refused == {}  # unchanged: not tried again
+        found.kernel.library = library  # the kernel accepts everything again
+        found.store.put(cluster(*[2] * 8)[14])
+        found.store.put(endpoint_slice("web7", [endpoint("10.244.9.9")]))
+        assert found.sync(Family.IPv4, []).refused == {}
+        assert elements(found)["endpoints4-tcp"]["10.96.0.17", 80, 0] == ("10.244.9.9", 8080)
+    logger.remove(sink)
+
+
+def test_an_element_that_libnftables_itself_refuses(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nftproxy.kernel import transactions as kernel_module
+
+    honest = kernel_module._json
+
+    def bad(key: Key, value: Value) -> object:
+        return honest((("no.such.address.invalid"), *key[1:]) if key[0] == "10.96.0.12" else key, value)
+
+    with table(netns, *cluster(2, 2, 2, 2)) as found:
+        monkeypatch.setattr(kernel_module, "_json", bad)
+        report = found.sync(Family.IPv4, [])
+        assert [str(name) for name in report.refused] == ["default/web2"]
+        assert {key[0] for key in elements(found)["services4"] if str(key[0]).startswith("10.")} == {
+            "10.96.0.10",
+            "10.96.0.11",
+            "10.96.0.13",
+        }
+
+
+@pytest.mark.contract("5.10.1", "1.2.6", "5.10.2")
+def test_a_kernel_that_refuses_everything_loses_nothing(netns: str) -> None:
+    with table(netns, *cluster(2, 3)) as found:
+        found.sync(Family.IPv4, [])
+        before = elements(found)
+        library = found.kernel.library
+        fail_on(found.kernel, "", lambda: KernelError("out of memory"))
+        for item in cluster(3, 1):
+            found.store.put(item)
+        with pytest.raises(KernelError, match="out of memory"):
+            found.sync(Family.IPv4, [])
+        assert elements(found) == before
+        found.kernel.library = library
+        report = found.sync(Family.IPv4, [])
+        assert report.services == 2, "what the failed sync had taken is still due"
+        assert elements(found) == fresh(*cluster(3, 1))
+
+
+def fresh(*objects: Object) -> dict[str, dict[Key, Value]]:
+    """What a first start makes of a cluster, in a namespace of its own."""
+    name = f"{unique_name()}.fresh"
+    namespace.create(name)
+    try:
+        with table(name, *objects) as found:
+            found.sync(Family.IPv4, [])
+            return elements(found)
+    finally:
+        namespace.delete(name)
+
+
+def same_but_for_slots(left: dict[str, dict[Key, Value]], right: dict[str, dict[Key, Value]]) -> bool:
+    """Whether two tables are equal up to the order of slots (design: "equal to a fresh start")."""
+
+    def comparable(where: str, items: dict[Key, Value]) -> Any:
+        if "endpoints" not in where or "no_endpoints" in where:
+            return items
+        return sorted((key[:-1], value) for key, value in items.items()), sorted(items)
+
+    names = {name for name in {*left, *right} if left.get(name) or right.get(name)}
+    return all(comparable(name, left.get(name, {})) == comparable(name, right.get(name, {})) for name in names)
+
+
+STATES = {
+    "first start": ([], cluster(3, 2, 0)),
+    "scale down": (cluster(5, 3), cluster(3, 2)),
+    "scale to zero": (cluster(3), cluster(0)),
+    "policy": (cluster(3, 3), cluster(3, 3, policy="Local")),
+    "affinity on": (cluster(3), cluster(3, affinity="ClientIP")),
+    "affinity shrinks": (cluster(5, affinity="ClientIP"), cluster(2, affinity="ClientIP")),
+    "affinity off": (cluster(3, affinity="ClientIP"), cluster(3)),
+}
+
+
+@pytest.mark.contract("5.7.8")
+@pytest.mark.parametrize(("before", "after"), STATES.values(), ids=STATES)
+def test_killed_at_every_stage(before: list[Object], after: list[Object]) -> None:
+    wanted = fresh(*after)
+    stage = 0
+    while True:
+        netns = f"{unique_name()}.killed"
+        namespace.create(netns)
+        try:
+            killed = _killed_at(netns, stage, before, after)
+            with table(netns, *after) as found:
+                assert found.sync(Family.IPv4, []).refused == {}
+                assert same_but_for_slots(elements(found), wanted), f"killed at stage {stage}"
+        finally:
+            namespace.delete(netns)
+        if not killed:
+            break
+        stage += 1
+    assert stage >= 1, "a sync has at least one stage at which it can be killed"
+
+
+def _killed_at(netns: str, stage: int, before: list[Object], after: list[Object]) -> bool:
+    """Sync `before`, then die in front of transaction number `stage` of the sync of `after`; whether it came to that."""
+    with table(netns, *before) as found:
+        found.sync(Family.IPv4, [])
+        for item in after:
+            found.store.put(item)
+        count = 0
+
+        def dying(_: str) -> None:
+            nonlocal count
+            if count == stage:
+                raise Killed
+            count += 1
+
+        try:
+            with watched(found.kernel, dying):
+                found.sync(Family.IPv4, [])
+        except Killed:
+            return True
+        return False
+
+
+def test_rules_of_others_that_this_library_may_not_understand(netns: str) -> None:
+    with enter(netns):
+        for match in (
+            ["-m", "comment", "--comment", "x"],
+            ["-m", "statistic", "--mode", "random", "--probability", "0.5"],
+            ["-m", "conntrack", "--ctstate", "NEW"],
+        ):
+            subprocess.run(["iptables-nft", "-A", "INPUT", *match, "-j", "ACCEPT"], check=True)
+        held = subprocess.run(["iptables-nft-save"], check=True, capture_output=True, text=True).stdout.splitlines()
+    with table(netns, *cluster(3, 2)) as found:
+        assert found.sync(Family.IPv4, []).refused == {}
+        assert same_but_for_slots(elements(found), fresh(*cluster(3, 2)))
+    with enter(netns):
+        after = subprocess.run(["iptables-nft-save"], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [line for line in held if line.startswith("-A")] == [line for line in after if line.startswith("-A")]
+
+
+def test_two_releases_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = program_module._read
+    with World(lab={"nodes": 2, "pods": 2}) as world:
+        objects = (
+            service(),
+            world.endpoints("pod1-1", "pod2-1", "pod2-2"),
+            service("sticky", "10.96.0.11", sessionAffinity="ClientIP"),
+            world.endpoints("pod1-1", "pod2-1", of="sticky"),
+        )
+        world.apply(*objects)
+        kept = world.ask("pod1-2", "10.96.0.11", 80).name
+        for release in range(6):
+            extra = "" if release % 2 else "\nchain of-another-release {\n    counter\n}\n"
+            monkeypatch.setattr(
+                program_module, "_read", lambda name, extra=extra: read(name) + (extra if name == "hooks.nft" else "")
+            )
+            world.start("node1")
+            report = world.apply(*objects)[0]
+            assert report.read_back
+            assert report.written == 0, "a reload touches no element"
+            assert all(isinstance(world.connect("pod1-2", "10.96.0.10", 80), Answer) for _ in range(20))
+            assert world.answers("pod1-2", "10.96.0.11", 80, times=5) == {kept: 5}
+            found = world.tables["node1"]
+            found.tidy()
+            assert ("of-another-release" in found.kernel.chains) == (not release % 2)

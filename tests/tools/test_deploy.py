@@ -1,0 +1,188 @@
+"""deploy/: manifests that say what they should, as far as that shows without a cluster. `make test-image` does the Dockerfile's steps."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nftproxy.configuration.configfile import load
+from nftproxy.configuration.flags import FLAGS
+from nftproxy.configuration.validation import require_valid
+from nftproxy.sources.apiserver import connect
+from release.image import steps
+from tests.support.fake_apiserver import FakeApiServer
+from tests.tools.consoles import PROJECT
+
+DEPLOY = PROJECT / "deploy"
+MANIFESTS = sorted(DEPLOY.glob("*.yaml"))
+
+
+def manifest(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+@pytest.fixture
+def pod() -> Any:
+    return manifest("daemonset.yaml")["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_manifests_are_objects(path: Path) -> None:
+    documents = list(yaml.safe_load_all(path.read_text()))
+    assert documents
+    assert all({"apiVersion", "kind"} <= document.keys() for document in documents)
+
+
+def test_the_kustomization_names_files_that_are_there() -> None:
+    kustomization = manifest("kustomization.yaml")
+    named = [*kustomization["resources"], *(f for g in kustomization["configMapGenerator"] for f in g["files"])]
+    assert [name for name in named if not (DEPLOY / name).is_file()] == []
+    assert {image["name"] for image in kustomization["images"]} == {"nftproxy"}
+
+
+@pytest.mark.contract("10.2.1", "10.2")
+def test_permissions_are_those_of_kube_proxy_without_endpoints() -> None:
+    granted = {
+        (group, resource): set(rule["verbs"])
+        for rule in manifest("clusterrole.yaml")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert granted == {
+        ("", "services"): {"list", "watch"},
+        ("", "nodes"): {"get", "list", "watch"},
+        ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
+        ("networking.k8s.io", "servicecidrs"): {"list", "watch"},
+        ("", "events"): {"create", "patch", "update"},
+        ("events.k8s.io", "events"): {"create", "patch", "update"},
+    }
+
+
+def test_the_role_is_bound_to_the_account_that_the_pods_have(pod: Any) -> None:
+    binding = manifest("clusterrolebinding.yaml")
+    (subject,) = binding["subjects"]
+    assert binding["roleRef"]["name"] == manifest("clusterrole.yaml")["metadata"]["name"]
+    assert subject["name"] == manifest("serviceaccount.yaml")["metadata"]["name"] == pod["serviceAccountName"]
+    assert subject["namespace"] == manifest("kustomization.yaml")["namespace"]
+
+
+@pytest.mark.contract("10.3.1")
+def test_the_pods_are_on_every_linux_node_whatever_its_taints(pod: Any) -> None:
+    daemonset = manifest("daemonset.yaml")["spec"]
+    assert daemonset["updateStrategy"]["type"] == "RollingUpdate"
+    assert daemonset["selector"]["matchLabels"].items() <= daemonset["template"]["metadata"]["labels"].items()
+    assert pod["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    assert pod["tolerations"] == [{"operator": "Exists"}]
+    assert pod["priorityClassName"] == "system-node-critical"
+    assert pod["hostNetwork"] is True
+    assert {container["imagePullPolicy"] for container in [*pod["containers"], *pod["initContainers"]]} == {"IfNotPresent"}
+
+
+def test_only_the_init_container_is_privileged(pod: Any) -> None:
+    (container,) = pod["containers"]
+    rights = container["securityContext"]
+    assert not rights.get("privileged")
+    assert rights["readOnlyRootFilesystem"] is True
+    assert rights["allowPrivilegeEscalation"] is False
+    assert rights["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+    (prepare,) = pod["initContainers"]
+    assert "--init-only" in prepare["args"]
+    assert prepare["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+@pytest.mark.contract("10.3.2")
+def test_the_node_name_comes_from_the_pod(pod: Any) -> None:
+    for container in [*pod["containers"], *pod["initContainers"]]:
+        assert "--hostname-override=$(NODE_NAME)" in container["args"]
+        (variable,) = container["env"]
+        assert variable == {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+
+
+@pytest.mark.contract("10.3.3")
+def test_configuration_and_lock_are_mounted(pod: Any) -> None:
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["config"]["configMap"]["name"] == manifest("kustomization.yaml")["configMapGenerator"][0]["name"]
+    assert volumes["xtables-lock"]["hostPath"] == {"path": "/run/xtables.lock", "type": "FileOrCreate"}
+    for container in [*pod["containers"], *pod["initContainers"]]:
+        mounted = {mount["name"]: mount for mount in container["volumeMounts"]}
+        assert mounted.keys() == volumes.keys()
+        assert mounted["xtables-lock"]["mountPath"] == "/run/xtables.lock"
+        assert not mounted["xtables-lock"].get("readOnly")
+        assert f"--config={mounted['config']['mountPath']}/config.conf" in container["args"]
+
+
+def test_flags_that_are_given_exist(pod: Any) -> None:
+    known = {flag.name for flag in FLAGS}
+    unit = (DEPLOY / "nftproxy.service").read_text()
+    given = [argument for container in [*pod["containers"], *pod["initContainers"]] for argument in container["args"]]
+    given += re.findall(r"--\S+", "\n".join(line for line in unit.splitlines() if line.startswith("Exec")))
+    assert {flag.removeprefix("--").partition("=")[0] for flag in given} <= known
+
+
+def test_the_configuration_is_valid_and_names_the_kubeconfig() -> None:
+    config, warnings = load((DEPLOY / "config.conf").read_text(), "config.conf")
+    require_valid(config)
+    assert not warnings
+    assert config.mode == "nftables"
+    assert config.client_connection.kubeconfig == "/etc/nftproxy/kubeconfig.conf"
+
+
+@pytest.mark.contract("10.3.4")
+def test_the_kubeconfig_reaches_a_server_with_the_token_of_the_pod(tmp_path: Path) -> None:
+    text = (DEPLOY / "kubeconfig.conf").read_text()
+    assert yaml.safe_load(text)["clusters"][0]["cluster"]["certificate-authority"].endswith("/ca.crt")
+    (tmp_path / "token").write_text("of-the-pod")
+    with FakeApiServer() as server:
+        text = text.replace("/var/run/secrets/kubernetes.io/serviceaccount", str(tmp_path))
+        text = text.replace("https://control-plane.example:6443", server.url)
+        (tmp_path / "ca.crt").write_text("")
+        (tmp_path / "kubeconfig").write_text(re.sub(r".*certificate-authority.*\n", "", text))
+        connection = connect(str(tmp_path / "kubeconfig"), "")
+        with connection.get("/api/v1/services", {"limit": "5"}, silence=5) as answer:
+            answer.body()
+            assert answer.status == 200
+        connection.close()
+        assert server.requests[-1].token == "Bearer of-the-pod"  # noqa: S105
+
+
+def test_the_dockerfile_copies_what_is_there_and_the_build_needs() -> None:
+    copied = [rest for instruction, rest in steps((DEPLOY / "Dockerfile").read_text()) if instruction == "COPY"]
+    names = {name for rest in copied if not rest.startswith("--from=") for name in rest.split()[:-1]}
+    assert [name for name in names if not (PROJECT / name).exists()] == []
+    assert {"nftproxy", "rulesets", "examples", "release", "share"} <= names
+
+
+@pytest.mark.contract("10.3.2")
+def test_the_image_has_kube_proxy_where_kubeadm_calls_it() -> None:
+    dockerfile = list(steps((DEPLOY / "Dockerfile").read_text()))
+    assert dockerfile[-1] == ("ENTRYPOINT", '["/usr/local/bin/kube-proxy"]')
+    assert any("ln -s /opt/nftproxy/bin/kube-proxy /usr/local/bin/kube-proxy" in rest for _, rest in dockerfile)
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "build.lock"])
+def test_locks_have_hashes_for_everything_and_name_no_host(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    entries = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
+    assert entries
+    assert [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry] == []
+    assert not re.search(r"://|--(extra-)?index|--find-links", text)
+
+
+def test_the_unit_is_one_that_systemd_reads() -> None:
+    text = (DEPLOY / "nftproxy.service").read_text()
+    sections = re.findall(r"^\[(\w+)\]$", text, re.MULTILINE)
+    assert sections == ["Unit", "Service", "Install"]
+    body = [line for line in text.splitlines() if line and not line.startswith(("#", "["))]
+    assert [line for line in body if not re.fullmatch(r"[A-Z][A-Za-z]+=.+", line)] == []
+    assert "ExecStart=/opt/nftproxy/bin/kube-proxy --config=/etc/nftproxy/config.conf" in body
+
+
+def test_the_make_targets_that_pages_name_exist() -> None:
+    pages = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"`?\bmake ([a-z-]+)`", page.read_text())}
+    makefile = (PROJECT / "Makefile").read_text()
+    assert {name for name in named if not re.search(rf"^{name}:", makefile, re.MULTILINE)} == set()
+    subprocess.run(["make", "--dry-run", "--directory", PROJECT, "demo"], check=True, capture_output=True)

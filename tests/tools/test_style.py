@@ -1,0 +1,145 @@
+"""What tools decide: format, lint, types; and the layers, which a table here decides."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / "nftproxy"
+
+LAYERS = [
+    "address columns errors kubeyaml log model shipped",
+    "configuration",
+    "store selection routes",
+    "table",
+    "sources kernel",
+    "node",
+    "sync",
+    "monitoring",
+    "aftermath daemon",
+    "commands cli __main__",
+]
+"""Folders, and modules beside them, bottom first: each imports from its own layer, without a circle, and from those below."""
+PURE = {"store", "selection", "routes", "table"}
+IMPURE = {"asyncio", "loguru", "os", "pathlib", "random", "shutil", "subprocess", "sys", "tempfile", "time"}
+
+BESIDE = {"lab", "bench"}
+"""Programs of their own, on top of everything or beside it."""
+LAB_KNOWS = {"errors", "address"}
+"""What the lab may know of a proxy; its demo and its commands may know all."""
+
+ONLY_IN = {"nftables": {"kernel.library"}, "kubernetes": {"sources.apiserver"}, "watchdog": set[str]()}
+
+
+def test_format() -> None:
+    tool("ruff", "format", "--check")
+
+
+def test_lint() -> None:
+    tool("ruff", "check")
+
+
+def test_types() -> None:
+    tool("mypy")
+
+
+def tool(name: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", name, *arguments],
+        cwd=ROOT,
+        text=True,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Every module of the package without its first name, and what it imports: modules of the package so too, others as `!name`."""
+    paths = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    modules = {
+        name.removesuffix(".__init__"): path
+        for name, path in paths.items()
+        if path.read_text().count("\n") > 1 and name != "__init__"
+    }
+    return {name: set(_imports(ast.parse(path.read_text()), modules.keys() - {name})) for name, path in modules.items()}
+
+
+def _imports(tree: ast.AST, modules: set[str]) -> Iterator[str]:
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "absolute imports only: the table below reads them"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first != "nftproxy":
+                yield f"!{first}"
+            elif found := {rest, rest.rpartition(".")[0]} & modules:
+                yield max(found, key=len)
+
+
+def entry(module: str) -> str:
+    """The folder of a module, or the module itself beside them."""
+    return module.partition(".")[0]
+
+
+def layer(module: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if entry(module) in names.split())
+
+
+def test_no_module_is_forgotten() -> None:
+    names = [name for names in LAYERS for name in names.split()]
+    assert len(names) == len(set(names)), "a folder is in two layers"
+    assert {entry(module) for module in imports()} - BESIDE == set(names)
+
+
+def test_a_layer_imports_only_what_is_below() -> None:
+    wrong = {
+        f"{module} -> {other}"
+        for module, others in imports().items()
+        for other in others
+        if not other.startswith("!") and entry(module) not in BESIDE and (entry(other) in BESIDE or layer(other) > layer(module))
+    }
+    assert wrong == set()
+
+
+def test_nothing_goes_in_circles() -> None:
+    order = TopologicalSorter({m: {o for o in others if not o.startswith("!")} for m, others in imports().items()})
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def test_decisions_do_no_input_or_output() -> None:
+    found = {
+        f"{module} -> {name}"
+        for module, others in imports().items()
+        for name in IMPURE
+        if f"!{name}" in others and entry(module) in PURE
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize(("name", "allowed"), ONLY_IN.items(), ids=ONLY_IN)
+def test_edges_are_crossed_in_one_place(name: str, allowed: set[str]) -> None:
+    assert {module for module, others in imports().items() if f"!{name}" in others} == allowed
+
+
+def test_the_lab_knows_no_proxy() -> None:
+    wrong = {
+        f"{module} -> {other}"
+        for module, others in imports().items()
+        if module.startswith("lab.") and module not in {"lab.demo", "lab.cli"}
+        for other in others
+        if not other.startswith(("!", "lab")) and other not in LAB_KNOWS
+    }
+    assert wrong == set()

@@ -1,0 +1,257 @@
+"""vagrant/: what can be proved of a cluster without machines. Scripts are checked, their functions called, smoke and bench run in a lab."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nftproxy.configuration.configfile import load
+from nftproxy.configuration.validation import require_valid
+from tests.tools.consoles import PROJECT, Shell
+
+VAGRANT = PROJECT / "vagrant"
+SCRIPTS = sorted(path for folder in ("vagrant", "docs", "release", ".ci") for path in (PROJECT / folder).rglob("*.sh"))
+PROVISION = sorted(path for path in (VAGRANT / "provision").glob("*.sh") if path.name != "common.sh")
+VARIABLES = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", (VAGRANT / "variables.env").read_text(), re.MULTILINE))
+FLANNEL = """\
+kind: ConfigMap
+data:
+  net-conf.json: |
+    {
+      "Network": "10.244.0.0/16",
+      "Backend": {"Type": "vxlan"}
+    }
+---
+kind: DaemonSet
+args:
+- --ip-masq
+- --kube-subnet-mgr
+- --healthz-port=8081
+"""
+
+
+def call(script: str, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Call functions of a provisioning script, which does nothing else when it is sourced."""
+    given = {**VARIABLES, "NODE": "1", "JOIN_TOKEN": "abcdef.0123456789abcdef", "NFTPROXY_TREE": str(PROJECT), **variables}
+    return subprocess.run(
+        ["bash", "-c", f"source {VAGRANT}/provision/{script}\n{command}"],
+        env={"PATH": os.environ["PATH"], **given},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def printed(script: str, command: str, **variables: str) -> str:
+    done = call(script, command, **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_scripts_are_checked(path: Path) -> None:
+    subprocess.run(["bash", "-n", path], check=True)
+    done = subprocess.run(
+        ["shellcheck", "--external-sources", "--source-path=SCRIPTDIR", path], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("path", PROVISION, ids=lambda path: path.name)
+def test_steps_stop_at_the_first_error(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    assert any(line.startswith("source ") and line.endswith('common.sh"') for line in lines)
+
+
+def test_the_vagrantfile_runs_every_step_that_there_is() -> None:
+    text = (VAGRANT / "Vagrantfile").read_text()
+    (named,) = re.findall(r"%w\[(system [^\]]*)\]", text)
+    assert set(named.split()) == {path.stem for path in PROVISION}
+
+
+@pytest.mark.skipif(not shutil.which("vagrant"), reason="vagrant is not installed: apt-get install vagrant vagrant-libvirt")
+@pytest.mark.parametrize(
+    ("variables", "valid"),
+    [
+        ({}, True),
+        ({"PROXY": "ipvs"}, False),
+        ({"NODES": "0"}, False),
+    ],
+    ids=["default", "unknown proxy", "no node"],
+)
+def test_the_vagrantfile_is_valid(tmp_path: Path, variables: dict[str, str], *, valid: bool) -> None:
+    tree = shutil.copytree(VAGRANT, tmp_path / "vagrant", ignore=shutil.ignore_patterns(".vagrant", "results"))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "VAGRANT_HOME": str(tmp_path / "home"), **variables}
+    done = subprocess.run(["vagrant", "validate"], cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is valid, done.stderr
+
+
+def test_addresses_of_others_stand_in_one_file() -> None:
+    texts = {path: path.read_text() for path in VAGRANT.rglob("*") if path.is_file() and ".vagrant" not in path.parts}
+    hosts = re.compile(r"https?://(?!localhost|\$|www\.w3\.org)[\w.-]+\.\w+")
+    named = {path.name for path, text in texts.items() if hosts.search(text) and path.suffix != ".md"}
+    assert named == {"variables.env"}
+
+
+def test_every_variable_is_used() -> None:
+    texts = [path.read_text() for path in VAGRANT.rglob("*") if path.suffix == ".sh" or path.name in {"Vagrantfile", "Makefile"}]
+    assert [name for name in VARIABLES if not any(re.search(rf"\b{name}\b", text) for text in texts)] == []
+
+
+def test_kubeadm_gets_documents_without_kube_proxy() -> None:
+    init, cluster = yaml.safe_load_all(printed("cluster.sh", "configuration", KUBERNETES_VERSION="1.35.1", NETWORK="192.168.60"))
+    assert init["skipPhases"] == ["addon/kube-proxy"]
+    assert init["bootstrapTokens"][0]["token"] == "abcdef.0123456789abcdef"  # noqa: S105
+    assert init["localAPIEndpoint"] == {"advertiseAddress": "192.168.60.11"}
+    assert cluster["kubernetesVersion"] == "v1.35.1"
+    assert cluster["networking"] == {"podSubnet": "10.244.0.0/16", "serviceSubnet": "10.96.0.0/16"}
+
+
+def test_flannel_takes_the_network_between_the_machines(tmp_path: Path) -> None:
+    (tmp_path / "flannel.yml").write_text(FLANNEL)
+    made = printed("cluster.sh", f"with_interface {tmp_path}/flannel.yml", POD_NETWORK="10.1.0.0/16")
+    config, daemonset = yaml.safe_load_all(made)
+    (pattern,) = (argument.removeprefix("--iface-regex=") for argument in daemonset["args"] if "regex" in argument)
+    assert re.match(pattern, "192.168.56.11")
+    assert not re.match(pattern, "192.168.5611")
+    assert daemonset["args"][0] == "--ip-masq"
+    assert json.loads(config["data"]["net-conf.json"])["Network"] == "10.1.0.0/16"
+
+
+def test_a_bad_token_is_refused() -> None:
+    done = call("cluster.sh", "true", JOIN_TOKEN="nonsense")  # noqa: S106
+    assert done.returncode == 1
+    assert done.stderr == "provisioning failed: JOIN_TOKEN is not what kubeadm takes\n"
+
+
+def test_deploy_is_made_to_fit_the_cluster(tmp_path: Path) -> None:
+    printed("proxy.sh", f"manifests {tmp_path}", POD_NETWORK="10.7.0.0/16", NETWORK="192.168.60")
+    config, _ = load((tmp_path / "config.conf").read_text(), "config.conf")
+    require_valid(config)
+    assert config.cluster_cidr == "10.7.0.0/16"
+    assert (
+        yaml.safe_load((tmp_path / "kubeconfig.conf").read_text())["clusters"][0]["cluster"]["server"]
+        == "https://192.168.60.11:6443"
+    )
+    (image,) = yaml.safe_load((tmp_path / "kustomization.yaml").read_text())["images"]
+    built = re.search(r"--name (\S+)", (VAGRANT / "provision/nftproxy.sh").read_text())
+    assert built
+    assert f"{image['newName']}:{image['newTag']}" == built[1]
+    assert built[1] in (VAGRANT / "workload/deployments.yaml").read_text()
+
+
+def test_kube_proxy_gets_its_mode(tmp_path: Path) -> None:
+    kubeadm = tmp_path / "kubeadm.yaml"
+    kubeadm.write_text(printed("cluster.sh", "configuration"))
+    made = printed("proxy.sh", f'sed() {{ command sed "$1" {kubeadm}; }}; kube_proxy_configuration nftables')
+    init, _, proxy = yaml.safe_load_all(made)
+    assert "skipPhases" not in init
+    assert proxy["kind"] == "KubeProxyConfiguration"
+    assert proxy["mode"] == "nftables"
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({"PROXY": "nftproxy", "RUN_AS": "daemonset"}, ["daemonset"]),
+        ({"PROXY": "nftproxy", "RUN_AS": "systemd"}, ["systemd"]),
+        ({"PROXY": "kube-proxy-iptables", "RUN_AS": "systemd"}, ["kube-proxy"]),
+    ],
+    ids=["daemonset", "systemd", "kube-proxy"],
+)
+def test_one_thing_is_wanted(variables: dict[str, str], wanted: list[str]) -> None:
+    asked = "for kind in kube-proxy daemonset systemd; do if wanted $kind; then echo $kind; fi; done"
+    assert printed("proxy.sh", asked, **variables).split() == wanted
+
+
+@pytest.mark.parametrize("variables", [{"PROXY": "ipvs"}, {"RUN_AS": "cron"}, {"PROXY": ""}], ids=["proxy", "run as", "missing"])
+def test_unknown_ways_to_serve_are_refused(variables: dict[str, str]) -> None:
+    done = call("proxy.sh", "true", **variables)
+    assert done.returncode == 1
+    assert done.stderr.startswith("provisioning failed: ")
+
+
+def test_an_error_names_line_and_command() -> None:
+    done = call("common.sh", "false and more\necho never")
+    assert done.returncode != 0
+    assert "false and more" in done.stderr
+    assert "never" not in done.stdout
+
+
+@pytest.mark.parametrize(("version", "minor"), [("1.35.6", "1.35"), ("1.9.10", "1.9"), ("1.35", None), ("v1.35.6", None)])
+def test_minor_versions(version: str, minor: str | None) -> None:
+    done = call("common.sh", f"minor {version}")
+    assert done.stdout.strip() == (minor or "")
+    assert (done.returncode == 0) is bool(minor)
+
+
+def test_files_are_written_once(tmp_path: Path) -> None:
+    target = tmp_path / "folder/file"
+    twice = f"echo new | write {target} && echo changed; echo new | write {target} || echo same"
+    assert printed("common.sh", twice).split() == ["changed", "same"]
+    assert target.read_text() == "new\n"
+
+
+def test_another_sum_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    right = "982d9e3eb996f559e633f4d194def3761d909f5a3b647d1a851fead67c32c9d1"
+    assert call("common.sh", f"check_sha256 {tmp_path}/file {right}").returncode == 0
+    assert call("common.sh", f"check_sha256 {tmp_path}/file {right[::-1]}").returncode == 1
+
+
+def test_workload_is_complete() -> None:
+    folder = VAGRANT / "workload"
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert [name for name in kustomization["resources"] if not (folder / name).is_file()] == []
+    deployments = {each["metadata"]["name"]: each for each in yaml.safe_load_all((folder / "deployments.yaml").read_text())}
+    services = {each["metadata"]["name"]: each for each in yaml.safe_load_all((folder / "services.yaml").read_text())}
+    assert services.keys() == {"web", "shop", "mail", "cart", "batch"}
+    assert services.keys() - deployments.keys() == {"batch"}, "batch has no endpoints"
+    for name in services.keys() & deployments.keys():
+        assert deployments[name]["spec"]["template"]["metadata"]["labels"] == services[name]["spec"]["selector"]
+
+
+def test_the_endpoint_of_the_workload_answers_the_client() -> None:
+    commands = f"""
+    {sys.executable} vagrant/workload/echo.py &
+    {sys.executable} vagrant/workload/load.py until answered 127.0.0.1 8080
+    head -n 1 </dev/tcp/127.0.0.1/8080
+    exec 3<>/dev/udp/127.0.0.1/8080; echo hello >&3; head -n 1 <&3
+    {sys.executable} vagrant/workload/load.py connect 127.0.0.1 8080 0.2
+    """
+    with Shell() as shell:
+        tcp, udp, figures = map(json.loads, shell.run(commands).splitlines())
+    assert tcp["source"] == udp["source"] == "127.0.0.1"
+    assert figures["per_second"] > 0
+    assert figures["failed"] == 0
+
+
+@pytest.mark.timeout(300)
+def test_smoke_in_the_lab() -> None:
+    with Shell() as shell:
+        lines = shell.run("vagrant/smoke.sh lab 2>&1; echo $?").splitlines()
+    assert lines[-2:] == ["all right", "0"], "\n".join(lines)
+    assert sum(line.endswith(" ok") for line in lines) == 11
+
+
+@pytest.mark.timeout(300)
+def test_bench_and_chart_in_the_lab() -> None:
+    with Shell() as shell:
+        shell.run("export SECONDS_EACH=1 RESULTS=$PWD/results")
+        figures = json.loads(shell.run("vagrant/bench.sh lab nftproxy").splitlines()[-1])
+        shell.run("python3 vagrant/workload/chart.py results")
+        head, row = shell.run("cat results/results.csv").splitlines()
+        picture = shell.run("cat results/results.svg")
+    assert figures["failed"] == 0
+    assert figures["gone_ms"] > 0
+    assert row.split(",")[0] == "nftproxy"
+    assert len(head.split(",")) == len(row.split(","))
+    assert picture.startswith("<svg")
+    assert picture.count("<rect") == 6

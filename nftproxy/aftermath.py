@@ -10,7 +10,7 @@ from loguru import logger
 
 from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import NodeSettings
-from nftproxy.errors import NftproxyError
+from nftproxy.errors import BlockedError, NftproxyError
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import ObjectName
 from nftproxy.monitoring.events import HEALTH_CHECK_PORT_FAILED, Kind, Regarding
@@ -141,6 +141,10 @@ class Aftermath(Observer):
         """Count a repair."""
         for family in self._sides:
             self._metrics.repaired(family)
+
+    def noticed(self, blocked: BlockedError | None) -> None:
+        """Say in the answers of the health server what keeps us from calling libnftables."""
+        self._health.limited = f"{blocked}: {blocked.hint}" if blocked else ""
 
     def _reconcile(self, side: _Side) -> None:
         cleaned = self._conntrack.reconcile(side.flows)

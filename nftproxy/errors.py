@@ -48,5 +48,13 @@ class ExistsError(KernelError):
     """A transaction added something that is there with another value (EEXIST): our picture of the table is out of date."""
 
 
+class BusyError(KernelError):
+    """Others change nftables so often that it cannot be read as one picture."""
+
+
+class BlockedError(KernelError):
+    """The library must not be called: another program's table would end this process."""
+
+
 class UnusableError(NftproxyError):
     """This machine lacks what is needed: permission, library, kernel feature; the hint names the command that mends it."""

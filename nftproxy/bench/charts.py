@@ -30,6 +30,7 @@ _INK, _FAINT = "#333333", "#dddddd"
 # Okabe and Ito's, which the colour-blind can tell apart, too.
 _COLORS: Final = {
     OURS: "#d55e00",
+    "nftproxy-netlink": "#8c3d00",
     "none": "#999999",
     "iptables-legacy": "#0072b2",
     "iptables-nft": "#56b4e9",

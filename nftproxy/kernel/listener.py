@@ -11,14 +11,11 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from nftproxy.kernel.reader import NFPROTO_INET, TABLE, attributes
+from nftproxy.kernel.reader import TABLE
+from nftproxy.table import netlink
+from nftproxy.table.netlink import Generation, Message
 
-_NFNLGRP_NFTABLES = 7
-_SO_ATTACH_FILTER = 26
-_SO_RCVBUFFORCE = 33
-_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
-_NFT_MSG_NEWSETELEM, _NFT_MSG_DELSETELEM, _NFT_MSG_NEWGEN = 12, 14, 15
-_HEADER = struct.Struct("=IHHII")
+_OF_TABLE = 1  # the attribute that names the table, in every kind of message
 _BUFFER = 8 << 20  # bytes; a program that replaces a ruleset of its own sends tens of thousands of messages at once
 
 
@@ -42,15 +39,17 @@ class Listener:
     """A subscription to changes of nf_tables by others than the sockets with `own` port ids; for one thread."""
 
     def __init__(self, own: set[int]) -> None:
-        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 12)
+        self.socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, netlink.NETFILTER
+        )
         self._pending = Kind.NOTHING
         try:
-            self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            self.socket.setsockopt(socket.SOL_SOCKET, netlink.SO_RCVBUFFORCE, _BUFFER)
         except PermissionError:  # in a user namespace; the limit of the system has to do
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         _attach(self.socket, own)
         self.socket.bind((0, 0))
-        self.socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        self.socket.setsockopt(netlink.SOL_NETLINK, netlink.ADD_MEMBERSHIP, netlink.CHANGES_OF_NFTABLES)
 
     def close(self) -> None:
         """End the subscription."""
@@ -72,30 +71,30 @@ class Listener:
     def _take(self, data: bytes, found: Interference) -> None:
         position = 0
         while position + 20 <= len(data):
-            length, kind, _, _, _ = _HEADER.unpack_from(data, position)
+            length, kind, _, _, _ = netlink.HEADER.unpack_from(data, position)
             message = data[position + 16 : position + length]
             position += (length + 3) & ~3
             number = kind & 0xFF
-            if number == _NFT_MSG_NEWGEN:  # the end of a transaction, with its author
+            if number == Message.NEW_GENERATION:  # the end of a transaction, with its author
                 if self._pending:
                     found.kind = max(found.kind, self._pending)
                     found.who = _author(message) or found.who
                 self._pending = Kind.NOTHING
-            elif message[0] == NFPROTO_INET and _table(message) == TABLE:
-                elements = number in {_NFT_MSG_NEWSETELEM, _NFT_MSG_DELSETELEM}
+            elif message[0] == netlink.INET and _table(message) == TABLE:
+                elements = number in {Message.NEW_ELEMENTS, Message.DELETE_ELEMENTS}
                 self._pending = max(self._pending, Kind.ELEMENTS if elements else Kind.PROGRAM)
 
 
 def _table(message: bytes) -> bytes:
-    """Return the table that a message is about: attribute 1 in every kind of message."""
-    return next((message[start:end] for kind, (start, end) in attributes(message, 4, len(message)) if kind == 1), b"")
+    """Return the table that a message is about."""
+    return next((message[start:end] for kind, (start, end) in netlink.attributes(message, 4) if kind == _OF_TABLE), b"")
 
 
 def _author(message: bytes) -> str:
-    """Return name and number of the process that committed (NFTA_GEN_PROC_NAME and NFTA_GEN_PROC_PID)."""
-    parts = {kind: message[start:end] for kind, (start, end) in attributes(message, 4, len(message))}
-    name = parts.get(3, b"").rstrip(b"\0").decode(errors="replace")
-    return f"{name}, process {int.from_bytes(parts[2])}" if name and 2 in parts else ""
+    """Return name and number of the process that committed."""
+    parts = netlink.parts(message, (4, len(message)))
+    name = netlink.text(parts.get(Generation.PROCESS_NAME, b""))
+    return f"{name}, process {int.from_bytes(parts[Generation.PROCESS])}" if name and Generation.PROCESS in parts else ""
 
 
 def _attach(listener: socket.socket, own: set[int]) -> None:
@@ -107,4 +106,4 @@ def _attach(listener: socket.socket, own: set[int]) -> None:
     program += [(0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0)]  # accept; drop
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code)
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer)))
+    listener.setsockopt(socket.SOL_SOCKET, netlink.SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer)))

@@ -5,31 +5,39 @@ Elements come as the packed keys the kernel holds, so nothing here depends on ho
 them through libnftables takes three, and 300 MB inside the library. Only our table is ever asked for.
 """
 
-import errno
-import os
-import socket
-import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from nftproxy.address import Family, Network, between, collapse
-from nftproxy.errors import KernelError, MissingError, UnusableError
+from nftproxy.errors import MissingError
+from nftproxy.kernel.channel import Channel
 from nftproxy.routes import Element, Key, Value, Verdict
+from nftproxy.table import netlink
+from nftproxy.table.netlink import (
+    ATTRIBUTE,
+    FAMILIES,
+    Chain,
+    Counter,
+    Data,
+    Elements,
+    Expression,
+    Hook,
+    Message,
+    Place,
+    Rule,
+    Set,
+    Table,
+    attributes,
+    named,
+    text,
+)
+from nftproxy.table.netlink import Element as Part
+from nftproxy.table.netlink import Verdict as Code
 from nftproxy.table.packing import shape, unpack_comment, unpack_value, unpack_verdict
 
 TABLE = b"nftproxy\0"
-NFPROTO_INET = 1
-_FAMILIES = {"inet": NFPROTO_INET, "ip": 2, "ip6": 10, "netdev": 5, "bridge": 7}
 _HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting", 5: "ingress"}
 _DEVICE_HOOKS = {0: "ingress", 1: "egress"}
-_GETCHAIN, _GETSET, _GETSETELEM, _GETTABLE, _GETRULE, _GETGEN = 4, 10, 13, 1, 7, 16
-_BATCH_BEGIN, _BATCH_END = 16, 17
-_NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
-_DUMP_INTERRUPTED = 0x10
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 
 
 class Counted(NamedTuple):
@@ -52,25 +60,17 @@ class BaseChain(NamedTuple):
 class Reader:
     """One netlink socket for reading; not for two threads at once."""
 
-    def __init__(self) -> None:
-        try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12)  # NETLINK_NETFILTER
-        except OSError as error:
-            raise UnusableError(
-                f"this kernel has no netfilter netlink: {error.strerror}", hint="modprobe nfnetlink nf_tables"
-            ) from error
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self._socket.bind((0, 0))
-        self._sequence = 0
+    def __init__(self, channel: Channel | None = None) -> None:
+        self._channel = channel or Channel()
 
     def close(self) -> None:
         """Close the socket."""
-        self._socket.close()
+        self._channel.close()
 
     def table_exists(self, name: str = "nftproxy", family: str = "inet") -> bool:
         """Whether the kernel has our table, or another one; KernelError without permission or without nf_tables."""
         try:
-            list(self._request(_GETTABLE, {1: name.encode() + b"\0"}, dump=False, family=_FAMILIES[family]))
+            self._channel.get(Message.GET_TABLE, named(Table.NAME, name), family=FAMILIES[family])
         except MissingError:
             return False
         return True
@@ -78,22 +78,22 @@ class Reader:
     def chains(self) -> dict[str, bool]:
         """Return the names of our chains, and whether each is a base chain."""
         found = {}
-        for message in self._request(_GETCHAIN, {1: TABLE}):
-            parts = dict(attributes(message, 0, len(message)))
-            if _bytes(message, parts[1]) == TABLE:
-                found[_text(_bytes(message, parts[3]))] = 4 in parts
+        for message in self._channel.dump(Message.GET_CHAIN, _ours(Chain.TABLE)):
+            parts = netlink.parts(message)
+            if parts[Chain.TABLE] == TABLE:
+                found[text(parts[Chain.NAME])] = Chain.HOOK in parts
         return found
 
     def base_chains(self) -> list["BaseChain"]:
         """Return the chains of all tables but ours that packets meet first; the only look at what belongs to others."""
         found = []
-        for family, number in _FAMILIES.items():
-            for message in self._request(_GETCHAIN, {}, family=number):
-                parts = dict(attributes(message, 0, len(message)))
-                if 4 in parts and _bytes(message, parts[1]) != TABLE:
-                    hook = int.from_bytes(_bytes(message, dict(attributes(message, *parts[4]))[1]))
-                    drops = 5 in parts and int.from_bytes(_bytes(message, parts[5])) == 0
-                    table, name = _text(_bytes(message, parts[1])), _text(_bytes(message, parts[3]))
+        for family in ("inet", "ip", "ip6", "netdev", "bridge"):
+            for message in self._channel.dump(Message.GET_CHAIN, family=FAMILIES[family]):
+                parts = netlink.parts(message)
+                if Chain.HOOK in parts and parts[Chain.TABLE] != TABLE:
+                    hook = int.from_bytes(netlink.parts(parts[Chain.HOOK])[Hook.NUMBER])
+                    drops = Chain.POLICY in parts and int.from_bytes(parts[Chain.POLICY]) == 0
+                    table, name = text(parts[Chain.TABLE]), text(parts[Chain.NAME])
                     hooks = _DEVICE_HOOKS if family == "netdev" else _HOOKS
                     found.append(BaseChain(family, table, name, hooks.get(hook, str(hook)), drops))
         return found
@@ -101,20 +101,25 @@ class Reader:
     def sets(self) -> set[str]:
         """Return the names of our sets and maps, but for the anonymous ones that rules hold."""
         found = set()
-        for message in self._request(_GETSET, {1: TABLE}):
-            parts = dict(attributes(message, 0, len(message)))
-            name = _text(_bytes(message, parts[2]))
-            if _bytes(message, parts[1]) == TABLE and not name.startswith("__"):
+        for message in self._channel.dump(Message.GET_SET, _ours(Set.TABLE)):
+            parts = netlink.parts(message)
+            name = text(parts[Set.NAME])
+            if parts[Set.TABLE] == TABLE and not name.startswith("__"):
                 found.add(name)
         return found
 
     def rules(self) -> int:
         """Count the rules of our table."""
-        return sum(1 for _ in self._request(_GETRULE, {1: TABLE}))
+        return sum(1 for _ in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE)))
+
+    def expressions(self, chain: str) -> list[bytes]:
+        """Return the expressions of each rule of one of our chains, as they are packed."""
+        wanted = _ours(Rule.TABLE) + named(Rule.CHAIN, chain)
+        return [netlink.parts(message).get(Rule.EXPRESSIONS, b"") for message in self._channel.dump(Message.GET_RULE, wanted)]
 
     def looks_up(self, name: str) -> bool:
         """Whether any rule of our table uses a set."""
-        return any(name.encode() + b"\0" in message for message in self._request(_GETRULE, {1: TABLE}))
+        return any(name.encode() + b"\0" in message for message in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE)))
 
     def elements(self, name: str) -> dict[Key, Value]:
         """Return the elements of one of our sets or maps; MissingError when it is not there."""
@@ -132,19 +137,13 @@ class Reader:
     def packed(self, name: str) -> dict[bytes, bytes]:
         """Return the elements of one of our sets or maps as `packing` packs them: a fifth of the time and memory of `elements`."""
         found: dict[bytes, bytes] = {}
-        for message in self._request(_GETSETELEM, {1: TABLE, 2: name.encode() + b"\0"}):
-            for kind, (start, end) in attributes(message, 0, len(message)):
-                if kind == 3:
-                    _take_packed(message, start, end, found)
+        for message, (start, end) in self._lists(name):
+            _take_packed(message, start, end, found)
         return found
 
     def count(self, name: str) -> int:
         """Count the elements of a set or map, without taking them apart."""
-        total = 0
-        for message in self._request(_GETSETELEM, {1: TABLE, 2: name.encode() + b"\0"}):
-            lists = [place for kind, place in attributes(message, 0, len(message)) if kind == 3]
-            total += sum(1 for place in lists for _ in attributes(message, *place))
-        return total
+        return sum(1 for message, place in self._lists(name) for _ in attributes(message, *place))
 
     def networks(self, name: str, family: Family) -> list[Network]:
         """Return what is in an interval set, as the fewest networks that hold it."""
@@ -158,79 +157,22 @@ class Reader:
 
     def _raw(self, name: str) -> "Iterator[_Raw]":
         """Yield the elements of a set as they are packed."""
-        for message in self._request(_GETSETELEM, {1: TABLE, 2: name.encode() + b"\0"}):
-            for kind, elements in attributes(message, 0, len(message)):
-                if kind != 3:
-                    continue
-                for _, place in attributes(message, *elements):
-                    yield _element(message, *place)
+        for message, elements in self._lists(name):
+            for _, place in attributes(message, *elements):
+                yield _element(message, *place)
 
-    def _request(
-        self, kind: int, attributes: dict[int, bytes], *, dump: bool = True, family: int = NFPROTO_INET
-    ) -> Iterator[bytes]:
-        """Send one request and yield the payloads of its answers; a dump that a transaction touched is started again.
+    def _lists(self, name: str) -> Iterator[tuple[bytes, Place]]:
+        """Yield each message with elements of a set, and where in it they are."""
+        wanted = _ours(Elements.TABLE) + named(Elements.SET, name)
+        for message in self._channel.dump(Message.GET_ELEMENTS, wanted):
+            for kind, place in attributes(message):
+                if kind == Elements.LIST:
+                    yield message, place
 
-        The kernel marks a dump during which a transaction began, not one that began while a transaction was being committed:
-        that one may miss what the transaction removes, or mix both states. Hence the generation, and waiting for its end.
-        """
-        body = struct.pack("=BBH", family, 0, 0)
-        for number, value in attributes.items():
-            body += _ATTRIBUTE.pack(4 + len(value), number) + value + bytes(-len(value) % 4)
-        if not dump:
-            yield from self._exchange(kind, _ACK, body)[0]
-            return
-        for _ in range(20):
-            generation = self._generation()
-            self._settle()
-            answers, complete = self._exchange(kind, _DUMP, body)
-            if complete and self._generation() == generation:
-                yield from answers
-                return
-        raise KernelError("the table changes too fast to be read", hint="another program changes table inet nftproxy; find it")
 
-    def _generation(self) -> bytes:
-        """Return the number of the last transaction of this network namespace, whoever made it, and if only begun to be committed."""
-        (message,), _ = self._exchange(_GETGEN, _ACK, bytes(4))
-        return _bytes(message, dict(attributes(message, 0, len(message)))[1])
-
-    def _settle(self) -> None:
-        """Wait until no transaction is being committed: an empty one, which changes nothing, has to wait for it."""
-        body = struct.pack(">BBH", 0, 0, _NFT >> 8)
-        self._socket.send(b"".join(_HEADER.pack(20, kind, _REQUEST, 0, 0) + body for kind in (_BATCH_BEGIN, _BATCH_END)))
-
-    def _exchange(self, kind: int, flags: int, body: bytes) -> tuple[list[bytes], bool]:
-        """Send one request; return what `_receive` says."""
-        self._sequence += 1
-        self._socket.send(_HEADER.pack(16 + len(body), _NFT | kind, _REQUEST | flags, self._sequence, 0) + body)
-        return self._receive()
-
-    def _receive(self) -> tuple[list[bytes], bool]:
-        """Collect all answers to the last request, and whether they are one consistent picture."""
-        answers: list[bytes] = []
-        complete = True
-        while True:
-            data = self._socket.recv(1 << 20)
-            position = 0
-            while position < len(data):
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, position)
-                payload = data[position + 16 : position + length]
-                position += (length + 3) & ~3
-                if sequence != self._sequence:
-                    continue
-                complete = complete and not flags & _DUMP_INTERRUPTED
-                if kind == _NLMSG_DONE:
-                    return answers, complete
-                if kind == _NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", payload)[0]
-                    if code == 0:
-                        return answers, complete
-                    if code == errno.EINTR:
-                        return answers, False
-                    hint = "run as root or with the capability NET_ADMIN" if code == errno.EPERM else ""
-                    raise (MissingError if code == errno.ENOENT else KernelError)(
-                        f"reading nftables: {os.strerror(code)}", hint=hint
-                    )
-                answers.append(payload[4:])
+def _ours(kind: int) -> bytes:
+    """Return the attribute that names our table."""
+    return netlink.attribute(kind, TABLE)
 
 
 class _Raw(NamedTuple):
@@ -250,20 +192,20 @@ def _element(message: bytes, start: int, end: int) -> _Raw:
     packets = 0
     ends = False
     for part, where in attributes(message, start, end):
-        if part == 1:
+        if part == Part.KEY:
             key = _bytes(message, next(attributes(message, *where))[1])
-        elif part == 2:
+        elif part == Part.DATA:
             kind, inner = next(attributes(message, *where))
-            if kind == 2:
-                verdict = _verdict(message, *inner)
+            if kind == Data.VERDICT:
+                verdict = _verdict(netlink.parts(message, inner))
             else:
                 data = _bytes(message, inner)
-        elif part == 3:
-            ends = bool(message[where[1] - 1] & 1)
-        elif part == 6:
+        elif part == Part.FLAGS:
+            ends = bool(message[where[1] - 1] & netlink.ENDS_INTERVAL)
+        elif part == Part.USER_DATA:
             comment = unpack_comment(_bytes(message, where))
-        elif part == 7:
-            packets = _packets(message, *where)
+        elif part == Part.EXPRESSION:
+            packets = _packets(netlink.parts(message, where))
     if verdict is not None and comment:
         verdict = verdict._replace(comment=comment)
     return _Raw(key, data, verdict, packets, ends)
@@ -271,51 +213,36 @@ def _element(message: bytes, start: int, end: int) -> _Raw:
 
 def _take_packed(message: bytes, position: int, end: int, found: dict[bytes, bytes]) -> None:
     """Take in the packed elements between two places of a message. By far the busiest loop of a restart, hence written out."""
-    unpack = _ATTRIBUTE.unpack_from
+    unpack = ATTRIBUTE.unpack_from
+    key_part, data_part, user_data, netlink_kind = int(Part.KEY), int(Part.DATA), int(Part.USER_DATA), netlink.KIND
     while position + 4 <= end:
         stop = position + unpack(message, position)[0]
         position += 4
         key = value = b""
         while position + 4 <= stop:
             length, kind = unpack(message, position)
-            kind &= 0x3FFF
-            if kind == 1:
+            kind &= netlink_kind
+            if kind == key_part:
                 key = message[position + 8 : position + length]
-            elif kind == 2:  # in it, a value or a verdict
+            elif kind == data_part:  # in it, a value or a verdict
                 value = message[position + 8 : position + length]
-            elif kind == 6:  # the comment
+            elif kind == user_data:  # the comment
                 value += message[position + 4 : position + length]
             position += (length + 3) & ~3
         found[key] = value
         position = (stop + 3) & ~3
 
 
-def attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Yield number and place (from, to) of each netlink attribute between two positions."""
-    unpack = _ATTRIBUTE.unpack_from
-    while start + 4 <= end:
-        length, kind = unpack(data, start)
-        yield kind & 0x3FFF, (start + 4, start + length)
-        start += (length + 3) & ~3
-
-
 def _bytes(data: bytes, place: tuple[int, int]) -> bytes:
     return data[place[0] : place[1]]
 
 
-def _verdict(data: bytes, start: int, end: int) -> Verdict:
-    parts = dict(attributes(data, start, end))
-    return unpack_verdict(_bytes(data, parts[1]), _bytes(data, parts[2]) if 2 in parts else b"")
+def _verdict(parts: dict[int, bytes]) -> Verdict:
+    return unpack_verdict(parts[Code.CODE], parts.get(Code.CHAIN, b""))
 
 
-def _text(data: bytes) -> str:
-    return data.rstrip(b"\0").decode(errors="replace")
-
-
-def _packets(data: bytes, start: int, end: int) -> int:
+def _packets(expression: dict[int, bytes]) -> int:
     """Return the packets of a counter expression."""
-    expression = dict(attributes(data, start, end))
-    if _bytes(data, expression[1]) != b"counter\0":
+    if expression[Expression.NAME] != b"counter\0":
         return 0
-    counter = dict(attributes(data, *expression[2]))
-    return int.from_bytes(_bytes(data, counter[2]))
+    return int.from_bytes(netlink.parts(expression[Expression.DATA])[Counter.PACKETS])

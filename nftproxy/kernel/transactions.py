@@ -1,31 +1,32 @@
-"""The table in the kernel: the only module that talks to libnftables.
+"""The table in the kernel: what is written to it, and how.
 
-It loads the program as nft text, makes chains and sets that are missing, and commits deltas as JSON, both through the same
-context of libnftables. That is on purpose also where netlink messages of our own would be quicker: the library is what others have proved,
-it writes the same on every version, and what we send can be read, pasted into nft and reported. Every call is one transaction: it
-happens whole or not at all, and an error says which (`MissingError`, `ExistsError`: our picture of the table was wrong).
-libnftables is not thread safe; one lock guards its context, and calls release the GIL.
+It loads the program as nft text, makes chains and sets that are missing, and commits deltas as JSON, both through libnftables. That is on
+purpose also where netlink messages of our own would be quicker: the library is what others have proved, it writes the same on every
+version, and what we send can be read, pasted into nft and reported. Every call is one transaction: it happens whole or not at
+all, and an error says which (`MissingError`, `ExistsError`: our picture of the table was wrong).
+
+While another program's set would end a process that calls the library (`neighbours`), it is not called: elements go through netlink
+then, and so do chains that are like others but for numbers; other text is refused (`BlockedError`), and the table serves on.
+libnftables is not thread safe; one lock guards it, and calls release the GIL.
 """
 
-import ctypes
-import os
-import socket
-import stat
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 from loguru import logger
 
-from nftproxy.address import Family, Network
-from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableError
+from nftproxy.address import Family, Network, parse_network
+from nftproxy.errors import BlockedError, KernelError, UnusableError
+from nftproxy.kernel.channel import Channel
+from nftproxy.kernel.library import Library, Sender
+from nftproxy.kernel.neighbours import Neighbours
 from nftproxy.kernel.reader import Reader
+from nftproxy.kernel.writer import Writer
 from nftproxy.routes import Affinity, Key, Value, Verdict
-from nftproxy.table import schema
+from nftproxy.table import copies, schema
 from nftproxy.table.delta import Delta
 from nftproxy.table.program import TABLE, Program, table
 
@@ -47,17 +48,15 @@ _SHOWN = 4000  # characters of commands in a log line: many services are halved 
 class Kernel:
     """Our table in the network namespace of the thread that made this object."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: Sender | None = None, *, by_netlink: bool = False) -> None:
+        """`library` takes the text and JSON; `by_netlink` has elements written without it, which `bench` measures."""
         self._lock = threading.RLock()
-        before = _netlink_sockets()
-        self._nft = _context()
-        self._sockets = _netlink_sockets() - before  # those of libnftables, which does not tell
-        try:
-            self._reader = Reader()
-        except OSError as error:
-            raise UnusableError(
-                f"this kernel has no netfilter netlink: {error.strerror}", hint="modprobe nfnetlink nf_tables"
-            ) from error
+        self.library = library or Library()
+        self._by_netlink = by_netlink
+        self._channel = Channel()
+        self._reader = Reader(self._channel)
+        self._neighbours = Neighbours(self._channel)
+        self._writer = Writer(self._channel, self._neighbours.changed)
         self.chains: set[str] = set()
         self.sets: set[str] = set()
         self.generation = 0  # goes up with every load of a program
@@ -72,8 +71,16 @@ class Kernel:
 
     def close(self) -> None:
         """Give the sockets back; the table stays."""
-        self._reader.close()
-        del self._nft
+        self._neighbours.close()
+        self._channel.close()
+        self.library.close()
+
+    @property
+    def blocked(self) -> BlockedError | None:
+        """Why the library must not be called now, and what to do about it; None when it may."""
+        with self._lock:
+            deadly = self._neighbours.deadly()
+        return _blocked(deadly) if deadly else None
 
     def require(self) -> None:
         """Raise UnusableError, with the command that mends it, when this machine cannot hold our table.
@@ -82,8 +89,10 @@ class Kernel:
         transaction, which leaves nothing behind.
         """
         try:
-            self._reader.table_exists()
-            self._run(_PROBE)
+            with self._lock:
+                self._reader.table_exists()
+                if not self.blocked:
+                    self._run(_PROBE)
         except KernelError as error:
             if "not permitted" in str(error):
                 raise UnusableError(
@@ -97,18 +106,12 @@ class Kernel:
 
     def load_conntrack(self) -> None:
         """Make the kernel load its module nf_conntrack: a rule does that which looks at connections, in a table that goes at once."""
-        self._run(_CONNTRACK)
+        self.library.run(_CONNTRACK)
 
     @property
     def ports(self) -> set[int]:
-        """The netlink port ids of libnftables: what they commit is ours. They have one from their first command on."""
-        with self._lock:
-            self._run(_PROBE)
-        ports = set()
-        for number in self._sockets:
-            with socket.socket(fileno=os.dup(number)) as found:
-                ports.add(found.getsockname()[0])
-        return ports
+        """The netlink port ids that our transactions bear."""
+        return {*self.library.ports, self._channel.port}
 
     def refresh(self) -> bool:
         """Read which chains and sets there are; return whether the table exists at all."""
@@ -159,6 +162,11 @@ class Kernel:
         """
         with self._lock:
             self.refresh()
+            if program.marker in self.chains and (blocked := self.blocked):
+                logger.error(
+                    "the rules of table inet nftproxy cannot be loaded again, elements are written all the same: {}", blocked
+                )
+                return
             parts = self._on_demand(program, self.chains, ())
             base, other = program.chains()
             known = self._reader.chains() if self.chains else {}
@@ -192,6 +200,9 @@ class Kernel:
     def commit(self, delta: Delta) -> None:
         """Apply removals and additions of a delta in one transaction."""
         with self._lock:
+            if self._elements_by_netlink():
+                self._writer.change(delta.removed, delta.added)
+                return
             commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in delta.removed.items()]
             commands += [{"add": _elements(where, items)} for where, items in delta.added.items()]
             self._json(commands)
@@ -199,38 +210,50 @@ class Kernel:
     def commit_late(self, delta: Delta) -> None:
         """Apply the late removals of a delta in one transaction."""
         with self._lock:
+            if self._elements_by_netlink():
+                self._writer.change(delta.late, {})
+                return
             self._json([{"delete": _elements(where, keys)} for where, keys in delta.late.items() if keys])
 
     def replace(self, where: str, keys: Iterable[Key]) -> None:
         """Give a set exactly these keys, in one transaction; texts with a slash are networks."""
-        found = [_network(str(key[0])) for key in sorted(keys)]
-        commands: list[object] = [{"flush": {"set": {**_ELEMENT, "name": where}}}]
-        if found:
-            commands.append({"add": {"element": {**_ELEMENT, "name": where, "elem": found}}})
+        found = [str(key[0]) for key in sorted(keys)]
         with self._lock:
+            if self._elements_by_netlink():
+                self._writer.replace(where, [parse_network(text) if "/" in text else text for text in found])
+                return
+            commands: list[object] = [{"flush": {"set": {**_ELEMENT, "name": where}}}]
+            if found:
+                elements = [_network(text) for text in found]
+                commands.append({"add": {"element": {**_ELEMENT, "name": where, "elem": elements}}})
             self._json(commands)
 
     def forget(self, where: str, entries: dict[Key, Value]) -> None:
         """Delete entries the kernel learnt; each is added first, because one that has just expired could not be deleted."""
+        if not entries:
+            return
         with self._lock:
-            if entries:
-                self._json([{"add": _elements(where, entries)}, {"delete": _elements(where, dict.fromkeys(entries))}])
+            if self._elements_by_netlink():
+                self._writer.forget(where, entries)
+                return
+            self._json([{"add": _elements(where, entries)}, {"delete": _elements(where, dict.fromkeys(entries))}])
 
     def delete_table(self) -> bool:
         """Remove the table and all that is in it; return whether there was one."""
+        found = self.delete_foreign_table("inet", "nftproxy")
         with self._lock:
-            if not self._reader.table_exists():
-                return False
-            self._run(f"delete table {TABLE}\n")
             self.chains, self.sets = set(), set()
-            return True
+        return found
 
     def delete_foreign_table(self, family: str, name: str) -> bool:
         """Remove another program's table that this one has taken the place of; return whether there was one."""
         with self._lock:
             if not self._reader.table_exists(name, family):
                 return False
-            self._run(f"delete table {family} {name}\n")
+            if self.blocked:
+                self._writer.delete_table(family, name)
+            else:
+                self._run(f"delete table {family} {name}\n")
             return True
 
     def tidy(self, chains: Iterable[str], sets: Iterable[str]) -> None:
@@ -252,7 +275,13 @@ class Kernel:
     def probe(self) -> None:
         """Have the kernel accept a transaction that changes nothing; KernelError when it accepts none at all."""
         with self._lock:
-            self._run(f"add table {TABLE}\n")
+            if self.blocked:
+                self._writer.probe()
+            else:
+                self._run(f"add table {TABLE}\n")
+
+    def _elements_by_netlink(self) -> bool:
+        return self._by_netlink or self.blocked is not None
 
     def _ensure(self, program: Program, targets: Iterable[str], wheres: Iterable[str], affinities: Iterable[Affinity]) -> None:
         missing = {name for name in targets if name not in self.chains}
@@ -266,11 +295,27 @@ class Kernel:
             if wanted:
                 parts |= program.sources(family, schema.lengths(self.sets | wanted, family))
                 again.append(schema.allowed(family))
-        if parts:
+        if parts and (blocked := self.blocked):
+            self._copy(parts, blocked)
+        elif parts:
             self._transact("".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values()))
             self._stale -= parts.keys()
-            for name, text in parts.items():
-                (self.chains if text.startswith("chain") else self.sets).add(name)
+        for name, text in parts.items():
+            (self.chains if text.startswith("chain") else self.sets).add(name)
+
+    def _copy(self, parts: dict[str, str], blocked: BlockedError) -> None:
+        """Make chains after the model of others; BlockedError when one has no model, or is no new chain."""
+        made: dict[str, list[bytes]] = {}
+        known = self.chains - self._stale
+        for name, text in parts.items():
+            model = copies.model(name, known)
+            if model is None or name in self.chains:
+                raise blocked
+            try:
+                made[name] = copies.adapted(self._reader.expressions(model), text)
+            except copies.ShapeError:
+                raise blocked from None
+        self._writer.add_chains(made)
 
     def _on_demand(self, program: Program, chains: Iterable[str], affinities: Iterable[Affinity]) -> dict[str, str]:
         parts: dict[str, str] = {}
@@ -282,9 +327,15 @@ class Kernel:
 
     def _json(self, commands: list[object]) -> None:
         if commands:
-            self._transact(msgspec.json.encode({"nftables": commands}).decode())
+            self._try(msgspec.json.encode({"nftables": commands}).decode())
 
     def _transact(self, text: str) -> None:
+        """Run text that has no other way than through the library."""
+        if blocked := self.blocked:
+            raise blocked
+        self._try(text)
+
+    def _try(self, text: str) -> None:
         """Run what belongs to a sync; when it is refused, log it for debugging (contract 5.10.4).
 
         Without a listing of the table, which may take seconds: `nft` and `nftproxy show` give it at any time.
@@ -297,9 +348,8 @@ class Kernel:
             raise
 
     def _run(self, text: str) -> None:
-        code, _, error = self._nft.cmd(text)
-        if code:
-            raise _error(str(error))
+        self.library.run(text)
+        self._neighbours.changed()
 
 
 def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str, object]:
@@ -324,41 +374,15 @@ def _network(text: str) -> object:
     return {"prefix": {"addr": address, "len": int(length)}} if slash else text
 
 
-def _error(text: str) -> KernelError:
-    """Turn what libnftables printed into an error; its first line is the reason, the rest repeats our input."""
-    line = next((line for line in text.splitlines() if line.strip()), "libnftables gave no reason").strip()
-    if "No such file or directory" in text:
-        return MissingError(line)
-    if "File exists" in text:
-        return ExistsError(line)
-    if "Operation not permitted" in text:
-        return KernelError(line, hint="run as root or with the capability NET_ADMIN")
-    return KernelError(line)
+def _blocked(deadly: tuple[str, ...]) -> BlockedError:
+    return BlockedError(
+        f"{_named(deadly)} was written by a newer nft and would end any process that reads it with this libnftables",
+        hint="use libnftables 1.1.4 or later, such as that of the container image; or delete that table, "
+        "or declare its sets with typeof",
+    )
 
 
-def _netlink_sockets() -> set[int]:
-    """Return the file descriptors of this process that are netlink sockets."""
-    found = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            number = int(entry.name)
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
-                with socket.socket(fileno=os.dup(number)) as each:
-                    if each.family == socket.AF_NETLINK:
-                        found.add(number)
-    return found
-
-
-def _context() -> "Nftables":  # type: ignore[name-defined]  # noqa: F821
-    """Open libnftables; UnusableError names what is missing."""
-    try:
-        from nftables import Nftables
-    except ImportError as error:
-        raise UnusableError("the Python module nftables is not installed", hint="pip install pip-nftables") from error
-    try:
-        ctypes.CDLL("libnftables.so.1")  # first: an Nftables() that cannot load it complains once more when it is collected
-        nft = Nftables()
-    except OSError as error:
-        raise UnusableError(f"libnftables cannot be loaded: {error}", hint="apt-get install libnftables1") from error
-    nft.set_json_output(True)
-    return nft
+def _named(deadly: tuple[str, ...]) -> str:
+    family, table, name = deadly[0].split(" ", 2)
+    more = f" and {len(deadly) - 1} more" if len(deadly) > 1 else ""
+    return f"table {family} {table} (set {name}{more})"

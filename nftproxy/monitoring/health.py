@@ -43,6 +43,7 @@ class ProxyHealth:
         self._patience = 2 * sync_period
         self._clock = clock
         self._wall = wall
+        self.limited = ""  # why not every change can be written, for those who read answers
         self._lock = threading.Lock()
         self._due: dict[Family, float] = {}
         self._updated: dict[Family, float] = {}  # wall time; a family that has started is in here
@@ -93,6 +94,8 @@ class ProxyHealth:
         if node_eligible is not None:
             body["nodeEligible"] = node_eligible
         body["healthy"] = healthy
+        if self.limited:
+            body["limited"] = self.limited
         if families:
             body["status"] = {f: {"lastUpdated": _text(updated[f]), "healthy": good} for f, good in families.items()}
         return Answer(code, msgspec.json.encode(body))

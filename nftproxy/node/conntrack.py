@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -23,22 +23,33 @@ from loguru import logger
 from nftproxy.address import Family, pack
 from nftproxy.errors import KernelError
 from nftproxy.node.udpflows import Expected, UdpFlows
+from nftproxy.table.netlink import (
+    ACK,
+    ATTRIBUTE,
+    CAP_ACK,
+    DONE,
+    DUMP,
+    DUMP_INTERRUPTED,
+    ERROR,
+    HEADER,
+    NESTED,
+    NETFILTER,
+    REQUEST,
+    SOL_NETLINK,
+    attribute,
+    attributes,
+    message,
+    nested,
+)
 
 ATTEMPTS = 5  # contract 6.2.6
 _BATCH = 100  # deletions in one message; their acknowledgements must fit into the receive buffer
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK, _CAP_ACK, _SO_RCVBUFFORCE = 270, 10, 33
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # of NFNL_SUBSYS_CTNETLINK
-_REQUEST, _ACK, _DUMP, _DUMP_INTERRUPTED = 1, 4, 0x300, 0x10
-_ERROR, _DONE = 2, 3
-_NESTED = 0x8000
 _TUPLE_ORIGINAL, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _PROTO_NUMBER, _PROTO_SOURCE, _PROTO_DESTINATION = 1, 2, 3
 _FILTER_ORIGINAL = 1
 _BY_PROTOCOL = 1 << 3
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 _AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}
 
 
@@ -106,7 +117,7 @@ class Conntrack:
         stale: list[bytes] = []
         for _ in range(ATTEMPTS):
             self._sequence += 1
-            self._socket.send(_message(_GET, _REQUEST | _DUMP, self._sequence, judge.request))
+            self._socket.send(message(_GET, REQUEST | DUMP, self._sequence, judge.request))
             stale, complete = self._dump(judge)
             if complete:
                 return stale, True
@@ -119,18 +130,18 @@ class Conntrack:
             data = self._socket.recv(1 << 20)
             position, end = 0, len(data)
             while position < end:
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, position)
+                length, kind, flags, sequence, _ = HEADER.unpack_from(data, position)
                 if sequence != self._sequence:
                     pass
-                elif kind > _DONE:
+                elif kind > DONE:
                     if judge.is_stale(data, position, length):
                         stale.append(judge.identity(data, position, length))
-                elif kind in {_ERROR, _DONE}:
+                elif kind in {ERROR, DONE}:
                     code = -struct.unpack_from("=i", data, position + 16)[0] if length >= 20 else 0
                     if code not in {0, errno.EINTR}:
                         raise OSError(code, os.strerror(code))
-                    return stale, complete and not code and not flags & _DUMP_INTERRUPTED
-                complete = complete and not flags & _DUMP_INTERRUPTED
+                    return stale, complete and not code and not flags & DUMP_INTERRUPTED
+                complete = complete and not flags & DUMP_INTERRUPTED
                 position += (length + 3) & ~3
 
     def _delete(self, judge: "Judge", stale: list[bytes]) -> int:
@@ -141,7 +152,7 @@ class Conntrack:
             first = self._sequence + 1
             self._sequence += len(batch)
             messages = [
-                _message(_DELETE, _REQUEST | _ACK, first + number, judge.head + identity) for number, identity in enumerate(batch)
+                message(_DELETE, REQUEST | ACK, first + number, judge.head + identity) for number, identity in enumerate(batch)
             ]
             self._socket.send(b"".join(messages))
             deleted += self._acknowledged(first)
@@ -154,8 +165,8 @@ class Conntrack:
             data = self._socket.recv(1 << 20)
             position = 0
             while position < len(data):
-                length, kind, _, sequence, _ = _HEADER.unpack_from(data, position)
-                if kind == _ERROR and sequence >= first:
+                length, kind, _, sequence, _ = HEADER.unpack_from(data, position)
+                if kind == ERROR and sequence >= first:
                     count += not any(data[position + 16 : position + 20])
                     if sequence == self._sequence:
                         return count
@@ -175,8 +186,8 @@ class Judge:
 
     def __init__(self, family: Family, expected: Expected, nodeport_addresses: Collection[str]) -> None:
         self.head = struct.pack("=BBH", _AF[family], 0, 0)
-        only_udp = _nested(_TUPLE_ORIGINAL, _nested(_TUPLE_PROTO, _attribute(_PROTO_NUMBER, bytes([socket.IPPROTO_UDP]))))
-        self.request = self.head + only_udp + _nested(_FILTER, _attribute(_FILTER_ORIGINAL, struct.pack("=I", _BY_PROTOCOL)))
+        only_udp = nested(_TUPLE_ORIGINAL, nested(_TUPLE_PROTO, attribute(_PROTO_NUMBER, bytes([socket.IPPROTO_UDP]))))
+        self.request = self.head + only_udp + nested(_FILTER, attribute(_FILTER_ORIGINAL, struct.pack("=I", _BY_PROTOCOL)))
         self._at: dict[bytes, frozenset[bytes]] = {}
         self._at_nodeport: dict[bytes, frozenset[bytes]] = {}
         for frontend, endpoints in expected.items():
@@ -213,7 +224,7 @@ class Judge:
         """Return the attributes that name exactly this entry: original tuple, id and zone."""
         return b"".join(
             data[start - 4 : end] + bytes(-end % 4)
-            for kind, start, end in _attributes(data, position + 20, position + length)
+            for kind, (start, end) in attributes(data, position + 20, position + length)
             if kind in {_TUPLE_ORIGINAL, _ID, _ZONE}
         )
 
@@ -232,9 +243,9 @@ class Judge:
         """Compute where the kernel puts things, from the start of a message: a tuple is always written in the same order."""
         addresses = 4 + 2 * (4 + size)
         whole = 4 + addresses + 4 + 3 * 8
-        kinds = _ATTRIBUTE.pack(addresses, _TUPLE_IP | _NESTED) + _ATTRIBUTE.pack(4 + size, 1 if size == 4 else 3)
-        self._original = _ATTRIBUTE.pack(whole, _TUPLE_ORIGINAL | _NESTED) + kinds
-        self._reply = _ATTRIBUTE.pack(whole, _TUPLE_REPLY | _NESTED) + kinds
+        kinds = ATTRIBUTE.pack(addresses, _TUPLE_IP | NESTED) + ATTRIBUTE.pack(4 + size, 1 if size == 4 else 3)
+        self._original = ATTRIBUTE.pack(whole, _TUPLE_ORIGINAL | NESTED) + kinds
+        self._reply = ATTRIBUTE.pack(whole, _TUPLE_REPLY | NESTED) + kinds
         self._size = size
         self._address_at = 20 + 16 + size
         self._protocol_at = 20 + 4 + addresses + 8
@@ -247,11 +258,11 @@ class Judge:
 def _flow(data: bytes, start: int, end: int) -> Flow:
     """Read an entry attribute by attribute, in whatever order they stand."""
     tuples = {}
-    for kind, *where in _attributes(data, start, end):
+    for kind, where in attributes(data, start, end):
         if kind in {_TUPLE_ORIGINAL, _TUPLE_REPLY}:
             parts: dict[tuple[int, int], bytes] = {}
-            for part, *inner in _attributes(data, *where):
-                parts |= {(part, number): data[a:b] for number, a, b in _attributes(data, *inner)} if part < 3 else {}
+            for part, inner in attributes(data, *where):
+                parts |= {(part, number): data[a:b] for number, (a, b) in attributes(data, *inner)} if part < 3 else {}
             tuples[kind] = parts
     original, reply = tuples.get(_TUPLE_ORIGINAL, {}), tuples.get(_TUPLE_REPLY, {})
     return Flow(
@@ -262,31 +273,9 @@ def _flow(data: bytes, start: int, end: int) -> Flow:
     )
 
 
-def _attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield number, start and end of each netlink attribute between two positions."""
-    while start + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, start)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, start + 4, start + length
-        start += (length + 3) & ~3
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def _nested(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | _NESTED, value)
-
-
-def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    return _HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body
-
-
 def _open() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-    sock.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+    sock.setsockopt(SOL_NETLINK, CAP_ACK, 1)
     sock.bind((0, 0))
     return sock

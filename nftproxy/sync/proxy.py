@@ -15,7 +15,7 @@ from loguru import logger
 
 from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import ALL
-from nftproxy.errors import KernelError
+from nftproxy.errors import BlockedError, KernelError
 from nftproxy.kernel.listener import Kind, Listener
 from nftproxy.node import interfaces
 from nftproxy.sync.report import Report
@@ -51,6 +51,9 @@ class Observer:
 
     def repaired(self) -> None:
         """Note that somebody else's changes of our table are being put right."""
+
+    def noticed(self, blocked: BlockedError | None) -> None:
+        """Note whether another program's table keeps us from calling libnftables."""
 
 
 class Proxy:
@@ -125,6 +128,7 @@ class Proxy:
         started = clock()
         full = not self._table.syncers[family].in_step
         try:
+            await self._notice()
             report = await self.in_worker(lambda: self._table.sync(family, self._own_addresses()))
         except BaseException:
             self._observer.failed(family, clock() - started, full=full)
@@ -177,12 +181,22 @@ class Proxy:
         for family in self.runners:
             self._request(family)
 
+    async def _notice(self) -> None:
+        """Look whether libnftables may be called, and sync if it may again."""
+        if await self.in_worker(self._table.notice):
+            for family in self.runners:
+                self._request(family)
+        self._observer.noticed(self._table.blocked)
+
     def _busy(self) -> bool:
         return any(runner.busy for runner in self.runners.values())
 
     async def _tidy_forever(self) -> None:
         while True:
             await asyncio.sleep(QUIET)
+            if self._table.blocked:
+                with suppress(KernelError):
+                    await self._notice()
             if self._table.untidy and not self._busy():
                 with suppress(KernelError):
                     if not await self.in_worker(lambda: self._table.tidy(self._busy)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from loguru import logger
 
 from nftproxy.address import Family
-from nftproxy.errors import KernelError
+from nftproxy.errors import BlockedError, KernelError
 from nftproxy.model import ObjectName
 from nftproxy.routes import Frontend
 from nftproxy.store import Pending
@@ -42,6 +42,13 @@ class Report:
         """Note that the kernel refuses a change, and say so."""
         for name in change.services:
             self.refused[name] = str(error)
+            if isinstance(error, BlockedError):
+                logger.error(
+                    "Service {} {}: it needs a chain or set that only libnftables can make; it stays as it was until that may be called",
+                    name,
+                    self.family,
+                )
+                continue
             logger.error(
                 "Service {} {}: the kernel refuses it ({}); it stays as it was, all others are applied. "
                 "It is tried again when it changes.",

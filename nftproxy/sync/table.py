@@ -6,7 +6,7 @@ from loguru import logger
 
 from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import NodeSettings, accepted_nodeport_addresses
-from nftproxy.errors import KernelError
+from nftproxy.errors import BlockedError, KernelError
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.store import Store
 from nftproxy.sync.report import Report
@@ -26,6 +26,7 @@ class Table:
         self.store = store
         self.kernel = kernel
         self.program = Program(settings)
+        self.blocked: BlockedError | None = None  # as it was last noticed
         self._accepted: dict[Family, tuple[Address, ...]] = {}  # what the table holds as accepting NodePorts
         self.syncers = {family: Syncer(family, settings, self.program, kernel, store) for family in settings.families}
 
@@ -49,6 +50,21 @@ class Table:
         for syncer in self.syncers.values():
             syncer.distrust()
 
+    def notice(self) -> bool:
+        """Look whether libnftables may be called; True when it may again, and the next syncs make what they could not."""
+        blocked, self.blocked = self.blocked, self.kernel.blocked
+        if self.blocked and not blocked:
+            logger.warning(
+                "{}; it is not called, and only changes of elements are written until that table is gone ({})",
+                self.blocked,
+                self.blocked.hint,
+            )
+        if blocked and not self.blocked:
+            logger.info("no other program's table keeps us from calling libnftables any more; everything is written again")
+            self.distrust(program=False)
+            return True
+        return False
+
     @property
     def untidy(self) -> bool:
         """Whether chains or sets may have fallen out of use."""
@@ -59,7 +75,7 @@ class Table:
 
         Nothing is done, and all of it stays to be done, when `busy` says meanwhile that a sync waits.
         """
-        if not all(syncer.in_step for syncer in self.syncers.values()):
+        if self.kernel.blocked or not all(syncer.in_step for syncer in self.syncers.values()):
             return True
         used = self.program.names()
         for syncer in self.syncers.values():

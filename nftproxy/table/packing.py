@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from nftproxy.address import Family, parse_address
 from nftproxy.routes import Key, Value, Verdict
-from nftproxy.table import schema
+from nftproxy.table import netlink, schema
+from nftproxy.table.netlink import attribute
 
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 _PROTOCOL_NUMBERS = {name: number for number, name in _PROTOCOLS.items()}
 _CODES = {"drop": 0, "accept": 1, "jump": -3, "goto": -4}
 _VERBS = {code: verb for verb, code in _CODES.items()}
-_ATTRIBUTE = struct.Struct("=HH")
 
 
 class Shape(NamedTuple):
@@ -89,7 +89,7 @@ def pack_value(value: Value, fields: Fields | None) -> bytes:
     if fields is not None:
         return fields.pack((value,) if isinstance(value, str) else value)
     assert isinstance(value, Verdict)  # noqa: S101 - maps without fields hold verdicts
-    return _verdict(value.verb, value.target) + comment(value.comment)
+    return verdict(value.verb, value.target) + comment(value.comment)
 
 
 def unpack_value(packed: bytes, fields: Fields) -> Value:
@@ -99,10 +99,10 @@ def unpack_value(packed: bytes, fields: Fields) -> Value:
 
 
 @lru_cache(4096)
-def _verdict(verb: str, target: str) -> bytes:
+def verdict(verb: str, target: str) -> bytes:
     """Return the attributes of a verdict: its code, and the chain it goes to."""
-    packed = _attribute(1, struct.pack(">i", _CODES[verb]))
-    return packed + _attribute(2, target.encode() + b"\0") if target else packed
+    packed = attribute(netlink.Verdict.CODE, struct.pack(">i", _CODES[verb]))
+    return packed + netlink.named(netlink.Verdict.CHAIN, target) if target else packed
 
 
 def unpack_verdict(code: bytes, target: bytes) -> Verdict:
@@ -122,11 +122,6 @@ def comment(text: str) -> bytes:
 def unpack_comment(packed: bytes) -> str:
     """Return the comment in user data; empty when there is none."""
     return packed[2 : 2 + packed[1]].rstrip(b"\0").decode(errors="replace") if len(packed) > 2 and packed[0] == 0 else ""
-
-
-def _attribute(number: int, payload: bytes) -> bytes:
-    """Return a netlink attribute, padded."""
-    return _ATTRIBUTE.pack(4 + len(payload), number) + payload + bytes(-len(payload) % 4)
 
 
 def _text4(packed: bytes) -> str:

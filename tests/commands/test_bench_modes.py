@@ -345,6 +345,7 @@ def test_what_several_services_share() -> None:
 
 COMMANDS = {  # programs that one changed endpoint costs; a mode without programs has none
     "nftproxy": {0},
+    "nftproxy-netlink": {0},
     "iptables-legacy": {2},  # save, restore
     "iptables-nft": {2},
     "kube-proxy-nftables": {2, 3},  # list, transaction; before them what fell out of use a second ago

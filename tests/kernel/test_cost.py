@@ -22,8 +22,10 @@ from nftproxy.model import EndpointSlice, Object, Service
 from nftproxy.node.memory import uncollected
 from nftproxy.store import Store
 from nftproxy.sync.table import Table
+from nftproxy.table import netlink
+from nftproxy.table.netlink import Elements
 from tests.support.objects import endpoint, endpoint_slice, service
-from tests.support.tables import bare_table, new_namespace, table_in
+from tests.support.tables import Watched, bare_table, new_namespace, table_in, watched
 
 BYTES = 90  # of JSON at most for each element, and for each command
 ADDRESSES = {
@@ -94,11 +96,6 @@ def objects(kind: Kind, number: int, family: Family, *pods: int) -> tuple[Servic
 def counted(table: Table) -> Iterator[Callable[..., str]]:
     """Yield a function that syncs and returns what that took; every transaction must be known to the report."""
     sent: list[str] = []
-    run = table.kernel._run
-
-    def counting(text: str) -> None:
-        sent.append(text)
-        run(text)
 
     def sync() -> str:
         sent.clear()
@@ -113,11 +110,8 @@ def counted(table: Table) -> Iterator[Callable[..., str]]:
         made = len(sent) - len(json_texts)
         return f"{report.written}/{report.transactions}/{commands}" + (f"+{made}" if made else "")
 
-    table.kernel._run = counting  # type: ignore[method-assign]
-    try:
+    with watched(table.kernel, sent.append):
         yield sync
-    finally:
-        del table.kernel._run
 
 
 @pytest.mark.parametrize("family", Family)
@@ -157,13 +151,13 @@ def test_what_a_change_takes(kind: Kind, family: Family) -> None:
 def _reads(kernel: Kernel) -> list[str]:
     """Note what every request for a dump from now on asks for: the name of a set, or nothing."""
     found: list[str] = []
-    request = kernel._reader._request
+    dump = kernel._reader._channel.dump
 
-    def noted(kind: int, attributes: dict[int, bytes], **options: Any) -> Any:
-        found.append(attributes.get(2, b"").rstrip(b"\0").decode())
-        return request(kind, attributes, **options)
+    def noted(kind: int, attributes: bytes = b"", **options: Any) -> Any:
+        found.append(netlink.text(netlink.parts(attributes).get(Elements.SET, b"")))
+        return dump(kind, attributes, **options)
 
-    kernel._reader._request = noted  # type: ignore[method-assign]
+    kernel._reader._channel.dump = noted  # type: ignore[method-assign]
     return found
 
 
@@ -214,14 +208,12 @@ def test_a_change_costs_the_same_in_any_cluster() -> None:
     for services in (30, 600):
         with cluster(services) as (table, workload):
             sent = 0
-            run = table.kernel._run
 
-            def counting(text: str, run: Callable[[str], None] = run) -> None:
+            def counting(text: str) -> None:
                 nonlocal sent
                 sent += len(text)
-                run(text)
 
-            table.kernel._run = counting  # type: ignore[method-assign]
+            table.kernel.library = Watched(table.kernel, counting)
             costs = {}
             for what, number in NUMBERS.items():
                 changed: Object = workload.slice(number, 2)
@@ -267,14 +259,8 @@ def test_a_restart_reads_each_set_once_and_writes_nothing() -> None:
             put(table.store, workload)
             reads = _reads(table.kernel)
             sent: list[str] = []
-            run = table.kernel._run
-
-            def counting(text: str) -> None:
-                sent.append(text)
-                run(text)
-
-            table.kernel._run = counting  # type: ignore[method-assign]
-            report = table.sync(Family.IPv4, [])
+            with watched(table.kernel, sent.append):
+                report = table.sync(Family.IPv4, [])
             assert report.read_back
             assert (report.written, sent) == (0, [])
             sets = table.kernel.sets

@@ -24,6 +24,7 @@ from nftproxy.store import Store
 from nftproxy.sync.table import Table
 from nftproxy.table import program as program_module
 from tests.support.objects import endpoint, endpoint_slice, service
+from tests.support.tables import Watched, watched
 from tests.support.world import World, settings, unique_name
 
 
@@ -76,14 +77,12 @@ def cluster(*counts: int, affinity: str = "None", policy: str = "Cluster") -> li
 
 def fail_on(kernel: Kernel, needle: str, error: Callable[[], BaseException]) -> None:
     """Have every transaction that contains a text fail."""
-    run = kernel._run
 
     def failing(text: str) -> None:
         if needle in text:
             raise error()
-        run(text)
 
-    kernel._run = failing  # type: ignore[method-assign]
+    kernel.library = Watched(kernel, failing)
 
 
 @pytest.mark.contract("5.10.1")
@@ -91,13 +90,14 @@ def test_a_refused_service_is_set_aside_alone(netns: str) -> None:
     log: list[str] = []
     sink = logger.add(log.append, level="ERROR", format="{message}")
     with table(netns, *cluster(*[2] * 20)) as found:
+        library = found.kernel.library
         fail_on(found.kernel, '"10.96.0.17"', lambda: KernelError("no"))
         report = found.sync(Family.IPv4, [])
         assert [str(name) for name in report.refused] == ["default/web7"]
         assert len({key[0] for key in elements(found)["services4"]} & {f"10.96.0.{10 + n}" for n in range(20)}) == 19
         assert len([line for line in log if "default/web7" in line]) == 1
         assert found.sync(Family.IPv4, []).refused == {}  # unchanged: not tried again
-        del found.kernel._run  # the kernel accepts everything again
+        found.kernel.library = library  # the kernel accepts everything again
         found.store.put(cluster(*[2] * 8)[14])
         found.store.put(endpoint_slice("web7", [endpoint("10.244.9.9")]))
         assert found.sync(Family.IPv4, []).refused == {}
@@ -129,13 +129,14 @@ def test_a_kernel_that_refuses_everything_loses_nothing(netns: str) -> None:
     with table(netns, *cluster(2, 3)) as found:
         found.sync(Family.IPv4, [])
         before = elements(found)
+        library = found.kernel.library
         fail_on(found.kernel, "", lambda: KernelError("out of memory"))
         for item in cluster(3, 1):
             found.store.put(item)
         with pytest.raises(KernelError, match="out of memory"):
             found.sync(Family.IPv4, [])
         assert elements(found) == before
-        del found.kernel._run
+        found.kernel.library = library
         report = found.sync(Family.IPv4, [])
         assert report.services == 2, "what the failed sync had taken is still due"
         assert elements(found) == fresh(*cluster(3, 1))
@@ -203,19 +204,17 @@ def _killed_at(netns: str, stage: int, before: list[Object], after: list[Object]
         found.sync(Family.IPv4, [])
         for item in after:
             found.store.put(item)
-        run = found.kernel._run
         count = 0
 
-        def dying(text: str) -> None:
+        def dying(_: str) -> None:
             nonlocal count
             if count == stage:
                 raise Killed
             count += 1
-            run(text)
 
-        found.kernel._run = dying  # type: ignore[method-assign]
         try:
-            found.sync(Family.IPv4, [])
+            with watched(found.kernel, dying):
+                found.sync(Family.IPv4, [])
         except Killed:
             return True
         return False

@@ -149,9 +149,11 @@ def test_listener_tells_elements_from_program() -> None:
     namespace.create(name)
     try:
         with enter(name), Kernel() as kernel, contextlib.closing(Listener(kernel.ports)) as listener:
-            subprocess.run(["nft", "add table inet nftproxy; add set inet nftproxy s { type inet_service; }"], check=True)
+            subprocess.run(
+                ["nft", "add table inet nftproxy; add set inet nftproxy nodeport_ips4 { type ipv4_addr; }"], check=True
+            )
             assert listener.look().kind is Kind.PROGRAM
-            subprocess.run(["nft", "add element inet nftproxy s { 80 }"], check=True)
+            subprocess.run(["nft", "add element inet nftproxy nodeport_ips4 { 192.0.2.9 }"], check=True)
             found = listener.look()
             assert found.kind is Kind.ELEMENTS
             assert found.who.startswith("nft, process")
@@ -160,7 +162,7 @@ def test_listener_tells_elements_from_program() -> None:
             )
             assert listener.look().kind is Kind.NOTHING
             kernel.probe()
-            kernel.replace("s", [("443",)])
+            kernel.replace("nodeport_ips4", [("192.0.2.1",)])
             assert listener.look().kind is Kind.NOTHING
     finally:
         namespace.delete(name)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
-from nftproxy.kernel.transactions import Kernel
+from nftproxy.kernel.library import Library
 from nftproxy.lab.client import Answer
 from nftproxy.model import KINDS, Object
 from nftproxy.sources.manifests import Manifests
@@ -87,14 +87,14 @@ class Proxy:
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
-    run = Kernel._run
+    run = Library.run
 
-    def checked(self: Kernel, text: str) -> None:
+    def checked(self: Library, text: str) -> None:
         check_text(text)
         run(self, text)
 
     with pytest.MonkeyPatch.context() as patch, World(lab={"nodes": 1, "pods": 2}) as world:
-        patch.setattr(Kernel, "_run", checked)
+        patch.setattr(Library, "run", checked)
         logger.disable("nftproxy")
         yield Proxy(world)
         logger.enable("nftproxy")

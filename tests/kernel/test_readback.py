@@ -38,7 +38,7 @@ def table(netns: str) -> Iterator[Table]:
 
 
 def run(table: Table, *commands: str) -> None:
-    table.kernel._run("\n".join(commands) + "\n")
+    table.kernel.library.run("\n".join(commands) + "\n")
 
 
 def test_no_table(reader: Reader) -> None:

@@ -168,7 +168,7 @@ def test_leftovers_disappear(netns: str, rules: str) -> None:
     with table_in(netns, *items) as table:
         synced(table)
         text = rules.replace("{marker}", table.program.marker)
-        table.kernel._run("\n".join(line.strip() for line in text.strip().splitlines()) + "\n")
+        table.kernel.library.run("\n".join(line.strip() for line in text.strip().splitlines()) + "\n")
     with table_in(netns, *items) as table:
         synced(table)
         same_as_fresh(table, *items)
@@ -199,7 +199,7 @@ def test_remembered_clients_are_checked(netns: str) -> None:
     with table_in(netns, *items) as table:
         synced(table)
         here, elsewhere = "10.244.1.22", "10.244.2.23"
-        table.kernel._run(
+        table.kernel.library.run(
             f"add element inet nftproxy affinity4-{name} {{ 192.0.2.1 : {here}, 192.0.2.2 : {elsewhere}, 192.0.2.3 : 10.244.9.9 }}\n"
             f"add element inet nftproxy local_affinity4-{name} {{ 192.0.2.1 : {here}, 192.0.2.2 : {elsewhere} }}\n"
         )

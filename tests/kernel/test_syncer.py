@@ -21,7 +21,7 @@ from nftproxy.sync import table as table_module
 from nftproxy.sync.table import Table
 from nftproxy.table import plan as plan_module
 from tests.support.objects import endpoint, endpoint_slice, service, service_cidr
-from tests.support.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in, unordered
+from tests.support.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in, unordered, watched
 
 OWN = [parse_address("192.168.50.11"), parse_address("fd00:50::11")]
 STICKY = {"sessionAffinity": "ClientIP"}
@@ -66,7 +66,6 @@ def same_as_fresh(table: Table, *items: Object) -> bool:
 def recorded(table: Table) -> Iterator[list[list[tuple[str, str, int]]]]:
     """The transactions of elements that a block makes: in each what is done to which set, with how many elements."""
     found: list[list[tuple[str, str, int]]] = []
-    run = table.kernel._run
 
     def recording(text: str) -> None:
         if text.startswith("{"):
@@ -76,11 +75,9 @@ def recorded(table: Table) -> Iterator[list[list[tuple[str, str, int]]]]:
                 ((kind, body),) = what.items()
                 steps.append((verb if kind == "element" else f"{verb} {kind}", body["name"], len(body.get("elem", ()))))
             found.append(steps)
-        run(text)
 
-    table.kernel._run = recording  # type: ignore[method-assign]
-    yield found
-    table.kernel._run = run  # type: ignore[method-assign]
+    with watched(table.kernel, recording):
+        yield found
 
 
 # --- what is written, in which order ---------------------------------------------------------------------------------------------
@@ -207,14 +204,12 @@ def test_at_a_first_start_chains_of_services_come_together(table: Table, monkeyp
     monkeypatch.setattr(plan_module, "BATCH", 5)
     items = webs(40, 3, **STICKY)
     made: list[str] = []
-    run = table.kernel._run
 
     def recording(text: str) -> None:
         made.append("slots" if '"endpoints4-tcp"' in text else "chains" if "chain sticky-" in text else "")
-        run(text)
 
-    monkeypatch.setattr(table.kernel, "_run", recording)
-    assert sync(table, *items).read_back
+    with watched(table.kernel, recording):
+        assert sync(table, *items).read_back
     count = Counter(made)
     assert count["slots"] == 40
     assert 1 < count["chains"] <= 40 / 2
@@ -228,7 +223,7 @@ def test_forgetting_comes_before_the_change(table: Table, monkeypatch: pytest.Mo
     sync(table, *web(0, 3, **STICKY))
     memory = "affinity4-default/web0/tcp/http-8080"
     clients = ", ".join(f"192.0.2.{number} timeout 1h : 10.244.1.{2 + number % 3}" for number in range(15))
-    table.kernel._run(f"add element inet nftproxy {memory} {{ {clients} }}\n")
+    table.kernel.library.run(f"add element inet nftproxy {memory} {{ {clients} }}\n")
     with recorded(table) as made:
         sync(table, *web(0, 2, **STICKY))
     members = "cluster_members4-default/web0/tcp/http"
@@ -277,7 +272,7 @@ def test_what_others_did_is_read_back_and_repaired(
     """When a transaction fails because of it; then everything is put right, with one line."""
     items = [*webs(2, 3), service_cidr("c", "10.96.0.0/16")]
     sync(table, *items)
-    table.kernel._run(f"{HANDS[hand]}\n")
+    table.kernel.library.run(f"{HANDS[hand]}\n")
     report = sync(table, *CHANGES[change])
     assert (report.refused, report.read_back) == ({}, True)
     assert len(warnings) == 1
@@ -297,7 +292,7 @@ def test_what_others_did_elsewhere_is_repaired_when_it_is_read_back(
     """A change that has nothing to do with it succeeds, and nothing is said."""
     items = [*webs(2, 3), service_cidr("c", "10.96.0.0/16")]
     sync(table, *items)
-    table.kernel._run(f"{HANDS[hand]}\n")
+    table.kernel.library.run(f"{HANDS[hand]}\n")
     report = sync(table, *CHANGES[change])
     assert (report.refused, report.read_back, warnings) == ({}, False, [])
     table.distrust(program=False)
@@ -309,7 +304,7 @@ def test_what_others_did_elsewhere_is_repaired_when_it_is_read_back(
 def test_nodeport_addresses_when_the_table_is_gone(table: Table) -> None:
     """A failed sync says so, and the next one puts everything right."""
     sync(table, *webs(2))
-    table.kernel._run("delete table inet nftproxy\n")
+    table.kernel.library.run("delete table inet nftproxy\n")
     with pytest.raises(MissingError):
         table.sync(Family.IPv4, [])  # as if the node had lost its address
     sync(table)
@@ -320,7 +315,7 @@ def test_nodeport_addresses_when_the_table_is_gone(table: Table) -> None:
 def test_nodeport_addresses_that_could_not_be_written_are_written_later(table: Table) -> None:
     sync(table, *webs(2))
     table.distrust(program=False)
-    table.kernel._run("flush set inet nftproxy nodeport_ips4\n")
+    table.kernel.library.run("flush set inet nftproxy nodeport_ips4\n")
     with failing(table, lambda text: "nodeport_ips4" in text), pytest.raises(KernelError):
         sync(table)
     sync(table)
@@ -333,18 +328,15 @@ def test_nodeport_addresses_that_could_not_be_written_are_written_later(table: T
 @contextlib.contextmanager
 def failing(table: Table, when: Callable[[str], bool], error: type[KernelError] = KernelError) -> Iterator[list[str]]:
     """Have transactions fail; yields those that did."""
-    run = table.kernel._run
     failed: list[str] = []
 
     def maybe(text: str) -> None:
         if when(text):
             failed.append(text)
             raise error("no")
-        run(text)
 
-    table.kernel._run = maybe  # type: ignore[method-assign]
-    yield failed
-    table.kernel._run = run  # type: ignore[method-assign]
+    with watched(table.kernel, maybe):
+        yield failed
 
 
 @pytest.mark.contract("5.10.1", "5.10.2")

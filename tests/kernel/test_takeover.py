@@ -341,7 +341,7 @@ class TestIptables:
 
 @pytest.mark.contract("9.8")
 def test_nftables_policies_that_drop_are_named(kernel: Kernel) -> None:
-    kernel._run(
+    kernel.library.run(
         """
         table inet firewall {
             chain in { type filter hook input priority 0; policy drop; }
@@ -378,7 +378,7 @@ def test_nftables_policies_that_drop_are_named(kernel: Kernel) -> None:
 @pytest.mark.contract("5.12.4")
 def test_nftables_mode(kernel: Kernel) -> None:
     """Its tables go, with what is in them; nobody else's do, and missing ones are no error."""
-    kernel._run(
+    kernel.library.run(
         """
         table ip kube-proxy { chain services { type nat hook prerouting priority -100; }
         }

@@ -7,13 +7,12 @@ with bare_table() as table:
 """
 
 import contextlib
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from nftproxy.address import Family
 from nftproxy.configuration.settings import NodeSettings
-from nftproxy.kernel.reader import Reader, attributes
+from nftproxy.kernel.reader import Reader
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
@@ -22,8 +21,6 @@ from nftproxy.routes import Key, Value
 from nftproxy.store import Store
 from nftproxy.sync.table import Table
 from tests.support.world import settings, unique_name
-
-_GETGEN = 16
 
 
 @contextlib.contextmanager
@@ -105,9 +102,40 @@ def reading(netns: str) -> Iterator[Reader]:
 
 def generation(reader: Reader) -> int:
     """How many nftables transactions the namespace has seen: any program's, and also one that changes nothing."""
-    (message,) = reader._request(_GETGEN, {}, dump=False)
-    place = dict(attributes(message, 0, len(message)))[1]
-    return int(struct.unpack(">I", message[place[0] : place[1]])[0])
+    return reader._channel.generation()
+
+
+class Watched:
+    """A library that shows a function each transaction before it is made; what that raises makes the transaction fail."""
+
+    def __init__(self, kernel: Kernel, look: Callable[[str], None]) -> None:
+        self._library = kernel.library
+        self._look = look
+
+    @property
+    def ports(self) -> set[int]:
+        """The port ids of the library."""
+        return self._library.ports
+
+    def run(self, text: str) -> None:
+        """Show it, then make it."""
+        self._look(text)
+        self._library.run(text)
+
+    def close(self) -> None:
+        """Close the library."""
+        self._library.close()
+
+
+@contextlib.contextmanager
+def watched(kernel: Kernel, look: Callable[[str], None]) -> Iterator[None]:
+    """Have a function see each transaction for the length of a block."""
+    before = kernel.library
+    kernel.library = Watched(kernel, look)
+    try:
+        yield
+    finally:
+        kernel.library = before
 
 
 def names(objects: Iterable[Object]) -> list[str]:

@@ -35,7 +35,7 @@ BESIDE = {"lab", "bench"}
 LAB_KNOWS = {"errors", "address"}
 """What the lab may know of a proxy; its demo and its commands may know all."""
 
-ONLY_IN = {"nftables": {"kernel.transactions"}, "kubernetes": {"sources.apiserver"}, "watchdog": set[str]()}
+ONLY_IN = {"nftables": {"kernel.library"}, "kubernetes": {"sources.apiserver"}, "watchdog": set[str]()}
 
 
 def test_format() -> None:

@@ -14,6 +14,7 @@
 
     none                   routed, no proxy: what the network alone costs
     nftproxy               our own table, kept by the very code that `nftproxy run` uses
+    nftproxy-netlink       the same, with elements written through netlink as while libnftables must not be called
     iptables               kube-proxy's iptables mode, through iptables-restore; `backend` legacy or nft
     kube-proxy-nftables    kube-proxy's nftables mode, through nft (contract 5)
     ipvs                   kube-proxy's ipvs mode, through ipvsadm, where the kernel has ip_vs
@@ -35,11 +36,11 @@ from nftproxy.bench.modes.kube_nftables import KubeNftables
 from nftproxy.bench.modes.mode import Load, Mode, Place, Work
 from nftproxy.bench.modes.none import Nothing
 from nftproxy.bench.modes.original import OriginalIptables, OriginalNftables, Program
-from nftproxy.bench.modes.ours import Ours
+from nftproxy.bench.modes.ours import Ours, OursByNetlink
 from nftproxy.bench.modes.userspace import Userspace
 from nftproxy.errors import NftproxyError
 
-_KINDS: Final[tuple[type[Mode], ...]] = (Nothing, Ours, IptablesLegacy, IptablesNft, KubeNftables, Ipvs, Userspace)
+_KINDS: Final[tuple[type[Mode], ...]] = (Nothing, Ours, OursByNetlink, IptablesLegacy, IptablesNft, KubeNftables, Ipvs, Userspace)
 MODES: Final[dict[str, type[Mode]]] = {kind.name: kind for kind in _KINDS}
 REAL: Final = (OriginalNftables.name, OriginalIptables.name)
 """The modes of a `Program`."""

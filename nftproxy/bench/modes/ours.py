@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 from nftproxy.bench.modes.mode import Load, Mode, Place, Work
 from nftproxy.errors import NftproxyError
@@ -17,6 +18,7 @@ class Ours(Mode):
     """Our table; `own` is the time from decoded objects to committed."""
 
     name = "nftproxy"
+    by_netlink: ClassVar[bool] = False
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -26,7 +28,7 @@ class Ours(Mode):
         """Take everything in and sync, which reads the table back if there is one."""
         self._close()
         with enter(self.place.namespace):
-            kernel = Kernel()
+            kernel = Kernel(by_netlink=self.by_netlink)
             self._addresses = interfaces.addresses()
         began = time.perf_counter()
         table = Table(self.place.settings, Store(self.place.settings.families), kernel)
@@ -72,6 +74,13 @@ class Ours(Mode):
         if self._table is not None:
             self._table.kernel.close()
             self._table = None
+
+
+class OursByNetlink(Ours):
+    """The same, with elements written straight through netlink: what JSON through libnftables costs is the difference."""
+
+    name = "nftproxy-netlink"
+    by_netlink = True
 
 
 def _put(store: Store, load: Sequence[Load]) -> None:

@@ -1,0 +1,166 @@
+"""A netlink socket to nf_tables: requests, dumps that are one picture, and transactions.
+
+A dump that a transaction touched is started again. A transaction happens whole or not at all, and an error says which way our picture
+of the table was wrong (`MissingError`, `ExistsError`).
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nftproxy.errors import BusyError, ExistsError, KernelError, MissingError, UnusableError
+from nftproxy.table import netlink
+from nftproxy.table.netlink import Generation, Message
+
+_ERRORS = {errno.ENOENT: MissingError, errno.EEXIST: ExistsError}
+_SMALL = 100_000  # bytes that any socket may send at once
+_SEND_BUFFER = 64 << 20  # bytes: a transaction is one message, and twenty thousand elements take two million
+
+
+class Change(NamedTuple):
+    """A part of a transaction."""
+
+    kind: Message
+    attributes: bytes
+    flags: int = 0
+    family: int = netlink.INET
+
+
+class Channel:
+    """One netlink socket; not for two threads at once."""
+
+    def __init__(self) -> None:
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETFILTER)
+        except OSError as error:
+            raise UnusableError(
+                f"this kernel has no netfilter netlink: {error.strerror}", hint="modprobe nfnetlink nf_tables"
+            ) from error
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._socket.setsockopt(netlink.SOL_NETLINK, netlink.CAP_ACK, 1)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    @property
+    def port(self) -> int:
+        """The netlink port id: what it commits bears this number."""
+        return int(self._socket.getsockname()[0])
+
+    def get(self, kind: int, attributes: bytes = b"", *, family: int = netlink.INET) -> list[bytes]:
+        """Return the answers to a request for one thing."""
+        return self._exchange(kind, netlink.ACK, attributes, family)[0]
+
+    def dump(self, kind: int, attributes: bytes = b"", *, family: int = netlink.INET) -> Iterator[bytes]:
+        """Yield the attributes of each thing there is."""
+        return (payload[4:] for payload in self._dump(kind, attributes, family))
+
+    def dump_all(self, kind: int, attempts: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the family and the attributes of each thing there is in any family."""
+        return ((payload[0], payload[4:]) for payload in self._dump(kind, b"", netlink.UNSPECIFIED, attempts))
+
+    def _dump(self, kind: int, attributes: bytes, family: int, attempts: int = 20) -> list[bytes]:
+        """Return what is there as one picture.
+
+        The kernel marks a dump during which a transaction began, not one that began while a transaction was being committed:
+        that one may miss what the transaction removes, or mix both states. Hence the generation, and waiting for its end.
+        """
+        for _ in range(attempts):
+            generation = self.generation()
+            self._settle()
+            answers, complete = self._exchange(kind, netlink.DUMP, attributes, family)
+            if complete and self.generation() == generation:
+                return answers
+        raise BusyError("the table changes too fast to be read", hint="another program changes table inet nftproxy; find it")
+
+    def generation(self) -> int:
+        """Return the number of the last transaction of this network namespace, whoever made it, and if only begun to be committed."""
+        (answer,) = self.get(Message.GET_GENERATION, family=netlink.UNSPECIFIED)
+        return int.from_bytes(netlink.parts(answer, (4, len(answer)))[Generation.ID])
+
+    def transact(self, changes: list[Change]) -> None:
+        """Make changes in one transaction; KernelError when the kernel refuses it, and nothing has changed then."""
+        if not changes:
+            return
+        first = self._sequence + 1
+        self._sequence += len(changes) + 2
+        last = self._sequence - 1
+        messages = [netlink.batch(netlink.BATCH_BEGIN, first)]
+        for sequence, (kind, attributes, flags, family) in enumerate(changes, first + 1):
+            asked = netlink.ACK if sequence == last else 0
+            messages.append(netlink.nf_tables(kind, flags | asked, sequence, attributes, family))
+        messages.append(netlink.batch(netlink.BATCH_END, self._sequence))
+        data = b"".join(messages)
+        if len(data) > _SMALL:
+            self._enlarge()
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise KernelError(f"writing nftables: {error.strerror}", hint="raise net.core.wmem_max") from error
+        self._acknowledged(first, last)
+
+    def _acknowledged(self, first: int, last: int) -> None:
+        """Read the answers to a transaction: errors to any part of it, then the answer to its last change."""
+        failed = 0
+        while True:
+            for kind, _, sequence, payload in self._messages():
+                if kind != netlink.ERROR or not first <= sequence <= last:
+                    continue
+                failed = failed or -struct.unpack_from("=i", payload)[0]
+                # What is refused as a whole (no permission, a loop of chains) is answered to its beginning alone.
+                if sequence == last or (sequence == first and failed):
+                    if failed:
+                        raise _error("writing", failed)
+                    return
+
+    def _settle(self) -> None:
+        """Wait until no transaction is being committed: an empty one, which changes nothing, has to wait for it."""
+        self._socket.send(b"".join(netlink.batch(kind, 0) for kind in (netlink.BATCH_BEGIN, netlink.BATCH_END)))
+
+    def _exchange(self, kind: int, flags: int, attributes: bytes, family: int) -> tuple[list[bytes], bool]:
+        """Send one request; return all answers, and whether they are one consistent picture."""
+        self._sequence += 1
+        self._socket.send(netlink.nf_tables(kind, flags, self._sequence, attributes, family))
+        answers: list[bytes] = []
+        complete = True
+        while True:
+            for answered, marks, sequence, payload in self._messages():
+                if sequence != self._sequence:
+                    continue
+                complete = complete and not marks & netlink.DUMP_INTERRUPTED
+                if answered == netlink.DONE:
+                    return answers, complete
+                if answered == netlink.ERROR:
+                    code = -struct.unpack_from("=i", payload)[0]
+                    if code == 0:
+                        return answers, complete
+                    if code == errno.EINTR:
+                        return answers, False
+                    raise _error("reading", code)
+                answers.append(payload)
+
+    def _messages(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield kind, flags, sequence number and payload of the messages that come next."""
+        data = self._socket.recv(1 << 20)
+        position = 0
+        while position < len(data):
+            length, kind, flags, sequence, _ = netlink.HEADER.unpack_from(data, position)
+            yield kind, flags, sequence, data[position + 16 : position + length]
+            position += (length + 3) & ~3
+
+    def _enlarge(self) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, netlink.SO_SNDBUFFORCE, _SEND_BUFFER)
+        except PermissionError:  # in a user namespace; the limit of the system has to do
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+
+
+def _error(doing: str, code: int) -> KernelError:
+    hint = "run as root or with the capability NET_ADMIN" if code == errno.EPERM else ""
+    return _ERRORS.get(code, KernelError)(f"{doing} nftables: {os.strerror(code)}", hint=hint)

@@ -1,0 +1,140 @@
+"""Writing straight through netlink, for the time in which libnftables must not be called.
+
+A change of elements is one transaction and leaves in the kernel what the same change sent as JSON leaves. Of chains only copies can be
+made (`copies`); rules and sets are text, which libnftables alone understands.
+"""
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from nftproxy.address import Network, pack
+from nftproxy.kernel.channel import Change, Channel
+from nftproxy.routes import Key, Value, Verdict
+from nftproxy.table import netlink
+from nftproxy.table.netlink import FAMILIES, Data, Element, Elements, Message, Rule, attribute, named, nested
+from nftproxy.table.packing import Shape, comment, shape, verdict
+
+_TABLE = "nftproxy"
+_LONGEST = 60_000  # bytes of elements in one message; the length of an attribute has 16 bits
+_OPEN = attribute(Element.USER_DATA, struct.pack("=BBI", 1, 4, 1))  # libnftables marks so what has no end
+_ENDS = attribute(Element.FLAGS, netlink.ENDS_INTERVAL.to_bytes(4))
+
+
+class Writer:
+    """Writes to our table; not for two threads at once."""
+
+    def __init__(self, channel: Channel, written: Callable[[], None]) -> None:
+        """`written` is called after each transaction."""
+        self._channel = channel
+        self._written = written
+
+    def change(self, removed: Mapping[str, Iterable[Key]], added: Mapping[str, Mapping[Key, Value]]) -> None:
+        """Delete and add elements, in this order."""
+        changes: list[Change] = []
+        for where, keys in removed.items():
+            known = _shape(where)
+            changes += _changes(Message.DELETE_ELEMENTS, where, (_element(known, key, None) for key in keys))
+        for where, items in added.items():
+            known = _shape(where)
+            changes += _changes(Message.NEW_ELEMENTS, where, (_element(known, *item) for item in items.items()))
+        self._transact(changes)
+
+    def forget(self, where: str, entries: Mapping[Key, Value]) -> None:
+        """Delete entries the kernel learnt; each is added first, because one that has just expired could not be deleted."""
+        known = _shape(where)
+        there = [_element(known, *item) for item in entries.items()]
+        gone = [_element(known, key, None) for key in entries]
+        self._transact([*_changes(Message.NEW_ELEMENTS, where, there), *_changes(Message.DELETE_ELEMENTS, where, gone)])
+
+    def replace(self, where: str, elements: Iterable[str | Network]) -> None:
+        """Give a set exactly these addresses, or an interval set these networks."""
+        flush = Change(Message.DELETE_ELEMENTS, named(Elements.TABLE, _TABLE) + named(Elements.SET, where))
+        listed = list(elements)
+        networks = [each for each in listed if isinstance(each, Network)]
+        packed = list(_intervals(networks))
+        packed += [_element(_shape(where), (each,), None) for each in listed if isinstance(each, str)]
+        self._transact([flush, *_changes(Message.NEW_ELEMENTS, where, packed)])
+
+    def add_chains(self, chains: Mapping[str, Iterable[bytes]]) -> None:
+        """Make chains of rules that are given as their expressions, in one transaction."""
+        head = named(netlink.Chain.TABLE, _TABLE)
+        changes = [Change(Message.NEW_CHAIN, head + named(netlink.Chain.NAME, name), netlink.CREATE) for name in chains]
+        for name, rules in chains.items():
+            place = named(Rule.TABLE, _TABLE) + named(Rule.CHAIN, name)
+            changes += [
+                Change(Message.NEW_RULE, place + nested(Rule.EXPRESSIONS, rule), netlink.CREATE | netlink.APPEND)
+                for rule in rules
+            ]
+        self._transact(changes)
+
+    def delete_table(self, family: str, name: str) -> None:
+        """Remove a table and all that is in it."""
+        self._transact([Change(Message.DELETE_TABLE, named(netlink.Table.NAME, name), family=FAMILIES[family])])
+
+    def probe(self) -> None:
+        """Have the kernel accept a transaction that changes nothing."""
+        self._transact([Change(Message.NEW_TABLE, named(netlink.Table.NAME, _TABLE), netlink.CREATE)])
+
+    def _transact(self, changes: list[Change]) -> None:
+        self._channel.transact(changes)
+        self._written()
+
+
+def _changes(kind: Message, where: str, elements: Iterable[bytes]) -> Iterator[Change]:
+    """Yield the messages that hold elements of one set."""
+    head = named(Elements.TABLE, _TABLE) + named(Elements.SET, where)
+    flags = netlink.CREATE if kind is Message.NEW_ELEMENTS else 0
+    part: list[bytes] = []
+    size = 0
+    for element in elements:
+        if size + len(element) > _LONGEST:
+            yield Change(kind, head + nested(Elements.LIST, b"".join(part)), flags)
+            part, size = [], 0
+        part.append(element)
+        size += len(element)
+    if part:
+        yield Change(kind, head + nested(Elements.LIST, b"".join(part)), flags)
+
+
+def _element(known: Shape, key: Key, value: Value) -> bytes:
+    """Return an element; a key alone for one of a set, or to delete."""
+    packed = _keyed(known.key.pack(key))
+    if value is None:
+        return nested(netlink.LIST_ITEM, packed)
+    if known.value is not None:
+        data = attribute(Data.VALUE, known.value.pack((value,) if isinstance(value, str) else value))
+        return nested(netlink.LIST_ITEM, packed + nested(Element.DATA, data))
+    assert isinstance(value, Verdict)  # noqa: S101 - maps without fields hold verdicts
+    packed += nested(Element.DATA, nested(Data.VERDICT, verdict(value.verb, value.target)))
+    if value.comment:
+        packed += attribute(Element.USER_DATA, comment(value.comment))
+    return nested(netlink.LIST_ITEM, packed)
+
+
+def _intervals(networks: Iterable[Network]) -> Iterator[bytes]:
+    """Yield the edges of networks of one family that do not overlap: the first address of each, and the first one after it."""
+    networks = list(networks)
+    if not networks:
+        return
+    family = networks[0].family
+    size, beyond = family.bits // 8, 1 << family.bits
+    edges: list[tuple[int, bytes]] = []
+    for start, length in sorted((int.from_bytes(pack(network.text)), network.length) for network in networks):
+        end = start + (1 << (family.bits - length))
+        if not edges and start:
+            edges.append((0, _ENDS))  # as libnftables writes it
+        edges.append((start, b"" if end < beyond else _OPEN))
+        if end < beyond:
+            edges.append((end, _ENDS))
+    for edge, mark in edges:
+        yield nested(netlink.LIST_ITEM, _keyed(edge.to_bytes(size)) + mark)
+
+
+def _keyed(packed: bytes) -> bytes:
+    return nested(Element.KEY, attribute(Data.VALUE, packed))
+
+
+def _shape(where: str) -> Shape:
+    found = shape(where)
+    assert found is not None, where  # noqa: S101 - the compiler names no others
+    return found

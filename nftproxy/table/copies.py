@@ -1,0 +1,95 @@
+"""A chain made from one of the same shape, for the time in which libnftables must not be called.
+
+Pure. A chain that chooses among 3 endpoints differs from one for 2 in numbers and in the chains it goes to, and in nothing
+else. So the rules that the kernel lists of one are taken, and these are filled in from the text of the other. Both must look up the
+same sets, and go to and count as often.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from nftproxy.table import netlink
+from nftproxy.table.netlink import Data, Expression, Immediate, Lookup, Numgen, Verdict, attributes
+
+_SHAPE = re.compile(
+    r"((?:sticky-)?(?:nodeport-)?(?:pick|external|local|(?P<two>preserve))[46]-(?:tcp|udp|sctp)-)"
+    r"[0-9]+(?(two)(-[0-9]+)?)((?:-[0-9.]+-.+)?)",
+    re.DOTALL,
+)
+_MODULUS = re.compile(r"\bnumgen random mod ([0-9]+)")
+_TARGET = re.compile(r"\bgoto (\S+)")
+_SET = re.compile(r"@(\S+)")
+
+
+class ShapeError(Exception):
+    """Two chains differ in more than numbers and targets."""
+
+
+def model(name: str, chains: Iterable[str]) -> str | None:
+    """Return a chain that differs from the one of this name in numbers of endpoints alone."""
+    wanted = _shape(name)
+    return next((other for other in sorted(chains) if wanted and _shape(other) == wanted), None)
+
+
+def adapted(rules: Iterable[bytes], text: str) -> list[bytes]:
+    """Return the expressions of each rule, as the kernel lists them, with the numbers and targets of a chain's text."""
+    filling = _Filling(text)
+    found = [b"".join(filling.expression(each) for each in _items(rule)) for rule in rules]
+    if filling.left or len(found) != sum(1 for line in text.splitlines()[1:-1] if line.strip()):
+        raise ShapeError
+    return found
+
+
+class _Filling:
+    """What stands in the text of a chain, taken one after the other."""
+
+    def __init__(self, text: str) -> None:
+        self._moduli = _MODULUS.findall(text)
+        self._targets = _TARGET.findall(text)
+        self._sets = _SET.findall(text)
+
+    @property
+    def left(self) -> bool:
+        """Whether there is more in the text than in the rules."""
+        return bool(self._moduli or self._targets or self._sets)
+
+    def expression(self, packed: bytes) -> bytes:
+        """Return an expression with what has to be filled in."""
+        parts = netlink.parts(packed)
+        name, data = netlink.text(parts[Expression.NAME]), netlink.parts(parts.get(Expression.DATA, b""))
+        if name == "numgen":
+            data[Numgen.MODULUS] = int(_next(self._moduli)).to_bytes(4)
+        elif name == "lookup":
+            if netlink.text(data[Lookup.SET]) != _next(self._sets):
+                raise ShapeError
+        elif name == "immediate" and Verdict.CHAIN in (verdict := _verdict(data)):
+            verdict[Verdict.CHAIN] = _next(self._targets).encode() + b"\0"
+            data[Immediate.DATA] = netlink.nested(Data.VERDICT, _joined(verdict))
+        else:
+            return netlink.nested(netlink.LIST_ITEM, packed)
+        return netlink.nested(
+            netlink.LIST_ITEM, netlink.named(Expression.NAME, name) + netlink.nested(Expression.DATA, _joined(data))
+        )
+
+
+def _shape(name: str) -> tuple[str, bool, str] | None:
+    matched = _SHAPE.fullmatch(name)
+    return (matched[1], matched[3] is not None, matched[4]) if matched else None
+
+
+def _items(rule: bytes) -> Iterator[bytes]:
+    return (rule[start:end] for _, (start, end) in attributes(rule))
+
+
+def _verdict(data: dict[int, bytes]) -> dict[int, bytes]:
+    return netlink.parts(netlink.parts(data[Immediate.DATA]).get(Data.VERDICT, b""))
+
+
+def _joined(parts: dict[int, bytes]) -> bytes:
+    return b"".join(netlink.attribute(kind, value) for kind, value in parts.items())
+
+
+def _next(values: list[str]) -> str:
+    if not values:
+        raise ShapeError
+    return values.pop(0)

@@ -1,0 +1,216 @@
+"""What a netlink message is made of: headers, attributes, and the numbers of nf_tables by name.
+
+Pure. Every reader and writer of netlink here builds and takes apart its messages with this, and no other module knows a number.
+"""
+
+import enum
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+HEADER: Final = struct.Struct("=IHHII")  # length, kind, flags, sequence, port
+ATTRIBUTE: Final = struct.Struct("=HH")  # length with these four bytes, kind
+NETFILTER: Final = 12  # NETLINK_NETFILTER
+SOL_NETLINK, ADD_MEMBERSHIP, CAP_ACK = 270, 1, 10
+SO_ATTACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 26, 32, 33
+REQUEST, ACK, DUMP, CREATE, APPEND = 1, 4, 0x300, 0x400, 0x800
+DUMP_INTERRUPTED = 0x10
+ERROR, DONE = 2, 3
+NESTED = 0x8000
+KIND = 0x3FFF  # of an attribute, without its flags
+BATCH_BEGIN, BATCH_END = 16, 17
+NFTABLES: Final = 10  # NFNL_SUBSYS_NFTABLES
+CHANGES_OF_NFTABLES: Final = 7  # the group NFNLGRP_NFTABLES
+UNSPECIFIED, INET = 0, 1
+FAMILIES: Final = {"inet": INET, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
+FAMILY_NAMES: Final = {number: name for name, number in FAMILIES.items()}
+
+
+class Message(enum.IntEnum):
+    """NFT_MSG_*: what a message of nf_tables asks for or reports."""
+
+    NEW_TABLE = 0
+    GET_TABLE = 1
+    DELETE_TABLE = 2
+    NEW_CHAIN = 3
+    GET_CHAIN = 4
+    NEW_RULE = 6
+    GET_RULE = 7
+    NEW_SET = 9
+    GET_SET = 10
+    NEW_ELEMENTS = 12
+    GET_ELEMENTS = 13
+    DELETE_ELEMENTS = 14
+    NEW_GENERATION = 15
+    GET_GENERATION = 16
+
+
+class Table(enum.IntEnum):
+    """NFTA_TABLE_*."""
+
+    NAME = 1
+
+
+class Chain(enum.IntEnum):
+    """NFTA_CHAIN_*; `HOOK` holds Hook."""
+
+    TABLE = 1
+    NAME = 3
+    HOOK = 4
+    POLICY = 5
+
+
+class Hook(enum.IntEnum):
+    """NFTA_HOOK_*."""
+
+    NUMBER = 1
+
+
+class Rule(enum.IntEnum):
+    """NFTA_RULE_*; `EXPRESSIONS` holds a list of Expression."""
+
+    TABLE = 1
+    CHAIN = 2
+    EXPRESSIONS = 4
+
+
+class Set(enum.IntEnum):
+    """NFTA_SET_*."""
+
+    TABLE = 1
+    NAME = 2
+    FLAGS = 3
+    KEY_TYPE = 4
+    KEY_LENGTH = 5
+    ID = 10
+    USER_DATA = 13
+
+
+class Elements(enum.IntEnum):
+    """NFTA_SET_ELEM_LIST_*; `LIST` holds one Element after the other."""
+
+    TABLE = 1
+    SET = 2
+    LIST = 3
+
+
+class Element(enum.IntEnum):
+    """NFTA_SET_ELEM_*; `KEY` and `DATA` hold Data, `EXPRESSION` an Expression."""
+
+    KEY = 1
+    DATA = 2
+    FLAGS = 3
+    TIMEOUT = 4
+    USER_DATA = 6
+    EXPRESSION = 7
+
+
+class Data(enum.IntEnum):
+    """NFTA_DATA_*; `VERDICT` holds Verdict."""
+
+    VALUE = 1
+    VERDICT = 2
+
+
+class Verdict(enum.IntEnum):
+    """NFTA_VERDICT_*."""
+
+    CODE = 1
+    CHAIN = 2
+
+
+class Expression(enum.IntEnum):
+    """NFTA_EXPR_*: the name says what `DATA` holds."""
+
+    NAME = 1
+    DATA = 2
+
+
+class Numgen(enum.IntEnum):
+    """NFTA_NG_*."""
+
+    MODULUS = 2
+
+
+class Lookup(enum.IntEnum):
+    """NFTA_LOOKUP_*."""
+
+    SET = 1
+
+
+class Immediate(enum.IntEnum):
+    """NFTA_IMMEDIATE_*; `DATA` holds Data."""
+
+    DATA = 2
+
+
+class Counter(enum.IntEnum):
+    """NFTA_COUNTER_*."""
+
+    PACKETS = 2
+
+
+class Generation(enum.IntEnum):
+    """NFTA_GEN_*: the last transaction and its author."""
+
+    ID = 1
+    PROCESS = 2
+    PROCESS_NAME = 3
+
+
+LIST_ITEM: Final = 1  # NFTA_LIST_ELEM
+ENDS_INTERVAL: Final = 1  # NFT_SET_ELEM_INTERVAL_END
+
+Place = tuple[int, int]  # from, to
+
+
+def attributes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Place]]:
+    """Yield number and place of each attribute between two positions, as far as they are whole."""
+    end = len(data) if end is None else end
+    unpack = ATTRIBUTE.unpack_from
+    while start + 4 <= end:
+        length, kind = unpack(data, start)
+        if length < 4:
+            return
+        yield kind & KIND, (start + 4, start + length)
+        start += (length + 3) & ~3
+
+
+def parts(data: bytes, place: Place | None = None) -> dict[int, bytes]:
+    """Return the attributes at a place, by number."""
+    return {kind: data[start:end] for kind, (start, end) in attributes(data, *(place or (0, None)))}
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """Return an attribute, padded."""
+    return ATTRIBUTE.pack(4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+def nested(kind: int, payload: bytes) -> bytes:
+    """Return an attribute that holds others."""
+    return attribute(kind | NESTED, payload)
+
+
+def named(kind: int, text: str) -> bytes:
+    """Return an attribute that holds a text with its end."""
+    return attribute(kind, text.encode() + b"\0")
+
+
+def text(data: bytes) -> str:
+    """Return the text in an attribute."""
+    return data.rstrip(b"\0").decode(errors="replace")
+
+
+def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """Return a whole message."""
+    return HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body
+
+
+def nf_tables(kind: int, flags: int, sequence: int, attributes_of_it: bytes, family: int = INET) -> bytes:
+    """Return a message to nf_tables."""
+    return message(NFTABLES << 8 | kind, REQUEST | flags, sequence, struct.pack("=BBH", family, 0, 0) + attributes_of_it)
+
+
+def batch(kind: int, sequence: int) -> bytes:
+    """Return what begins or ends a transaction of nf_tables."""
+    return message(kind, REQUEST, sequence, struct.pack(">BBH", 0, 0, NFTABLES))

@@ -38,7 +38,9 @@ bench: $(VENV)/.installed-bench
 	$(VENV)/bin/nftproxy bench --quick --output build/bench
 
 test-versions: $(VENV)/.installed-test
-	$(VENV)/bin/python -m tests.tools.versions.libraries
+	@status=0; for part in libraries matrix; do \
+		$(VENV)/bin/python -m tests.tools.versions.$$part || status=1; \
+	done; exit $$status
 
 test-kernels: $(VENV)/.installed-test
 	$(VENV)/bin/python -m tests.tools.versions.kernels

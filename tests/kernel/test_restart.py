@@ -3,6 +3,7 @@
 A restart is played by a new Kernel, a new store and a new table object: what a new process has.
 """
 
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -158,6 +159,32 @@ LEFTOVERS = {
         add chain inet nftproxy program-0123456789abcdef
         add rule inet nftproxy nat-prerouting counter""",
 }  # fmt: skip
+
+
+def declared_by_type(text: str) -> str:
+    """Return the text of a program with `type` in place of `typeof` wherever nft has names for the types."""
+    names = {
+        "typeof": "type",
+        "ip saddr": "ipv4_addr",
+        "ip daddr": "ipv4_addr",
+        "meta l4proto": "inet_proto",
+        "th dport": "inet_service",
+    }
+    of = re.compile("|".join(names))
+    return re.sub(r"^    typeof (?!.*numgen).*$", lambda line: of.sub(lambda m: names[m[0]], line[0]), text, flags=re.MULTILINE)
+
+
+def test_a_table_declared_by_type_is_taken_over(netns: str) -> None:
+    """A set keeps the declaration it was made with; what is wanted of it is the same."""
+    items = cluster()
+    with table_in(netns, *items) as table:
+        text = declared_by_type(table.program.text())
+        assert "    type ipv4_addr . inet_proto . inet_service : verdict" in text
+        old = "chain program-0123456789abcdef {\n}\n"
+        table.kernel._run(f"table inet nftproxy {{\n{old}{text}\n}}\nadd element inet nftproxy cluster_ips4 {{ 10.96.0.10 }}\n")
+    with table_in(netns, *items) as table:
+        synced(table)
+        same_as_fresh(table, *items)
 
 
 @pytest.mark.contract("5.7.8", "5.9.5", "5.7.4", "5.7.6")

@@ -36,19 +36,26 @@ def run(release: str, tests: list[str]) -> str:
     """Make a release ready and run tests in it; return one line that says how it went."""
     folder = Folder(release)
     with folder.held():
-        try:
-            folder.make()
-        except NftproxyError as error:
-            if release in _OPTIONAL:
-                return f"left out: {error}"
-            raise
-        install(folder)
+        if problem := made(folder):
+            return f"left out: {problem}"
         return run_in(folder, tests)
+
+
+def made(folder: Folder) -> str:
+    """Make a folder ready, with the project in it; return why that cannot be where a release may be missing, else nothing."""
+    try:
+        folder.make()
+    except NftproxyError as error:
+        if folder.release in _OPTIONAL:
+            return str(error)
+        raise
+    install(folder)
+    return ""
 
 
 def run_in(folder: Folder, tests: list[str]) -> str:
     """Run tests in a folder that is ready; return one line that says how it went."""
-    versions = f"{libnftables(folder)}, {folder.ask('python3', '-c', _PRINT_VERSIONS).strip()}"
+    versions = f"libnftables {library_version(folder)}, {folder.ask('python3', '-c', _PRINT_VERSIONS).strip()}"
     print(f"{folder.release}: {versions}", flush=True)
     started = time.monotonic()
     argv = ["sh", "-c", 'cd /project && exec python -m pytest -p no:cacheprovider "$@"', "sh", "-q", *tests]
@@ -56,9 +63,9 @@ def run_in(folder: Folder, tests: list[str]) -> str:
     return f"{'FAILED' if code else 'passed'}  {versions}, {time.monotonic() - started:.0f} s"
 
 
-def libnftables(folder: Folder) -> str:
-    """Return the version of the library that is in use there."""
-    return "libnftables " + folder.ask("dpkg-query", "--show", "--showformat", "${Version}", "libnftables1").strip()
+def library_version(folder: Folder) -> str:
+    """Return the version of libnftables that is in use there."""
+    return folder.ask("dpkg-query", "--show", "--showformat", "${Version}", "libnftables1").strip()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from tests.support.paths import ROOT
 from tests.tools.versions.folder import Folder, digest
 
 _NO_PACKETS = ("mypy", "ruff", "build", "types-")  # what the `test` extra has for `make lint` alone
-_CLUSTER = re.compile(r"^ *(?:from|import) tests\.cluster\b", re.MULTILINE)
-_CHECKOUT = {f"tests/test_{name}.py" for name in ("deploy", "docs", "package", "release", "style", "vagrant")}
+_CLUSTER = re.compile(r"^ *(?:from|import) tests\.support\.cluster\b", re.MULTILINE)
+_CHECKOUT = ("tests/docs/", "tests/tools/")
 
 
 def install(folder: Folder) -> None:
@@ -56,5 +56,5 @@ def program_tests() -> list[str]:
 
     Not those that need more than a folder has without a network: a Kubernetes API server.
     """
-    texts = {str(path.relative_to(ROOT)): path.read_text() for path in ROOT.glob("tests/test_*.py")}
-    return sorted(path for path, text in texts.items() if path not in _CHECKOUT and not _CLUSTER.search(text))
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in ROOT.glob("tests/*/test_*.py")}
+    return sorted(path for path, text in texts.items() if not path.startswith(_CHECKOUT) and not _CLUSTER.search(text))

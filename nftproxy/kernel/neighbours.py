@@ -22,7 +22,7 @@ from nftproxy.table.netlink import FAMILY_NAMES, Message, Set
 _KEY, _DATA = 3, 4  # NFTNL_UDATA_SET_KEY_TYPEOF, NFTNL_UDATA_SET_DATA_TYPEOF: the expression that a set was declared with
 _EXPRESSION = 0  # NFTNL_UDATA_SET_TYPEOF_EXPR
 # The expressions that every libnftables takes back: verdict, payload, exthdr, meta, socket, osf, ct, concat, numgen, hash, rt, fib, xfrm.
-_SAFE = {1, 7, 8, 9, 10, 11, 12, 13, 22, 23, 24, 25, 26}
+_SAFE = {1, *range(7, 14), *range(23, 28)}
 _ATTEMPTS = 5  # at one picture of all sets: others may change theirs all the time
 _PATIENCE = 30.0  # seconds for the child
 _CHILD = """\
@@ -46,7 +46,7 @@ class Neighbours:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        self._generation = -1
+        self.looked_at = -1  # the number of the last transaction at the last look
         self._found: tuple[str, ...] = ()
         self._survives: bool | None = None  # None: nobody has asked yet
 
@@ -54,23 +54,23 @@ class Neighbours:
         """Give the namespace back."""
         os.close(self._namespace)
 
-    def deadly(self) -> tuple[str, ...]:
-        """Return the sets that end whoever calls the library now, such as `ip other s`."""
+    def deadly(self, known: int) -> tuple[str, ...]:
+        """Return the sets that end whoever calls the library now, such as `ip other s`.
+
+        `known` is the number of the last transaction up to which nobody else can have changed anything since the last look.
+        """
         if self._survives:
             return ()
         generation = self._channel.generation()
-        if generation != self._generation:
+        if generation == known:
+            self.looked_at = generation
+        else:
             with suppress(BusyError):  # what was seen last counts, and the next time somebody looks again
                 self._found = tuple(suspicious(self._channel))
-                self._generation = generation
+                self.looked_at = generation
             if self._found and self._survives is None:
                 self._survives = survives(self._namespace)
         return () if self._survives else self._found
-
-    def changed(self) -> None:
-        """Note that a transaction of our own has just been made."""
-        if not self._survives and self._channel.generation() == self._generation + 1:
-            self._generation += 1
 
 
 def suspicious(channel: Channel) -> Iterator[str]:

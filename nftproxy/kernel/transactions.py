@@ -11,7 +11,8 @@ libnftables is not thread safe; one lock guards it, and calls release the GIL.
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -56,7 +57,10 @@ class Kernel:
         self._channel = Channel()
         self._reader = Reader(self._channel)
         self._neighbours = Neighbours(self._channel)
-        self._writer = Writer(self._channel, self._neighbours.changed)
+        self._writer = Writer(self._channel, self._note)
+        self._looked_at = (
+            -1
+        )  # the number of the last transaction when other programs' sets were looked at, or of a later one of ours
         self.chains: set[str] = set()
         self.sets: set[str] = set()
         self.generation = 0  # goes up with every load of a program
@@ -79,7 +83,8 @@ class Kernel:
     def blocked(self) -> BlockedError | None:
         """Why the library must not be called now, and what to do about it; None when it may."""
         with self._lock:
-            deadly = self._neighbours.deadly()
+            deadly = self._neighbours.deadly(self._looked_at)
+            self._looked_at = self._neighbours.looked_at
         return _blocked(deadly) if deadly else None
 
     def require(self) -> None:
@@ -106,7 +111,8 @@ class Kernel:
 
     def load_conntrack(self) -> None:
         """Make the kernel load its module nf_conntrack: a rule does that which looks at connections, in a table that goes at once."""
-        self.library.run(_CONNTRACK)
+        with self._lock:
+            self._transact(_CONNTRACK)
 
     @property
     def ports(self) -> set[int]:
@@ -200,43 +206,34 @@ class Kernel:
     def commit(self, delta: Delta) -> None:
         """Apply removals and additions of a delta in one transaction."""
         with self._lock:
-            if self._elements_by_netlink():
-                self._writer.change(delta.removed, delta.added)
-                return
-            commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in delta.removed.items()]
-            commands += [{"add": _elements(where, items)} for where, items in delta.added.items()]
-            self._json(commands)
+            self._json(lambda: _commands(delta.removed, delta.added), lambda: self._writer.change(delta.removed, delta.added))
 
     def commit_late(self, delta: Delta) -> None:
         """Apply the late removals of a delta in one transaction."""
         with self._lock:
-            if self._elements_by_netlink():
-                self._writer.change(delta.late, {})
-                return
-            self._json([{"delete": _elements(where, keys)} for where, keys in delta.late.items() if keys])
+            late = {where: keys for where, keys in delta.late.items() if keys}
+            self._json(lambda: _commands(late, {}), lambda: self._writer.change(late, {}))
 
     def replace(self, where: str, keys: Iterable[Key]) -> None:
         """Give a set exactly these keys, in one transaction; texts with a slash are networks."""
         found = [str(key[0]) for key in sorted(keys)]
         with self._lock:
-            if self._elements_by_netlink():
-                self._writer.replace(where, [parse_network(text) if "/" in text else text for text in found])
-                return
             commands: list[object] = [{"flush": {"set": {**_ELEMENT, "name": where}}}]
             if found:
                 elements = [_network(text) for text in found]
                 commands.append({"add": {"element": {**_ELEMENT, "name": where, "elem": elements}}})
-            self._json(commands)
+            packed = [parse_network(text) if "/" in text else text for text in found]
+            self._json(lambda: commands, lambda: self._writer.replace(where, packed))
 
     def forget(self, where: str, entries: dict[Key, Value]) -> None:
         """Delete entries the kernel learnt; each is added first, because one that has just expired could not be deleted."""
         if not entries:
             return
         with self._lock:
-            if self._elements_by_netlink():
-                self._writer.forget(where, entries)
-                return
-            self._json([{"add": _elements(where, entries)}, {"delete": _elements(where, dict.fromkeys(entries))}])
+            self._json(
+                lambda: [{"add": _elements(where, entries)}, {"delete": _elements(where, dict.fromkeys(entries))}],
+                lambda: self._writer.forget(where, entries),
+            )
 
     def delete_table(self) -> bool:
         """Remove the table and all that is in it; return whether there was one."""
@@ -280,9 +277,6 @@ class Kernel:
             else:
                 self._run(f"add table {TABLE}\n")
 
-    def _elements_by_netlink(self) -> bool:
-        return self._by_netlink or self.blocked is not None
-
     def _ensure(self, program: Program, targets: Iterable[str], wheres: Iterable[str], affinities: Iterable[Affinity]) -> None:
         missing = {name for name in targets if name not in self.chains}
         affinities = [affinity for affinity in affinities if self.lacks(affinity)]
@@ -325,31 +319,46 @@ class Kernel:
             parts |= program.affinity(affinity)
         return parts
 
-    def _json(self, commands: list[object]) -> None:
-        if commands:
-            self._try(msgspec.json.encode({"nftables": commands}).decode())
+    def _json(self, commands: Callable[[], list[object]], instead: Callable[[], None]) -> None:
+        """Change elements through the library, or by netlink while it must not be called."""
+        if not self._by_netlink:
+            with suppress(BlockedError):
+                if found := commands():
+                    self._transact(msgspec.json.encode({"nftables": found}).decode())
+                return
+        instead()
 
     def _transact(self, text: str) -> None:
-        """Run text that has no other way than through the library."""
-        if blocked := self.blocked:
-            raise blocked
-        self._try(text)
-
-    def _try(self, text: str) -> None:
         """Run what belongs to a sync; when it is refused, log it for debugging (contract 5.10.4).
 
         Without a listing of the table, which may take seconds: `nft` and `nftproxy show` give it at any time.
         """
         try:
             self._run(text)
+        except BlockedError:
+            raise
         except KernelError as error:
             more = f"\n... and {len(text) - _SHOWN} characters more" if len(text) > _SHOWN else ""
             logger.debug("refused: {}; the commands were:\n{}{}", error, text[:_SHOWN], more)
             raise
 
     def _run(self, text: str) -> None:
+        if blocked := self.blocked:
+            raise blocked
         self.library.run(text)
-        self._neighbours.changed()
+        if self._channel.generation() == self._looked_at + 1:
+            self._looked_at += 1
+
+    def _note(self) -> None:
+        """Note a transaction of the writer's; one that changes nothing has no number."""
+        if self._channel.generation() == self._looked_at + 1:
+            self._looked_at += 1
+
+
+def _commands(removed: dict[str, dict[Key, None]], added: dict[str, dict[Key, Value]]) -> list[object]:
+    """Return deletions, then additions, as libnftables JSON."""
+    commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in removed.items()]
+    return commands + [{"add": _elements(where, items)} for where, items in added.items()]
 
 
 def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str, object]:

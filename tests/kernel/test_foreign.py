@@ -68,7 +68,7 @@ def nft(netns: str, command: str) -> None:
         "flush ruleset",
         "flush table inet nftproxy",
         "delete chain inet nftproxy filter-input",
-        "insert rule inet nftproxy services4 counter",
+        "insert rule inet nftproxy find-service4 counter",
         "flush chain inet nftproxy pick4-tcp-3",
         "delete element inet nftproxy services4 { 10.96.0.10 . tcp . 80 }",
         "delete element inet nftproxy endpoints4-tcp { 10.96.0.10 . 80 . 1 }",

@@ -116,7 +116,7 @@ def test_it_is_noticed_and_forgotten(netns: str) -> None:
         move_in(netns)
         assert "table ip other (set s)" in str(kernel.blocked)
         with pytest.raises(BlockedError):
-            kernel.tidy(["services4"], [])
+            kernel.tidy(["find-service4"], [])
         move_out(netns)
         assert kernel.blocked is None
         kernel.probe()

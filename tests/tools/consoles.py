@@ -107,7 +107,7 @@ class Shell:
             printed.append(before.rstrip())
         raise AssertionError(f"the shell ended at: {command}")
 
-    def try_step(self, step: Step, patience: float = 8.0) -> str:
+    def try_step(self, step: Step, patience: float = 30.0) -> str:
         """Do a step, and again for some seconds if it does not print what it should: readers are slower than tests."""
         deadline = time.monotonic() + patience
         while not step.matches(printed := self.run(step.command)) and time.monotonic() < deadline:

@@ -1,8 +1,9 @@
 """IP addresses and CIDRs as canonical text.
 
-Everything that reaches libnftables went through here: it would resolve a host name by DNS and abort the process on `*`. Texts
-are parsed leniently as contract 2.1.5 says (leading zeros are decimal, IPv4-mapped IPv6 is IPv4, host bits are cleared) and come out in
-the one form that compares equal to what the kernel prints.
+Every address passes through here before libnftables sees it: libnftables would resolve a host name by
+DNS and abort the process on `*`. Parsing is lenient: leading zeros are decimal, IPv4-mapped IPv6 is
+IPv4, host bits are cleared (contract 2.1.5). The result is the one form that compares equal to what
+the kernel prints.
 """
 
 import enum

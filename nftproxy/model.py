@@ -102,7 +102,7 @@ class AffinityConfig(Wire, frozen=True):
 
 
 class ServiceSpec(Wire, frozen=True):
-    """What a Service asks for; fields that contract 2.1.6 says are not read are absent."""
+    """What a Service asks for; fields that a service proxy does not read are absent (contract 2.1.6)."""
 
     type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
     cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
@@ -159,7 +159,7 @@ class SlicePort(Wire, frozen=True):
 
 
 class Conditions(Wire, frozen=True):
-    """Endpoint conditions; nil has the meaning of contract 3.1.6."""
+    """Endpoint conditions; nil ready and serving mean true, nil terminating means false (contract 3.1.6)."""
 
     ready: bool | None = None
     serving: bool | None = None
@@ -173,7 +173,7 @@ class Hint(Wire, frozen=True):
 
 
 class Hints(Wire, frozen=True):
-    """Topology hints (contract 3.3)."""
+    """For which zones and nodes an endpoint is meant (contract 3.3)."""
 
     for_zones: tuple[Hint, ...] | None = None
     for_nodes: tuple[Hint, ...] | None = None
@@ -224,7 +224,7 @@ class NodeAddress(Wire, frozen=True):
 
 
 class NodeStatus(Wire, frozen=True):
-    """Node addresses (contract 8.6.2)."""
+    """The addresses that a Node has (contract 8.6.2)."""
 
     addresses: tuple[NodeAddress, ...] | None = None
 

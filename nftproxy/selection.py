@@ -1,4 +1,4 @@
-"""Which endpoints a service port has on this node: contract sections 2 (what a Service says) and 3 (what its slices say).
+"""Which endpoints a service port has on this node, from its Service and its slices (contract 2, 3).
 
 Pure: from a Service, its EndpointSlices and the node's name and zone to values. Texts of addresses are parsed here, once;
 whatever cannot be used is left out and named in `notes`, so that one bad entry never takes the rest of its service with it.
@@ -45,7 +45,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     affinity_seconds: int | None
 
     def externally_accessible(self, port: ServicePort) -> bool:
-        """Contract 2.2.1."""
+        """Whether clients outside the cluster can reach the port (contract 2.2.1)."""
         return bool(port.node_port or self.external_ips or self.vips)
 
 
@@ -166,7 +166,7 @@ def refusal(address: Address) -> str:
 
 
 def _cluster_ip(service: Service, family: Family, notes: Notes) -> str | None:
-    """Contract 2.1.2."""
+    """Return the ClusterIP of a family; None where the Service has none of it (contract 2.1.2)."""
     spec = service.spec
     if not spec.ip_families:
         found = spec.cluster_ip
@@ -198,7 +198,7 @@ def _addresses(texts: Iterable[str], family: Family, field: str, notes: Notes) -
 
 
 def _ranges(texts: Iterable[str], family: Family, notes: Notes) -> tuple[Network, ...] | None:
-    """Contract 2.7.1 to 2.7.3: None when sources of this family are not filtered."""
+    """Return the allowed sources; None when this family is not filtered (contract 2.7.1 to 2.7.3)."""
     found: dict[Network, None] = {}
     for text in texts:
         if not text.strip():
@@ -242,7 +242,7 @@ def _merge(slices: Iterable[EndpointSlice], port: ServicePort, family: Family, n
 
 
 def _endpoint_address(each: SliceEndpoint, family: Family, piece: str, notes: Notes) -> str | None:
-    """Contract 3.1.5: the first address, canonical."""
+    """Return the first address in canonical form; None if it is unusable (contract 3.1.5)."""
     if not each.addresses:
         notes.append(f"EndpointSlice {piece}: an endpoint without addresses; ignored")
         return None
@@ -261,7 +261,7 @@ def _endpoint_address(each: SliceEndpoint, family: Family, piece: str, notes: No
 
 
 def _backend(endpoint: Endpoint, each: SliceEndpoint, node: str) -> Backend:
-    """Contract 3.1.6, 3.1.7."""
+    """Read conditions, hints and whether the endpoint is on `node` (contract 3.1.6, 3.1.7)."""
     conditions, hints = each.conditions, each.hints
     ready = conditions is None or conditions.ready is not False
     serving = conditions is None or conditions.serving is not False
@@ -278,7 +278,10 @@ def _backend(endpoint: Endpoint, each: SliceEndpoint, node: str) -> Backend:
 
 
 def _hinted(ready: list[Backend], here: Locality) -> list[Backend]:
-    """Contract 3.3: the endpoints of this node or zone, if every ready endpoint carries hints and one is meant for it."""
+    """Return the endpoints meant for this node, or else this zone, or else all (contract 3.3).
+
+    Hints count only where every ready endpoint has one and one of them names this place.
+    """
     for place, meant_for in ((here.node, [b.nodes for b in ready]), (here.zone, [b.zones for b in ready])):
         if place and all(meant_for):
             mine = [b for b, places in zip(ready, meant_for, strict=True) if place in places]

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _start(flags: dict[str, Any]) -> int:
-    """Do what contract 8.1.2 says, in its order."""
+    """Read the configuration, check it, and do what the flags ask for, in kube-proxy's order (contract 8.1.2)."""
     from nftproxy.configuration import configfile, effective
     from nftproxy.configuration.validation import require_valid
 

@@ -1,6 +1,6 @@
 """KubeProxyConfiguration v1alpha1: what kube-proxy's config file and flags can say (contract 8.2).
 
-The Structs hold *effective* values: a field that nobody set has the default of contract 8.2. Input arrives as sparse mappings
+The Structs hold *effective* values: a field that nobody set has its default. Input arrives as sparse mappings
 with the names of the wire format, in which a missing key means "not set" (`configfile` makes one of a file, `flags` one of the
 command line); `build` lays them over each other, later ones winning, and fills in the defaults that depend on other fields.
 

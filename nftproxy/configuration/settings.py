@@ -150,7 +150,7 @@ def accepted_nodeport_addresses(
 ) -> tuple[dict[Family, tuple[Address, ...]], list[str]]:
     """Return the interface addresses that accept NodePorts, sorted, and an error text for each loopback match, which is skipped.
 
-    Contract 2.6.5. A family whose NodePorts are on ALL addresses needs no list and is left out.
+    A family whose NodePorts are on ALL addresses needs no list and is left out (contract 2.6.5).
     """
     accepted: dict[Family, tuple[Address, ...]] = {}
     errors: list[str] = []
@@ -160,7 +160,7 @@ def accepted_nodeport_addresses(
             continue
         matches = [address for address in addresses if any(network.contains(address) for network in networks)]
         errors += [
-            f"nodePortAddresses: {address.text} is a loopback address; NodePorts never work there (contract 2.6.7)"
+            f"nodePortAddresses: {address.text} is a loopback address; NodePorts never work there"
             for address in matches
             if is_loopback(address)
         ]
@@ -239,9 +239,9 @@ def _detector(
             cidrs = config.cluster_cidr.split(",") if config.cluster_cidr else []
             networks = _first_networks("clusterCIDR", cidrs, families, found.problems)
             if not cidrs:
-                found.warnings.append("clusterCIDR: not set, so no packet counts as coming from a local pod (contract 4.2.3)")
+                found.warnings.append("clusterCIDR: not set, so no packet counts as coming from a local pod")
             elif families[0] not in networks and len(families) == 1:
-                found.problems.append(f"clusterCIDR: has no {families[0]} network, the only family served (contract 4.2.4)")
+                found.problems.append(f"clusterCIDR: has no {families[0]} network, the only family served")
         case mode:
             raise ConfigError([f"detectLocalMode: {mode!r:.80} is none of {', '.join(DETECT_LOCAL_MODES)}"])
     return Cidr(networks) if networks else None

@@ -28,7 +28,10 @@ def require_valid(config: KubeProxyConfiguration) -> None:
 
 
 def problems(config: KubeProxyConfiguration) -> list[str]:
-    """Return all violations of contract 8.3.1 to 8.3.11. 8.3.10 is about the ipvs mode alone, which fails 8.3.4 here."""
+    """Return all violations (contract 8.3.1 to 8.3.11).
+
+    The rules of ipvs mode (contract 8.3.10) are left out: that mode is refused already (contract 8.3.4).
+    """
     return [
         *featuregates.problems(config.feature_gates),
         *_mode(config),

@@ -34,7 +34,7 @@ _NAME: Final = 253 - 17
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """What happened, in the words of contract 10.1."""
+    """What happened, in the words that kube-proxy uses (contract 10.1)."""
 
     reason: str
     type: Literal["Normal", "Warning"]

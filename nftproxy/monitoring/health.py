@@ -1,4 +1,4 @@
-"""Is this proxy keeping up, and may load balancers send traffic to this node? The state and the answers of contract 7.1.
+"""Whether this proxy keeps up, and whether load balancers may send traffic to this node (contract 7.1).
 
 No sockets here, and no clock but the two it is given: time that only goes forward tells how long an update has been waiting, wall time
 is what answers show. A family is unhealthy when an update has been due for twice the sync period; one that nobody asked
@@ -83,7 +83,7 @@ class ProxyHealth:
             return {family: now - self._due.get(family, now) < self._patience for family in Family if family in self._updated}
 
     def _answer(self, *, node_eligible: bool | None = None) -> Answer:
-        """Contract 7.1.6 to 7.1.8."""
+        """Return status and JSON body; `node_eligible` None leaves the node out of both (contract 7.1.6 to 7.1.8)."""
         families = self._families()
         healthy = all(families.values())
         code = 200 if healthy and node_eligible is not False else 503

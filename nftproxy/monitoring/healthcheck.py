@@ -1,4 +1,4 @@
-"""Which Services a load balancer may ask this node about, and what is true of them: contract 2.8, 3.5, 7.2 and 7.4.9.
+"""Which Services a load balancer may ask this node about, and the answers (contract 2.8, 3.5, 7.2, 7.4.9).
 
 Pure but for `Standing`, which remembers the answers of one family, so that a sync costs what it looked at and not all Services.
 """

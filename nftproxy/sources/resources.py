@@ -1,4 +1,4 @@
-"""What is watched in the API: four resources, the paths and selectors of contract 1.1, and how much each of them matters.
+"""What is watched in the API: four resources, their paths and selectors (contract 1.1), and how much each matters.
 
 Endpoints, Pods, Secrets and ConfigMaps are never asked for (1.1.8); the verbs list and watch are all that is used (10.2).
 """

@@ -228,7 +228,7 @@ class _Port:
 
 
 def _name(path: str) -> str:
-    """Return a name as of contract 5.6."""
+    """Return a name: the start of a digest, then the path, cut to 240 characters (contract 5.6)."""
     digest = base64.b32encode(hashlib.sha256(path.encode()).digest())[:8].decode()
     name = f"{digest}-{path}"
     return name if len(name) <= 240 else f"{name[:237]}..."

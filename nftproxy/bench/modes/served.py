@@ -19,7 +19,8 @@ FAMILY = Family.IPv4
 class ServedPort(NamedTuple):
     """One port of a service, as this node sees it; `proto` in lower case, `node_port` 0 where there is none.
 
-    `cluster` and `local` are the two lists of contract 3.4, `anywhere` is 3.4.6, `here` are the endpoints on this node (3.4.8).
+    `cluster` and `local` are its two endpoint lists, `anywhere` says whether any endpoint in the cluster
+    is usable, and `here` are those on this node (contract 3.4, 3.4.6, 3.4.8).
     """
 
     service: ObjectName

@@ -98,7 +98,7 @@ class HealthCheckPorts:
         del self._by_port[opened.check.port]
 
     async def _respond(self, request: web.BaseRequest) -> Answer:
-        """Contract 7.2.3: any path, any method."""
+        """Answer any path and any method with the state of the Service whose port was asked (contract 7.2.3)."""
         place = request.transport.get_extra_info("sockname") if request.transport else None
         opened = self._by_port.get(place[1]) if place else None
         if opened is None:

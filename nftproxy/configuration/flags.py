@@ -73,8 +73,9 @@ class Flag:
 
 
 _IPVS: Final = "Accepted without effect: it is for the ipvs mode."
-_SPLIT: Final = "Alpha: errors to stderr, the rest to stdout."
-_BUFFER: Final = "Alpha: gather this much of the rest before writing it, 0 or 64Ki; for split streams."
+_SPLIT: Final = "Accepted without effect: all log lines go to standard error."
+_BUFFER: Final = "Accepted without effect: each log line is written at once."
+_LIMIT: Final = "Accepted without effect: four streams and a few events need no limit."
 
 # A table: one flag is one to three lines.
 # fmt: off
@@ -91,8 +92,8 @@ FLAGS: Final = (
     Flag("master", TEXT, "", "", "URL of the API server; wins over the server in the kubeconfig.", metavar="URL"),
     Flag("kube-api-content-type", TEXT, "clientConnection.contentType", "application/vnd.kubernetes.protobuf",
          "Accepted without effect: nftproxy reads JSON from the API server."),
-    Flag("kube-api-burst", INT, "clientConnection.burst", "10", "Requests to the API server that may exceed --kube-api-qps for a moment."),
-    Flag("kube-api-qps", NUMBER, "clientConnection.qps", "5", "Requests per second to the API server."),
+    Flag("kube-api-burst", INT, "clientConnection.burst", "10", _LIMIT),
+    Flag("kube-api-qps", NUMBER, "clientConnection.qps", "5", _LIMIT),
     Flag("hostname-override", TEXT, "hostnameOverride", "the host name", "Name of the Node object that this machine is. It decides which "
          "endpoints are local, and wins over the file.", metavar="NAME", empty_is_unset=True),
     Flag("bind-address", TEXT, "bindAddress", "0.0.0.0",  # noqa: S104 - nothing is bound to it
@@ -107,8 +108,8 @@ FLAGS: Final = (
     Flag("bind-address-hard-fail", BOOL, "bindAddressHardFail", "false", "Exit if the health or metrics server cannot be bound; "
          "otherwise try again every 5s."),
     Flag("profiling", BOOL, "enableProfiling", "false", "Serve /debug/pprof beside the metrics."),
-    Flag("show-hidden-metrics-for-version", TEXT, "showHiddenMetricsForVersion", "", "Show metrics hidden since this version; only the "
-         "previous minor version is valid."),
+    Flag("show-hidden-metrics-for-version", TEXT, "showHiddenMetricsForVersion", "", "Accepted without effect: no "
+         "metric is hidden. Only the previous minor version is valid."),
     Flag("proxy-mode", TEXT, "mode", "nftables", "nftables is the only mode; iptables and ipvs are refused.", empty_is_unset=True),
     Flag("masquerade-all", BOOL, "nftables.masqueradeAll", "false", "Masquerade all traffic to ClusterIPs, so that endpoints see the "
          "node as its source; needed only where endpoints cannot route their answers back."),
@@ -152,13 +153,13 @@ FLAGS: Final = (
          "kernel's value alone."),
     Flag("conntrack-udp-timeout-stream", DURATION, "conntrack.udpStreamTimeout", "0s", "Forget an idle UDP flow after this long; 0 "
          "leaves the kernel's value alone."),
-    Flag("config-sync-period", DURATION, "configSyncPeriod", "15m0s", "Accepted for compatibility: watches keep the state current."),
+    Flag("config-sync-period", DURATION, "configSyncPeriod", "15m0s", "Accepted without effect: watches keep the state current."),
     Flag("feature-gates", SWITCHES, "featureGates", "", "Switch features on and off, as in AllowServiceExternalIPs=false. Gates of "
          "other Kubernetes components are accepted without effect."),
-    Flag("v", VERBOSITY, "logging.verbosity", "0", "How much to log; 2 tells each sync, 4 and more are for debugging."),
-    Flag("vmodule", PATTERNS, "logging.vmodule", "", "Another verbosity for source files that match a pattern."),
+    Flag("v", VERBOSITY, "logging.verbosity", "0", "How much to log; 4 and more add lines for debugging."),
+    Flag("vmodule", PATTERNS, "logging.vmodule", "", "Accepted without effect: all modules have the verbosity of -v."),
     Flag("logging-format", TEXT, "logging.format", "text", "text for people or json for collectors.", metavar="FORMAT"),
-    Flag("log-flush-frequency", DURATION, "logging.flushFrequency", "5s", "Write out buffered log lines at least this often."),
+    Flag("log-flush-frequency", DURATION, "logging.flushFrequency", "5s", "Accepted without effect: each log line is written at once."),
     Flag("log-text-split-stream", BOOL, "logging.options.text.splitStream", "false", _SPLIT),
     Flag("log-text-info-buffer-size", TEXT, "logging.options.text.infoBufferSize", "0", _BUFFER, metavar="SIZE"),
     Flag("log-json-split-stream", BOOL, "logging.options.json.splitStream", "false", _SPLIT),

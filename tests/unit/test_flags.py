@@ -418,7 +418,7 @@ def test_version_and_help_print_and_exit_0() -> None:
 
 
 def test_help_says_which_source_wins() -> None:
-    assert "win over what it says" in " ".join(output(flags.node_options, "--help").split())
+    assert "Flags win over the file" in " ".join(output(flags.node_options, "--help").split())
     assert "are then ignored" in " ".join(output(flags.kube_proxy_options, "--help").split())
 
 

@@ -279,7 +279,7 @@ def test_interface_detectors_as_nft_takes_them(detector: BridgeInterface | Inter
 def test_no_cluster_cidr_is_warned_of() -> None:
     derived, warnings = derive({}, V4)
     assert derived.detector is None
-    assert warnings == ["clusterCIDR: not set, so no packet counts as coming from a local pod"]
+    assert warnings == ["clusterCIDR: not set, so no packet counts as sent by a local pod"]
 
 
 @pytest.mark.contract("4.2.4", "4.2.2")

@@ -13,7 +13,7 @@ PAGE = ROOT / "docs/licenses.md"
 
 HEAD = """# Licences
 
-nftproxy is under the Apache License 2.0. It runs with the packages below, which it does not contain;
+nftproxy is under the Apache License 2.0. It runs with the packages below, not part of it;
 the image built by `deploy/Dockerfile` contains them. `make licences` writes this page from the
 packages' own metadata.
 

@@ -1,6 +1,6 @@
 """What follows each sync: figures, health, health check node ports, stale conntrack entries, and once, the end of the other mode.
 
-The order is that of contract 5.11. A failure here never undoes a sync nor stops the next one.
+The order is fixed (contract 5.11). A failure here never undoes a sync nor stops the next one.
 """
 
 import asyncio

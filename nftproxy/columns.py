@@ -1,4 +1,4 @@
-"""Tables for people: bold and fitted to the width on a terminal, plain columns when somebody else reads."""
+"""Tables for people: bold and fitted to the width on a terminal, plain columns in a pipe."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ Rows = Sequence[Sequence[str]]
 
 
 def show(header: Sequence[str], rows: Rows, *, indent: int = 0) -> None:
-    """Print rows under a header. On a terminal the last column wraps, if that leaves it room; else the terminal wraps the lines."""
+    """Print rows under a header. On a terminal the last column wraps if there is room; else the terminal wraps the lines."""
     if sys.stdout.isatty():
         _rich(header, rows, indent)
     else:

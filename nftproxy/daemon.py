@@ -1,11 +1,12 @@
 """A node's proxy, from start to stop: the order in which things begin, and why it ends.
 
-Where objects come from, an API server or manifests, makes no difference here but for two things: events need an API server, and a host
-without a cluster needs no Node.
+Where objects come from, an API server or manifests, makes no difference here but for two things:
+events need an API server, and a host without a cluster needs no Node.
 
-The order of work is contract 8.1.2's, but for two things. The servers answer from the first second on, so that a long first list
-never looks like a dead process. And what another mode of kube-proxy left goes only when our own table is in place, so that no Service is
-without rules in between (5.12 has it go first).
+The order of work is kube-proxy's (contract 8.1.2), but for two things. The servers answer from the
+first second on, so that a long first list never looks like a dead process. And what another mode of
+kube-proxy left goes only when our own table is in place, so that no Service is without rules in
+between (5.12 has it go first).
 """
 
 import asyncio
@@ -251,7 +252,7 @@ class Daemon:
             self._proxy.changed()
 
     def _node_changed(self, node: Node) -> None:
-        """Contract 1.4.2: only with the detector NodeCIDR do the pod CIDRs matter, and then they cannot change."""
+        """End the process if pod CIDRs change that the detector NodeCIDR uses (contract 1.4.2)."""
         self._log_addresses(node)
         if self._pod_cidrs is not None and (node.spec.pod_cidrs or ()) != self._pod_cidrs:
             hint = "this process ends, to be started again with the new ones"

@@ -260,7 +260,10 @@ def _affinity(service: ObjectName, port: ServicePort, seen: View, chosen: Lists,
 
 
 def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:
-    """Contract 2.7.6: a node that is allowed may carry a load-balancer address of its own as source."""
+    """Add the load-balancer addresses to the allowed sources if the node is one of them (contract 2.7.6).
+
+    Traffic of the node to its own load-balancer address may carry that address as source.
+    """
     if seen.ranges is None or not context.node_ip:
         return seen.ranges
     node = Address(context.family, context.node_ip)

@@ -13,15 +13,20 @@ PAGE = ROOT / "docs/licenses.md"
 
 HEAD = """# Licences
 
-nftproxy is under the Apache License 2.0. It runs with the packages below, which it does not contain; the image built by
-`deploy/Dockerfile` does. This page is written by `make licences` from the packages' own metadata.
+nftproxy is under the Apache License 2.0. It runs with the packages below, not part of it;
+the image built by `deploy/Dockerfile` contains them. `make licences` writes this page from the
+packages' own metadata.
 
 | package | licence | home |
 |---|---|---|
 """
 TAIL = """
-The image also has, from Debian: Python (PSF-2.0), libnftables and libnftnl (GPL-2.0), libmnl (LGPL-2.1), iptables (GPL-2.0), and what
-these and Debian's base system need; each with its licence under `/usr/share/doc`.
+The image also has, from Debian: Python (PSF-2.0), libnftables (GPL-2.0, parts of it or later),
+libnftnl (GPL-2.0-or-later), libmnl (LGPL-2.1), iptables (GPL-2.0), and what these and Debian's base
+system need. Each has its licence under `/usr/share/doc`.
+
+Code under GPL-2.0 and code under Apache-2.0 run in one process:
+[what that means for whoever ships the image](decisions.md#licences-in-one-process).
 """
 
 

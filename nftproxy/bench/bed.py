@@ -1,7 +1,8 @@
-"""Where modes are measured: a client, a node and a host of endpoints, each a network namespace, one behind the other.
+"""The place of a measurement: a client, a node and a host of endpoints, each a network namespace, in a row.
 
-The client is a pod of the node. All endpoints, hundreds of thousands if need be, are addresses of the third namespace, so any service
-of a workload answers. Whatever way the block ends, the namespaces and the server in them are gone afterwards.
+The client is a pod of the node. All endpoints, up to hundreds of thousands, are addresses of the
+third namespace, so any service of a workload answers. However the block ends, it removes the
+namespaces and the server in them.
 """
 
 import contextlib
@@ -23,13 +24,13 @@ _numbers = itertools.count(1)
 
 
 def own_name(place: str) -> str:
-    """Return a name for a namespace that no other of this process has."""
+    """Return a name for a namespace that is unique in this process."""
     return f"bench-{os.getpid()}-{next(_numbers)}.{place}"
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[str]:
-    """Lend a namespace to try things in, by name."""
+    """Lend a namespace for probes, by name."""
     name = own_name("scratch")
     namespace.create(name)
     try:
@@ -64,7 +65,7 @@ class Bed:
         return self._process.pid
 
     def up(self) -> None:
-        """Make everything, and return when endpoints answer."""
+        """Build everything, and return when endpoints answer."""
         build.check_machine()
         for name in (self.client, self.node, self.server):
             namespace.create(name)
@@ -110,7 +111,9 @@ _NODE = [
     "link set client up",
     "link set server up",
     *(f"route add {cidr} via {_SERVER}" for cidr in ENDPOINT_RANGES),
-    *(f"route add {cidr} dev lo" for cidr in (CLUSTER_IPS, BALANCERS)),  # a way to be sent at all; translated before it is taken
+    *(
+        f"route add {cidr} dev lo" for cidr in (CLUSTER_IPS, BALANCERS)
+    ),  # a route, which sending needs; translated before it is used
 ]
 _ENDPOINTS = [
     "link set lo up",

@@ -1,7 +1,8 @@
-"""Pictures of a run, as SVG and PNG. matplotlib is an extra: without it there are none.
+"""Charts of a run, as SVG and PNG, if the extra matplotlib is installed.
 
-`latency` shows how long connections took, the whole distribution, for each mode and number of services; `syncs` how the control
-plane's work grows with them, both axes logarithmic. Nothing here opens a window or keeps state in pyplot.
+`latency` shows the whole distribution of connection times for each mode and number of services;
+`syncs` shows the growth of the control plane's work, with logarithmic axes. Nothing here opens a
+window or keeps state in pyplot.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ _STYLE: Final = {
     "svg.hashsalt": "nftproxy",  # the same samples make the same file
 }
 _INK, _FAINT = "#333333", "#dddddd"
-# Okabe and Ito's, which the colour-blind can tell apart, too.
+# Okabe and Ito's, which the colour-blind can distinguish, too.
 _COLORS: Final = {
     OURS: "#d55e00",
     "nftproxy-netlink": "#8c3d00",
@@ -41,7 +42,7 @@ _COLORS: Final = {
     "real-iptables": "#00304d",
 }
 _SYNCS: Final = (Measure.FIRST_SYNC, Measure.UPDATE, Measure.RESTART)
-_SHOWN: Final = 90.0  # percent of a mode's connections that have to fit in; the rest is in the table and in CSV
+_SHOWN: Final = 90.0  # percent of a mode's connections in the chart; the rest is in the table and in CSV
 _BINS: Final = 160
 _MICROSECONDS: Final = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
@@ -52,7 +53,7 @@ def available() -> bool:
 
 
 def draw(figures: Figures, output: Path) -> list[str]:
-    """Write all charts there are samples for; return the names of the files, none without matplotlib."""
+    """Write all charts with samples; return the names of the files, none without matplotlib."""
     if not available():
         return []
     from matplotlib import rc_context
@@ -70,7 +71,7 @@ def draw(figures: Figures, output: Path) -> list[str]:
 
 
 def latency(figures: Figures) -> "Figure | None":
-    """Draw the time connections took to the last service of the list: a hill for each mode, a panel for each size."""
+    """Draw the connection times to the last service of the list: a hill for each mode, a panel for each size."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -110,7 +111,7 @@ def latency(figures: Figures) -> "Figure | None":
 
 
 def syncs(figures: Figures) -> "Figure | None":
-    """Draw how long syncs take against the number of services, a panel for each kind."""
+    """Draw the duration of syncs against the number of services, a panel for each kind."""
     from matplotlib.figure import Figure
 
     rows = [Row(measure, "", 50.0) for measure in _SYNCS]
@@ -118,7 +119,7 @@ def syncs(figures: Figures) -> "Figure | None":
     if not modes:
         return None
     chart = Figure(figsize=(14.5, 5.2), layout="constrained")
-    chart.suptitle("What the control plane takes", x=0.01, ha="left", fontsize=15, weight="bold")
+    chart.suptitle("Time of the control plane", x=0.01, ha="left", fontsize=15, weight="bold")
     panels = chart.subplots(1, len(rows), sharex=True, sharey=True)
     for axes, row in zip(panels, rows, strict=True):
         _panel(axes, row.measure.value)

@@ -1,8 +1,9 @@
 """An API server for `--kube-proxy`: etcd and kube-apiserver in a namespace of their own, with the objects of one offer.
 
-The programs come from the folder that `KUBEBUILDER_ASSETS` names, the convention of the controller-runtime test environment. No
-controller runs: there are the objects that are made here, and none besides. Nodes are linked to the server by a cable of their own;
-its networks lie outside of all others of the bench. When the block ends, in whatever way, all of it is gone.
+The programs come from the folder that `KUBEBUILDER_ASSETS` names, the convention of the
+controller-runtime test environment. No controller runs, so there are no objects but those made
+here. A link of its own connects each node to the server, with networks outside all others of the
+bench. However the block ends, it removes everything.
 """
 
 import contextlib
@@ -28,14 +29,14 @@ PROGRAMS: Final = ("etcd", "kube-apiserver")
 _START: Final = 60.0  # seconds until a server must answer
 _STOP: Final = 10.0
 _ADDRESS: Final = "10.253.0.1"
-_CABLES: Final = 200  # networks 10.253.1.0/24 and so on; those of nodes that are gone are free again
+_CABLES: Final = 200  # networks 10.253.1.0/24 and so on; those of removed nodes are free again
 _TOKEN: Final = "bench"  # noqa: S105 - nobody else reaches the server
 _URL: Final = f"https://{_ADDRESS}:6443"
 _ETCD, _PEER = "http://127.0.0.1:2379", "http://127.0.0.1:2380"
 
 
 def assets() -> Path:
-    """Return the folder with the programs; NftproxyError where there is none."""
+    """Return the folder with the programs; NftproxyError without one."""
     folder = os.environ.get("KUBEBUILDER_ASSETS", "")
     missing = [each for each in PROGRAMS if not Path(folder or "/nonexistent", each).is_file()]
     if missing:
@@ -76,16 +77,16 @@ class ControlPlane:
 
     @property
     def access(self) -> Access:
-        """How the server is reached."""
+        """Address and credentials of the server."""
         return Access(_URL, str(self._folder / "apiserver.crt"), _TOKEN)
 
     @property
     def folder(self) -> str:
-        """A folder that vanishes with the servers."""
+        """A folder that is deleted with the servers."""
         return str(self._folder)
 
     def attach(self, node: str) -> None:
-        """Give the namespace of a node a way to the server."""
+        """Connect the namespace of a node to the server."""
         number = next(self._cables) % _CABLES + 1
         near, far = f"10.253.{number}.1", f"10.253.{number}.2"
         build.batch("ip", None, [f"link add api netns {node} type veth peer name node{number} netns {self._namespace}"])
@@ -93,7 +94,7 @@ class ControlPlane:
         build.batch("ip", node, [f"addr add {far}/24 dev api", "link set api up", f"route add {_ADDRESS} via {near}"])
 
     def load(self, offer: Offer, progress: Callable[[int], None]) -> None:
-        """Make the objects of an offer, and the node; `progress` is told how many there are."""
+        """Create the objects of an offer, and the node; `progress` gets their number."""
         with namespace.enter(self._namespace):
             Api(self.access).create_all(_objects(offer), progress)
 
@@ -115,7 +116,7 @@ class ControlPlane:
         yield "--endpoint-reconciler-type=none"
         yield "--service-account-issuer=https://kubernetes.default.svc"
         yield from (f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}")
-        yield "--disable-admission-plugins=ServiceAccount"  # nobody here makes the default accounts it asks for
+        yield "--disable-admission-plugins=ServiceAccount"  # there are no default accounts here
 
     def _start(self, program: str, *arguments: str) -> None:
         with namespace.enter(self._namespace), self._log(program).open("wb") as log:
@@ -128,7 +129,7 @@ class ControlPlane:
             )
 
     def _wait_for(self, program: str, url: str) -> None:
-        """Wait until a server answers; there is nothing but asking that tells."""
+        """Wait until a server answers, by asking it."""
         deadline = time.monotonic() + _START
         headers = {"Authorization": f"Bearer {_TOKEN}"}
         while self._processes[program].poll() is None and time.monotonic() < deadline:
@@ -140,7 +141,9 @@ class ControlPlane:
                         return
             time.sleep(0.1)
         said = self._log(program).read_text(errors="replace").strip().splitlines()
-        raise NftproxyError(f"{program} of KUBEBUILDER_ASSETS does not get ready", hint=said[-1] if said else "it says nothing")
+        raise NftproxyError(
+            f"{program} of KUBEBUILDER_ASSETS does not become ready", hint=said[-1] if said else "it says nothing"
+        )
 
     def _stop(self) -> None:
         for process in reversed(self._processes.values()):

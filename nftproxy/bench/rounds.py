@@ -1,7 +1,8 @@
-"""A run, round by round: in each, every mode is set up on a bed of its own, and then all of them are sent packets in turn.
+"""A run, round by round: each sets up every mode on a bed of its own, and then sends packets to all of them in turn.
 
-What was measured is in `samples` at every moment, whatever ends the run. A mode that fails is left out of the rest of its round and
-named in `notes`; the others go on. When a round ends, in whatever way, its processes and namespaces are gone.
+`samples` always has the readings so far, whatever ends the run. A mode that fails is left out of
+the rest of its round and named in `notes`; the others continue. However a round ends, it removes
+its processes and namespaces.
 """
 
 import contextlib
@@ -24,13 +25,13 @@ from nftproxy.bench.traffic import Reading, Traffic
 from nftproxy.errors import NftproxyError
 
 Progress = Callable[[str, int], None]
-"""What is going on, and how many steps more were done."""
+"""The current work, and the number of newly finished steps."""
 
 NO_PROXY = "none"
 
 
 class Run:
-    """A plan, what was measured so far, and what went wrong."""
+    """A plan, the results so far, and the errors."""
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self.plan = plan
@@ -47,7 +48,7 @@ class Run:
 
     @contextlib.contextmanager
     def _served(self, offer: Offer) -> Iterator[ControlPlane | None]:
-        """Lend an API server with the objects of an offer, where a mode needs one."""
+        """Lend an API server with the objects of an offer, if a mode needs one."""
         if not set(REAL) & set(self.plan.modes):
             yield None
             return
@@ -63,7 +64,7 @@ class Run:
             yield server
 
     def tell(self, text: str, steps: int = 0) -> None:
-        """Say what is going on."""
+        """Report the current work."""
         self._progress(text, steps)
 
 
@@ -141,7 +142,7 @@ class _Round:
                 with self._blamed(mode):
                     self._take(mode, self._traffic[mode].connections(effort.connections))
                     self._take(mode, self._traffic[mode].datagrams(effort.datagrams))
-        # Connections without a pause come last: what forwards them may still be tidying up afterwards.
+        # Connections without a pause are last: a forwarder may still clean up afterwards.
         for what in (Traffic.throughput, Traffic.rate):
             for turn in range(effort.steady_turns):
                 for mode in self._turn(turn):

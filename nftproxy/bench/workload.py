@@ -1,10 +1,11 @@
-"""Services to measure with: as many as wanted, all alike or mixed, each with endpoints of its own.
+"""Services for measurements: any number, all alike or mixed, each with endpoints of its own.
 
-Pure, and a function of the numbers alone: service 17 has the same addresses on every run and in every mode. Objects come as
-documents, as the API server prints them, and as decoded from such bytes: so measured memory holds strings that nobody shares.
+Pure, and a function of the numbers alone: service 17 has the same addresses on every run and in
+every mode. Objects are documents of the API server, or decoded from such bytes, so that no two
+share a string in the measured memory.
 
-No real node has an endpoint of every service. Here every service has one on the node, so that each mode has as much to write as it
-ever could.
+No real node has an endpoint of every service. Here every service has one on the node, so that each
+mode writes as much as possible.
 """
 
 import enum
@@ -40,7 +41,7 @@ _MOST_SPARE = ipaddress.ip_network(ENDPOINT_RANGES[1]).num_addresses
 
 
 class Mix(enum.StrEnum):
-    """What the services are."""
+    """The kind of services."""
 
     PLAIN = "plain"  # ClusterIP, TCP
     MIXED = "mixed"  # a fifth LoadBalancer with NodePort and external policy Local, one in a hundred with ClientIP affinity
@@ -48,7 +49,7 @@ class Mix(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """So many services with so many endpoints each; `protocol` is TCP or UDP."""
+    """A number of services with a number of endpoints each; `protocol` is TCP or UDP."""
 
     services: int
     endpoints: int = 3
@@ -86,7 +87,7 @@ class Workload:
         return self.mix is Mix.MIXED and number % 100 == 7
 
     def addresses(self, number: int, replaced: int = 0) -> list[str]:
-        """Return the endpoints of a service, the last of them replaced so many times."""
+        """Return the endpoints of a service, after `replaced` changes of the last one."""
         first = _ENDPOINTS + number * self.endpoints
         found = [first + each for each in range(self.endpoints)]
         if replaced:
@@ -159,12 +160,12 @@ class Workload:
         return map(self.slice, range(self.services))
 
     def service_cidr(self) -> ServiceCIDR:
-        """Return where the ClusterIPs come from."""
+        """Return the range of the ClusterIPs."""
         return msgspec.convert({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [CLUSTER_IPS]}}, ServiceCIDR)
 
 
 def node_settings() -> NodeSettings:
-    """Return the settings of the node that is measured: pods known by their CIDR, NodePorts on its own address."""
+    """Return the settings of the measured node: pods recognized by their CIDR, NodePorts on its own address."""
     return NodeSettings(
         node_name=NODE,
         families=(Family.IPv4,),

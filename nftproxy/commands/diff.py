@@ -23,9 +23,9 @@ Line = tuple[str, str, str]  # sign, set or map, element
 @input_options
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What to print.")
 def diff(manifests: tuple[Path, ...], output: str, **flags: Any) -> int:
-    """Show what a sync would change in this machine's table; nothing is applied.
+    """Show what a sync would change in this machine's table, without changing it.
 
-    Exit code: 0 when nothing would change, 1 when something would, 2 when something is wrong.
+    Exit code: 0 without changes, 1 with changes, 2 after an error.
     """
     given = Input(manifests, flags)
     given.refuse_problems()

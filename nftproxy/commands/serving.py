@@ -1,4 +1,4 @@
-"""What `run` and `kube-proxy` have in common: the options of counting connections, and the launch of the daemon."""
+"""Common to `run` and `kube-proxy`: the options for counting connections, and the launch of the daemon."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,13 +16,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def figures_options(command: Command) -> Command:
-    """Put the options that say what connections are counted for on a command."""
+    """Add the options for counting connections to a command."""
     counted = click.option(
         "--connection-metrics",
         type=click.Choice(["off", "frontends", "endpoints"]),
         default="frontends",
         show_default=True,
-        help="What connections are counted for, read from the table at each scrape. Obeyed beside --config.",
+        help="Count connections for these, by reading the table at each scrape. Also effective with --config.",
     )
     limit = click.option(
         "--connection-metrics-limit",
@@ -30,7 +30,7 @@ def figures_options(command: Command) -> Command:
         default=10_000,
         show_default=True,
         metavar="N",
-        help="How many series of connections there may be. Obeyed beside --config.",
+        help="The maximum of series of connections. Also effective with --config.",
     )
     return counted(limit(command))
 

@@ -1,4 +1,4 @@
-"""`nftproxy show`: what is programmed now, read from the kernel alone."""
+"""`nftproxy show`: the Services in the table, read from the kernel alone."""
 
 import difflib
 from collections import Counter
@@ -35,14 +35,15 @@ For example:
 @click.argument("name", metavar="[NAMESPACE/SERVICE[:PORT]]", default="")
 @click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="What to print.")
 def show(name: str, output: str) -> None:
-    """Show what is programmed now, read from the kernel.
+    """Show the Services in the table, read from the kernel.
 
-    Without a name: every frontend in a line. With one: its frontends, both endpoint lists, and how often each endpoint was picked.
-    External is an external IP or a load-balancer address; these look alike in the table unless the Service limits their sources.
+    Without a name: a line for each frontend. With one: its frontends, both endpoint lists, and how
+    often each endpoint was picked. External is an external IP or a load-balancer address; the table
+    does not distinguish these unless the Service limits their sources.
 
-    Connections are counted from the moment when the kernel got the element they are counted at: a frontend's anew when its number of
-    endpoints or its policy changes, an endpoint's when it comes. A connection that ClientIP affinity sends to the endpoint the
-    client had before is counted at its frontend only.
+    Counters start with the last rewrite of their element: a frontend's when its number of endpoints
+    or its policy changes, an endpoint's when it is added. A connection that ClientIP affinity sends
+    to the client's previous endpoint counts for its frontend only.
     """
     seen = _read()
     chosen = _choose(seen.services, name) if name else seen.services
@@ -63,21 +64,21 @@ def _read() -> Snapshot:
         reader.close()
     if seen is None:
         raise NftproxyError(
-            "there is no table inet nftproxy here, so nothing is programmed",
+            "there is no table inet nftproxy here, so no service is programmed",
             hint="nftproxy run makes it; in a lab: nftproxy lab demo",
         )
     return seen
 
 
 def _choose(services: Sequence[ServicePort], name: str) -> list[ServicePort]:
-    """Return the service ports of that name; an error that suggests others when there is none."""
+    """Return the service ports of that name; the error without any suggests others."""
     chosen = [service for service in services if service.is_called(name)]
     if chosen:
         return chosen
     known = list(dict.fromkeys([s.name.partition(":")[0] for s in services] + [s.name for s in services]))
     same = [full for full in known if full.partition("/")[2] == name]
     close = same or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "nftproxy show lists all there is"
+    hint = f"did you mean {' or '.join(close)}?" if close else "nftproxy show lists all services"
     raise NftproxyError(f"no service {name!r} is programmed on this node", hint=hint)
 
 
@@ -92,7 +93,7 @@ def _overview(seen: Snapshot) -> None:
     else:
         click.echo("the table is there, but no service is in it")
     for family, addresses in seen.nodeport_addresses.items():
-        where = "all addresses of this machine but loopback" if addresses == "all" else ", ".join(addresses) or "no address"
+        where = "all addresses of this machine except loopback" if addresses == "all" else ", ".join(addresses) or "no address"
         click.echo(f"NodePorts are accepted on, {family}: {where}")
     if seen.service_cidrs:
         click.echo(f"Other addresses in {', '.join(seen.service_cidrs)} are dropped: no service has them.")
@@ -118,7 +119,7 @@ def _detail(service: ServicePort) -> None:
 
 
 def _added_up(lists: Sequence[Sequence[Listed]]) -> Counter[Endpoint]:
-    """Return the endpoints in any of the lists, each with its connections over all of them."""
+    """Return the endpoints of all lists, each with its connections in all of them."""
     total: Counter[Endpoint] = Counter()
     for each in lists:
         for listed in each:
@@ -142,7 +143,7 @@ def _endpoints(shown: Shown) -> str:
 
 
 def _words(shown: Shown) -> Iterator[str]:
-    """Say who gets which endpoint and who is refused."""
+    """Describe which clients get which endpoints, and which are refused."""
     if shown.policy:
         yield _POLICIES[shown.policy]
     if shown.refused:

@@ -1,8 +1,9 @@
 """The text of a configuration file: v1alpha1 as YAML or JSON, read into a sparse mapping and written from a configuration.
 
-Reading is lenient where kube-proxy is (contract 8.1.3): unknown and duplicate fields become warnings. It is strict about the
-rest, and finds everything at once: each field of a wrong type is one problem with its path. The zero values that kubeadm writes
-for whatever it does not set (contract 10.3.5) count as not set, except where 8.2 gives an explicit zero a meaning of its own.
+Reading is lenient where kube-proxy is (contract 8.1.3): unknown and duplicate fields become
+warnings. It is strict about the rest and finds everything at once: each field of a wrong type is
+one problem with its path. kubeadm writes zero values for fields that it does not set; they count as
+not set (contract 10.3.5), except where an explicit zero has a meaning (contract 8.2).
 """
 
 import json
@@ -23,7 +24,7 @@ _ZERO_HAS_MEANING_BELOW: Final = "conntrack."  # 8.2: explicit 0 is kept
 
 
 def read(text: str, source: str) -> tuple[config.Sparse, list[str]]:
-    """Return the fields set in `text` and the warnings about it; ConfigError with all problems, each beginning with `source`."""
+    """Return the fields set in `text` and warnings; ConfigError has all problems, each starting with `source`."""
     document, warnings = _parse(text, source)
     if not isinstance(document, Mapping):
         raise ConfigError([f"{source}: holds no {config.KIND} object"], hint=_HINT)
@@ -67,7 +68,7 @@ _HINT: Final = f"the file must be one YAML or JSON object with apiVersion: {conf
 
 
 def _section(fields: Mapping[Any, Any], section: type[config.Section], prefix: str, found: config.Findings) -> config.Sparse:
-    """Return those of `fields` that are set, decoded; unknown ones and wrong types go to `found`."""
+    """Return those of `fields` that are set, decoded; report unknown ones and wrong types to `found`."""
     sparse: dict[str, Any] = {}
     known = {field.encode_name: field for field in msgspec.structs.fields(section)}
     for name, value in fields.items():
@@ -96,7 +97,7 @@ def _section(fields: Mapping[Any, Any], section: type[config.Section], prefix: s
 
 
 def _as_written(path: str, value: object) -> object:
-    """Return `value` with a number in the place of a duration understood: kubeadm writes `flushFrequency: 0`, in nanoseconds."""
+    """Accept a number of nanoseconds as a duration: kubeadm writes `flushFrequency: 0`."""
     if path == "logging.flushFrequency" and type(value) is int:
         return Duration(value)
     return value
@@ -174,7 +175,7 @@ def _at(source: str, findings: list[str]) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    """Say in one line what the YAML library says in several."""
+    """Return the reason of the YAML library in one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {error.problem}"

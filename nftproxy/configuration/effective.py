@@ -1,10 +1,11 @@
-"""The effective configuration: config file and flags laid over each other, with the precedence of each command.
+"""The effective configuration: file and flags merged, with the precedence of each command.
 
-- `kube_proxy`: with --config the file counts, and nearly all other flags are ignored, as kube-proxy does (contract 8.1.4);
-- `node` and `run`: the file counts, and each flag given beside it wins, for `render` and `diff`, and for `run`.
+- `kube_proxy`: with --config the file counts, and nearly all other flags are ignored (contract
+  8.1.4);
+- `node` (for `render` and `diff`) and `run`: each flag wins over the file.
 
-Reads the file; decides nothing about what the values mean. The result is complete but not validated: `validation.require_valid`
-comes next (contract 8.1.2 has logging set up in between).
+Reads the file and does not interpret the values. The result is complete but not validated:
+`validation.require_valid` does that, after logging is set up (contract 8.1.2).
 """
 
 from collections.abc import Iterable
@@ -21,10 +22,11 @@ _BESIDE_THE_FILE: Final = frozenset(
 
 
 def kube_proxy(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
-    """Return the configuration of the command `kube-proxy` and the warnings about it; ConfigError if the file cannot be used.
+    """Return the configuration of the command `kube-proxy` and warnings; ConfigError if the file is unusable.
 
-    `values` are the parameters of a command with `flags.kube_proxy_options`. --hostname-override and the logging flags win over
-    the file; --vmodule's patterns are put before the file's (contract 8.1.4).
+    `values` are the parameters of a command with `flags.kube_proxy_options`. --hostname-override
+    and the logging flags win over the file; --vmodule's patterns precede the file's (contract
+    8.1.4).
     """
     if not values.get("config"):
         fields = layer(FLAGS, values)
@@ -42,15 +44,15 @@ def kube_proxy(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
 
 
 def node(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
-    """Return the configuration of `render` or `diff` and the warnings about it; ConfigError if the file cannot be used.
+    """Return the configuration of `render` or `diff` and warnings; ConfigError if the file is unusable.
 
-    `values` are the parameters of a command with `flags.node_options`; others in it are not looked at.
+    `values` are the parameters of a command with `flags.node_options`; others in it are ignored.
     """
     return _beside_file(NODE_FLAGS, values)
 
 
 def run(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
-    """Return the configuration of `run`, as `node` does, from the parameters of a command with `flags.run_options`."""
+    """Return the configuration of `run` from the parameters of a command with `flags.run_options`."""
     return _beside_file(RUN_FLAGS, values)
 
 
@@ -70,6 +72,6 @@ def _apply_deprecated_ports(fields: dict[str, Any], values: Values) -> None:
         return
     for field, port in (("healthzBindAddress", values.get("healthz_port")), ("metricsBindAddress", values.get("metrics_port"))):
         if port == 0:
-            fields[field] = ""  # switches the server off; validation refuses that for metrics (8.3.7)
+            fields[field] = ""  # switches the server off; validation refuses that for metrics (contract 8.3.7)
         elif port is not None and field in fields:
             fields[field] = config.with_port(fields[field], port)

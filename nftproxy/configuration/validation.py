@@ -1,8 +1,9 @@
 """What must hold in a configuration before anything is done with it (contract 8.3).
 
-Pure functions from an effective configuration to sentences. Each begins with its field's path, and all violations are found at
-once, so that a user mends a file in one go. `problems` needs the configuration alone, and any of them is fatal;
-`startup_warnings` needs what is known of the node later, and none is.
+Pure functions from an effective configuration to sentences. Each starts with its field's path, and
+all violations are found at once, so that a user corrects a file in one go. `problems` needs the
+configuration alone, and each of them is fatal; `startup_warnings` also needs facts about the node
+and is never fatal.
 """
 
 import re
@@ -16,8 +17,8 @@ from nftproxy.configuration.duration import Duration
 from nftproxy.errors import AddressError, ConfigError
 
 _MODES: Final = ("iptables", "ipvs", "nftables")
-_HIDDEN_METRICS_VERSION: Final = "1.35"  # the minor version before the one whose metrics are ours
-_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # 15 characters are what the kernel's IFNAMSIZ leaves
+_HIDDEN_METRICS_VERSION: Final = "1.35"  # the minor version before that of our metrics
+_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ allows 15 characters
 _QUANTITY: Final = re.compile(r"\+?[0-9]+(\.[0-9]*)?([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]+)?")
 
 
@@ -28,7 +29,11 @@ def require_valid(config: KubeProxyConfiguration) -> None:
 
 
 def problems(config: KubeProxyConfiguration) -> list[str]:
-    """Return all violations of contract 8.3.1 to 8.3.11. 8.3.10 is about the ipvs mode alone, which fails 8.3.4 here."""
+    """Return all violations (contract 8.3.1 to 8.3.11).
+
+    The rules of ipvs mode (contract 8.3.10) are left out: that mode is refused already (contract
+    8.3.4).
+    """
     return [
         *featuregates.problems(config.feature_gates),
         *_mode(config),
@@ -48,9 +53,10 @@ def startup_warnings(
     nodeport_networks: Iterable[Network],
     pod_cidrs: Iterable[str],
 ) -> list[str]:
-    """Return what is doubtful about the configuration of a node that serves `families`, the primary first (contract 8.3.12).
+    """Return warnings for a node that serves `families`, the primary first (contract 8.3.12).
 
-    `nodeport_networks` is nodePortAddresses with `primary` replaced by the node's addresses (2.6.2), `pod_cidrs` the Node's.
+    `nodeport_networks` is nodePortAddresses with addresses in place of `primary`, `pod_cidrs` is
+    the Node's.
     """
     primary = families[0]
     nodeports = {network.family for network in nodeport_networks}
@@ -80,7 +86,7 @@ def startup_warnings(
 
 
 def interface_name_problem(path: str, name: str) -> list[str]:
-    """Return why `name` cannot be an interface's name or its beginning; it becomes nft text, so nothing else may pass."""
+    """Return why `name` cannot be an interface's name or prefix; it becomes nft text."""
     if not name:
         return [f"{path}: must not be empty in this detectLocalMode"]
     if not _INTERFACE.fullmatch(name):
@@ -99,7 +105,7 @@ def _mode(config: KubeProxyConfiguration) -> list[str]:
 
 
 def _numbers(config: KubeProxyConfiguration) -> list[str]:
-    """Check the ranges of 8.3.2 to 8.3.4."""
+    """Check the ranges of numbers (contract 8.3.2 to 8.3.4)."""
     conntrack = config.conntrack
     ranges: list[tuple[str, int, int, int | None]] = [
         ("iptables.masqueradeBit", config.iptables.masquerade_bit, 0, 31),
@@ -126,7 +132,7 @@ def _numbers(config: KubeProxyConfiguration) -> list[str]:
 
 
 def _periods(config: KubeProxyConfiguration) -> list[str]:
-    """Check the periods of 8.3.5."""
+    """Check the periods (contract 8.3.5)."""
     section = config.nftables
     found = [
         f"{path}: {period} is not above 0s"
@@ -141,7 +147,7 @@ def _periods(config: KubeProxyConfiguration) -> list[str]:
 
 
 def _addresses(config: KubeProxyConfiguration) -> list[str]:
-    """Check the addresses of 8.3.6 and 8.3.7."""
+    """Check the bind addresses (contract 8.3.6, 8.3.7)."""
     found = []
     try:
         parse_address(config.bind_address)
@@ -156,7 +162,7 @@ def _addresses(config: KubeProxyConfiguration) -> list[str]:
 
 
 def _nodeport_addresses(texts: Sequence[str]) -> list[str]:
-    """Check 8.3.8: CIDRs, or the one word `primary`."""
+    """Check for CIDRs, or the one word `primary` (contract 8.3.8)."""
     if list(texts) == [PRIMARY]:
         return []
     found = []
@@ -170,7 +176,7 @@ def _nodeport_addresses(texts: Sequence[str]) -> list[str]:
 
 
 def _detect_local(config: KubeProxyConfiguration) -> list[str]:
-    """Check what the detectLocalMode in use needs (8.3.9)."""
+    """Check the fields that the detectLocalMode needs (contract 8.3.9)."""
     names = config.detect_local
     match config.detect_local_mode:
         case "BridgeInterface":
@@ -189,11 +195,11 @@ def _detect_local(config: KubeProxyConfiguration) -> list[str]:
         case "ClusterCIDR" | "NodeCIDR":
             return []
         case mode:
-            return [f"detectLocalMode: {mode!r:.80} is none of {', '.join(DETECT_LOCAL_MODES)}"]
+            return [f"detectLocalMode: {mode!r:.80} is not one of {', '.join(DETECT_LOCAL_MODES)}"]
 
 
 def _logging(logging: Logging, *, alpha: bool) -> list[str]:
-    """Check 8.3.11."""
+    """Check formats and alpha options (contract 8.3.11)."""
     found = []
     if logging.format not in ("text", "json"):
         found.append(f"logging.format: {logging.format!r:.80} is neither text nor json")

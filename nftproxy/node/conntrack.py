@@ -55,7 +55,7 @@ _AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """What a clean-up did, for the metrics of contract 6.2.8; not `complete`: the dump was interrupted every time."""
+    """What a clean-up did, for metrics (contract 6.2.8); not `complete`: the dump was interrupted every time."""
 
     deleted: int
     seconds: float

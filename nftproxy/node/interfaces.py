@@ -1,4 +1,4 @@
-"""The addresses of this machine's interfaces, and noticing when they change."""
+"""The addresses of this machine's interfaces, and their changes."""
 
 import socket
 from contextlib import suppress
@@ -32,11 +32,11 @@ def subscribe() -> socket.socket:
 
 
 def drain(netlink: socket.socket) -> None:
-    """Read and drop what a subscribed socket has; an overrun drops it too."""
+    """Read and drop all messages of a subscribed socket."""
     while True:
         try:
             netlink.recv(1 << 16)
         except BlockingIOError:
             return
-        except OSError:  # ENOBUFS: messages were lost; that something changed is all that matters
+        except OSError:  # ENOBUFS: messages were lost; only the fact of a change matters
             continue

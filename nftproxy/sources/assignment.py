@@ -1,4 +1,4 @@
-"""ClusterIPs for Services that have none, as an API server gives them out. Pure; the same Services get the same addresses."""
+"""ClusterIPs for Services without one, as an API server assigns them. Pure; the same Services get the same addresses."""
 
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address, ip_network
@@ -14,7 +14,7 @@ DEFAULTS: Final = {Family.IPv4: "10.96.0.0/12", Family.IPv6: "fd00:96::/112"}
 
 
 def assign(services: Iterable[Service], cidrs: Iterable[ServiceCIDR], families: Iterable[Family]) -> list[Service]:
-    """Return the Services, with a ClusterIP of each of their families; the first of `families` for those that name none."""
+    """Return the Services, with a ClusterIP of each of their families; `families` has the default first."""
     services = list(services)
     taken = {text for each in services for text in (each.spec.cluster_ip, *(each.spec.cluster_ips or ())) if text}
     primary = next(iter(families))
@@ -38,7 +38,7 @@ def _family(cidr: str) -> Family:
 
 
 def _free(cidr: str, taken: set[str]) -> Iterator[str]:
-    """Yield the addresses of a network that no Service has, without its first and last, the former of IPv6 being the routers'."""
+    """Yield the free addresses of a network, without its first and last; the first of IPv6 is the routers'."""
     network = ip_network(cidr.strip(), strict=False)
     used = {ip_address(text) for text in taken if text != "None"}
     return (str(address) for address in network.hosts() if address not in used)

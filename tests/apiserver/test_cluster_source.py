@@ -74,7 +74,7 @@ class Counter:
 
 
 class Running:
-    """A source at work as system:kube-proxy, with just the permissions of contract 10.2."""
+    """A source at work as system:kube-proxy, with the permissions of system:node-proxier alone (contract 10.2)."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.store = Store(list(Family))

@@ -233,7 +233,7 @@ def test_stop_is_prompt(server: FakeApiServer, moment: str) -> None:
 
 
 def test_an_unchanged_list_changes_nothing(server: FakeApiServer, running: Running) -> None:
-    """Contract 1.1.9: what is listed again as it was leaves no service to look at."""
+    """An object that is listed again unchanged makes no Service dirty (contract 1.1.9)."""
     running.until(lambda: running.changes)
     before = len(running.synced.reports)
     for resource in ("services", "endpointslices"):

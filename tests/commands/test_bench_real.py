@@ -158,7 +158,7 @@ def test_an_api_server_that_does_not_get_ready(tmp_path: Path, monkeypatch: pyte
     with bench(*options, "--output", tmp_path / "out") as process:
         _, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
-    assert "etcd of KUBEBUILDER_ASSETS does not get ready" in complaints
+    assert "etcd of KUBEBUILDER_ASSETS does not become ready" in complaints
     assert "out of order" in complaints
     assert {row["mode"] for row in read(tmp_path / "out/samples.csv")} == {"nftproxy"}
 

@@ -246,7 +246,7 @@ def test_a_full_disk() -> None:
         done = subprocess.run([*NFTPROXY, *RENDER], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
-    assert errors == ["error: what was written is not complete: No space left on device"]
+    assert errors == ["error: the output is incomplete: No space left on device"]
 
 
 def test_colour_is_for_terminals() -> None:

@@ -39,7 +39,7 @@ def test_the_walk(name: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     titles = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
     for number, word in enumerate(
-        ("ClusterIP", "NodePort", "Cluster", "Local", "node2", "affinity", "An endpoint goes", "No endpoints"), 1
+        ("ClusterIP", "NodePort", "Cluster", "Local", "node2", "affinity", "An endpoint is removed", "No endpoints"), 1
     ):
         assert titles[number - 1].startswith(f"{number}  ")
         assert word in titles[number - 1]

@@ -480,9 +480,9 @@ def test_down_without_the_file_and_with_a_namespace_never_mounted(name: str) -> 
     Lab(name, nodes=1, pods=1, echo="background").up()
     state.release(name)
     (namespace.DIRECTORY / f"{name}.pod9-9").touch()
-    with pytest.raises(NftproxyError, match="in pieces"):
+    with pytest.raises(NftproxyError, match="incomplete"):
         Lab(name).up()
-    with pytest.raises(NftproxyError, match="in pieces"):
+    with pytest.raises(NftproxyError, match="incomplete"):
         Lab.attach(name)
     assert tear_down(name)
     assert left_of(name) == []
@@ -536,7 +536,7 @@ def test_commands(name: str) -> None:
     answer = lab.connect("client", lab.pods[1].addresses[Family.IPv6], 9376)
     assert isinstance(answer, Answer)
     assert answer.name == "pod2-1"
-    with pytest.raises(NftproxyError, match="take no orders"):
+    with pytest.raises(NftproxyError, match="accept no commands"):
         lab.listen("pod1-1", [1])
 
     status = json.loads(_invoke("status", "--name", name, "--output", "json"))
@@ -569,7 +569,7 @@ def test_exec(name: str) -> None:
         assert "eth0" in result.stdout.split()
         assert "10.244.1.2/24" in result.stdout
         for argv, message, hint in (
-            (["nobody", "--", "true"], "nothing in lab .* is called 'nobody'", "known: node1, pod1-1, client"),
+            (["nobody", "--", "true"], "nothing in lab .* has the name 'nobody'", "known: node1, pod1-1, client"),
             (["node1", "--", "no-such-program"], "no program 'no-such-program'", "places share"),
         ):
             with pytest.raises(NftproxyError, match=message) as caught:

@@ -121,7 +121,7 @@ def test_what_broke_stays_as_it_was_and_the_rest_goes_on(running: Run, folder: P
         assert first_endpoint(reader) == ("10.244.1.2", 8080)
         write(folder / "web.yaml", service(), endpoints("10.244.1.9"))
         running.until(lambda: first_endpoint(reader) == ("10.244.1.9", 8080))
-    assert running.logged("problems that are gone: 1; left: 0")
+    assert running.logged("manifests: 1 problems solved, 0 left")
 
 
 def test_a_file_that_is_half_written_takes_nothing_away(folder: Path) -> None:

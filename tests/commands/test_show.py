@@ -258,7 +258,7 @@ def test_a_terminal_gets_no_less(world: World) -> None:
         ("web", "did you mean default/web?"),
         ("default/wep", "did you mean default/web"),
         ("default/web:https", "did you mean default/web:http"),
-        ("kube-system/dns", "nftproxy show lists all there is"),
+        ("kube-system/dns", "nftproxy show lists all services"),
     ],
 )
 def test_an_unknown_name_is_answered_with_those_like_it(world: World, name: str, hint: str) -> None:
@@ -274,7 +274,8 @@ def test_without_a_table() -> None:
         done = nftproxy("show", where=where)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: there is no table inet nftproxy here, so nothing is programmed\nhint: nftproxy run makes it; in a lab: nftproxy lab demo\n"
+        "error: there is no table inet nftproxy here, so no service is programmed\n"
+        "hint: nftproxy run makes it; in a lab: nftproxy lab demo\n"
     )
 
 

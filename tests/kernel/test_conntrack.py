@@ -218,7 +218,7 @@ ANSWERS = [*ASKED, GOOD, BAD, GOOD._replace(port=53)]
 
 
 def as_defined(entry: Entry, expected: Expected) -> bool:
-    """Contract 6.2.3 and the definition in `udpflows`, word by word."""
+    """Whether an entry is stale by the definition in `udpflows`, word by word (contract 6.2.3)."""
     for frontend, endpoints in expected.items():
         meant = entry.asked.port == frontend.port and entry.asked.address == (frontend.address or NODE)
         if meant and entry.protocol == UDP:

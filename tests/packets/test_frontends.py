@@ -45,7 +45,10 @@ def web(world: World) -> Web:
 
 
 def expected_source(world: World, where: str, kind: Kind, answer: Answer, wire: Wire) -> str:
-    """Contract 4.1 with a CIDR detector and eTP Cluster; all these sources enter at node1 but pod2-2."""
+    """Return the source that the endpoint sees with a CIDR detector and eTP Cluster (contract 4.1).
+
+    All these sources enter at node1 but pod2-2.
+    """
     entry = "node2" if where == "pod2-2" and kind != "nodeport" else "node1"
     hairpin = where == answer.name
     if hairpin or kind in EXTERNAL or not where.startswith("pod"):

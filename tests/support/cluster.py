@@ -87,7 +87,7 @@ class Cluster:
         return f"https://127.0.0.1:{self._port}"
 
     def kubeconfig(self, user: str = "admin") -> Path:
-        """Return a kubeconfig of `admin`, who may do everything, or `system:kube-proxy`, who may do what contract 10.2 says."""
+        """Return a kubeconfig of `admin`, who may do everything, or `system:kube-proxy`, a node-proxier (contract 10.2)."""
         path = self._folder / f"{user.replace(':', '-')}.kubeconfig"
         mine = self._admin if user == "admin" else self._proxy
         document = {

@@ -1,12 +1,15 @@
 """What must become of a packet: the judge of the packet tests, written from the contract alone.
 
-An `Oracle` knows one state of the cluster as one node sees it and says of any new connection what has to happen on that node:
-reach one of these endpoints with this source address, be refused, be dropped, or be left alone. It is a pure function of its
-arguments and follows contract Appendix B step by step. It shares no code with the way from Services to the table, parses
-addresses with another library, and is naive on purpose: no look-ups that could be wrong in the same way.
+An `Oracle` knows one state of the cluster as one node sees it and says of any new connection what
+has to happen on that node: reach one of these endpoints with this source address, be refused, be
+dropped, or be left alone. It is a pure function of its arguments and follows the life of a
+connection step by step (contract Appendix B). It shares no code with the way from Services to the
+table, parses addresses with another library, and is naive on purpose: no look-ups that could be
+wrong in the same way.
 
-Where the contract leaves open which of two contradicting entries of an endpoint counts (3.2.2), there are several right answers:
-`oracles` returns one Oracle for each reading, and a kernel is right if it agrees with one of them.
+Where the contract leaves open which of two contradicting entries of an endpoint counts (3.2.2),
+there are several right answers: `oracles` returns one Oracle for each reading, and a kernel is
+right if it agrees with one of them.
 """
 
 import enum
@@ -166,17 +169,17 @@ class _ServicePort:
 
     @property
     def lists(self) -> Mapping[Which, tuple[_Entry, ...]]:
-        """Contract 3.4."""
+        """Return the cluster list and the local list (contract 3.4)."""
         return {"cluster": self.cluster_list, "local": self.local_list}
 
     @property
     def internal_list(self) -> Which:
-        """Contract 2.3.5."""
+        """Return the list for ClusterIP traffic (contract 2.3.5)."""
         return "local" if self.internal_local else "cluster"
 
     @property
     def usable(self) -> frozenset[_Entry]:
-        """Contract 3.4.8."""
+        """Return the endpoints that this node reaches: both lists (contract 3.4.8)."""
         return frozenset(self.cluster_list + self.local_list)
 
 
@@ -215,7 +218,8 @@ class Oracle:
         self._ports = [
             port for service in cluster.services for port in _service_ports(service, cluster.slices, host, family, choice)
         ]
-        # 2.2.3: the ClusterIP of a service is its own; an external address has the oldest claimant, by name within one second.
+        # 2.2.3: the ClusterIP of a service is its own; an external address has the oldest claimant,
+        # by name within one second.
         self._ports.sort(key=lambda port: port.age)
         self._cidrs = [n for c in cluster.cidrs for t in c.spec.cidrs or () if (n := _network(t)) and _is(n, family)]  # 1.5.1
         self._cluster_ips = frozenset(port.cluster_ip for port in self._ports)  # with endpoints or without (2.5.6)
@@ -234,8 +238,8 @@ class Oracle:
     def judge(self, packet: Packet) -> frozenset[Verdict]:
         """Return what may become of a new connection here (Appendix B): one thing.
 
-        Two, where an address of the node is the external IP of one service and accepts the NodePort of another: the
-        contract does not say whose connection that is (2.2.3).
+        Two, where an address of the node is the external IP of one service and accepts the NodePort
+        of another: the contract does not say whose connection that is (2.2.3).
         """
         to = ip_address(packet.destination)
         frontend, node_port = self._frontend(to, packet), self._node_port(to, packet)
@@ -463,7 +467,7 @@ def _merged(name: PortName, told: Iterable[_Entry], choice: Choice) -> list[_Ent
 
 
 def _cluster_list(entries: list[_Entry], host: Host) -> tuple[_Entry, ...]:
-    """Contract 3.3, 3.4.1, 3.4.2."""
+    """Return the cluster list: hints first, then the terminating ones (contract 3.3, 3.4.1, 3.4.2)."""
     ready, node = [entry for entry in entries if entry.ready], host.settings.node_name
     if all(entry.nodes for entry in ready) and any(node in entry.nodes for entry in ready):
         return tuple(entry for entry in ready if node in entry.nodes)

@@ -98,7 +98,7 @@ WRONG: dict[str, tuple[Object, list[str]]] = {
         service_cidr("x", "10.96.0.0/12", "10.96.0.0"),
         ["spec.cidrs[1]: '10.96.0.0' is not a CIDR such as 10.0.0.0/8 or fd00::/64"],
     ),
-    "everything is a service": (service_cidr("x", "0.0.0.0/0"), ["spec.cidrs[0]: 0.0.0.0/0 is every address there is"]),
+    "everything is a service": (service_cidr("x", "0.0.0.0/0"), ["spec.cidrs[0]: 0.0.0.0/0 has all addresses"]),
     "pod CIDR": (
         node(pod_cidrs=["10.244.1/24"]),
         ["spec.podCIDRs[0]: '10.244.1/24' is not a CIDR such as 10.0.0.0/8 or fd00::/64"],

@@ -1,17 +1,23 @@
+import ast
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner
+from loguru import logger
 
+from nftproxy import log
 from nftproxy.configuration import config, effective, flags, validation
 from nftproxy.configuration.config import KubeProxyConfiguration
 from nftproxy.configuration.duration import MILLISECOND, MINUTE, SECOND
 from nftproxy.errors import ConfigError
+from tests.support.paths import ROOT
 
 FILE = f"""
 apiVersion: {config.API_VERSION}
@@ -191,6 +197,52 @@ def test_defaults_told_in_help_are_those_of_the_configuration() -> None:
     assert told == {flag.name: spelled(field(built, flag.field)) for flag in flags.FLAGS if flag.name in told}
 
 
+CARRIERS = {"config", "configfile", "duration", "effective", "featuregates", "flags", "gotypes", "validation"}
+"""Modules of `configuration` that read, check and print fields, and do nothing else with them."""
+ELSEWHERE = {"proxy-mode": "validation refuses all modes but one, which is its effect"}
+
+
+@cache
+def fields_read() -> set[str]:
+    """The names of attributes that the program reads, other than to carry the configuration."""
+    return {
+        node.attr
+        for path in (ROOT / "nftproxy").rglob("*.py")
+        if not (path.parent.name == "configuration" and path.stem in CARRIERS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+
+
+def attribute(path: str) -> str:
+    """The name in Python of the field that the configuration file calls by this path."""
+    section, names = KubeProxyConfiguration, path.split(".")
+    for name in names:
+        found = next(each for each in msgspec.structs.fields(section) if each.encode_name == name)
+        section = found.type
+    return found.name
+
+
+@pytest.mark.parametrize("flag", [*flags.FLAGS, flags._OURS], ids=lambda flag: flag.name)
+def test_a_flag_has_an_effect_or_its_help_denies_it(flag: flags.Flag) -> None:
+    if flag.help.startswith("Accepted without effect") or flag.name in ELSEWHERE:
+        return
+    if flag.field:
+        assert attribute(flag.field) in fields_read()
+    else:
+        source = "".join(path.read_text() for path in (ROOT / "nftproxy").rglob("*.py") if path.name != "flags.py")
+        assert f'"{flag.parameter}"' in source
+
+
+def test_verbosity_does_what_its_help_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "; 4 and more add lines for debugging." in next(flag.help for flag in flags.FLAGS if flag.name == "v")
+    for verbosity, added in ((0, False), (3, False), (4, True), (9, True)):
+        log.start(verbosity=verbosity)
+        logger.debug("a line for debugging")
+        assert ("a line for debugging" in capsys.readouterr().err) is added
+    logger.remove()
+
+
 SPELLINGS: dict[str, tuple[list[str], dict[str, object]]] = {
     "underscores": (["--masquerade_all", "--cluster_cidr=10.0.0.0/8"], {"masquerade_all": True, "cluster_cidr": "10.0.0.0/8"}),
     "a value in the next word": (["--cluster-cidr", "10.0.0.0/8"], {"cluster_cidr": "10.0.0.0/8"}),
@@ -366,7 +418,7 @@ def test_version_and_help_print_and_exit_0() -> None:
 
 
 def test_help_says_which_source_wins() -> None:
-    assert "win over what it says" in " ".join(output(flags.node_options, "--help").split())
+    assert "Flags win over the file" in " ".join(output(flags.node_options, "--help").split())
     assert "are then ignored" in " ".join(output(flags.kube_proxy_options, "--help").split())
 
 

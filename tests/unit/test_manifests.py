@@ -259,14 +259,14 @@ def test_what_broke_keeps_its_last_good_version(tmp_path: Path) -> None:
     path.write_text(text(changed(WEB, "spec.ports.0.port", 0), changed(SLICE, "endpoints.0.addresses.0", "10.244.1.3")))
     found = manifests.scan()
     assert found.news == [
-        f"{path}: document 1: Service default/web: spec.ports[0].port: expected `int` >= 1; the version before stays in use"
+        f"{path}: document 1: Service default/web: spec.ports[0].port: expected `int` >= 1; its last good version stays in use"
     ]
     assert found.objects[Service][0].spec.ports[0].port == 80  # type: ignore[union-attr, index]
     assert found.objects[EndpointSlice][0].endpoints[0].addresses == ("10.244.1.3",)  # type: ignore[union-attr, index]
 
     path.write_text("not: [yaml")
     found = manifests.scan()
-    assert [line.endswith("; what was read from it before stays in use") for line in found.news] == [True]
+    assert [line.endswith("; its last good content stays in use") for line in found.news] == [True]
     assert (names(found), names(found, EndpointSlice)) == (["web"], ["web-1"])
 
     path.write_text(text(WEB))
@@ -303,7 +303,7 @@ def test_a_folder_that_goes_away_takes_nothing_with_it(tmp_path: Path, outage: C
     assert names(found) == ["web"]
     (problem,) = found.problems
     assert problem.startswith(f"{folder}: ")
-    assert problem.endswith("what was read from it before stays in use")
+    assert problem.endswith("its last good content stays in use")
 
 
 def test_a_file_in_a_folder_that_is_deleted_takes_its_objects_along(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_a_link_that_leads_nowhere_takes_nothing_with_it(tmp_path: Path, folder:
     found = manifests.scan()
     assert (names(found), found.problems) == (
         ["web"],
-        [f"{link}: No such file or directory; what was read from it before stays in use"],
+        [f"{link}: No such file or directory; its last good content stays in use"],
     )
 
 

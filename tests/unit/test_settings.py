@@ -205,9 +205,9 @@ def test_accepted_nodeport_addresses() -> None:
     assert accepted_nodeport_addresses(wanted, [parse_address(text) for text in texts]) == (
         {IPv4: (Address(IPv4, "10.0.0.5"), Address(IPv4, "10.0.0.7")), IPv6: (Address(IPv6, "fd00::5"),)},
         [
-            "nodePortAddresses: 127.0.0.1 is a loopback address; NodePorts never work there (contract 2.6.7)",
-            "nodePortAddresses: 127.1.2.3 is a loopback address; NodePorts never work there (contract 2.6.7)",
-            "nodePortAddresses: ::1 is a loopback address; NodePorts never work there (contract 2.6.7)",
+            "nodePortAddresses: 127.0.0.1 is a loopback address; NodePorts never work there",
+            "nodePortAddresses: 127.1.2.3 is a loopback address; NodePorts never work there",
+            "nodePortAddresses: ::1 is a loopback address; NodePorts never work there",
         ],
     )
 
@@ -279,7 +279,7 @@ def test_interface_detectors_as_nft_takes_them(detector: BridgeInterface | Inter
 def test_no_cluster_cidr_is_warned_of() -> None:
     derived, warnings = derive({}, V4)
     assert derived.detector is None
-    assert warnings == ["clusterCIDR: not set, so no packet counts as coming from a local pod (contract 4.2.3)"]
+    assert warnings == ["clusterCIDR: not set, so no packet counts as sent by a local pod"]
 
 
 @pytest.mark.contract("4.2.4", "4.2.2")
@@ -295,7 +295,7 @@ FATAL: dict[str, tuple[str, config.Sparse, tuple[str, ...], frozenset[Family], l
         {"clusterCIDR": "fd01::/64"},
         (),
         ONLY4,
-        ["clusterCIDR: has no IPv4 network, the only family served (contract 4.2.4)"],
+        ["clusterCIDR: has no IPv4 network, the only family served"],
     ),
     "podCIDRs of the other family in dual-stack": (
         "4.2.4",

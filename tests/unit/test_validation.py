@@ -115,7 +115,7 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
     "unknown detector": (
         "8.3.9",
         {"detectLocalMode": "Guess"},
-        ["detectLocalMode: 'Guess' is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"],
+        ["detectLocalMode: 'Guess' is not one of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"],
     ),
     "no bridge": (
         "8.3.9",

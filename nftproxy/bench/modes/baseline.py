@@ -1,4 +1,4 @@
-"""What the baselines share: they render each service once, remember that, and then write what a sync of theirs writes."""
+"""Common to the baselines: render each service once, remember that, then write what their sync writes."""
 
 import abc
 import shutil
@@ -23,7 +23,7 @@ class Baseline(Mode, Generic[Rendered]):
         self.prepare()
 
     def prepare(self) -> None:
-        """Remember nothing; writes nothing to the kernel."""
+        """Start empty, without writing to the kernel."""
         self.programs = Programs(self.place.namespace)
         self.rendered: dict[ObjectName, Rendered] = {}
 
@@ -34,15 +34,15 @@ class Baseline(Mode, Generic[Rendered]):
 
     @abc.abstractmethod
     def render(self, ports: Sequence[ServedPort]) -> Rendered:
-        """Return what a service is in this mode; pure."""
+        """Render a service in this mode; pure."""
 
     @abc.abstractmethod
     def full(self) -> None:
-        """Bring the kernel in step with all that is rendered, as the first sync of a process does."""
+        """Bring the kernel in step with all rendered services, as the first sync of a process does."""
 
     @abc.abstractmethod
     def partial(self, put: Sequence[ObjectName], gone: dict[ObjectName, Rendered]) -> None:
-        """Bring the kernel in step after some services were put; `gone` is what those and deleted ones were before."""
+        """Bring the kernel in step after changes; `gone` are the previous renderings of changed and deleted services."""
 
     def start(self, load: Sequence[Load]) -> Work:
         """Render everything and write it."""
@@ -54,7 +54,7 @@ class Baseline(Mode, Generic[Rendered]):
         return self.programs.measured(work)
 
     def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:
-        """Render what changed and write what the mode writes then."""
+        """Render the changes and write what the mode writes then."""
 
         def work() -> None:
             names = [each.name for each in put]

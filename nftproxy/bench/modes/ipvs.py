@@ -1,8 +1,9 @@
 """kube-proxy's ipvs mode: what its syncs write, over `ipvs_rules`.
 
-The original speaks netlink to IPVS; here `ipvsadm -R` does, with the same virtual and real servers. Every sync lists the virtual
-servers, writes what differs, and gives iptables-restore its constant rules again. Where the kernel has no ip_vs, or no dummy
-devices or ipsets, the mode is unavailable.
+The original uses netlink; here `ipvsadm -R` does, with the same virtual and real servers. Every
+sync lists the virtual servers, writes the differences, and repeats the constant rules with
+iptables-restore. Where the kernel has no ip_vs, or no dummy devices or ipsets, the mode is
+unavailable.
 
 Left out: ending real servers gracefully, health check node ports, source ranges.
 """
@@ -17,7 +18,8 @@ from nftproxy.bench.modes.uses import Uses
 from nftproxy.bench.modes.xtables import Xtables, restore
 from nftproxy.model import ObjectName
 
-# Netfilter has to see translated packets to masquerade them; connections must not stay with real servers that went.
+# Netfilter must see translated packets to masquerade them; connections must not stay with removed
+# real servers.
 _SYSCTLS = ("conntrack", "expire_nodest_conn", "expire_quiescent_template")
 
 
@@ -28,7 +30,7 @@ class Ipvs(Baseline[Rules]):
     needs = {"ipvsadm": "ipvsadm", "ipset": "ipset", "iptables-restore": "iptables"}  # noqa: RUF012
 
     def prepare(self) -> None:
-        """Remember nothing."""
+        """Start empty."""
         super().prepare()
         self.tables = Xtables(self.programs)
         self.pods = pod_network(self.place.settings)
@@ -37,7 +39,7 @@ class Ipvs(Baseline[Rules]):
         self.addresses: Uses[str] = Uses()
 
     def unavailable(self) -> str:
-        """Name what is missing: programs, or parts of the kernel, found by using them."""
+        """Name the missing programs, or parts of the kernel, found by using them."""
         if missing := super().unavailable():
             return missing
         probe = "nftproxy-probe"
@@ -52,11 +54,11 @@ class Ipvs(Baseline[Rules]):
         return ""
 
     def render(self, ports: Sequence[ServedPort]) -> Rules:
-        """Return what a service is."""
+        """Render a service."""
         return ipvs_rules.render(ports, self.nodes)
 
     def full(self) -> None:
-        """Make device, sets and rules; write what differs from what is there."""
+        """Make device, sets and rules; write the differences to the kernel."""
         self.programs.run("ip", "link", "add", DEVICE, "type", "dummy", may_fail=True)
         for switch in _SYSCTLS:
             self.programs.run("sysctl", "-qw", f"net.ipv4.vs.{switch}=1")
@@ -75,7 +77,7 @@ class Ipvs(Baseline[Rules]):
         self._rewrite()
 
     def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, Rules]) -> None:
-        """Write what differs."""
+        """Write the differences."""
         self._servers()
         changed = [self.rendered[name] for name in put]
         old = list(gone.values())
@@ -85,7 +87,7 @@ class Ipvs(Baseline[Rules]):
         self._rewrite()
 
     def stop(self) -> None:
-        """Remove rules, then what they name."""
+        """Remove rules, then the sets that they name."""
         self.tables.remove()
         for name in SETS:
             self.programs.run("ipset", "destroy", name, may_fail=True)
@@ -120,7 +122,7 @@ class Ipvs(Baseline[Rules]):
 
 
 def _changes(wanted: Servers, before: Servers) -> Iterator[str]:
-    """Yield what `ipvsadm -R` is told."""
+    """Yield the input of `ipvsadm -R`."""
     for server in before.keys() - wanted.keys():
         yield f"-D {server}"
     for server, (schedule, real) in wanted.items():

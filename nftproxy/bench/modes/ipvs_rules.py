@@ -1,6 +1,7 @@
 """A service in the words of kube-proxy's ipvs mode: virtual servers, elements of ipsets, addresses of kube-ipvs0. Pure.
 
-IPVS translates and balances; netfilter only decides what is masqueraded, by sets, so that the number of its rules is constant.
+IPVS translates and balances; netfilter only masquerades, by sets, so that the number of its rules
+is constant.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,11 +37,11 @@ _OPTIONS = {"tcp": "-t", "udp": "-u"}
 
 
 Servers = dict[str, tuple[str, tuple[str, ...]]]
-"""By virtual server: how it schedules, and its real servers; all in the words of `ipvsadm -S` and `-R`."""
+"""By virtual server: its scheduler and its real servers, in the words of `ipvsadm -S` and `-R`."""
 
 
 class Rules(NamedTuple):
-    """What a service is."""
+    """A service."""
 
     servers: Servers
     elements: frozenset[tuple[str, str]]  # set, element
@@ -48,7 +49,7 @@ class Rules(NamedTuple):
 
 
 def render(ports: Sequence[ServedPort], node_addresses: Sequence[str]) -> Rules:
-    """Return what a service is; `node_addresses` accept NodePorts."""
+    """Render a service; `node_addresses` accept NodePorts."""
     servers: Servers = {}
     elements: set[tuple[str, str]] = set()
     addresses: set[str] = set()

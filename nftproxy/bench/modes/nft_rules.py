@@ -20,7 +20,7 @@ _BASE = (  # contract 5.2
     ("nat-postrouting", "nat", "postrouting", 100),
 )
 _KEY = "ipv4_addr . inet_proto . inet_service"
-CONTAINERS = {  # contract 5.3, without nodeport-ips, which every full sync fills anew
+CONTAINERS = {  # contract 5.3, without nodeport-ips, which every full sync refills
     "cluster-ips": ("set", "type ipv4_addr", "Active ClusterIPs"),
     "service-ips": ("map", f"type {_KEY} : verdict", "ClusterIP, ExternalIP and LoadBalancer IP traffic"),
     "firewall-ips": ("map", f"type {_KEY} : verdict", "destinations that are subject to LoadBalancerSourceRanges"),
@@ -33,7 +33,7 @@ CONTAINERS = {  # contract 5.3, without nodeport-ips, which every full sync fill
     "service-nodeports": ("map", "type inet_proto . inet_service : verdict", "NodePort traffic"),
     "hairpin-connections": ("set", f"type ipv4_addr . {_KEY}", "service hairpin connections"),
 }
-_FILLED = {  # contract 5.4: chains with their rules, and who jumps to them; a chain stands before its first use
+_FILLED = {  # contract 5.4: chains with their rules, and the jumps to them; a chain stands before its first use
     "nodeport-endpoints-check": ("ct state new ", ("filter-input",)),
     "service-endpoints-check": ("ct state new ", ("filter-input", "filter-forward", "filter-output")),
     "firewall-check": ("ct state new ", ("filter-prerouting-pre-dnat", "filter-output-pre-dnat")),
@@ -54,7 +54,7 @@ class Element(NamedTuple):
 
     @property
     def place(self) -> tuple[str, str]:
-        """What there can be only one of."""
+        """Its unique key."""
         return self.container, self.key
 
     @property
@@ -71,7 +71,7 @@ class Element(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What a service is: elements, chains with their rules, and affinity sets with their timeouts in seconds."""
+    """A service: elements, chains with their rules, and affinity sets with their timeouts in seconds."""
 
     elements: tuple[Element, ...]
     chains: dict[str, tuple[str, ...]]
@@ -79,7 +79,7 @@ class Rules(NamedTuple):
 
 
 def render(ports: Sequence[ServedPort], pods: str) -> Rules:
-    """Return what a service is; `pods` is the network of local pods."""
+    """Render a service; `pods` is the network of local pods."""
     elements: list[Element] = []
     chains: dict[str, tuple[str, ...]] = {}
     sets: dict[str, int] = {}
@@ -92,7 +92,7 @@ def render(ports: Sequence[ServedPort], pods: str) -> Rules:
 
 
 def program(pods: str, node_addresses: Sequence[str], service_cidrs: Sequence[str]) -> Iterator[str]:
-    """Yield the commands that make everything but services: the beginning of a process's first full sync (contract 5.7.3)."""
+    """Yield the commands for everything except services: the start of a process's first full sync (contract 5.7.3)."""
     yield f'add table {TABLE} {{ comment "rules for kube-proxy" ; }}'
     for name, *_ in _BASE:
         yield f"add chain {TABLE} {name}"
@@ -228,7 +228,7 @@ class _Port:
 
 
 def _name(path: str) -> str:
-    """Return a name as of contract 5.6."""
+    """Return a name: the start of a digest, then the path, cut to 240 characters (contract 5.6)."""
     digest = base64.b32encode(hashlib.sha256(path.encode()).digest())[:8].decode()
     name = f"{digest}-{path}"
     return name if len(name) <= 240 else f"{name[:237]}..."

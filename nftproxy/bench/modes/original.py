@@ -1,11 +1,12 @@
-"""The real kube-proxy, given as a program, against an API server that has the objects: what the renderings are compared with.
+"""The real kube-proxy, a given program, with an API server that has the objects: the reference for the renderings.
 
-It is looked at from outside. What a sync takes is what kube-proxy's own metrics say of it: from objects known to rules in place, as in
-the other modes. What users wait for, from a request to the API server until then, is `Work.asked`. It may sync whenever there is
-something to do (minSyncPeriod 10 ms), as the other modes are not made to wait either, and serves IPv4 only, as they do.
+It is observed from outside. The time of a sync is that of kube-proxy's own metrics: from known
+objects to rules in place, as in the other modes. The time that users wait, from a request to the
+API server until then, is `Work.asked`. It may sync at once (minSyncPeriod 10 ms), because the other
+modes do not wait either, and serves IPv4 only, as they do.
 
-Objects are known by name. A change of a service with its slices is several events, and so several syncs, one after the other is waited
-for; `Work` is that of the service where it changed, else of its slices.
+Objects are known by name. A change of a service with its slices is several events, and so several
+syncs, each of which is awaited; `Work` is that of the service if it changed, else of its slices.
 """
 
 import abc
@@ -35,13 +36,13 @@ from nftproxy.lab import namespace
 from nftproxy.model import EndpointSlice, Service
 
 _PATIENCE: Final = 600.0  # seconds for one sync; 50 000 services need minutes
-_LOOK: Final = 0.02  # seconds between two looks at the metrics, at least; they tell times themselves
+_LOOK: Final = 0.02  # minimum of seconds between two readings of the metrics, which have the times
 _METRICS: Final = "http://127.0.0.1:10249/metrics"
 _METRIC: Final = re.compile(r'^kubeproxy_sync_proxy_rules_(\w+)(?:\{ip_family="IPv4"\})? (\S+)$', re.MULTILINE)
 
 
 class Program(msgspec.Struct, frozen=True):
-    """A kube-proxy: the file, the server it asks, and a folder for what it needs and says."""
+    """A kube-proxy: the program, its API server, and a folder for its files and output."""
 
     path: str
     access: Access
@@ -49,7 +50,7 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """What the metrics say: changes heard of, syncs and what they took together, when one was asked for last, and when one ended last."""
+    """The metrics: seen changes, syncs and their total time, the last request for one, and the end of the last one."""
 
     changes: int = 0
     syncs: int = 0
@@ -110,7 +111,7 @@ class Original(Mode):
                     stdout=log,
                     stderr=log,
                     env=self.environment(),
-                    start_new_session=True,  # Ctrl-C is for whoever measures, who then stops it
+                    start_new_session=True,  # Ctrl-C is for the bench, which then stops it
                 )
         seen = self._after(_Seen(), certain=True)
         return Work(programs=seen.seconds, asked=seen.ended - began)
@@ -175,9 +176,9 @@ class Original(Mode):
         return Work(programs=seen.seconds - before.seconds, asked=seen.ended - began) if seen.syncs > before.syncs else None
 
     def _after(self, before: _Seen, *, certain: bool = False) -> _Seen:
-        """Return what is seen when it has heard of a change, and done what was to be done about it: nothing, unless a sync is certain.
+        """Return the metrics when it has seen a change and synced it; a sync may be unnecessary, unless one is certain.
 
-        Looking costs the program time: it is done the rarer, the longer it takes.
+        Reading costs the program time, so the pauses grow with the wait.
         """
         began = time.monotonic()
         idle = False
@@ -188,12 +189,12 @@ class Original(Mode):
             done = seen.changes > before.changes and seen.queued <= seen.ended
             if done and (idle or seen.syncs > before.syncs):
                 return seen
-            idle = done and not certain  # seen again, it will not ask for a sync any more
+            idle = done and not certain  # unchanged, so it will not request a sync
             time.sleep(min(max(_LOOK, waited / 10), 1.0))
         raise NftproxyError(f"{self._program.path} did not sync within {_PATIENCE:g} s", hint=self._last_words())
 
     def _look(self) -> _Seen:
-        """Return what the metrics say now, nothing as long as nobody answers."""
+        """Return the current metrics, None without an answer."""
         text = ""
         with namespace.enter(self.place.namespace), contextlib.suppress(urllib3.exceptions.HTTPError):
             text = self._http.request("GET", _METRICS).data.decode()
@@ -211,7 +212,7 @@ class Original(Mode):
         return said[-1] if said else "it says nothing"
 
     def _end(self) -> None:
-        """End the program, also that of another process that measured in this namespace before."""
+        """End the program, also that of a previous process in this namespace."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -243,7 +244,7 @@ class OriginalIptables(Original):
         self._backend = backend
 
     def node_ports(self) -> list[str]:
-        """Return the default, which is every address, as in the rules that are rendered."""
+        """Return the default, every address, as in the rendered rules."""
         return []
 
     def environment(self) -> dict[str, str]:
@@ -268,7 +269,7 @@ def _document(item: Service | EndpointSlice) -> Document:
 
 
 def _given(value: Any) -> Any:
-    """Return a document without fields that nobody set: a label that is null would be there."""
+    """Return a document without unset fields: a null label would exist."""
     if isinstance(value, dict):
         return {key: _given(each) for key, each in value.items() if each is not None}
     return [_given(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""Running programs in a mode's namespace, and measuring them."""
+"""Run programs in a mode's namespace, and measure them."""
 
 import subprocess
 import time
@@ -11,14 +11,14 @@ from nftproxy.lab.namespace import enter
 
 
 class Programs:
-    """What runs programs in one namespace and adds up what they took."""
+    """Runs programs in one namespace and adds up their times."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._spent = Work()
 
     def run(self, *argv: str, given: str = "", may_fail: bool = False) -> str | None:
-        """Run a program to its end and return its output; None if it failed and may, else that is an NftproxyError."""
+        """Run a program to its end and return its output; a failure is None if it may fail, else an NftproxyError."""
         began = time.perf_counter()
         with enter(self._namespace):
             process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -38,7 +38,7 @@ class Programs:
         self._spent = replace(spent, programs=spent.programs + seconds, commands=spent.commands + 1, sent=spent.sent + sent)
 
     def measured(self, action: Callable[[], None]) -> Work:
-        """Do something and return what it took."""
+        """Call a function and return its cost."""
         self._spent = Work()
         began = time.perf_counter()
         action()

@@ -1,4 +1,4 @@
-"""Chains that start with KUBE- in the tables of iptables: making, writing and removing them."""
+"""Chains that start with KUBE- in the tables of iptables: make, write and remove them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ _TABLES = ("filter", "nat", "mangle")
 
 
 class Jump(NamedTuple):
-    """A jump from a chain of the kernel's to one of ours, put in front of what is there."""
+    """A jump from a built-in chain to one of ours, inserted as its first rule."""
 
     table: str
     source: str
@@ -26,11 +26,11 @@ class Xtables:
         self._program = program
 
     def chain(self, table: str, name: str) -> None:
-        """Make a chain unless it is there."""
+        """Make a chain unless it exists."""
         self._run("-N", name, "-t", table)
 
     def ensure(self, jumps: Iterable[Jump]) -> None:
-        """Make sure of jumps one by one, two or three programs each, as all modes of kube-proxy on iptables do."""
+        """Ensure jumps one by one, with two or three programs each, as all modes of kube-proxy on iptables do."""
         for jump in jumps:
             self.chain(jump.table, jump.target)
             comment = ("-m", "comment", "--comment", jump.comment) if jump.comment else ()
@@ -71,7 +71,7 @@ def restore(
 ) -> str:
     """Return the input of iptables-restore for one table.
 
-    Chains that are made, or emptied if they are there; rules that are appended and removed; chains that are deleted.
+    Chains to make or empty; rules to append and remove; chains to delete.
     """
     lines = [f"*{table}"]
     lines += [f":{chain} - [0:0]" for chain in declared]

@@ -1,4 +1,4 @@
-"""The proxy's own health server (contract 7.1): what kubelet and load balancers of the node ask."""
+"""The proxy's own health server, for kubelet and load balancers (contract 7.1)."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ NOT_FOUND = Answer(
 
 
 def health_server(health: ProxyHealth, node: Callable[[], Node | None], metrics: Metrics, limits: Limits | None = None) -> Server:
-    """Return the server; `node` gives the Node object as last seen."""
+    """Return the server; `node` returns the last known Node object."""
 
     async def respond(request: web.BaseRequest) -> Answer:
         match request.path:

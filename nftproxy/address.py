@@ -62,11 +62,15 @@ def parse_address(text: str) -> Address:
     try:
         if ":" not in text:
             canonical = socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text))
-            return Address(Family.IPv4, text if text == canonical else canonical)  # one text in memory, not two
+            return Address(
+                Family.IPv4, text if text == canonical else canonical
+            )  # one text in memory, not two
         packed = socket.inet_pton(socket.AF_INET6, _without_zeros(text))
     except (OSError, ValueError):
         octets = text.split(".")
-        if len(octets) == 4 and all(o.isascii() and o.isdigit() and len(o) <= 4 and int(o) <= 255 for o in octets):
+        if len(octets) == 4 and all(
+            o.isascii() and o.isdigit() and len(o) <= 4 and int(o) <= 255 for o in octets
+        ):
             return Address(Family.IPv4, ".".join(str(int(o)) for o in octets))
         raise AddressError(f"{text[:80]!r} is not an IP address") from None
     if packed.startswith(_MAPPED):
@@ -99,7 +103,10 @@ def mask(address: Address, length: int) -> Address:
     packed = int.from_bytes(socket.inet_pton(_AF[family], text))
     spare = family.bits - length
     cleared = (packed >> spare << spare).to_bytes(family.bits // 8)
-    return Address(family, socket.inet_ntop(_AF[family], cleared) if family is Family.IPv4 else _ipv6_text(cleared))
+    return Address(
+        family,
+        socket.inet_ntop(_AF[family], cleared) if family is Family.IPv4 else _ipv6_text(cleared),
+    )
 
 
 def pack(text: str) -> bytes:
@@ -119,7 +126,9 @@ def collapse(networks: list[Network]) -> list[Network]:
 def between(start: int, end: int, family: Family) -> list[Network]:
     """Return the networks with the addresses from number `start` up to, not including, number `end`."""
     kind = ipaddress.IPv4Address if family is Family.IPv4 else ipaddress.IPv6Address
-    return [parse_network(str(n)) for n in ipaddress.summarize_address_range(kind(start), kind(end - 1))]
+    return [
+        parse_network(str(n)) for n in ipaddress.summarize_address_range(kind(start), kind(end - 1))
+    ]
 
 
 def _ipv6_text(packed: bytes) -> str:

@@ -21,17 +21,35 @@ from nftproxy.errors import ConfigError, NftproxyError
 
 # Name -> its module and function, and its sentence in the list of commands.
 _COMMANDS = {
-    "run": ("nftproxy.commands.run:run", "Keep this node's table in step with manifests, until stopped."),
+    "run": (
+        "nftproxy.commands.run:run",
+        "Keep this node's table in step with manifests, until stopped.",
+    ),
     "kube-proxy": (
         "nftproxy.commands.kube_proxy:kube_proxy",
         "Replace kube-proxy in a cluster; accepts its flags and its file.",
     ),
-    "render": ("nftproxy.commands.render:render", "Print the whole table, as nft syntax or JSON; needs no root."),
-    "diff": ("nftproxy.commands.diff:diff", "Show what a sync would change in this machine's table."),
-    "show": ("nftproxy.commands.show:show", "Show the Services in the table, read from the kernel."),
+    "render": (
+        "nftproxy.commands.render:render",
+        "Print the whole table, as nft syntax or JSON; needs no root.",
+    ),
+    "diff": (
+        "nftproxy.commands.diff:diff",
+        "Show what a sync would change in this machine's table.",
+    ),
+    "show": (
+        "nftproxy.commands.show:show",
+        "Show the Services in the table, read from the kernel.",
+    ),
     "cleanup": ("nftproxy.commands.cleanup:cleanup", "Remove our table from this machine."),
-    "bench": ("nftproxy.bench.cli:bench", "Measure what Services cost on this machine, and compare ways to proxy them."),
-    "lab": ("nftproxy.lab.cli:lab", "Build a throw-away cluster out of network namespaces, for experiments."),
+    "bench": (
+        "nftproxy.bench.cli:bench",
+        "Measure what Services cost on this machine, and compare ways to proxy them.",
+    ),
+    "lab": (
+        "nftproxy.lab.cli:lab",
+        "Build a throw-away cluster out of network namespaces, for experiments.",
+    ),
 }
 
 
@@ -50,14 +68,18 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command; the error for an unknown one suggests similar ones."""
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and name not in _COMMANDS:
             close = difflib.get_close_matches(name, _COMMANDS)
             raise NftproxyError(
                 f"there is no command {name!r}",
-                hint=f"did you mean {' or '.join(close)}?" if close else "nftproxy --help lists them",
+                hint=f"did you mean {' or '.join(close)}?"
+                if close
+                else "nftproxy --help lists them",
             )
         return super().resolve_command(ctx, args)
 
@@ -71,7 +93,11 @@ class Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete names without importing the commands."""
-        found = [CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)]
+        found = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -38,7 +38,10 @@ def _rich(header: Sequence[str], rows: Rows, indent: int) -> None:
 def _plain(header: Sequence[str], rows: Rows, indent: int) -> None:
     widths = _widths(header, rows)
     for row in (header, *rows):
-        click.echo(" " * indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        click.echo(
+            " " * indent
+            + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
 
 
 def _widths(header: Sequence[str], rows: Rows) -> list[int]:

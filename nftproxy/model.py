@@ -53,7 +53,9 @@ PortName = Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0
 class Labels(Wire, frozen=True, rename=None):
     """The labels that have an effect here (contract 1.1.1, 1.1.2, 1.4.1, 3.1.1)."""
 
-    proxy_name: str | None = msgspec.field(default=None, name="service.kubernetes.io/service-proxy-name")
+    proxy_name: str | None = msgspec.field(
+        default=None, name="service.kubernetes.io/service-proxy-name"
+    )
     headless: str | None = msgspec.field(default=None, name="service.kubernetes.io/headless")
     service_name: str | None = msgspec.field(default=None, name="kubernetes.io/service-name")
     zone: str | None = msgspec.field(default=None, name="topology.kubernetes.io/zone")
@@ -62,7 +64,9 @@ class Labels(Wire, frozen=True, rename=None):
 class Annotations(Wire, frozen=True, rename=None):
     """The one annotation that is read (contract 7.4.16)."""
 
-    trigger_time: str | None = msgspec.field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
+    trigger_time: str | None = msgspec.field(
+        default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
+    )
 
 
 class Meta(Wire, frozen=True):
@@ -201,7 +205,11 @@ class EndpointSlice(Wire, frozen=True):
     def service(self) -> ObjectName | None:
         """The Service this slice belongs to; None without the label (contract 3.1.1)."""
         labels = self.metadata.labels
-        return ObjectName(self.metadata.namespace, labels.service_name) if labels and labels.service_name else None
+        return (
+            ObjectName(self.metadata.namespace, labels.service_name)
+            if labels and labels.service_name
+            else None
+        )
 
 
 class NodeSpec(Wire, frozen=True):

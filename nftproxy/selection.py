@@ -24,7 +24,11 @@ class Endpoint(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
 
 
 class Locality(NamedTuple):
@@ -74,7 +78,9 @@ class Backend(NamedTuple):
 Notes = list[str]
 
 
-def view(service: Service, family: Family, notes: Notes, *, external_ips: bool = True) -> View | None:
+def view(
+    service: Service, family: Family, notes: Notes, *, external_ips: bool = True
+) -> View | None:
     """Return a Service as `family` sees it; None if it does not exist there (contract 2.1.1 to 2.1.3).
 
     `external_ips`: the feature gate AllowServiceExternalIPs.
@@ -93,7 +99,9 @@ def view(service: Service, family: Family, notes: Notes, *, external_ips: bool =
     seconds = (config and config.timeout_seconds) or DEFAULT_AFFINITY_SECONDS
     return View(
         cluster_ip=cluster_ip,
-        external_ips=_addresses(spec.external_ips or (), family, "spec.externalIPs", notes) if external_ips else (),
+        external_ips=_addresses(spec.external_ips or (), family, "spec.externalIPs", notes)
+        if external_ips
+        else (),
         vips=_addresses(vips, family, "status.loadBalancer.ingress", notes),
         ranges=_ranges(spec.load_balancer_source_ranges or (), family, notes),
         internal_local=spec.internal_traffic_policy == "Local",
@@ -102,7 +110,14 @@ def view(service: Service, family: Family, notes: Notes, *, external_ips: bool =
     )
 
 
-def lists(seen: View, port: ServicePort, slices: Iterable[EndpointSlice], family: Family, here: Locality, notes: Notes) -> Lists:
+def lists(
+    seen: View,
+    port: ServicePort,
+    slices: Iterable[EndpointSlice],
+    family: Family,
+    here: Locality,
+    notes: Notes,
+) -> Lists:
     """Return the endpoint lists of one service port."""
     external = seen.externally_accessible(port)
     uses_cluster = external or not seen.internal_local
@@ -125,20 +140,28 @@ def lists(seen: View, port: ServicePort, slices: Iterable[EndpointSlice], family
     )
 
 
-def local_ready(service: Service, slices: Iterable[EndpointSlice], family: Family, node: str) -> frozenset[str]:
+def local_ready(
+    service: Service, slices: Iterable[EndpointSlice], family: Family, node: str
+) -> frozenset[str]:
     """Return the addresses of a Service's ready endpoints on this node, over all its ports (contract 3.5.1)."""
     slices = tuple(slices)
-    backends = (b for port in service.spec.ports or () for b in _merge(slices, port, family, node, []))
+    backends = (
+        b for port in service.spec.ports or () for b in _merge(slices, port, family, node, [])
+    )
     return frozenset(b.endpoint.address for b in backends if b.ready and b.is_local)
 
 
-def serving(slices: Iterable[EndpointSlice], port: ServicePort, family: Family) -> tuple[Endpoint, ...]:
+def serving(
+    slices: Iterable[EndpointSlice], port: ServicePort, family: Family
+) -> tuple[Endpoint, ...]:
     """Return the endpoints that a UDP flow may keep: all that serve, regardless of policies and hints (contract 6.2.2).
 
     If none serves but the table uses ready ones (publishNotReadyAddresses), return those.
     """
     backends = _merge(slices, port, family, "", [])
-    return tuple(b.endpoint for b in backends if b.serving) or tuple(b.endpoint for b in backends if b.ready)
+    return tuple(b.endpoint for b in backends if b.serving) or tuple(
+        b.endpoint for b in backends if b.ready
+    )
 
 
 def refusal(address: Address) -> str:
@@ -216,7 +239,9 @@ def _ranges(texts: Iterable[str], family: Family, notes: Notes) -> tuple[Network
     return tuple(sorted(found))
 
 
-def _merge(slices: Iterable[EndpointSlice], port: ServicePort, family: Family, node: str, notes: Notes) -> list[Backend]:
+def _merge(
+    slices: Iterable[EndpointSlice], port: ServicePort, family: Family, node: str, notes: Notes
+) -> list[Backend]:
     """Merge all slices for one service port, sorted by text (contract 3.1, 3.2)."""
     merged: dict[Endpoint, Backend] = {}
     name, proto = port.name or "", port.protocol
@@ -227,7 +252,11 @@ def _merge(slices: Iterable[EndpointSlice], port: ServicePort, family: Family, n
             if piece.address_type == "FQDN":  # contract 3.1.2
                 notes.append(f"EndpointSlice {piece.metadata.name}: addressType FQDN; ignored")
             continue
-        numbers = [p.port for p in piece.ports or () if p.port and p.name == name and (p.protocol or Proto.TCP) is proto]
+        numbers = [
+            p.port
+            for p in piece.ports or ()
+            if p.port and p.name == name and (p.protocol or Proto.TCP) is proto
+        ]
         if not numbers:
             continue
         for each in piece.endpoints or ():
@@ -254,7 +283,9 @@ def _endpoint_address(each: SliceEndpoint, family: Family, piece: str, notes: No
         notes.append(f"EndpointSlice {piece}: {error}; ignored")
         return None
     if address.family is not family:
-        notes.append(f"EndpointSlice {piece}: {address.text} is not of addressType {family}; ignored")
+        notes.append(
+            f"EndpointSlice {piece}: {address.text} is not of addressType {family}; ignored"
+        )
         return None
     if reason := refusal(address):
         notes.append(f"EndpointSlice {piece}: {address.text} {reason}; ignored")
@@ -284,7 +315,10 @@ def _hinted(ready: list[Backend], here: Locality) -> list[Backend]:
 
     Hints count only where every ready endpoint has one and one of them names this place.
     """
-    for place, meant_for in ((here.node, [b.nodes for b in ready]), (here.zone, [b.zones for b in ready])):
+    for place, meant_for in (
+        (here.node, [b.nodes for b in ready]),
+        (here.zone, [b.zones for b in ready]),
+    ):
         if place and all(meant_for):
             mine = [b for b, places in zip(ready, meant_for, strict=True) if place in places]
             if mine:

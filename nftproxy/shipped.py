@@ -14,4 +14,6 @@ def folder(name: str) -> Path:
     for found in (here / name, here.parent / name):
         if found.is_dir():
             return found
-    raise UnusableError(f"this installation of nftproxy lacks its folder {name}", hint="install the package again")
+    raise UnusableError(
+        f"this installation of nftproxy lacks its folder {name}", hint="install the package again"
+    )

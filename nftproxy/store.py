@@ -56,7 +56,11 @@ class Store:
     """All objects of the cluster that matter to this node."""
 
     def __init__(
-        self, families: Iterable[Family], watcher: Watcher | None = None, *, note: Callable[[str], None] = lambda _: None
+        self,
+        families: Iterable[Family],
+        watcher: Watcher | None = None,
+        *,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Start empty; `note` gets a line about each object without effect, once."""
         self._note = note
@@ -64,7 +68,9 @@ class Store:
         self._watcher: Watcher = watcher or Unwatched()
         self._lock = threading.Lock()
         self._services: dict[ObjectName, Service] = {}
-        self._slices: dict[ObjectName, dict[str, EndpointSlice]] = {}  # by service, then by slice name
+        self._slices: dict[
+            ObjectName, dict[str, EndpointSlice]
+        ] = {}  # by service, then by slice name
         self._owners: dict[ObjectName, ObjectName] = {}  # slice -> service
         self._cidrs: dict[str, ServiceCIDR] = {}
         self._node: Node | None = None
@@ -115,18 +121,27 @@ class Store:
                 return self._mark_cidrs(changed=self._cidrs.pop(key.name, None) is not None)
             return False
 
-    def replace(self, kind: type[Object], items: Iterable[Object], *, keep: Collection[ObjectName] = ()) -> bool:
+    def replace(
+        self, kind: type[Object], items: Iterable[Object], *, keep: Collection[ObjectName] = ()
+    ) -> bool:
         """Replace all objects of a kind by `items`, after a list; return whether that changes anything.
 
         Known objects in `keep` stay: they are in the list, but their new version is unusable.
         """
         items = list(items)
         with self._lock:
-            known = {Service: list(self._services), EndpointSlice: [*self._owners, *self._noted[EndpointSlice]]}.get(kind)
+            known = {
+                Service: list(self._services),
+                EndpointSlice: [*self._owners, *self._noted[EndpointSlice]],
+            }.get(kind)
             if known is None:
-                known = [c.metadata.key for c in self._cidrs.values()] if kind is ServiceCIDR else []
+                known = (
+                    [c.metadata.key for c in self._cidrs.values()] if kind is ServiceCIDR else []
+                )
         present = {item.metadata.key for item in items}
-        changed = [self.remove(kind, key) for key in known if key not in present and key not in keep]
+        changed = [
+            self.remove(kind, key) for key in known if key not in present and key not in keep
+        ]
         changed += [self.put(item) for item in items]
         self.delivered(kind)
         return any(changed)
@@ -140,10 +155,15 @@ class Store:
                 names |= self._services.keys()
             taken = Taken(zone=self._zone)
             for name in names:
-                taken.services[name] = (self._services.get(name), tuple(self._slices.get(name, {}).values()))
+                taken.services[name] = (
+                    self._services.get(name),
+                    tuple(self._slices.get(name, {}).values()),
+                )
             if everything or family in self._cidrs_dirty:
                 self._cidrs_dirty.discard(family)
-                taken.networks = collapse([n for n in _networks(self._cidrs.values()) if n.family is family])
+                taken.networks = collapse(
+                    [n for n in _networks(self._cidrs.values()) if n.family is family]
+                )
             return taken
 
     def give_back(self, family: Family, taken: Taken) -> None:
@@ -160,7 +180,9 @@ class Store:
     def _put_service(self, service: Service) -> bool:
         key = service.metadata.key
         labels = service.metadata.labels
-        if labels is not None and labels.proxy_name is not None:  # it now belongs to another proxy (contract 1.1.5, 1.1.7)
+        if (
+            labels is not None and labels.proxy_name is not None
+        ):  # it now belongs to another proxy (contract 1.1.5, 1.1.7)
             return self._services.pop(key, None) is not None and self._mark_service(key)
         if self._services.get(key) == service:
             return False
@@ -191,7 +213,9 @@ class Store:
             return self._drop_slice(key)
         self._noted[EndpointSlice].discard(key)
         before = self._owners.get(key)
-        if before is not None and (before != owner or self._slices[before][key.name].address_type != piece.address_type):
+        if before is not None and (
+            before != owner or self._slices[before][key.name].address_type != piece.address_type
+        ):
             self._drop_slice(
                 key
             )  # the label was changed in place (contract 3.2.5); or the slice was deleted and created again unseen

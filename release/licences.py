@@ -40,7 +40,9 @@ def licence(package: str) -> str:
     about = metadata.metadata(package).json
     if expression := about.get("license_expression"):
         return str(expression)
-    classifiers = [c.split(" :: ")[-1] for c in about.get("classifier", ()) if c.startswith("License ::")]
+    classifiers = [
+        c.split(" :: ")[-1] for c in about.get("classifier", ()) if c.startswith("License ::")
+    ]
     words = str(about.get("license", "")).strip().split("\n")[0]
     return words if words and len(words) < 40 else ", ".join(classifiers)
 
@@ -50,7 +52,11 @@ def home(package: str) -> str:
     about = metadata.metadata(package).json
     urls = [entry.split(", ", 1) for entry in about.get("project_url", ())]
     named = {name.lower(): url for name, url in urls}
-    known = (named[name] for name in ("homepage", "home", "repository", "source", "source code") if name in named)
+    known = (
+        named[name]
+        for name in ("homepage", "home", "repository", "source", "source code")
+        if name in named
+    )
     return str(about.get("home_page") or next(known, "") or next(iter(named.values()), ""))
 
 

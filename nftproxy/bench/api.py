@@ -32,7 +32,12 @@ class Access(msgspec.Struct, frozen=True):
         return {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "bench", "cluster": {"server": self.url, "certificate-authority": self.certificate}}],
+            "clusters": [
+                {
+                    "name": "bench",
+                    "cluster": {"server": self.url, "certificate-authority": self.certificate},
+                }
+            ],
             "users": [{"name": "bench", "user": {"token": self.token}}],
             "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
             "current-context": "bench",
@@ -87,7 +92,9 @@ class Api:
         self._ask("DELETE", collection.item(document))
         return True
 
-    def create_all(self, objects: Iterable[tuple[Collection, Document]], progress: Callable[[int], None]) -> None:
+    def create_all(
+        self, objects: Iterable[tuple[Collection, Document]], progress: Callable[[int], None]
+    ) -> None:
         """Create many objects; `progress` gets their number now and then."""
         made = 0
         with ThreadPoolExecutor(_SIDE_BY_SIDE) as threads:
@@ -103,7 +110,9 @@ class Api:
             for each in waiting:
                 each.result()
 
-    def _ask(self, method: str, path: str, document: Document | None = None, *, missing: bool = False) -> str | None:
+    def _ask(
+        self, method: str, path: str, document: Document | None = None, *, missing: bool = False
+    ) -> str | None:
         """Return the version of the object; None if it is missing and may be."""
         body = None if document is None else msgspec.json.encode(document)
         try:
@@ -113,7 +122,9 @@ class Api:
         if answer.status == 404 and missing:
             return None
         if answer.status >= 300:
-            raise NftproxyError(f"the API server refuses {method} {path}: {answer.data.decode(errors='replace')[:300]}")
+            raise NftproxyError(
+                f"the API server refuses {method} {path}: {answer.data.decode(errors='replace')[:300]}"
+            )
         return msgspec.json.decode(answer.data, type=_Answer).metadata.version
 
 

@@ -44,7 +44,9 @@ class Bed:
 
     def __init__(self) -> None:
         name = f"bench-{os.getpid()}-{next(_numbers)}"
-        self.client, self.node, self.server = (f"{name}.{place}" for place in ("client", "node", "server"))
+        self.client, self.node, self.server = (
+            f"{name}.{place}" for place in ("client", "node", "server")
+        )
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -55,7 +57,12 @@ class Bed:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.down()
 
     @property
@@ -70,7 +77,13 @@ class Bed:
         for name in (self.client, self.node, self.server):
             namespace.create(name)
         build.batch("ip", None, self._cables())
-        build.batches([("ip", self.client, _CLIENT), ("ip", self.node, _NODE), ("ip", self.server, _ENDPOINTS)])
+        build.batches(
+            [
+                ("ip", self.client, _CLIENT),
+                ("ip", self.node, _NODE),
+                ("ip", self.server, _ENDPOINTS),
+            ]
+        )
         with namespace.enter(self.node):
             for path, value in _SYSCTLS.items():
                 with open(f"/proc/sys/net/{path}", "w") as file:  # noqa: PTH123 - the thread's own view of /proc/sys
@@ -92,7 +105,11 @@ class Bed:
         if self._process is not None:
             self._process.communicate()
             self._process = None
-        names = [name for name in (self.client, self.node, self.server) if (namespace.DIRECTORY / name).exists()]
+        names = [
+            name
+            for name in (self.client, self.node, self.server)
+            if (namespace.DIRECTORY / name).exists()
+        ]
         build.remove(names)
 
     def _cables(self) -> list[str]:
@@ -102,7 +119,12 @@ class Bed:
         ]
 
 
-_CLIENT = ["link set lo up", f"addr add {CLIENT_IP}/24 dev eth0", "link set eth0 up", f"route add default via {_NODE_TO_CLIENT}"]
+_CLIENT = [
+    "link set lo up",
+    f"addr add {CLIENT_IP}/24 dev eth0",
+    "link set eth0 up",
+    f"route add default via {_NODE_TO_CLIENT}",
+]
 _NODE = [
     "link set lo up",
     f"addr add {NODE_IP}/32 dev lo",

@@ -42,7 +42,9 @@ _COLORS: Final = {
     "real-iptables": "#00304d",
 }
 _SYNCS: Final = (Measure.FIRST_SYNC, Measure.UPDATE, Measure.RESTART)
-_SHOWN: Final = 90.0  # percent of a mode's connections in the chart; the rest is in the table and in CSV
+_SHOWN: Final = (
+    90.0  # percent of a mode's connections in the chart; the rest is in the table and in CSV
+)
 _BINS: Final = 160
 _MICROSECONDS: Final = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
@@ -75,21 +77,44 @@ def latency(figures: Figures) -> "Figure | None":
     import numpy as np
     from matplotlib.figure import Figure
 
-    sizes = [size for size in figures.sizes if any(_connections(figures, size, mode) for mode in figures.modes)]
+    sizes = [
+        size
+        for size in figures.sizes
+        if any(_connections(figures, size, mode) for mode in figures.modes)
+    ]
     if not sizes:
         return None
-    modes = [mode for mode in figures.modes if any(_connections(figures, size, mode) for size in sizes)]
-    found = [readings for size in sizes for mode in modes if (readings := _connections(figures, size, mode))]
+    modes = [
+        mode for mode in figures.modes if any(_connections(figures, size, mode) for size in sizes)
+    ]
+    found = [
+        readings
+        for size in sizes
+        for mode in modes
+        if (readings := _connections(figures, size, mode))
+    ]
     low = 0.9 * min(percentile(each, 100 - _SHOWN) for each in found) * 1e6
     high = 1.6 * max(percentile(each, _SHOWN) for each in found) * 1e6
     edges = np.geomspace(low, high, _BINS + 1)
     centers = (edges[1:] + edges[:-1]) / 2
     chart = Figure(figsize=(4.3 * len(sizes) + 1.2, 0.8 * len(modes) + 2.0), layout="constrained")
-    chart.suptitle("Time to set up a connection, last service of the list", x=0.01, ha="left", fontsize=15, weight="bold")
-    for axes, size in zip(chart.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)[0], sizes, strict=True):
+    chart.suptitle(
+        "Time to set up a connection, last service of the list",
+        x=0.01,
+        ha="left",
+        fontsize=15,
+        weight="bold",
+    )
+    for axes, size in zip(
+        chart.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)[0],
+        sizes,
+        strict=True,
+    ):
         _panel(axes, f"{size:,} services".replace(",", "\u2009"))
         axes.set_xscale("log")
-        axes.set_xticks(ticks := [tick for tick in _MICROSECONDS if low <= tick <= high], list(map(str, ticks)))
+        axes.set_xticks(
+            ticks := [tick for tick in _MICROSECONDS if low <= tick <= high], list(map(str, ticks))
+        )
         axes.set_xticks([], minor=True)
         axes.set_xlabel("µs; the mark is the median")
         axes.set_yticks(range(len(modes)), modes[::-1])
@@ -102,11 +127,20 @@ def latency(figures: Figures) -> "Figure | None":
             smooth = np.convolve(counts, np.hanning(9) / np.hanning(9).sum(), mode="same")
             hill = height + 0.82 * smooth / max(smooth.max(), 1e-9)
             color = _COLORS.get(mode, _INK)
-            axes.fill_between(centers, height, hill, color=color, alpha=0.85 if mode == OURS else 0.45, linewidth=0)
+            axes.fill_between(
+                centers,
+                height,
+                hill,
+                color=color,
+                alpha=0.85 if mode == OURS else 0.45,
+                linewidth=0,
+            )
             axes.plot(centers, hill, color=color, linewidth=1)
             median = percentile(readings, 50) * 1e6
             axes.plot([median, median], [height, height + 0.82], color=_INK, linewidth=1.4)
-            axes.annotate(f"{median:.1f}", (high, height + 0.22), ha="right", color=color, weight="bold")
+            axes.annotate(
+                f"{median:.1f}", (high, height + 0.22), ha="right", color=color, weight="bold"
+            )
     return chart
 
 
@@ -115,7 +149,11 @@ def syncs(figures: Figures) -> "Figure | None":
     from matplotlib.figure import Figure
 
     rows = [Row(measure, "", 50.0) for measure in _SYNCS]
-    modes = [m for m in figures.modes if any(figures.value(size, m, row) is not None for size in figures.sizes for row in rows)]
+    modes = [
+        m
+        for m in figures.modes
+        if any(figures.value(size, m, row) is not None for size in figures.sizes for row in rows)
+    ]
     if not modes:
         return None
     chart = Figure(figsize=(14.5, 5.2), layout="constrained")
@@ -125,20 +163,31 @@ def syncs(figures: Figures) -> "Figure | None":
         _panel(axes, row.measure.value)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xticks(figures.sizes, [f"{size:,}".replace(",", "\u2009") for size in figures.sizes])
+        axes.set_xticks(
+            figures.sizes, [f"{size:,}".replace(",", "\u2009") for size in figures.sizes]
+        )
         axes.set_xticks([], minor=True)
         axes.yaxis.set_major_formatter(lambda value, _: _tick(value))
         axes.yaxis.set_minor_formatter(lambda *_: "")
         axes.set_xlabel("services")
         for mode in modes:
-            points = [(size, value) for size in figures.sizes if (value := figures.value(size, mode, row)) is not None]
+            points = [
+                (size, value)
+                for size in figures.sizes
+                if (value := figures.value(size, mode, row)) is not None
+            ]
             color, ours = _COLORS.get(mode, _INK), mode == OURS
             axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=7 if ours else 5,
                       linewidth=3 if ours else 1.8, label=mode, zorder=3 if ours else 2)  # fmt: skip
             if points and ours:
                 axes.annotate(quantity(points[-1][1], row.measure.unit), points[-1], xytext=(0, -18), textcoords="offset points",
                               ha="right", color=color, weight="bold")  # fmt: skip
-    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(modes), frameon=False)
+    chart.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(modes),
+        frameon=False,
+    )
     return chart
 
 

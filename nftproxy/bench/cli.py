@@ -26,7 +26,10 @@ from nftproxy.errors import NftproxyError
 from nftproxy.lab import build
 
 _SIZES, _QUICK_SIZES = "100,1000,10000", "100,1000"
-_MODES, _QUICK_MODES = "none,nftproxy,iptables,kube-proxy-nftables,ipvs,userspace", "none,nftproxy,iptables,kube-proxy-nftables"
+_MODES, _QUICK_MODES = (
+    "none,nftproxy,iptables,kube-proxy-nftables,ipvs,userspace",
+    "none,nftproxy,iptables,kube-proxy-nftables",
+)
 _REPEAT, _QUICK_REPEAT = 3, 1
 
 
@@ -46,9 +49,15 @@ _REPEAT, _QUICK_REPEAT = 3, 1
     metavar="MODE,MODE...",
     help=f"What to compare, of {', '.join(MODES)}, iptables, {', '.join(REAL)}; by default {_MODES}.",
 )
-@click.option("--repeat", type=click.IntRange(1), help=f"Rounds for each number of services, by default {_REPEAT}.")
 @click.option(
-    "--quick", is_flag=True, help=f"Less of everything, under a minute: {_QUICK_SIZES} services, {_QUICK_REPEAT} round."
+    "--repeat",
+    type=click.IntRange(1),
+    help=f"Rounds for each number of services, by default {_REPEAT}.",
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help=f"Less of everything, under a minute: {_QUICK_SIZES} services, {_QUICK_REPEAT} round.",
 )
 @click.option(
     "--kube-proxy",
@@ -57,7 +66,9 @@ _REPEAT, _QUICK_REPEAT = 3, 1
     help=f"Measure a real kube-proxy, too, as {' and '.join(REAL)}. Needs an API server: KUBEBUILDER_ASSETS has to name a folder "
     f"with {' and '.join(PROGRAMS)}.",
 )
-@click.option("--iptables-backend", type=click.Choice(["legacy", "nft"]), default="legacy", show_default=True)
+@click.option(
+    "--iptables-backend", type=click.Choice(["legacy", "nft"]), default="legacy", show_default=True
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -118,9 +129,13 @@ def _kube_proxy(path: Path) -> tuple[str, str]:
             [path.absolute(), "--version"], capture_output=True, text=True, check=False, timeout=30
         ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NftproxyError(f"--kube-proxy: {path} cannot be run: {error}", hint="name kube-proxy's own program") from error
+        raise NftproxyError(
+            f"--kube-proxy: {path} cannot be run: {error}", hint="name kube-proxy's own program"
+        ) from error
     if not said.startswith("Kubernetes v"):
-        raise NftproxyError(f"--kube-proxy: {path} is no kube-proxy: it says {said[:60]!r} to --version")
+        raise NftproxyError(
+            f"--kube-proxy: {path} is no kube-proxy: it says {said[:60]!r} to --version"
+        )
     assets()
     return str(path.absolute()), said
 
@@ -141,7 +156,9 @@ def _offers(text: str, endpoints: int, mix: Mix) -> tuple[Offer, ...]:
     offers = []
     for size in text.split(","):
         if not size.strip().isdecimal() or not FEWEST <= int(size) <= MOST:
-            raise NftproxyError(f"--services: {size.strip()!r} is not a number from {FEWEST} to {MOST}")
+            raise NftproxyError(
+                f"--services: {size.strip()!r} is not a number from {FEWEST} to {MOST}"
+            )
         offers.append(Offer(int(size), endpoints, mix))
         offers[-1].workload()  # raises if there are too few addresses
     return tuple(offers)
@@ -155,7 +172,12 @@ def _run(plan: Plan) -> tuple[Run, bool]:
     console = Console(stderr=True)
     line = TextColumn("{task.description}")
     with Progress(
-        BarColumn(), TimeElapsedColumn(), line, console=console, transient=True, disable=not console.is_terminal
+        BarColumn(),
+        TimeElapsedColumn(),
+        line,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     ) as bar:
         task = bar.add_task("", total=plan.steps)
         run = Run(plan, lambda text, steps: bar.update(task, description=text, advance=steps))

@@ -109,7 +109,9 @@ def _connect(target: Target) -> float:
 
 def _stream() -> socket.socket:
     client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)  # otherwise thousands wait in TIME-WAIT
+    client.setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
+    )  # otherwise thousands wait in TIME-WAIT
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
     return client
@@ -165,8 +167,12 @@ def main() -> None:
         try:
             answer: object = {"readings": _MEASURES[order.what](order)}
         except OSError as error:
-            timeout = isinstance(error, BlockingIOError)  # what sockets with SO_RCVTIMEO and SO_SNDTIMEO raise
-            answer = {"problem": f"{order.what}: {f'no answer within {_PATIENCE:g} s' if timeout else error}"}
+            timeout = isinstance(
+                error, BlockingIOError
+            )  # what sockets with SO_RCVTIMEO and SO_SNDTIMEO raise
+            answer = {
+                "problem": f"{order.what}: {f'no answer within {_PATIENCE:g} s' if timeout else error}"
+            }
         print(msgspec.json.encode(answer).decode(), flush=True)
 
 

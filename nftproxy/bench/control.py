@@ -77,7 +77,11 @@ class Arriving(Sequence[Load]):
     def __getitem__(self, index: slice) -> list[Load]: ...
     def __getitem__(self, index: int | slice) -> Load | list[Load]:
         found = range(len(self))[index]
-        return self._offer.load(found) if isinstance(found, int) else [self._offer.load(number) for number in found]
+        return (
+            self._offer.load(found)
+            if isinstance(found, int)
+            else [self._offer.load(number) for number in found]
+        )
 
     def __iter__(self) -> Iterator[Load]:
         self.seconds = self.processor = 0.0
@@ -129,7 +133,9 @@ def _processor(mode: Mode) -> float:
     used = 0.0 if mode.elsewhere else sum(sum(resource.getrusage(who)[:2]) for who in _OWN)
     for pid in mode.processes():
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        used += sum(map(int, fields[11:15])) / _TICKS  # utime, stime and those of children, proc_pid_stat(5)
+        used += (
+            sum(map(int, fields[11:15])) / _TICKS
+        )  # utime, stime and those of children, proc_pid_stat(5)
     return used
 
 

@@ -40,7 +40,11 @@ def assets() -> Path:
     folder = os.environ.get("KUBEBUILDER_ASSETS", "")
     missing = [each for each in PROGRAMS if not Path(folder or "/nonexistent", each).is_file()]
     if missing:
-        problem = f"{folder} has no {' and no '.join(missing)}" if folder else "KUBEBUILDER_ASSETS is not set"
+        problem = (
+            f"{folder} has no {' and no '.join(missing)}"
+            if folder
+            else "KUBEBUILDER_ASSETS is not set"
+        )
         raise NftproxyError(
             f"--kube-proxy needs an API server, but {problem}",
             hint=f"KUBEBUILDER_ASSETS=<a folder with {' and '.join(PROGRAMS)}>",
@@ -59,7 +63,9 @@ class ControlPlane:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nftproxy-bench-")))
+            self._folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="nftproxy-bench-"))
+            )
             self._namespace = own_name("api")
             namespace.create(self._namespace)
             stack.callback(build.remove, [self._namespace])
@@ -89,9 +95,21 @@ class ControlPlane:
         """Connect the namespace of a node to the server."""
         number = next(self._cables) % _CABLES + 1
         near, far = f"10.253.{number}.1", f"10.253.{number}.2"
-        build.batch("ip", None, [f"link add api netns {node} type veth peer name node{number} netns {self._namespace}"])
-        build.batch("ip", self._namespace, [f"addr add {near}/24 dev node{number}", f"link set node{number} up"])
-        build.batch("ip", node, [f"addr add {far}/24 dev api", "link set api up", f"route add {_ADDRESS} via {near}"])
+        build.batch(
+            "ip",
+            None,
+            [f"link add api netns {node} type veth peer name node{number} netns {self._namespace}"],
+        )
+        build.batch(
+            "ip",
+            self._namespace,
+            [f"addr add {near}/24 dev node{number}", f"link set node{number} up"],
+        )
+        build.batch(
+            "ip",
+            node,
+            [f"addr add {far}/24 dev api", "link set api up", f"route add {_ADDRESS} via {near}"],
+        )
 
     def load(self, offer: Offer, progress: Callable[[int], None]) -> None:
         """Create the objects of an offer, and the node; `progress` gets their number."""
@@ -99,7 +117,14 @@ class ControlPlane:
             Api(self.access).create_all(_objects(offer), progress)
 
     def _etcd(self) -> Iterator[str]:
-        yield from ("--name", "bench", "--data-dir", str(self._folder / "etcd"), "--initial-cluster", f"bench={_PEER}")
+        yield from (
+            "--name",
+            "bench",
+            "--data-dir",
+            str(self._folder / "etcd"),
+            "--initial-cluster",
+            f"bench={_PEER}",
+        )
         yield from ("--listen-client-urls", _ETCD, "--advertise-client-urls", _ETCD)
         yield from ("--listen-peer-urls", _PEER, "--initial-advertise-peer-urls", _PEER)
         yield from ("--unsafe-no-fsync", "--log-level", "warn")
@@ -108,14 +133,30 @@ class ControlPlane:
         tokens, key = self._folder / "tokens.csv", self._folder / "service-accounts.key"
         tokens.write_text(f"{_TOKEN},bench,bench\n")
         subprocess.run(
-            ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key], check=True, capture_output=True
+            ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key],
+            check=True,
+            capture_output=True,
         )
-        yield from (f"--etcd-servers={_ETCD}", f"--bind-address={_ADDRESS}", f"--advertise-address={_ADDRESS}")
-        yield from (f"--cert-dir={self._folder}", f"--token-auth-file={tokens}", "--authorization-mode=AlwaysAllow")
-        yield from (f"--service-cluster-ip-range={CLUSTER_IPS}", "--service-node-port-range=30000-65535")
+        yield from (
+            f"--etcd-servers={_ETCD}",
+            f"--bind-address={_ADDRESS}",
+            f"--advertise-address={_ADDRESS}",
+        )
+        yield from (
+            f"--cert-dir={self._folder}",
+            f"--token-auth-file={tokens}",
+            "--authorization-mode=AlwaysAllow",
+        )
+        yield from (
+            f"--service-cluster-ip-range={CLUSTER_IPS}",
+            "--service-node-port-range=30000-65535",
+        )
         yield "--endpoint-reconciler-type=none"
         yield "--service-account-issuer=https://kubernetes.default.svc"
-        yield from (f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}")
+        yield from (
+            f"--service-account-key-file={key}",
+            f"--service-account-signing-key-file={key}",
+        )
         yield "--disable-admission-plugins=ServiceAccount"  # there are no default accounts here
 
     def _start(self, program: str, *arguments: str) -> None:
@@ -134,15 +175,22 @@ class ControlPlane:
         headers = {"Authorization": f"Bearer {_TOKEN}"}
         while self._processes[program].poll() is None and time.monotonic() < deadline:
             certificate = Path(self.access.certificate)
-            with namespace.enter(self._namespace), contextlib.suppress(urllib3.exceptions.HTTPError):
+            with (
+                namespace.enter(self._namespace),
+                contextlib.suppress(urllib3.exceptions.HTTPError),
+            ):
                 options = {"ca_certs": str(certificate)} if certificate.exists() else {}
                 with urllib3.PoolManager(**options) as pool:  # type: ignore[arg-type]
-                    if pool.request("GET", url, headers=headers, timeout=5.0, retries=False).status == 200:
+                    if (
+                        pool.request("GET", url, headers=headers, timeout=5.0, retries=False).status
+                        == 200
+                    ):
                         return
             time.sleep(0.1)
         said = self._log(program).read_text(errors="replace").strip().splitlines()
         raise NftproxyError(
-            f"{program} of KUBEBUILDER_ASSETS does not become ready", hint=said[-1] if said else "it says nothing"
+            f"{program} of KUBEBUILDER_ASSETS does not become ready",
+            hint=said[-1] if said else "it says nothing",
         )
 
     def _stop(self) -> None:
@@ -160,7 +208,15 @@ class ControlPlane:
 
 def _objects(offer: Offer) -> Iterator[tuple[Collection, Document]]:
     addresses = [{"type": "InternalIP", "address": NODE_IP}]
-    yield NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}, "status": {"addresses": addresses}}
+    yield (
+        NODES,
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": NODE},
+            "status": {"addresses": addresses},
+        },
+    )
     for number in range(offer.services):
         service, piece = offer.documents(number)
         yield SERVICES, service

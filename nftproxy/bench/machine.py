@@ -37,4 +37,6 @@ def _version(program: str) -> str:
         return "not installed"
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     lines = (done.stdout or done.stderr).splitlines()
-    return lines[0].strip() if lines and not done.returncode else "installed, but does not say which"
+    return (
+        lines[0].strip() if lines and not done.returncode else "installed, but does not say which"
+    )

@@ -7,7 +7,14 @@ import msgspec
 from nftproxy.bench.client import Target
 from nftproxy.bench.measures import Place
 from nftproxy.bench.modes import Load
-from nftproxy.bench.workload import ENDPOINT_PORT, SERVICE_PORT, Mix, Workload, decode_service, decode_slice
+from nftproxy.bench.workload import (
+    ENDPOINT_PORT,
+    SERVICE_PORT,
+    Mix,
+    Workload,
+    decode_service,
+    decode_slice,
+)
 
 FEWEST: Final = 5  # services: three to connect to, one for iperf3, one for datagrams
 IPERF_PORT: Final = 5201
@@ -61,4 +68,7 @@ class Offer(msgspec.Struct, frozen=True):
         """Return the address of a service, or without a proxy of one of its endpoints."""
         if proxied:
             return Target(self.workload().cluster_ip(number), SERVICE_PORT)
-        return Target(self.workload().addresses(number)[0], IPERF_PORT if number == self.iperf else ENDPOINT_PORT)
+        return Target(
+            self.workload().addresses(number)[0],
+            IPERF_PORT if number == self.iperf else ENDPOINT_PORT,
+        )

@@ -23,8 +23,12 @@ class Effort:
     steady: float  # ... and the seconds of a turn
 
 
-FULL: Final = Effort(changes=100, seconds=5.0, turns=20, connections=100, datagrams=50, steady_turns=5, steady=1.0)
-QUICK: Final = Effort(changes=20, seconds=0.5, turns=5, connections=60, datagrams=40, steady_turns=1, steady=0.5)
+FULL: Final = Effort(
+    changes=100, seconds=5.0, turns=20, connections=100, datagrams=50, steady_turns=5, steady=1.0
+)
+QUICK: Final = Effort(
+    changes=20, seconds=0.5, turns=5, connections=60, datagrams=40, steady_turns=1, steady=0.5
+)
 
 
 @dataclass(frozen=True, slots=True)

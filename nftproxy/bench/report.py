@@ -28,7 +28,9 @@ def quantity(value: float, unit: Unit) -> str:
     """
     prefixes = _PREFIXES[unit]
     factor, name = next((each for each in prefixes if abs(value) >= each[0] * 0.9995), prefixes[-1])
-    return f"{'-' if value < 0 else ''}{_three_digits(abs(value) / factor)} {name}" if value else "0"
+    return (
+        f"{'-' if value < 0 else ''}{_three_digits(abs(value) / factor)} {name}" if value else "0"
+    )
 
 
 def times(ratio: float) -> str:
@@ -42,7 +44,11 @@ def _three_digits(value: float) -> str:
 
 def table(figures: Figures, services: int) -> list[list[str]]:
     """Return the rows of a size, the header first; measures without samples are left out."""
-    modes = [mode for mode in figures.modes if any(figures.value(services, mode, row) is not None for row in ROWS)]
+    modes = [
+        mode
+        for mode in figures.modes
+        if any(figures.value(services, mode, row) is not None for row in ROWS)
+    ]
     rows = [[row.title, *(_cell(figures, services, mode, row) for mode in modes)] for row in ROWS]
     return [[f"{services} services", *modes], *(row for row in rows if any(row[1:]))]
 
@@ -52,14 +58,21 @@ def _cell(figures: Figures, services: int, mode: str, row: Row) -> str:
     if value is None:
         return ""
     ours = figures.ratio(services, mode, OURS, row) if mode != OURS else None
-    bare = figures.ratio(services, mode, NO_PROXY, row) if mode != NO_PROXY and row.measure.of_packets else None
+    bare = (
+        figures.ratio(services, mode, NO_PROXY, row)
+        if mode != NO_PROXY and row.measure.of_packets
+        else None
+    )
     ratios = [*([times(ours)] if ours else []), *([f"/ {times(bare)}"] if bare else [])]
     return " ".join([quantity(value, row.measure.unit), *ratios])
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Write every reading, in seconds and bytes."""
-    rows = ((s.services, s.round, s.mode, s.measure, s.place, f"{s.value:.9g}", s.measure.unit) for s in samples)
+    rows = (
+        (s.services, s.round, s.mode, s.measure, s.place, f"{s.value:.9g}", s.measure.unit)
+        for s in samples
+    )
     _write(path, _COLUMNS, rows)
 
 

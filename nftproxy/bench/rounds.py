@@ -57,10 +57,17 @@ class Run:
             try:
                 self.tell(f"{offer.services} services: starting an API server")
                 server = stack.enter_context(ControlPlane())
-                server.load(offer, lambda made: self.tell(f"{offer.services} services: {made} objects in the API server"))
+                server.load(
+                    offer,
+                    lambda made: self.tell(
+                        f"{offer.services} services: {made} objects in the API server"
+                    ),
+                )
             except NftproxyError as error:
                 server = None
-                self.notes.append(f"no real kube-proxy with {offer.services} services: {_said(error)}")
+                self.notes.append(
+                    f"no real kube-proxy with {offer.services} services: {_said(error)}"
+                )
             yield server
 
     def tell(self, text: str, steps: int = 0) -> None:
@@ -101,9 +108,13 @@ class _Round:
                 for reading in self._control(mode, bed, keep, restart=restart):
                     self._take(mode, [(reading.measure, "", reading.value)])
                 self._tell(mode, "", 1)
-        self._traffic[mode] = stack.enter_context(Traffic(bed, self._offer, proxied=mode != NO_PROXY))
+        self._traffic[mode] = stack.enter_context(
+            Traffic(bed, self._offer, proxied=mode != NO_PROXY)
+        )
 
-    def _control(self, mode: str, bed: Bed, keep: contextlib.ExitStack | None, *, restart: bool) -> Iterator[ControlReading]:
+    def _control(
+        self, mode: str, bed: Bed, keep: contextlib.ExitStack | None, *, restart: bool
+    ) -> Iterator[ControlReading]:
         plan = self._run.plan
         job = Job(
             mode=mode,
@@ -113,7 +124,9 @@ class _Round:
             restart=restart,
             changes=plan.effort.changes,
             seconds=plan.effort.seconds,
-            program=Program(plan.kube_proxy, self._server.access, self._server.folder) if self._server is not None else None,
+            program=Program(plan.kube_proxy, self._server.access, self._server.folder)
+            if self._server is not None
+            else None,
         )
         with contextlib.ExitStack() as own:
             process = subprocess.Popen(
@@ -151,11 +164,15 @@ class _Round:
                         self._take(mode, what(self._traffic[mode], effort.steady))
 
     def _turn(self, number: int) -> list[str]:
-        return [mode for mode in self._run.plan.turn(self._number + number) if mode in self._traffic]
+        return [
+            mode for mode in self._run.plan.turn(self._number + number) if mode in self._traffic
+        ]
 
     def _take(self, mode: str, readings: Iterable[Reading]) -> None:
         for measure, place, value in readings:
-            self._run.samples.append(Sample(self._offer.services, self._number + 1, mode, measure, place, value))
+            self._run.samples.append(
+                Sample(self._offer.services, self._number + 1, mode, measure, place, value)
+            )
 
     @contextlib.contextmanager
     def _blamed(self, mode: str) -> Iterator[None]:
@@ -163,10 +180,14 @@ class _Round:
             yield
         except NftproxyError as error:
             self._traffic.pop(mode, None)
-            self._run.notes.append(f"{mode} failed with {self._offer.services} services: {_said(error)}")
+            self._run.notes.append(
+                f"{mode} failed with {self._offer.services} services: {_said(error)}"
+            )
 
     def _tell(self, mode: str, what: str, steps: int = 0) -> None:
-        self._run.tell(f"{self._offer.services} services, round {self._number + 1}: {mode} {what}", steps)
+        self._run.tell(
+            f"{self._offer.services} services, round {self._number + 1}: {mode} {what}", steps
+        )
 
 
 def _said(error: NftproxyError) -> str:

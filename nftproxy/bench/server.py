@@ -74,7 +74,9 @@ class Server:
             try:
                 data, ancillary, _, peer = receiving.recvmsg(2048, 64)
                 level, kind, info = ancillary[0]
-                receiving.sendmsg([data], [(level, kind, bytes(4) + info[8:12] + bytes(4))], 0, peer)
+                receiving.sendmsg(
+                    [data], [(level, kind, bytes(4) + info[8:12] + bytes(4))], 0, peer
+                )
             except BlockingIOError:
                 return
             except OSError:  # no route back

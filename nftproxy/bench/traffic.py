@@ -80,7 +80,9 @@ class Traffic:
     def connections(self, count: int) -> Iterator[Reading]:
         """Yield the times of connections, for each place of the list."""
         with self._one_processor():
-            found = self._ask(Order(what="connections", targets=list(self._places.values()), count=count))
+            found = self._ask(
+                Order(what="connections", targets=list(self._places.values()), count=count)
+            )
         for place, readings in zip(self._places, found, strict=True):
             yield from ((Measure.CONNECT, place, reading) for reading in readings)
 
@@ -92,7 +94,11 @@ class Traffic:
 
     def rate(self, seconds: float) -> Iterator[Reading]:
         """Yield the connections per second to services from all over the list."""
-        yield Measure.RATE, "", self._ask(Order(what="rate", targets=self._spread, seconds=seconds))[0][0]
+        yield (
+            Measure.RATE,
+            "",
+            self._ask(Order(what="rate", targets=self._spread, seconds=seconds))[0][0],
+        )
 
     def throughput(self, seconds: float) -> Iterator[Reading]:
         """Yield the bytes per second of a connection."""
@@ -128,7 +134,9 @@ class Traffic:
         assert answers is not None  # noqa: S101
         orders.write(msgspec.json.encode(order).decode() + "\n")
         orders.flush()
-        answer = msgspec.json.decode(answers.readline() or '{"problem": "the client ended"}', type=Answer)
+        answer = msgspec.json.decode(
+            answers.readline() or '{"problem": "the client ended"}', type=Answer
+        )
         if answer.problem:
             raise NftproxyError(answer.problem)
         return answer.readings
@@ -153,16 +161,35 @@ class Traffic:
             server.communicate()
 
     def _iperf_client(self, target: Target, seconds: float) -> float:
-        argv = ["iperf3", "--client", target.address, "--port", str(target.port), "--time", f"{max(1, round(seconds))}", "--json"]
+        argv = [
+            "iperf3",
+            "--client",
+            target.address,
+            "--port",
+            str(target.port),
+            "--time",
+            f"{max(1, round(seconds))}",
+            "--json",
+        ]
         with enter(self._bed.client):
-            client = subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, start_new_session=True)
+            client = subprocess.Popen(
+                argv,
+                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
         try:
             report = msgspec.json.decode(client.communicate(timeout=seconds + 30)[0], type=Report)
         except (msgspec.DecodeError, subprocess.TimeoutExpired) as error:
-            raise NftproxyError(f"iperf3 through {target.address}:{target.port} failed: {error}") from error
+            raise NftproxyError(
+                f"iperf3 through {target.address}:{target.port} failed: {error}"
+            ) from error
         finally:
             client.kill()
             client.communicate()
         if report.error:
-            raise NftproxyError(f"iperf3 through {target.address}:{target.port} failed: {report.error}")
+            raise NftproxyError(
+                f"iperf3 through {target.address}:{target.port} failed: {report.error}"
+            )
         return report.end.sum_received.bits_per_second / 8

@@ -40,7 +40,9 @@ def input_options(command: Command) -> Command:
 class Input:
     """Manifests, and the settings of this node by them and the flags."""
 
-    def __init__(self, paths: tuple[Path, ...], flags: Mapping[str, Any], *, assign_cluster_ips: bool = False) -> None:
+    def __init__(
+        self, paths: tuple[Path, ...], flags: Mapping[str, Any], *, assign_cluster_ips: bool = False
+    ) -> None:
         from nftproxy.configuration import effective
         from nftproxy.configuration.settings import node_name, node_settings
         from nftproxy.configuration.validation import require_valid
@@ -55,7 +57,9 @@ class Input:
         name = node_name(config, hostname)
         node = own_node(self.scan, name)
         self.settings: NodeSettings
-        self.settings, more = node_settings(config, facts(node), hostname=hostname, supported=host.supported_families())
+        self.settings, more = node_settings(
+            config, facts(node), hostname=hostname, supported=host.supported_families()
+        )
         if assign_cluster_ips:
             objects = self.scan.objects
             services = assign(objects[Service], objects[ServiceCIDR], self.settings.families)  # type: ignore[arg-type]

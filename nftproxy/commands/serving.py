@@ -36,7 +36,11 @@ def figures_options(command: Command) -> Command:
 
 
 def launch(
-    config: "KubeProxyConfiguration", values: Mapping[str, Any], flags: Iterable[Flag], *, limits_required: bool = True
+    config: "KubeProxyConfiguration",
+    values: Mapping[str, Any],
+    flags: Iterable[Flag],
+    *,
+    limits_required: bool = True,
 ) -> "Launch":
     """Return how to start a daemon with a configuration; `values` are the parameters of a command with `flags`."""
     from nftproxy.configuration.settings import node_name
@@ -50,7 +54,10 @@ def launch(
         hostname=hostname,
         supported=host.supported_families(),
         config_file=Path(values["config"]) if values.get("config") else None,
-        flags={flag.alias or flag.name: _shown(values.get(flag.parameter), flag.default) for flag in flags},
+        flags={
+            flag.alias or flag.name: _shown(values.get(flag.parameter), flag.default)
+            for flag in flags
+        },
         init_only=bool(values.get("init_only")),
         limits_required=limits_required,
         figures=Figures(values["connection_metrics"]),

@@ -33,7 +33,13 @@ For example:
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
 @click.argument("name", metavar="[NAMESPACE/SERVICE[:PORT]]", default="")
-@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="What to print.")
+@click.option(
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
 def show(name: str, output: str) -> None:
     """Show the Services in the table, read from the kernel.
 
@@ -48,7 +54,11 @@ def show(name: str, output: str) -> None:
     seen = _read()
     chosen = _choose(seen.services, name) if name else seen.services
     if output == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(seen, services=tuple(chosen)))))
+        click.echo(
+            msgspec.json.format(
+                msgspec.json.encode(msgspec.structs.replace(seen, services=tuple(chosen)))
+            )
+        )
     elif name:
         for service in chosen:
             _detail(service)
@@ -75,7 +85,9 @@ def _choose(services: Sequence[ServicePort], name: str) -> list[ServicePort]:
     chosen = [service for service in services if service.is_called(name)]
     if chosen:
         return chosen
-    known = list(dict.fromkeys([s.name.partition(":")[0] for s in services] + [s.name for s in services]))
+    known = list(
+        dict.fromkeys([s.name.partition(":")[0] for s in services] + [s.name for s in services])
+    )
     same = [full for full in known if full.partition("/")[2] == name]
     close = same or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "nftproxy show lists all services"
@@ -84,26 +96,45 @@ def _choose(services: Sequence[ServicePort], name: str) -> list[ServicePort]:
 
 def _overview(seen: Snapshot) -> None:
     rows = [
-        (service.name, _place(shown), _kind(shown), str(shown.connections), _endpoints(shown), "; ".join(_words(shown)))
+        (
+            service.name,
+            _place(shown),
+            _kind(shown),
+            str(shown.connections),
+            _endpoints(shown),
+            "; ".join(_words(shown)),
+        )
         for service in seen.services
         for shown in service.frontends
     ]
     if rows:
-        columns.show(("SERVICE", "FRONTEND", "KIND", "CONNECTIONS", "ENDPOINTS", "WHAT HAPPENS"), rows)
+        columns.show(
+            ("SERVICE", "FRONTEND", "KIND", "CONNECTIONS", "ENDPOINTS", "WHAT HAPPENS"), rows
+        )
     else:
         click.echo("the table is there, but no service is in it")
     for family, addresses in seen.nodeport_addresses.items():
-        where = "all addresses of this machine except loopback" if addresses == "all" else ", ".join(addresses) or "no address"
+        where = (
+            "all addresses of this machine except loopback"
+            if addresses == "all"
+            else ", ".join(addresses) or "no address"
+        )
         click.echo(f"NodePorts are accepted on, {family}: {where}")
     if seen.service_cidrs:
-        click.echo(f"Other addresses in {', '.join(seen.service_cidrs)} are dropped: no service has them.")
+        click.echo(
+            f"Other addresses in {', '.join(seen.service_cidrs)} are dropped: no service has them."
+        )
 
 
 def _detail(service: ServicePort) -> None:
     click.secho(service.name, bold=True)
-    frontends = [(_place(s), _kind(s), str(s.connections), "; ".join(_words(s))) for s in service.frontends]
+    frontends = [
+        (_place(s), _kind(s), str(s.connections), "; ".join(_words(s))) for s in service.frontends
+    ]
     columns.show(("FRONTEND", "KIND", "CONNECTIONS", "WHAT HAPPENS"), frontends, indent=2)
-    remembered = {e: n for s in service.frontends if s.affinity for e, n in s.affinity.clients.items()}
+    remembered = {
+        e: n for s in service.frontends if s.affinity for e, n in s.affinity.clients.items()
+    }
     sticky = any(shown.affinity for shown in service.frontends)
     rows = []
     for title, lists in (
@@ -111,7 +142,14 @@ def _detail(service: ServicePort) -> None:
         ("local", [shown.local for shown in service.frontends]),
     ):
         for endpoint, connections in _added_up(lists).items():
-            rows.append((title, str(endpoint), str(connections), *((str(remembered.get(str(endpoint), 0)),) if sticky else ())))
+            rows.append(
+                (
+                    title,
+                    str(endpoint),
+                    str(connections),
+                    *((str(remembered.get(str(endpoint), 0)),) if sticky else ()),
+                )
+            )
     if rows:
         header = ("LIST", "ENDPOINT", "CONNECTIONS", *(("CLIENTS REMEMBERED",) if sticky else ()))
         columns.show(header, rows, indent=2)

@@ -193,12 +193,17 @@ def build(*layers: Sparse) -> KubeProxyConfiguration:
     for layer in layers:
         _lay_over(merged, layer)
     if not merged.get("nodePortAddresses"):
-        merged.pop("nodePortAddresses", None)  # an empty list means `primary` in this mode (contract 2.6.1)
+        merged.pop(
+            "nodePortAddresses", None
+        )  # an empty list means `primary` in this mode (contract 2.6.1)
     host = _host(merged.get("bindAddress", ""))
     ipv6 = host is not None and host.family is Family.IPv6
     merged.setdefault("healthzBindAddress", "::" if ipv6 else "0.0.0.0")  # noqa: S104 - the documented default
     merged.setdefault("metricsBindAddress", "::1" if ipv6 else "127.0.0.1")
-    for address, port in (("healthzBindAddress", HEALTHZ_PORT), ("metricsBindAddress", METRICS_PORT)):
+    for address, port in (
+        ("healthzBindAddress", HEALTHZ_PORT),
+        ("metricsBindAddress", METRICS_PORT),
+    ):
         merged[address] = with_port(merged[address], port)
     return msgspec.convert(merged, KubeProxyConfiguration, dec_hook=decode)
 
@@ -210,7 +215,9 @@ def dump(config: KubeProxyConfiguration) -> dict[str, Any]:
     8.1.5); the others read "not set".
     """
     unused = {"masqueradeAll": False, "syncPeriod": "0s", "minSyncPeriod": "0s"}
-    fields = msgspec.json.decode(msgspec.json.encode(config, enc_hook=str))  # by JSON, which has no tuples
+    fields = msgspec.json.decode(
+        msgspec.json.encode(config, enc_hook=str)
+    )  # by JSON, which has no tuples
     fields["iptables"].update(unused)
     fields["ipvs"].update({name: value for name, value in unused.items() if name in fields["ipvs"]})
     return {"apiVersion": API_VERSION, "kind": KIND, **fields}

@@ -27,7 +27,9 @@ _UNITS: Final = {
 }
 _TERM: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?(ns|us|µs|μs|ms|s|m|h)")
 _LIMIT: Final = 1 << 63  # Go counts in a signed 64-bit integer
-_LONGEST: Final = 256  # characters; the only texts refused that Go would read are padded with hundreds of zeros
+_LONGEST: Final = (
+    256  # characters; the only texts refused that Go would read are padded with hundreds of zeros
+)
 
 
 class Duration(int):

@@ -17,7 +17,15 @@ from nftproxy.configuration.config import KubeProxyConfiguration
 from nftproxy.configuration.flags import FLAGS, NODE_FLAGS, RUN_FLAGS, Flag, Values, layer
 
 _BESIDE_THE_FILE: Final = frozenset(
-    {"config", "write-config-to", "cleanup", "init-only", "master", "boot-id-file", "machine-id-file"}
+    {
+        "config",
+        "write-config-to",
+        "cleanup",
+        "init-only",
+        "master",
+        "boot-id-file",
+        "machine-id-file",
+    }
 )
 
 
@@ -33,9 +41,17 @@ def kube_proxy(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
         _apply_deprecated_ports(fields, values)
         return config.build(fields), []
     file, warnings = configfile.read_file(Path(values["config"]))
-    obeyed = [flag for flag in FLAGS if flag.field == "hostnameOverride" or flag.field.startswith("logging.")]
+    obeyed = [
+        flag
+        for flag in FLAGS
+        if flag.field == "hostnameOverride" or flag.field.startswith("logging.")
+    ]
     for flag in FLAGS:
-        if flag not in obeyed and flag.name not in _BESIDE_THE_FILE and flag.given(values) is not None:
+        if (
+            flag not in obeyed
+            and flag.name not in _BESIDE_THE_FILE
+            and flag.given(values) is not None
+        ):
             warnings.append(f"--{flag.name}: ignored, because --config is given")
     fields = layer(obeyed, values)
     if patterns := fields.get("logging", {}).get("vmodule"):
@@ -70,8 +86,13 @@ def _apply_deprecated_ports(fields: dict[str, Any], values: Values) -> None:
     """Apply --healthz-port and --metrics-port, which count only without --config and --write-config-to (contract 8.4)."""
     if values.get("write_config_to"):
         return
-    for field, port in (("healthzBindAddress", values.get("healthz_port")), ("metricsBindAddress", values.get("metrics_port"))):
+    for field, port in (
+        ("healthzBindAddress", values.get("healthz_port")),
+        ("metricsBindAddress", values.get("metrics_port")),
+    ):
         if port == 0:
-            fields[field] = ""  # switches the server off; validation refuses that for metrics (contract 8.3.7)
+            fields[field] = (
+                ""  # switches the server off; validation refuses that for metrics (contract 8.3.7)
+            )
         elif port is not None and field in fields:
             fields[field] = config.with_port(fields[field], port)

@@ -16,7 +16,18 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from nftproxy.configuration.gotypes import BOOL, DURATION, INT, NUMBER, PATTERNS, SWITCHES, TEXT, VERBOSITY, WORDS, GoType
+from nftproxy.configuration.gotypes import (
+    BOOL,
+    DURATION,
+    INT,
+    NUMBER,
+    PATTERNS,
+    SWITCHES,
+    TEXT,
+    VERBOSITY,
+    WORDS,
+    GoType,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Values = Mapping[str, Any]
@@ -52,7 +63,9 @@ class Flag:
         if len(self.name) == 1:
             names.insert(0, f"-{self.name}")
         text = f"{self.help} [default: {self.default}]" if self.default else self.help
-        boolean: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if self.type is BOOL else {}
+        boolean: dict[str, Any] = (
+            {"is_flag": False, "flag_value": "true"} if self.type is BOOL else {}
+        )
         return click.option(
             *names,
             self.parameter,
@@ -254,7 +267,11 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: str | None) -
     from importlib import metadata  # here, because it takes 30 ms and only this option needs it
 
     text = f"nftproxy {metadata.version('nftproxy')}"
-    click.echo(f"{text}, Python {sys.version.split()[0]}, Linux {os.uname().release}" if wanted == "raw" else text)
+    click.echo(
+        f"{text}, Python {sys.version.split()[0]}, Linux {os.uname().release}"
+        if wanted == "raw"
+        else text
+    )
     ctx.exit()
 
 

@@ -18,12 +18,23 @@ import msgspec
 
 from nftproxy.address import Address, Family, Network, parse_address, parse_network
 from nftproxy.configuration import featuregates
-from nftproxy.configuration.config import DETECT_LOCAL_MODES, PRIMARY, Findings, KubeProxyConfiguration
+from nftproxy.configuration.config import (
+    DETECT_LOCAL_MODES,
+    PRIMARY,
+    Findings,
+    KubeProxyConfiguration,
+)
 from nftproxy.configuration.validation import interface_name_problem, startup_warnings
 from nftproxy.errors import AddressError, ConfigError
 
-_START_VALUES: Final = {Family.IPv4: Address(Family.IPv4, "127.0.0.1"), Family.IPv6: Address(Family.IPv6, "::1")}
-_LOOPBACK: Final = {Family.IPv4: Network(Family.IPv4, "127.0.0.0", 8), Family.IPv6: Network(Family.IPv6, "::1", 128)}
+_START_VALUES: Final = {
+    Family.IPv4: Address(Family.IPv4, "127.0.0.1"),
+    Family.IPv6: Address(Family.IPv6, "::1"),
+}
+_LOOPBACK: Final = {
+    Family.IPv4: Network(Family.IPv4, "127.0.0.0", 8),
+    Family.IPv6: Network(Family.IPv6, "::1", 128),
+}
 _UNSPECIFIED: Final = {Address(Family.IPv4, "0.0.0.0"), Address(Family.IPv6, "::")}  # noqa: S104 - compared, not bound
 
 
@@ -105,13 +116,18 @@ def node_name(config: KubeProxyConfiguration, hostname: str) -> str:
     name = (config.hostname_override or hostname).strip().lower()
     if not name:
         raise ConfigError(
-            ["hostnameOverride: the node name is blank"], hint="set --hostname-override to the name of the Node object"
+            ["hostnameOverride: the node name is blank"],
+            hint="set --hostname-override to the name of the Node object",
         )
     return name
 
 
 def node_settings(
-    config: KubeProxyConfiguration, facts: NodeFacts | None, *, hostname: str, supported: frozenset[Family]
+    config: KubeProxyConfiguration,
+    facts: NodeFacts | None,
+    *,
+    hostname: str,
+    supported: frozenset[Family],
 ) -> tuple[NodeSettings, list[str]]:
     """Return the settings of a node and the warnings about them.
 
@@ -143,7 +159,9 @@ def node_settings(
         min_sync_period=config.nftables.min_sync_period.seconds,
     )
     pod_cidrs = facts.pod_cidrs if facts else ()
-    doubts = startup_warnings(config, families=families, nodeport_networks=networks, pod_cidrs=pod_cidrs)
+    doubts = startup_warnings(
+        config, families=families, nodeport_networks=networks, pod_cidrs=pod_cidrs
+    )
     return settings, [*found.warnings, *doubts]
 
 
@@ -160,7 +178,11 @@ def accepted_nodeport_addresses(
     for family, networks in wanted.items():
         if networks is ALL:
             continue
-        matches = [address for address in addresses if any(network.contains(address) for network in networks)]
+        matches = [
+            address
+            for address in addresses
+            if any(network.contains(address) for network in networks)
+        ]
         errors += [
             f"nodePortAddresses: {address.text} is a loopback address; NodePorts never work there"
             for address in matches
@@ -172,7 +194,11 @@ def accepted_nodeport_addresses(
 
 def node_addresses(bind_address: str, facts: NodeFacts | None) -> dict[Family, Address]:
     """Return the node's address in each family that has one (contract 8.6.2, 8.6.3)."""
-    return {family: address for family, address in _node_ips(bind_address, facts)[0].items() if not is_loopback(address)}
+    return {
+        family: address
+        for family, address in _node_ips(bind_address, facts)[0].items()
+        if not is_loopback(address)
+    }
 
 
 def is_loopback(address: Address) -> bool:
@@ -216,36 +242,62 @@ def _families(primary: Family, supported: frozenset[Family]) -> tuple[Family, ..
             [f"the node's primary family is {primary}, which this machine does not support"],
             hint=f"enable {primary} on this machine, or name an address of another family with --bind-address",
         )
-    return (primary, *(family for family in Family if family in supported and family is not primary))
+    return (
+        primary,
+        *(family for family in Family if family in supported and family is not primary),
+    )
 
 
 def _detector(
-    config: KubeProxyConfiguration, facts: NodeFacts | None, families: tuple[Family, ...], found: Findings
+    config: KubeProxyConfiguration,
+    facts: NodeFacts | None,
+    families: tuple[Family, ...],
+    found: Findings,
 ) -> LocalDetector | None:
     """Return how to recognize packets of local pods (contract 4.2)."""
     names = config.detect_local
     match config.detect_local_mode:
         case "BridgeInterface":
-            found.problems.extend(interface_name_problem("detectLocal.bridgeInterface", names.bridge_interface))
+            found.problems.extend(
+                interface_name_problem("detectLocal.bridgeInterface", names.bridge_interface)
+            )
             return BridgeInterface(names.bridge_interface)
         case "InterfaceNamePrefix":
-            found.problems.extend(interface_name_problem("detectLocal.interfaceNamePrefix", names.interface_name_prefix))
+            found.problems.extend(
+                interface_name_problem(
+                    "detectLocal.interfaceNamePrefix", names.interface_name_prefix
+                )
+            )
             return InterfaceNamePrefix(names.interface_name_prefix)
         case "NodeCIDR":
-            networks = _first_networks("podCIDRs", facts.pod_cidrs if facts else (), families, found.warnings)
+            networks = _first_networks(
+                "podCIDRs", facts.pod_cidrs if facts else (), families, found.warnings
+            )
             if facts is None:
-                found.problems.append("detectLocalMode: NodeCIDR needs the Node object, which does not exist")
-            elif families[0] not in networks:  # fatal also if the other family has one (contract 4.2.4)
-                found.problems.append(f"detectLocalMode: NodeCIDR needs an {families[0]} network in the Node's spec.podCIDRs")
+                found.problems.append(
+                    "detectLocalMode: NodeCIDR needs the Node object, which does not exist"
+                )
+            elif (
+                families[0] not in networks
+            ):  # fatal also if the other family has one (contract 4.2.4)
+                found.problems.append(
+                    f"detectLocalMode: NodeCIDR needs an {families[0]} network in the Node's spec.podCIDRs"
+                )
         case "" | "ClusterCIDR":
             cidrs = config.cluster_cidr.split(",") if config.cluster_cidr else []
             networks = _first_networks("clusterCIDR", cidrs, families, found.problems)
             if not cidrs:
-                found.warnings.append("clusterCIDR: not set, so no packet counts as sent by a local pod")
+                found.warnings.append(
+                    "clusterCIDR: not set, so no packet counts as sent by a local pod"
+                )
             elif families[0] not in networks and len(families) == 1:
-                found.problems.append(f"clusterCIDR: has no {families[0]} network, the only family served")
+                found.problems.append(
+                    f"clusterCIDR: has no {families[0]} network, the only family served"
+                )
         case mode:
-            raise ConfigError([f"detectLocalMode: {mode!r:.80} is not one of {', '.join(DETECT_LOCAL_MODES)}"])
+            raise ConfigError(
+                [f"detectLocalMode: {mode!r:.80} is not one of {', '.join(DETECT_LOCAL_MODES)}"]
+            )
     return Cidr(networks) if networks else None
 
 
@@ -265,13 +317,17 @@ def _first_networks(
     return networks
 
 
-def _nodeport_networks(texts: Iterable[str], node_ips: Mapping[Family, Address], found: Findings) -> list[Network]:
+def _nodeport_networks(
+    texts: Iterable[str], node_ips: Mapping[Family, Address], found: Findings
+) -> list[Network]:
     """Return nodePortAddresses as networks, with addresses in place of `primary` (contract 2.6.2)."""
     networks: list[Network] = []
     for index, text in enumerate(texts):
         if text == PRIMARY:
             addresses = (address for address in node_ips.values() if not is_loopback(address))
-            networks += [Network(address.family, address.text, address.family.bits) for address in addresses]
+            networks += [
+                Network(address.family, address.text, address.family.bits) for address in addresses
+            ]
             continue
         try:
             networks.append(parse_network(text))

@@ -12,7 +12,12 @@ from typing import Final
 
 from nftproxy.address import Address, Family, Network, parse_address, parse_network
 from nftproxy.configuration import featuregates
-from nftproxy.configuration.config import DETECT_LOCAL_MODES, PRIMARY, KubeProxyConfiguration, Logging
+from nftproxy.configuration.config import (
+    DETECT_LOCAL_MODES,
+    PRIMARY,
+    KubeProxyConfiguration,
+    Logging,
+)
 from nftproxy.configuration.duration import Duration
 from nftproxy.errors import AddressError, ConfigError
 
@@ -42,7 +47,9 @@ def problems(config: KubeProxyConfiguration) -> list[str]:
         *_addresses(config),
         *_nodeport_addresses(config.node_port_addresses),
         *_detect_local(config),
-        *_logging(config.logging, alpha=featuregates.enabled(config.feature_gates, "LoggingAlphaOptions")),
+        *_logging(
+            config.logging, alpha=featuregates.enabled(config.feature_gates, "LoggingAlphaOptions")
+        ),
     ]
 
 
@@ -64,16 +71,24 @@ def startup_warnings(
     pods = {network.family for network in _parsable(pod_cidrs)}
     found = featuregates.warnings(config.feature_gates)
     if not nodeports:
-        found.append("nodePortAddresses: empty, so NodePorts are accepted on all addresses of this machine")
+        found.append(
+            "nodePortAddresses: empty, so NodePorts are accepted on all addresses of this machine"
+        )
     elif primary not in nodeports:
-        found.append(f"nodePortAddresses: has no {primary} network, so NodePorts are accepted on all {primary} addresses")
+        found.append(
+            f"nodePortAddresses: has no {primary} network, so NodePorts are accepted on all {primary} addresses"
+        )
     elif len(nodeports) == 1 and 2 in (len(clusters), len(pods)):
         (other,) = set(Family) - nodeports
-        found.append(f"nodePortAddresses: has no {other} network although the cluster is dual-stack")
+        found.append(
+            f"nodePortAddresses: has no {other} network although the cluster is dual-stack"
+        )
     if config.detect_local_mode == "ClusterCIDR" and clusters and primary not in clusters:
         found.append(f"clusterCIDR: has no {primary} network, the primary family of this node")
     if pods and primary not in pods:
-        found.append(f"podCIDRs: the Node's has no {primary} network, the primary family of this node")
+        found.append(
+            f"podCIDRs: the Node's has no {primary} network, the primary family of this node"
+        )
     if len(families) == 1:
         for path, text in (
             ("healthzBindAddress", config.healthz_bind_address),
@@ -81,7 +96,9 @@ def startup_warnings(
         ):
             address = _host(text)
             if address and address.family is not primary and address.text not in ("0.0.0.0", "::"):  # noqa: S104
-                found.append(f"{path}: {text} is an {address.family} address, but only {primary} is served")
+                found.append(
+                    f"{path}: {text} is an {address.family} address, but only {primary} is served"
+                )
     return found
 
 
@@ -90,7 +107,9 @@ def interface_name_problem(path: str, name: str) -> list[str]:
     if not name:
         return [f"{path}: must not be empty in this detectLocalMode"]
     if not _INTERFACE.fullmatch(name):
-        return [f"{path}: {name!r:.80} is no interface name: 1 to 15 letters, digits, dots, dashes or underscores"]
+        return [
+            f"{path}: {name!r:.80} is no interface name: 1 to 15 letters, digits, dots, dashes or underscores"
+        ]
     return []
 
 
@@ -127,7 +146,9 @@ def _numbers(config: KubeProxyConfiguration) -> list[str]:
             found.append(f"{path}: {value} is negative")
     if config.show_hidden_metrics_for_version not in ("", _HIDDEN_METRICS_VERSION):
         version = config.show_hidden_metrics_for_version
-        found.append(f"showHiddenMetricsForVersion: {version!r:.80} is not {_HIDDEN_METRICS_VERSION}, the only version possible")
+        found.append(
+            f"showHiddenMetricsForVersion: {version!r:.80} is not {_HIDDEN_METRICS_VERSION}, the only version possible"
+        )
     return found
 
 
@@ -136,13 +157,18 @@ def _periods(config: KubeProxyConfiguration) -> list[str]:
     section = config.nftables
     found = [
         f"{path}: {period} is not above 0s"
-        for path, period in (("configSyncPeriod", config.config_sync_period), ("nftables.syncPeriod", section.sync_period))
+        for path, period in (
+            ("configSyncPeriod", config.config_sync_period),
+            ("nftables.syncPeriod", section.sync_period),
+        )
         if period <= 0
     ]
     if section.min_sync_period < Duration(0):
         found.append(f"nftables.minSyncPeriod: {section.min_sync_period} is negative")
     if section.min_sync_period > section.sync_period:
-        found.append(f"nftables.minSyncPeriod: {section.min_sync_period} is longer than syncPeriod, {section.sync_period}")
+        found.append(
+            f"nftables.minSyncPeriod: {section.min_sync_period} is longer than syncPeriod, {section.sync_period}"
+        )
     return found
 
 
@@ -152,12 +178,18 @@ def _addresses(config: KubeProxyConfiguration) -> list[str]:
     try:
         parse_address(config.bind_address)
     except AddressError:
-        found.append(f"bindAddress: {config.bind_address!r:.80} is not a bare IP address such as 10.0.0.1 or fd00::1")
+        found.append(
+            f"bindAddress: {config.bind_address!r:.80} is not a bare IP address such as 10.0.0.1 or fd00::1"
+        )
     healthz, metrics = config.healthz_bind_address, config.metrics_bind_address
     if healthz and _host(healthz) is None:
-        found.append(f"healthzBindAddress: {healthz!r:.80} is not IP:port with a port within 1..65535")
+        found.append(
+            f"healthzBindAddress: {healthz!r:.80} is not IP:port with a port within 1..65535"
+        )
     if _host(metrics) is None:
-        found.append(f"metricsBindAddress: {metrics!r:.80} is not IP:port with a port within 1..65535")
+        found.append(
+            f"metricsBindAddress: {metrics!r:.80} is not IP:port with a port within 1..65535"
+        )
     return found
 
 
@@ -182,7 +214,9 @@ def _detect_local(config: KubeProxyConfiguration) -> list[str]:
         case "BridgeInterface":
             return interface_name_problem("detectLocal.bridgeInterface", names.bridge_interface)
         case "InterfaceNamePrefix":
-            return interface_name_problem("detectLocal.interfaceNamePrefix", names.interface_name_prefix)
+            return interface_name_problem(
+                "detectLocal.interfaceNamePrefix", names.interface_name_prefix
+            )
         case "ClusterCIDR" if config.cluster_cidr:
             texts = config.cluster_cidr.split(",")
             found = [problem for text in texts for problem in _cidr("clusterCIDR", text)]
@@ -213,7 +247,9 @@ def _logging(logging: Logging, *, alpha: bool) -> list[str]:
         if not alpha and options.split_stream:
             found.append(f"{path}.splitStream: is alpha and needs featureGates.LoggingAlphaOptions")
         if not alpha and size.strip("+0.") != "":
-            found.append(f"{path}.infoBufferSize: is alpha and needs featureGates.LoggingAlphaOptions")
+            found.append(
+                f"{path}.infoBufferSize: is alpha and needs featureGates.LoggingAlphaOptions"
+            )
     return found
 
 
@@ -233,7 +269,11 @@ def _host(text: str) -> Address | None:
     """Return the address in IP:port or [IP]:port, None for anything else."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or bracketed is not (":" in host) or not (port.isascii() and port.isdigit() and len(port) <= 5):
+    if (
+        not colon
+        or bracketed is not (":" in host)
+        or not (port.isascii() and port.isdigit() and len(port) <= 5)
+    ):
         return None
     if not 1 <= int(port) <= 65535:
         return None

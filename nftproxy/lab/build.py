@@ -28,7 +28,10 @@ _UNSUPPORTED = ("Unknown device type", "Operation not supported", "not supported
 def check_machine() -> None:
     """Raise if this process cannot make namespaces."""
     if os.geteuid() != 0:
-        raise UnusableError("a lab is made of network namespaces, which needs root", hint="run the command with sudo")
+        raise UnusableError(
+            "a lab is made of network namespaces, which needs root",
+            hint="run the command with sudo",
+        )
     if not shutil.which("ip"):
         raise UnusableError("the program `ip` is missing", hint="apt install iproute2")
 
@@ -45,7 +48,8 @@ def create_namespaces(plan: Plan) -> None:
             namespace.create(commands.namespace)
         except PermissionError as error:
             raise UnusableError(
-                f"this process may not make network namespaces ({error})", hint="a container has to be a privileged one"
+                f"this process may not make network namespaces ({error})",
+                hint="a container has to be a privileged one",
             ) from error
         with namespace.enter(commands.namespace):
             for path, value in commands.sysctls.items():
@@ -80,7 +84,9 @@ def batches(work: Iterable[tuple[str, str | None, Sequence[str]]]) -> None:
     running = []
     for program, where, lines in work:
         argv = [program, *(("-n", where) if where else ()), "-batch", "-"]
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         running.append((process, where, lines))
     problems = []
     for process, where, lines in running:
@@ -107,9 +113,16 @@ def _wait_for_links(where: str, idle: set[str], timeout: float = 10.0) -> None:
     with namespace.enter(where):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     with sock:
-        while waiting := [name for name in _links(where) - idle if _flags(sock, name) & (_IFF_UP | _IFF_RUNNING) == _IFF_UP]:
+        while waiting := [
+            name
+            for name in _links(where) - idle
+            if _flags(sock, name) & (_IFF_UP | _IFF_RUNNING) == _IFF_UP
+        ]:
             if time.monotonic() > deadline:
-                raise NftproxyError(f"{', '.join(waiting)} of {where} stays without a carrier", hint="the other end was deleted")
+                raise NftproxyError(
+                    f"{', '.join(waiting)} of {where} stays without a carrier",
+                    hint="the other end was deleted",
+                )
             time.sleep(0.001)
 
 

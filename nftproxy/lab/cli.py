@@ -18,7 +18,12 @@ from nftproxy.errors import NftproxyError
 if TYPE_CHECKING:
     from nftproxy.lab.lab import Lab
 
-_name = click.option("--name", default="lab", show_default=True, help="Which lab; several can be up at the same time.")
+_name = click.option(
+    "--name",
+    default="lab",
+    show_default=True,
+    help="Which lab; several can be up at the same time.",
+)
 
 
 @click.group()
@@ -34,7 +39,9 @@ def lab() -> None:
 @_name
 @click.option("--nodes", default=2, show_default=True, help="Number of nodes.")
 @click.option("--pods", default=3, show_default=True, help="Number of pods on each node.")
-@click.option("--vxlan", is_flag=True, help="Carry pod traffic between nodes in VXLAN instead of routing it.")
+@click.option(
+    "--vxlan", is_flag=True, help="Carry pod traffic between nodes in VXLAN instead of routing it."
+)
 def up(name: str, nodes: int, pods: int, *, vxlan: bool) -> None:
     """Build a lab and leave it running."""
     from rich.console import Console
@@ -49,9 +56,13 @@ def up(name: str, nodes: int, pods: int, *, vxlan: bool) -> None:
         last = built.pods[-1]
         address = next(iter(last.addresses.values()))
         option = "" if name == "lab" else f"--name {name} "
-        click.echo(f"pods answer on ports {' and '.join(map(str, PORTS))}, TCP and UDP; try for example")
+        click.echo(
+            f"pods answer on ports {' and '.join(map(str, PORTS))}, TCP and UDP; try for example"
+        )
         # bash and head are on every machine, nc is not.
-        click.echo(f"  nftproxy lab exec {option}client -- bash -c 'head -n 1 </dev/tcp/{address}/{PORTS[0]}'")
+        click.echo(
+            f"  nftproxy lab exec {option}client -- bash -c 'head -n 1 </dev/tcp/{address}/{PORTS[0]}'"
+        )
 
 
 @lab.command()
@@ -68,7 +79,9 @@ def status(name: str, output: str) -> None:
         _print_status(attached)
 
 
-@lab.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@lab.command(
+    name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 @_name
 @click.argument("place", metavar="NODE|POD|CLIENT")
 @click.argument("command", metavar="-- CMD...", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -83,7 +96,10 @@ def execute(name: str, place: str, command: tuple[str, ...]) -> None:
     if not argv:
         raise click.UsageError("a command must follow the --")
     if not shutil.which(argv[0]):
-        raise NftproxyError(f"there is no program {argv[0]!r}", hint="places share the files and the PATH of this machine")
+        raise NftproxyError(
+            f"there is no program {argv[0]!r}",
+            hint="places share the files and the PATH of this machine",
+        )
     sys.stdout.flush()
     # Not `enter`: `ip netns exec` also mounts the namespace's /sys, which tcpdump and others read.
     os.execvp("ip", ["ip", "netns", "exec", where.namespace, *argv])  # noqa: S606  no shell is the point
@@ -106,21 +122,28 @@ def demo(name: str) -> int:
     for end in (signal.SIGTERM, signal.SIGHUP):  # the lab is removed then, too
         signal.signal(end, lambda number, _: sys.exit(128 + number))
     started, wrong, checks = time.monotonic(), 0, 0
-    click.echo("Two nodes, three pods on each, a client outside; nftproxy runs on both nodes, on a copy of examples/.")
+    click.echo(
+        "Two nodes, three pods on each, a client outside; nftproxy runs on both nodes, on a copy of examples/."
+    )
     with Demo(name) as walked:
         for number, step in enumerate(walk(walked), 1):
             click.secho(f"\n{number}  {step.title}", bold=True)
             if said := step.before(walked) if step.before else "":
                 click.echo(f"   {said}")
             results = [(check, walked.check(check)) for check in step.checks]
-            rows = [(*found.row, "ok" if found.right else f"WRONG: expected {check.expected()}") for check, found in results]
+            rows = [
+                (*found.row, "ok" if found.right else f"WRONG: expected {check.expected()}")
+                for check, found in results
+            ]
             columns.show(("FROM", "TO", "ANSWERED BY", "SOURCE SEEN", ""), rows, indent=3)
             click.echo(f"   {step.why}")
             checks += len(rows)
             wrong += sum(not found.right for _, found in results)
         wrong += walked.failures
     seconds = time.monotonic() - started
-    click.echo(f"\n{checks} checks in {seconds:.1f} s: {f'{wrong} went wrong' if wrong else 'every packet went where it should'}")
+    click.echo(
+        f"\n{checks} checks in {seconds:.1f} s: {f'{wrong} went wrong' if wrong else 'every packet went where it should'}"
+    )
     return 1 if wrong else 0
 
 
@@ -131,7 +154,9 @@ def down(name: str) -> None:
     from nftproxy.lab.lab import tear_down
 
     removed = tear_down(name)
-    click.echo(f"lab {name!r} is down" if removed else f"there is no lab {name!r}, nothing to remove")
+    click.echo(
+        f"lab {name!r} is down" if removed else f"there is no lab {name!r}, nothing to remove"
+    )
 
 
 def _status(attached: "Lab") -> dict[str, Any]:

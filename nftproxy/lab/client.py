@@ -117,7 +117,9 @@ def connect(
     source_port: int = 0,
 ) -> Outcome:
     """Connect from a namespace, read the answer, close. `timeout` in seconds; source address and port are chosen if not given."""
-    result = open_connection(namespace, address, port, protocol, timeout=timeout, source=source, source_port=source_port)
+    result = open_connection(
+        namespace, address, port, protocol, timeout=timeout, source=source, source_port=source_port
+    )
     if not isinstance(result, Connection):
         return result
     result.close()
@@ -222,7 +224,9 @@ def _parse(line: bytes, sock: socket.socket) -> Answer:
             client_port=client_port,
         )
     except (ValueError, TypeError, KeyError):
-        raise NftproxyError(f"{sock.getpeername()[:2]} is no echo server of a lab: it said {line[:80]!r}") from None
+        raise NftproxyError(
+            f"{sock.getpeername()[:2]} is no echo server of a lab: it said {line[:80]!r}"
+        ) from None
 
 
 def _outcome(error: OSError) -> Refused | Silent | Unreachable:
@@ -241,7 +245,9 @@ def _bind_fresh(sock: socket.socket, namespace: str, source: str) -> None:
     """Bind a UDP socket to the next unused source port."""
     while True:
         with _fresh_ports_lock:
-            port = next(_fresh_ports.setdefault((namespace, source, sock.family), iter(_UDP_PORTS)), None)
+            port = next(
+                _fresh_ports.setdefault((namespace, source, sock.family), iter(_UDP_PORTS)), None
+            )
         if port is None:
             raise NftproxyError(
                 f"all {len(_UDP_PORTS)} UDP source ports of {namespace} are used up",

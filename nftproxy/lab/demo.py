@@ -52,7 +52,9 @@ class Check:
         """Describe the expected outcome."""
         if isinstance(self.by, type):
             return _OUTCOMES[self.by]
-        return f"{'one' if self.one else 'all'} of {', '.join(sorted(self.by))}, seeing {self.source}"
+        return (
+            f"{'one' if self.one else 'all'} of {', '.join(sorted(self.by))}, seeing {self.source}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,10 @@ def walk(demo: "Demo") -> Iterator[Step]:
     yield Step(
         "No endpoints: no-endpoints.yaml, and nodeport.yaml after the removal of all endpoints",
         "Clients are refused at once, without a timeout.",
-        (Check("pod2-3", "10.96.0.60", 80, Refused, times=2), Check("client", node1, 30080, Refused, times=2)),
+        (
+            Check("pod2-3", "10.96.0.60", 80, Refused, times=2),
+            Check("client", node1, 30080, Refused, times=2),
+        ),
         before=Demo.empty,
     )
 
@@ -146,7 +151,9 @@ class Demo:
         self.failures = 0
         self._folder = Path()
         self._proxies: dict[str, subprocess.Popen[Any]] = {}
-        self._owners = {a: place.name for place in self.lab.plan.places for a in place.addresses.values()}
+        self._owners = {
+            a: place.name for place in self.lab.plan.places for a in place.addresses.values()
+        }
         self._owners |= {a: node.name for node in self.lab.nodes for a in node.gateways.values()}
         self._cleanup = ExitStack()
 
@@ -161,11 +168,20 @@ class Demo:
             for node in self.lab.nodes:
                 self._start(node)
             for node in self.lab.nodes:
-                self._wait(node, lambda seen: len(seen.services) >= 7 and all(seen.nodeport_addresses.values()), START)
+                self._wait(
+                    node,
+                    lambda seen: len(seen.services) >= 7 and all(seen.nodeport_addresses.values()),
+                    START,
+                )
             self._cleanup = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._cleanup.close()
 
     def _stop(self) -> None:
@@ -206,7 +222,11 @@ class Demo:
 
     def empty(self) -> str:
         """Remove all endpoints of a service."""
-        seconds = self._edit("nodeport.yaml", lambda _: False, lambda seen: not list(_endpoints(seen, "default/shop")))
+        seconds = self._edit(
+            "nodeport.yaml",
+            lambda _: False,
+            lambda seen: not list(_endpoints(seen, "default/shop")),
+        )
         return f"both tables were changed {seconds * 1000:.0f} ms after the file"
 
     def check(self, check: Check) -> Result:
@@ -214,23 +234,36 @@ class Demo:
         dropped = self._dropped(check.drops) if check.drops else 0
         timeout = 0.3 if check.by is Silent else 1.0
         outcomes = [
-            self.lab.connect(check.origin, check.address, check.port, check.protocol, timeout=timeout) for _ in range(check.times)
+            self.lab.connect(
+                check.origin, check.address, check.port, check.protocol, timeout=timeout
+            )
+            for _ in range(check.times)
         ]
         answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         shares = Counter(answer.name for answer in answers)
         others = Counter(type(outcome) for outcome in outcomes if not isinstance(outcome, Answer))
         sources: dict[str, set[str]] = {}
         for answer in answers:
-            whose = OWN if answer.source == answer.client else self._owners.get(answer.source, "nobody's")
+            whose = (
+                OWN
+                if answer.source == answer.client
+                else self._owners.get(answer.source, "nobody's")
+            )
             sources.setdefault(whose, set()).add(answer.source)
         host = f"[{check.address}]" if ":" in check.address else check.address
         answered = [f"{name} {share / len(outcomes):.0%}" for name, share in sorted(shares.items())]
-        answered += [f"{_OUTCOMES.get(kind, kind.__name__)} {number / len(outcomes):.0%}" for kind, number in others.items()]
+        answered += [
+            f"{_OUTCOMES.get(kind, kind.__name__)} {number / len(outcomes):.0%}"
+            for kind, number in others.items()
+        ]
         row = (
             check.origin,
             f"{host}:{check.port}/{check.protocol.lower()}",
             ", ".join(answered),
-            ", ".join(f"{', '.join(sorted(addresses))} ({whose})" for whose, addresses in sources.items()) or "-",
+            ", ".join(
+                f"{', '.join(sorted(addresses))} ({whose})" for whose, addresses in sources.items()
+            )
+            or "-",
         )
         if isinstance(check.by, type):
             proved = not check.drops or self._dropped(check.drops) >= dropped + check.times
@@ -253,7 +286,16 @@ class Demo:
             reader.close()
 
     def _start(self, node: Node) -> None:
-        argv = [sys.executable, "-m", "nftproxy", "run", "--manifests", str(self._folder), "--node-name", node.name]
+        argv = [
+            sys.executable,
+            "-m",
+            "nftproxy",
+            "run",
+            "--manifests",
+            str(self._folder),
+            "--node-name",
+            node.name,
+        ]
         argv += ["--cluster-cidr", ",".join(CLUSTER_CIDRS.values())]
         argv += [
             "--conntrack-max-per-core",
@@ -262,7 +304,9 @@ class Demo:
             "0",
         ]  # both belong to the machine, which the lab does not change
         with self._log(node).open("wb") as log:
-            self._proxies[node.name] = self.lab.popen(node, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._proxies[node.name] = self.lab.popen(
+                node, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def _log(self, node: Node) -> Path:
         return self._folder / f"{node.name}.log"
@@ -273,15 +317,21 @@ class Demo:
         while (seen := self._look(node)) is None or not true(seen):
             if time.monotonic() > deadline or self._proxies[node.name].poll() is not None:
                 lines = self._log(node).read_text().strip().splitlines()
-                raise NftproxyError(f"the proxy of {node.name} does not serve; its last lines: {' | '.join(lines[-3:])}")
+                raise NftproxyError(
+                    f"the proxy of {node.name} does not serve; its last lines: {' | '.join(lines[-3:])}"
+                )
             time.sleep(0.002)
 
-    def _edit(self, name: str, keep: Callable[[Any], bool], true: Callable[[snapshot.Snapshot], bool]) -> float:
+    def _edit(
+        self, name: str, keep: Callable[[Any], bool], true: Callable[[snapshot.Snapshot], bool]
+    ) -> float:
         """Leave only some endpoints in a file, and return the seconds until both tables agree."""
         documents = kubeyaml.documents((self._folder / name).read_text())
         for document in documents:
             if document["kind"] == "EndpointSlice":
-                document["endpoints"] = [endpoint for endpoint in document["endpoints"] if keep(endpoint)]
+                document["endpoints"] = [
+                    endpoint for endpoint in document["endpoints"] if keep(endpoint)
+                ]
         draft = self._folder / f".{name}"
         draft.write_text(yaml.safe_dump_all(documents))
         started = time.monotonic()
@@ -291,7 +341,9 @@ class Demo:
         return time.monotonic() - started
 
     @contextmanager
-    def _connecting(self, origin: str, address: str, port: int, outcomes: Counter[type[Outcome]]) -> Iterator[None]:
+    def _connecting(
+        self, origin: str, address: str, port: int, outcomes: Counter[type[Outcome]]
+    ) -> Iterator[None]:
         """Make connections without pause in the meantime."""
         stop = threading.Event()
 

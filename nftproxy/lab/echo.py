@@ -92,7 +92,9 @@ class EchoServer:
         try:
             with enter(namespace):
                 for protocol, family, port in itertools.product(protocols, families, ports):
-                    opened.append((_open(protocol, Family(family), port), Listener(name, port, protocol)))
+                    opened.append(
+                        (_open(protocol, Family(family), port), Listener(name, port, protocol))
+                    )
         except BaseException:
             for sock, _ in opened:
                 sock.close()
@@ -131,7 +133,9 @@ class EchoServer:
             for descriptor, _ in self._epoll.poll():
                 if descriptor == self._wake:
                     self._take_orders()
-                elif sock := self._sockets.get(descriptor):  # None: closed by an earlier event of this round
+                elif sock := self._sockets.get(
+                    descriptor
+                ):  # None: closed by an earlier event of this round
                     self._handlers[descriptor](sock)
 
     def _take_orders(self) -> None:
@@ -168,7 +172,9 @@ class EchoServer:
         try:
             received = connection.recv(65536)
             finished = connection.send(received) < len(received) or not received
-        except BlockingIOError:  # the event was for a closed socket whose number this connection got
+        except (
+            BlockingIOError
+        ):  # the event was for a closed socket whose number this connection got
             return
         except OSError:
             finished = True
@@ -214,9 +220,13 @@ def _open(protocol: str, family: Family, port: int) -> socket.socket:
 
 def _packet_info(level: int, info: bytes) -> tuple[str, bytes]:
     """Return the destination of a datagram, and the ancillary data that sends from it over any interface."""
-    if level == socket.IPPROTO_IP:  # struct in_pktinfo: interface, local address, destination in the header
+    if (
+        level == socket.IPPROTO_IP
+    ):  # struct in_pktinfo: interface, local address, destination in the header
         address = info[8:12]
-        return socket.inet_ntop(socket.AF_INET, address), struct.pack("=i4s4s", 0, address, bytes(4))
+        return socket.inet_ntop(socket.AF_INET, address), struct.pack(
+            "=i4s4s", 0, address, bytes(4)
+        )
     return socket.inet_ntop(socket.AF_INET6, info[:16]), info[:16] + bytes(4)
 
 

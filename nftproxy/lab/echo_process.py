@@ -28,7 +28,11 @@ class EchoProcess:
         argv = [sys.executable, "-m", "nftproxy.lab.echo_process", *(["--keep"] if keep else [])]
         with enter(underlay):
             self._process = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
             )
         self._orders = cast("IO[str]", self._process.stdin)
         self._replies = cast("IO[str]", self._process.stdout)
@@ -36,7 +40,14 @@ class EchoProcess:
     def start(self) -> None:
         """Let it answer: from the start, or with --keep from `stop` on."""
 
-    def listen(self, namespace: str, name: str, ports: Iterable[int], protocols: Iterable[str], families: Iterable[str]) -> None:
+    def listen(
+        self,
+        namespace: str,
+        name: str,
+        ports: Iterable[int],
+        protocols: Iterable[str],
+        families: Iterable[str],
+    ) -> None:
         """Answer as `name` on all addresses of a namespace."""
         arguments = {
             "namespace": namespace,

@@ -52,7 +52,9 @@ class Lab:
         if bridge_netfilter is None:
             bridge_netfilter = build.has_bridge_netfilter()
         only = tuple(Family(family) for family in families)
-        self.plan: Plan = make_plan(Shape(name, nodes, pods, clients, only, vxlan, wiring, bridge_netfilter))
+        self.plan: Plan = make_plan(
+            Shape(name, nodes, pods, clients, only, vxlan, wiring, bridge_netfilter)
+        )
         self._ports = tuple(ports)
         self._echo = echo
         self._server: EchoServer | EchoProcess | None = None
@@ -63,7 +65,9 @@ class Lab:
         check_name(name)
         shape = state.read(name)
         if shape is None and namespace.names(name):
-            raise NftproxyError(f"lab {name!r} is incomplete", hint=f"nftproxy lab down --name {name}")
+            raise NftproxyError(
+                f"lab {name!r} is incomplete", hint=f"nftproxy lab down --name {name}"
+            )
         if shape is None:
             others = ", ".join(state.names())
             hint = f"labs that are up: {others}" if others else f"nftproxy lab up --name {name}"
@@ -113,7 +117,9 @@ class Lab:
         """Build everything; all of it is removed again if that fails."""
         build.check_machine()
         if namespace.names(self.name) and state.read(self.name) is None:
-            raise NftproxyError(f"lab {self.name!r} is incomplete", hint=f"nftproxy lab down --name {self.name}")
+            raise NftproxyError(
+                f"lab {self.name!r} is incomplete", hint=f"nftproxy lab down --name {self.name}"
+            )
         state.claim(self.plan.shape)
         try:
             build.create_namespaces(self.plan)
@@ -145,7 +151,13 @@ class Lab:
         return namespace.enter(self.place(where).namespace)
 
     def run(
-        self, where: str | Place, argv: Sequence[str], *, check: bool = True, timeout: float = 30, **options: Any
+        self,
+        where: str | Place,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        timeout: float = 30,
+        **options: Any,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program in a place, with its output as text; raise an error with its message if it fails and `check` is on.
 
@@ -154,13 +166,19 @@ class Lab:
         """
         options = {"capture_output": True, "text": True, **options}
         with self.enter(where):
-            done: subprocess.CompletedProcess[str] = subprocess.run(argv, check=False, timeout=timeout, **options)
+            done: subprocess.CompletedProcess[str] = subprocess.run(
+                argv, check=False, timeout=timeout, **options
+            )
         if check and done.returncode:
             place = self.place(where).name
-            raise NftproxyError(f"`{shlex.join(argv)}` on {place} exited with {done.returncode}: {done.stderr or ''}")
+            raise NftproxyError(
+                f"`{shlex.join(argv)}` on {place} exited with {done.returncode}: {done.stderr or ''}"
+            )
         return done
 
-    def popen(self, where: str | Place, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    def popen(
+        self, where: str | Place, argv: Sequence[str], **options: Any
+    ) -> subprocess.Popen[Any]:
         """Start a program in a place. `down` ends it, but the caller has to wait for it."""
         with self.enter(where):
             return subprocess.Popen(argv, **options)
@@ -187,7 +205,9 @@ class Lab:
             raise NftproxyError(f"the servers of lab {self.name!r} accept no commands from here")
         place = self.place(where)
         families = self.families if families is None else families
-        self._server.listen(place.namespace, name or place.name, tuple(ports), tuple(protocols), tuple(families))
+        self._server.listen(
+            place.namespace, name or place.name, tuple(ports), tuple(protocols), tuple(families)
+        )
 
     def silence(self, where: str | Place, ports: Iterable[int] | None = None) -> None:
         """Stop answering there, on some ports or on all; connections are then refused. Only with echo="thread"."""
@@ -195,7 +215,9 @@ class Lab:
             raise NftproxyError("only a lab with echo='thread' can close its servers")
         self._server.close(self.place(where).namespace, ports)
 
-    def connect(self, where: str | Place, address: str, port: int, protocol: str = "TCP", **options: Any) -> client.Outcome:
+    def connect(
+        self, where: str | Place, address: str, port: int, protocol: str = "TCP", **options: Any
+    ) -> client.Outcome:
         """Connect from a place and return the outcome: see client.connect."""
         return client.connect(self.place(where).namespace, address, port, protocol, **options)
 
@@ -203,7 +225,9 @@ class Lab:
         self, where: str | Place, address: str, port: int, protocol: str = "TCP", **options: Any
     ) -> client.Connection | client.Refused | client.Silent | client.Unreachable:
         """Connect from a place and keep the connection: see client.open_connection."""
-        return client.open_connection(self.place(where).namespace, address, port, protocol, **options)
+        return client.open_connection(
+            self.place(where).namespace, address, port, protocol, **options
+        )
 
     def _new_server(self) -> EchoServer | EchoProcess:
         if self._echo == "thread":

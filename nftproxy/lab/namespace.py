@@ -35,7 +35,9 @@ def enter(namespace: str) -> Iterator[None]:
     try:
         there = os.open(DIRECTORY / namespace, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NftproxyError(f"there is no network namespace {namespace!r}", hint="see `ip netns list`") from None
+        raise NftproxyError(
+            f"there is no network namespace {namespace!r}", hint="see `ip netns list`"
+        ) from None
     try:
         with _home_again():
             _call("setns", there, _CLONE_NEWNET)
@@ -98,7 +100,10 @@ def kill(pids: Iterable[int], timeout: float = 5.0) -> None:
             try:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
                 if not select.select([process], [], [], timeout)[0]:
-                    raise NftproxyError(f"process {pid} does not end", hint="it waits inside the kernel; see `ps -l`")
+                    raise NftproxyError(
+                        f"process {pid} does not end",
+                        hint="it waits inside the kernel; see `ps -l`",
+                    )
             finally:
                 os.close(process)
 

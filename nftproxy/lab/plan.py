@@ -107,7 +107,9 @@ class Plan:
             if place.name == name:
                 return place
         known = ", ".join(place.name for place in self.places)
-        raise NftproxyError(f"nothing in lab {self.shape.name!r} has the name {name!r}", hint=f"known: {known}")
+        raise NftproxyError(
+            f"nothing in lab {self.shape.name!r} has the name {name!r}", hint=f"known: {known}"
+        )
 
 
 def make_plan(shape: Shape) -> Plan:
@@ -133,7 +135,10 @@ def make_plan(shape: Shape) -> Plan:
 def check_name(name: str) -> None:
     """Raise when `name` cannot be the name of a lab."""
     if not _NAME.fullmatch(name):
-        raise NftproxyError(f"{name[:80]!r} cannot be the name of a lab", hint="up to 32 of a-z, 0-9 and -, not - at either end")
+        raise NftproxyError(
+            f"{name[:80]!r} cannot be the name of a lab",
+            hint="up to 32 of a-z, 0-9 and -, not - at either end",
+        )
 
 
 def _node(shape: Shape, number: int) -> Node:
@@ -155,7 +160,9 @@ def _pod(shape: Shape, node: int, number: int) -> Pod:
         name=name,
         namespace=f"{shape.name}.{name}",
         number=number,
-        addresses=_per_family(shape, f"10.244.{node}.{1 + number}", f"fd00:244:{node}::{1 + number}"),
+        addresses=_per_family(
+            shape, f"10.244.{node}.{1 + number}", f"fd00:244:{node}::{1 + number}"
+        ),
         node=f"node{node}",
         veth=f"veth{number}",
     )

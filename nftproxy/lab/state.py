@@ -20,9 +20,13 @@ def claim(shape: Shape) -> None:
     """Write the file; raise an error if the lab has one."""
     DIRECTORY.mkdir(mode=0o700, exist_ok=True)
     try:
-        descriptor = os.open(_path(shape.name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            _path(shape.name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
     except FileExistsError:
-        raise NftproxyError(f"there is a lab {shape.name!r} already", hint=f"nftproxy lab down --name {shape.name}") from None
+        raise NftproxyError(
+            f"there is a lab {shape.name!r} already", hint=f"nftproxy lab down --name {shape.name}"
+        ) from None
     with os.fdopen(descriptor, "wb") as file:
         file.write(msgspec.json.encode(shape))
 

@@ -64,10 +64,16 @@ def commands(plan: Plan) -> list[Commands]:
 
 
 def _underlay(plan: Plan) -> Commands:
-    lines = ["link set lo up", "link add br0 type bridge stp_state 0 mcast_snooping 0", "link set br0 up"]
+    lines = [
+        "link set lo up",
+        "link add br0 type bridge stp_state 0 mcast_snooping 0",
+        "link set br0 up",
+    ]
     for place in (*plan.nodes, *plan.clients):
         lines += [f"link set {place.name} master br0", f"link set {place.name} up"]
-    lines += _addresses("br0", {family: ROUTER[family] for family in plan.shape.families}, _UNDERLAY_LENGTH)
+    lines += _addresses(
+        "br0", {family: ROUTER[family] for family in plan.shape.families}, _UNDERLAY_LENGTH
+    )
     return Commands(plan.underlay, _sysctls(plan, bridge_netfilter=False), tuple(lines))
 
 
@@ -78,7 +84,9 @@ def _node(plan: Plan, node: Node) -> Commands:
     sysctls = forwarding | _sysctls(plan, bridge_netfilter=plan.shape.bridge_netfilter)
     others = [other for other in plan.nodes if other is not node]
     if not plan.shape.vxlan:
-        lines += [f"route add {o.pod_cidrs[f]} via {o.addresses[f]}" for o in others for f in o.addresses]
+        lines += [
+            f"route add {o.pod_cidrs[f]} via {o.addresses[f]}" for o in others for f in o.addresses
+        ]
         return Commands(node.namespace, sysctls, tuple(lines))
     lines += [line for family in node.addresses for line in _vxlan(node, others, family)]
     return Commands(node.namespace, sysctls, tuple(lines), tuple(_forwarding_entries(others)))
@@ -95,7 +103,10 @@ def _bridge(plan: Plan, node: Node) -> list[str]:
     # came from.
     port = "hairpin on" if plan.shape.bridge_netfilter else "hairpin on isolated on"
     for pod in node.pods:
-        lines += [f"link set {pod.veth} master cni0", f"link set {pod.veth} type bridge_slave {port}"]
+        lines += [
+            f"link set {pod.veth} master cni0",
+            f"link set {pod.veth} type bridge_slave {port}",
+        ]
         lines += [f"link set {pod.veth} up"]
     return lines
 
@@ -164,10 +175,16 @@ def _client(plan: Plan, client: Client) -> Commands:
 
 def _up(place: Place) -> list[str]:
     """Return the commands that put a place on the underlay."""
-    return ["link set lo up", "link set eth0 up", *_addresses("eth0", place.addresses, _UNDERLAY_LENGTH)]
+    return [
+        "link set lo up",
+        "link set eth0 up",
+        *_addresses("eth0", place.addresses, _UNDERLAY_LENGTH),
+    ]
 
 
-def _addresses(device: str, addresses: Mapping[Family, str], lengths: Mapping[Family, int]) -> list[str]:
+def _addresses(
+    device: str, addresses: Mapping[Family, str], lengths: Mapping[Family, int]
+) -> list[str]:
     """Return the commands that give a device its addresses; a family without a length gets single addresses."""
     return [
         f"addr add {address}/{lengths.get(family, family.bits)} dev {device}{' nodad' if family is Family.IPv6 else ''}"

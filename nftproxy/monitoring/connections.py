@@ -152,10 +152,15 @@ class _Seen:
     def frontends(self) -> Iterator[tuple[Subject, dict[Declaration, _Growth]]]:
         """Yield the frontends in use with the growth of their elements by step."""
         for family, node_port in _SIDES:
-            maps = {step: self.grown.get(step.name(family, node_port=node_port), {}) for step in STEPS}
+            maps = {
+                step: self.grown.get(step.name(family, node_port=node_port), {}) for step in STEPS
+            }
             for key in dict.fromkeys(key for grown in maps.values() for key in grown):
                 if subject := self._frontend(family, Frontend.of_key(key)):
-                    yield subject, {step: grown[key] for step, grown in maps.items() if key in grown}
+                    yield (
+                        subject,
+                        {step: grown[key] for step, grown in maps.items() if key in grown},
+                    )
 
     def endpoints(self) -> Iterator[tuple[Subject, int]]:
         """Yield the growth of slots in use by endpoint, one that several frontends have more than once."""
@@ -167,10 +172,18 @@ class _Seen:
     def present(self, known: set[Subject]) -> set[Subject]:
         """Return those of the known ones that the reading has."""
         places = {subject.place for subject in known}
-        found = {s for s in known if isinstance(s.place, Frontend) and s == self._frontend(s.family, s.place)}
+        found = {
+            s
+            for s in known
+            if isinstance(s.place, Frontend) and s == self._frontend(s.family, s.place)
+        }
         for where, values in self.values.items():
             if schema.declaration(where) in _SLOTS:
-                found.update(s for key, value in values.items() if value in places and (s := self._endpoint(where, key)))
+                found.update(
+                    s
+                    for key, value in values.items()
+                    if value in places and (s := self._endpoint(where, key))
+                )
         return found
 
     def with_affinity(self) -> Iterator[tuple[str, Key]]:
@@ -184,7 +197,9 @@ class _Seen:
     def _frontend(self, family: Family, frontend: Frontend) -> Subject | None:
         """Return the owner of a frontend; None if no element names it."""
         for step in STEPS:
-            value = self.values.get(step.name(family, node_port=frontend.is_node_port), {}).get(frontend.key)
+            value = self.values.get(step.name(family, node_port=frontend.is_node_port), {}).get(
+                frontend.key
+            )
             if isinstance(value, Verdict) and value.comment:
                 return Subject(family, value.comment, frontend)
         return None
@@ -193,10 +208,17 @@ class _Seen:
         """Return the endpoint in a slot; None for other maps, and for slots of no frontend."""
         place = schema.parse(where)
         value = self.values[where][key]
-        if place is None or place.declaration not in _SLOTS or not isinstance(value, tuple) or isinstance(value, Verdict):
+        if (
+            place is None
+            or place.declaration not in _SLOTS
+            or not isinstance(value, tuple)
+            or isinstance(value, Verdict)
+        ):
             return None
         owner = self._frontend(place.family, Frontend.of_slot(key, place.detail))
-        return owner and Subject(place.family, owner.service_port, Endpoint(str(value[0]), int(value[1])))
+        return owner and Subject(
+            place.family, owner.service_port, Endpoint(str(value[0]), int(value[1]))
+        )
 
 
 def _growth(before: tuple[Value, int] | None, value: Value, packets: int) -> _Growth:
@@ -207,7 +229,9 @@ def _growth(before: tuple[Value, int] | None, value: Value, packets: int) -> _Gr
 
 def _amounts(steps: Mapping[Declaration, _Growth]) -> Iterator[tuple[Figure, int]]:
     """Turn the growth of a frontend's counters into that of its figures."""
-    services, new, refused = map(steps.get, (schema.SERVICES, schema.NEW_CLIENTS, schema.NO_ENDPOINTS))
+    services, new, refused = map(
+        steps.get, (schema.SERVICES, schema.NEW_CLIENTS, schema.NO_ENDPOINTS)
+    )
     if services:
         yield Figure.CONNECTIONS, services.packets - (refused.packets if refused else 0)
     if services and new and not (services.anew or new.anew):
@@ -218,4 +242,6 @@ def _amounts(steps: Mapping[Declaration, _Growth]) -> Iterator[tuple[Figure, int
 
 _SIDES = tuple((family, node_port) for family in Family for node_port in (False, True))
 _SLOTS = (schema.ENDPOINTS, schema.LOCAL_ENDPOINTS)
-_Standings = dict[str, dict[Key, tuple[Value, int]]]  # by map; the counters, without most of those at 0
+_Standings = dict[
+    str, dict[Key, tuple[Value, int]]
+]  # by map; the counters, without most of those at 0

@@ -22,7 +22,9 @@ from loguru import logger
 from nftproxy.model import ObjectName
 
 if TYPE_CHECKING:
-    from nftproxy.sources.apiserver import Connection  # takes 35 MB, and whoever has one has imported it
+    from nftproxy.sources.apiserver import (
+        Connection,
+    )  # takes 35 MB, and whoever has one has imported it
 
 WAITING: Final = 1000  # waiting events; more are dropped
 PACE: Final = 30.0  # seconds between two writes about one series
@@ -119,12 +121,17 @@ class Journal:
     @property
     def next_due(self) -> float | None:
         """When `due` has a request; None: not before the next event."""
-        return min((each.written + PACE for each in self._series.values() if each.count > each.told), default=None)
+        return min(
+            (each.written + PACE for each in self._series.values() if each.count > each.told),
+            default=None,
+        )
 
     def again(self, path: str) -> Write | None:
         """Return a request that creates the event at `path` again, which the API server has deleted."""
         name = path.rpartition("/")[2]
-        subject = next((subject for subject, each in self._series.items() if each.name == name), None)
+        subject = next(
+            (subject for subject, each in self._series.items() if each.name == name), None
+        )
         return self._create(subject) if subject else None
 
     def _create(self, subject: Subject) -> Write:
@@ -158,7 +165,14 @@ class Journal:
 class Events:
     """Writes events in a thread of its own, which ends with the process; every method may be called from any thread."""
 
-    def __init__(self, sink: Sink, hostname: str, *, clock: Callable[[], float] = time.time, pause: float = PAUSE) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        hostname: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        pause: float = PAUSE,
+    ) -> None:
         self._sink = sink
         self._clock = clock
         self._pause = pause
@@ -173,7 +187,9 @@ class Events:
         try:
             self._queue.put_nowait(((kind, regarding), note))
         except queue.Full:
-            logger.debug("event {} about {} dropped: the queue is full", kind.reason, regarding.name)
+            logger.debug(
+                "event {} about {} dropped: the queue is full", kind.reason, regarding.name
+            )
 
     def close(self, timeout: float) -> None:
         """Write the waiting events, one attempt each, for at most `timeout` seconds."""
@@ -186,7 +202,9 @@ class Events:
         while True:
             due = self._journal.next_due
             try:
-                item = self._queue.get(timeout=None if due is None else max(0.0, due - self._clock()))
+                item = self._queue.get(
+                    timeout=None if due is None else max(0.0, due - self._clock())
+                )
             except queue.Empty:
                 for repeated in self._journal.due(self._clock()):
                     self._write(repeated)
@@ -208,7 +226,11 @@ class Events:
             else:
                 if status < 300:
                     return
-                if status == 404 and write.method == "PATCH" and (anew := self._journal.again(write.path)):
+                if (
+                    status == 404
+                    and write.method == "PATCH"
+                    and (anew := self._journal.again(write.path))
+                ):
                     self._write(anew)
                     return
                 problem = f"HTTP status {status}"
@@ -230,7 +252,9 @@ class ApiSink:
         """Make one request; TransportError when no answer comes."""
         kind = "application/merge-patch+json" if write.method == "PATCH" else "application/json"
         body = msgspec.json.encode(write.body)
-        with self._connection.request(write.method, write.path, body=body, content_type=kind, silence=self._timeout) as answer:
+        with self._connection.request(
+            write.method, write.path, body=body, content_type=kind, silence=self._timeout
+        ) as answer:
             answer.body()
         if answer.status == 401:
             self._connection.renew()

@@ -18,7 +18,10 @@ from nftproxy.address import Family
 from nftproxy.model import Node
 
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
-HEADERS: Mapping[str, str] = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
+HEADERS: Mapping[str, str] = {
+    "Content-Type": "application/json",
+    "X-Content-Type-Options": "nosniff",
+}
 _NEVER = datetime(1, 1, 1, tzinfo=UTC)  # the original shows this for "no update yet"
 
 
@@ -81,7 +84,11 @@ class ProxyHealth:
         """Return the families that have started, and whether each is healthy."""
         with self._lock:
             now = self._clock()
-            return {family: now - self._due.get(family, now) < self._patience for family in Family if family in self._updated}
+            return {
+                family: now - self._due.get(family, now) < self._patience
+                for family in Family
+                if family in self._updated
+            }
 
     def _answer(self, *, node_eligible: bool | None = None) -> Answer:
         """Return status and JSON body; `node_eligible` None leaves the node out of both (contract 7.1.6 to 7.1.8)."""
@@ -98,7 +105,10 @@ class ProxyHealth:
         if self.limited:
             body["limited"] = self.limited
         if families:
-            body["status"] = {f: {"lastUpdated": _text(updated[f]), "healthy": good} for f, good in families.items()}
+            body["status"] = {
+                f: {"lastUpdated": _text(updated[f]), "healthy": good}
+                for f, good in families.items()
+            }
         return Answer(code, msgspec.json.encode(body))
 
 

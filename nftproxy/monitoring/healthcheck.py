@@ -36,7 +36,9 @@ class Standing:
         self._nowhere: dict[ObjectName, tuple[int, int]] = {}
         self._node_ports = _Holders()  # owners of NodePorts for TCP
         self._check_ports = _Holders()  # owners of health check node ports
-        self._clashes: dict[int, frozenset[tuple[ObjectName, ObjectName]]] = {}  # by port: whose check, whose NodePort
+        self._clashes: dict[
+            int, frozenset[tuple[ObjectName, ObjectName]]
+        ] = {}  # by port: whose check, whose NodePort
 
     @property
     def checks(self) -> Mapping[ObjectName, Check]:
@@ -61,7 +63,11 @@ class Standing:
             before, now = self._checks.pop(name, None), None
             self._nowhere.pop(name, None)
             # Without a policy Local the endpoints do not matter.
-            if service is not None and _is_local(service) and (seen := view(service, self._family, [])):
+            if (
+                service is not None
+                and _is_local(service)
+                and (seen := view(service, self._family, []))
+            ):
                 now = check(service, seen, slices, self._family, self._node, notes)
                 nowhere = without_local_endpoints(service, seen, slices, self._family, self._node)
                 if any(nowhere):
@@ -71,7 +77,9 @@ class Standing:
             if now != before:
                 changed[name] = now
             touched |= self._check_ports.put(name, {now.port} if now else set())
-            touched |= self._node_ports.put(name, _node_ports(service, self._family) if service else set())
+            touched |= self._node_ports.put(
+                name, _node_ports(service, self._family) if service else set()
+            )
         self._look_for_clashes(touched, notes)
         return changed
 
@@ -79,7 +87,11 @@ class Standing:
         """Note health check node ports that a NodePort hides, once until that changes."""
         for port in ports:
             before = self._clashes.pop(port, frozenset())
-            if now := frozenset((one, other) for one in self._check_ports.of(port) for other in self._node_ports.of(port)):
+            if now := frozenset(
+                (one, other)
+                for one in self._check_ports.of(port)
+                for other in self._node_ports.of(port)
+            ):
                 self._clashes[port] = now
             for service, other in sorted(now - before):
                 notes.append(
@@ -114,7 +126,14 @@ class _Holders:
         return before ^ ports
 
 
-def check(service: Service, seen: View, slices: Iterable[EndpointSlice], family: Family, node: str, notes: Notes) -> Check | None:
+def check(
+    service: Service,
+    seen: View,
+    slices: Iterable[EndpointSlice],
+    family: Family,
+    node: str,
+    notes: Notes,
+) -> Check | None:
     """Return the health check node port of a Service; None without one (contract 2.8.1)."""
     if service.spec.type != "LoadBalancer" or not seen.external_local:
         return None
@@ -152,18 +171,30 @@ def answer(service: ObjectName, endpoints: int, *, healthy: bool) -> Answer:
     return Answer(200 if endpoints > 0 and healthy else 503, msgspec.json.encode(body), headers)
 
 
-def listen_on(family: Family, networks: NodePortNetworks, interfaces: Iterable[Address] | None) -> tuple[str, ...]:
+def listen_on(
+    family: Family, networks: NodePortNetworks, interfaces: Iterable[Address] | None
+) -> tuple[str, ...]:
     """Return the addresses of health check node ports (contract 7.2.2); `interfaces` None: unknown."""
     if networks is ALL or interfaces is None:
         return ("0.0.0.0" if family is Family.IPv4 else "::",)  # noqa: S104 - the contract says so
     # A link-local address needs its interface to be bound, and no load balancer uses one.
-    candidates = sorted({a.text for a in interfaces if a.family is family and not a.text.startswith("fe80:")})
-    return tuple(text for text in candidates if any(network.contains(Address(family, text)) for network in networks))
+    candidates = sorted(
+        {a.text for a in interfaces if a.family is family and not a.text.startswith("fe80:")}
+    )
+    return tuple(
+        text
+        for text in candidates
+        if any(network.contains(Address(family, text)) for network in networks)
+    )
 
 
 def _node_ports(service: Service, family: Family) -> set[int]:
     """Return the NodePorts of a Service where health checks would arrive: TCP."""
-    found = {port.node_port for port in service.spec.ports or () if port.node_port and port.protocol is Proto.TCP}
+    found = {
+        port.node_port
+        for port in service.spec.ports or ()
+        if port.node_port and port.protocol is Proto.TCP
+    }
     return found if found and view(service, family, []) else set()
 
 

@@ -39,7 +39,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # the original has no
 class Metrics:
     """The metrics of one process that serves `families`; `gates` are the feature gates that are set."""
 
-    def __init__(self, families: Iterable[Family], gates: Mapping[str, bool], *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        families: Iterable[Family],
+        gates: Mapping[str, bool],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.registry = CollectorRegistry()
         self.slis = CollectorRegistry()  # for the path /metrics/slis
         self._families = tuple(families)
@@ -149,20 +155,38 @@ class Metrics:
 
     def _make_sync(self) -> None:
         rules = "sync_proxy_rules"
-        self._took = self._histogram(f"{rules}_duration_seconds", "Duration of every sync, failed ones too.")
-        self._full_took = self._histogram("sync_full_proxy_rules_duration_seconds", "Duration of full syncs.")
-        self._partial_took = self._histogram("sync_partial_proxy_rules_duration_seconds", "Duration of partial syncs.")
-        self._last_sync = self._gauge(f"{rules}_last_timestamp_seconds", "Time of the last successful sync.")
-        self._last_queued = self._gauge(f"{rules}_last_queued_timestamp_seconds", "Time of the last request for a sync.")
+        self._took = self._histogram(
+            f"{rules}_duration_seconds", "Duration of every sync, failed ones too."
+        )
+        self._full_took = self._histogram(
+            "sync_full_proxy_rules_duration_seconds", "Duration of full syncs."
+        )
+        self._partial_took = self._histogram(
+            "sync_partial_proxy_rules_duration_seconds", "Duration of partial syncs."
+        )
+        self._last_sync = self._gauge(
+            f"{rules}_last_timestamp_seconds", "Time of the last successful sync."
+        )
+        self._last_queued = self._gauge(
+            f"{rules}_last_queued_timestamp_seconds", "Time of the last request for a sync."
+        )
         self._service_changes = Counter(
-            f"kubeproxy_{rules}_service_changes", "Changes of Services, counted by each family.", registry=self.registry
+            f"kubeproxy_{rules}_service_changes",
+            "Changes of Services, counted by each family.",
+            registry=self.registry,
         )
         self._endpoint_changes = Counter(
-            f"kubeproxy_{rules}_endpoint_changes", "Changes of EndpointSlices of a family served.", registry=self.registry
+            f"kubeproxy_{rules}_endpoint_changes",
+            "Changes of EndpointSlices of a family served.",
+            registry=self.registry,
         )
         pending = self._pending.values()
         services, slices = (
-            Gauge(f"kubeproxy_{rules}_{what}_changes_pending", f"{kind} with changes not yet applied.", registry=self.registry)
+            Gauge(
+                f"kubeproxy_{rules}_{what}_changes_pending",
+                f"{kind} with changes not yet applied.",
+                registry=self.registry,
+            )
             for what, kind in (("service", "Services"), ("endpoint", "EndpointSlices"))
         )
         services.set_function(lambda: sum(each.counts()[0] for each in pending))
@@ -178,9 +202,14 @@ class Metrics:
             ("traffic_policy", *_FAMILY),
         )
         self._failures = self._counter(f"{rules}_nftables_sync_failures", "Syncs that failed.")
-        self._cleanup_failures = self._counter(f"{rules}_nftables_cleanup_failures", "Failed removals of unused chains.")
+        self._cleanup_failures = self._counter(
+            f"{rules}_nftables_cleanup_failures", "Failed removals of unused chains."
+        )
         for family in self._families:
-            for each in (self._failures, self._cleanup_failures):  # no times: alerts would see a sync in 1970
+            for each in (
+                self._failures,
+                self._cleanup_failures,
+            ):  # no times: alerts would see a sync in 1970
                 each.labels(family)
             for policy in ("internal", "external"):
                 self._no_local.labels(policy, family)
@@ -191,13 +220,28 @@ class Metrics:
         self._conntrack_took = self._histogram(
             "conntrack_reconciler_sync_duration_seconds", "Duration of removing stale entries."
         )
-        self._conntrack_deleted = self._counter("conntrack_reconciler_deleted_entries", "Stale conntrack entries removed.")
-        self._rest_requests = Counter(
-            "rest_client_requests", "Requests to the API server.", ("code", "method", "host"), registry=self.registry
+        self._conntrack_deleted = self._counter(
+            "conntrack_reconciler_deleted_entries", "Stale conntrack entries removed."
         )
-        check = Gauge("kubernetes_healthcheck", "Whether a health check passes.", ("name", "type"), registry=self.slis)
+        self._rest_requests = Counter(
+            "rest_client_requests",
+            "Requests to the API server.",
+            ("code", "method", "host"),
+            registry=self.registry,
+        )
+        check = Gauge(
+            "kubernetes_healthcheck",
+            "Whether a health check passes.",
+            ("name", "type"),
+            registry=self.slis,
+        )
         check.labels("ping", "healthz").set(1)
-        self._pings = Counter("kubernetes_healthchecks", "Health checks made.", ("name", "type", "status"), registry=self.slis)
+        self._pings = Counter(
+            "kubernetes_healthchecks",
+            "Health checks made.",
+            ("name", "type", "status"),
+            registry=self.slis,
+        )
 
     def _make_own(self) -> None:
         def counter(name: str, text: str, labels: tuple[str, ...] = _FAMILY) -> Counter:
@@ -210,22 +254,40 @@ class Metrics:
             buckets=EXPONENTIAL,
             registry=self.registry,
         )
-        self._written = counter("elements_written", "Elements of maps and sets added, rewritten or deleted.")
+        self._written = counter(
+            "elements_written", "Elements of maps and sets added, rewritten or deleted."
+        )
         self._transactions = counter("transactions", "Transactions committed.")
         self._read_backs = counter(
-            "read_backs", "How often the table was read back, at the start or because another program changed it."
+            "read_backs",
+            "How often the table was read back, at the start or because another program changed it.",
         )
         self._repairs = counter("repairs", "Repaired changes of the table by other programs.")
-        self._watch_restarts = counter("watch_restarts", "Watches that ended and started again.", ("resource",))
+        self._watch_restarts = counter(
+            "watch_restarts", "Watches that ended and started again.", ("resource",)
+        )
         self._refused = Gauge(
-            "nftproxy_services_refused", "Services that the kernel refused in the last sync.", _FAMILY, registry=self.registry
+            "nftproxy_services_refused",
+            "Services that the kernel refused in the last sync.",
+            _FAMILY,
+            registry=self.registry,
         )
         for family in self._families:
-            for each in (self._written, self._transactions, self._read_backs, self._repairs, self._refused):
+            for each in (
+                self._written,
+                self._transactions,
+                self._read_backs,
+                self._repairs,
+                self._refused,
+            ):
                 each.labels(family)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = EXPONENTIAL) -> Histogram:
-        return Histogram(f"kubeproxy_{name}", text, _FAMILY, buckets=buckets, registry=self.registry)
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...] = EXPONENTIAL
+    ) -> Histogram:
+        return Histogram(
+            f"kubeproxy_{name}", text, _FAMILY, buckets=buckets, registry=self.registry
+        )
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...] = _FAMILY) -> Gauge:
         return Gauge(f"kubeproxy_{name}", text, labels, registry=self.registry)
@@ -278,10 +340,22 @@ def _describe(registry: CollectorRegistry, gates: Mapping[str, bool]) -> None:
         "platform": f"linux/{_MACHINES.get(platform.machine(), platform.machine())}",
     }
     name = "kubernetes_build_info"
-    Gauge(name, "The release that this proxy replaces, and its own.", tuple(build), registry=registry).labels(**build).set(1)
-    own = Gauge("nftproxy_build_info", "The version of this proxy.", ("version", "python"), registry=registry)
+    Gauge(
+        name, "The release that this proxy replaces, and its own.", tuple(build), registry=registry
+    ).labels(**build).set(1)
+    own = Gauge(
+        "nftproxy_build_info",
+        "The version of this proxy.",
+        ("version", "python"),
+        registry=registry,
+    )
     own.labels(version, platform.python_version()).set(1)
-    enabled = Gauge("kubernetes_feature_enabled", "Feature gates: 1 is on.", ("name", "stage"), registry=registry)
+    enabled = Gauge(
+        "kubernetes_feature_enabled",
+        "Feature gates: 1 is on.",
+        ("name", "stage"),
+        registry=registry,
+    )
     for name, gate in featuregates.GATES.items():
         stage = "" if gate.stage == "stable" else gate.stage.upper()
         enabled.labels(name, stage).set(featuregates.enabled(gates, name))

@@ -35,13 +35,19 @@ _HELP = {
 class TableFigures(Collector):
     """A collector for `Metrics.registry`; made in the table's network namespace, with the current counters as its start."""
 
-    def __init__(self, families: Iterable[Family], *, endpoints: bool = False, limit: int = LIMIT) -> None:
+    def __init__(
+        self, families: Iterable[Family], *, endpoints: bool = False, limit: int = LIMIT
+    ) -> None:
         self._reader = Reader()
         self._lock = threading.Lock()
         self._ledger = Ledger(limit)
         self._sizes: Counter[str] = Counter()
         self._failures = 0
-        self._maps = [name for family in families for name in (*_step_maps(family), *(_slot_maps(family) if endpoints else ()))]
+        self._maps = [
+            name
+            for family in families
+            for name in (*_step_maps(family), *(_slot_maps(family) if endpoints else ()))
+        ]
         self._ledger.open(self._read())
 
     def close(self) -> None:
@@ -78,7 +84,11 @@ class TableFigures(Collector):
         sizes: Counter[str] = Counter()
         for name in self._reader.sets():
             place = schema.parse(name)
-            together = place and place.declaration.per in _PER_SERVICE and place.declaration.name(place.family)
+            together = (
+                place
+                and place.declaration.per in _PER_SERVICE
+                and place.declaration.name(place.family)
+            )
             try:
                 sizes[together or name] += self._reader.count(name)
             except MissingError:
@@ -99,11 +109,19 @@ class TableFigures(Collector):
         return list(families.values())
 
     def _gauges(self) -> list[Metric]:
-        sizes = GaugeMetricFamily("nftproxy_map_elements", "Elements of a map or set.", labels=("map",))
+        sizes = GaugeMetricFamily(
+            "nftproxy_map_elements", "Elements of a map or set.", labels=("map",)
+        )
         for name, size in sorted(self._sizes.items()):
             sizes.add_metric((name,), size)
-        left_out = GaugeMetricFamily("nftproxy_series_left_out", "Series of connections beyond the limit.", self._ledger.left_out)
-        failures = CounterMetricFamily("nftproxy_table_read_failures", "Scrapes that could not read the table.", self._failures)
+        left_out = GaugeMetricFamily(
+            "nftproxy_series_left_out",
+            "Series of connections beyond the limit.",
+            self._ledger.left_out,
+        )
+        failures = CounterMetricFamily(
+            "nftproxy_table_read_failures", "Scrapes that could not read the table.", self._failures
+        )
         return [sizes, left_out, failures]
 
 
@@ -112,5 +130,7 @@ def _step_maps(family: Family) -> list[str]:
 
 
 def _slot_maps(family: Family) -> list[str]:
-    maps = [schema.maps(family, proto, node_port) for node_port in (False, True) for proto in PROTOCOLS]
+    maps = [
+        schema.maps(family, proto, node_port) for node_port in (False, True) for proto in PROTOCOLS
+    ]
     return [each.endpoints for each in maps] + [each.local_endpoints for each in maps]

@@ -24,7 +24,9 @@ class TriggerTimes:
     def changed(self, piece: EndpointSlice) -> None:
         """Record a slice that is new or different; changes before our start do not count."""
         annotations, service = piece.metadata.annotations, piece.service
-        time = _seconds(annotations.trigger_time) if annotations and annotations.trigger_time else None
+        time = (
+            _seconds(annotations.trigger_time) if annotations and annotations.trigger_time else None
+        )
         if service is not None and time is not None and time > self._started:
             with self._lock:
                 self._recorded.setdefault(service, []).append(time)

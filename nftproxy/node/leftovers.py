@@ -22,7 +22,14 @@ _IPVS_CHAINS = {
     "KUBE-IPVS-OUT-FILTER",
 }
 _CHAINS = {
-    "nat": {"KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", "KUBE-PROXY-CANARY"} | _IPVS_CHAINS,
+    "nat": {
+        "KUBE-SERVICES",
+        "KUBE-NODEPORTS",
+        "KUBE-POSTROUTING",
+        "KUBE-MARK-MASQ",
+        "KUBE-PROXY-CANARY",
+    }
+    | _IPVS_CHAINS,
     "filter": {
         "KUBE-SERVICES",
         "KUBE-EXTERNAL-SERVICES",
@@ -57,7 +64,9 @@ _SETS = (
     "HEALTH-CHECK-NODE-PORT",
     "IPVS-IPS",
 )
-IPSETS = frozenset(f"KUBE-{six}{name}"[:31] for six in ("", "6-") for name in _SETS)  # the kernel keeps 31 characters of a name
+IPSETS = frozenset(
+    f"KUBE-{six}{name}"[:31] for six in ("", "6-") for name in _SETS
+)  # the kernel keeps 31 characters of a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,9 @@ class Leftovers:
     problems: tuple[str, ...] = field(default=(), compare=False)
 
     def __bool__(self) -> bool:
-        return bool(self.rules or self.tables or self.virtual_services or self.interface or self.ipsets)
+        return bool(
+            self.rules or self.tables or self.virtual_services or self.interface or self.ipsets
+        )
 
     def lines(self) -> Iterator[str]:
         """Yield a line for each thing found."""

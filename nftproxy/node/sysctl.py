@@ -42,8 +42,12 @@ def wanted(conntrack: Conntrack, cpus: int) -> list[Setting]:
     """Return the settings, in order (contract 6.1); durations are whole seconds."""
     table = [
         Setting(MAX, max_entries(conntrack.max_per_core, conntrack.min, cpus)),
-        Setting("nf_conntrack_tcp_timeout_established", int(conntrack.tcp_established_timeout.seconds)),
-        Setting("nf_conntrack_tcp_timeout_close_wait", int(conntrack.tcp_close_wait_timeout.seconds)),
+        Setting(
+            "nf_conntrack_tcp_timeout_established", int(conntrack.tcp_established_timeout.seconds)
+        ),
+        Setting(
+            "nf_conntrack_tcp_timeout_close_wait", int(conntrack.tcp_close_wait_timeout.seconds)
+        ),
         Setting("nf_conntrack_tcp_be_liberal", int(conntrack.tcp_be_liberal)),
         Setting("nf_conntrack_udp_timeout", int(conntrack.udp_timeout.seconds)),
         Setting("nf_conntrack_udp_timeout_stream", int(conntrack.udp_stream_timeout.seconds)),
@@ -68,7 +72,11 @@ def load_conntrack() -> None:
 
 
 def apply(
-    conntrack: Conntrack, *, proc: Path = Path("/proc"), sys: Path = Path("/sys"), load: Callable[[], None] = load_conntrack
+    conntrack: Conntrack,
+    *,
+    proc: Path = Path("/proc"),
+    sys: Path = Path("/sys"),
+    load: Callable[[], None] = load_conntrack,
 ) -> list[Setting]:
     """Apply the settings and return the written ones; UnusableError names a file that could not be read or written.
 
@@ -112,7 +120,11 @@ def _present(path: Path, load: Callable[[], None]) -> bool:
 def cpu_count(sys: Path = Path("/sys")) -> int:
     """Return the number of CPUs in sysfs, or else of those that this process may use (contract 6.1.2)."""
     cpus = sys / "devices/system/cpu"
-    found = [path for path in cpus.glob("cpu[0-9]*/topology") if re.fullmatch(r"cpu[0-9]+", path.parent.name)]
+    found = [
+        path
+        for path in cpus.glob("cpu[0-9]*/topology")
+        if re.fullmatch(r"cpu[0-9]+", path.parent.name)
+    ]
     return len(found) or len(os.sched_getaffinity(0))
 
 
@@ -123,7 +135,10 @@ def set_oom_score(adjustment: int, *, proc: Path = Path("/proc")) -> None:
         path.write_text(str(adjustment))
     except OSError as error:
         logger.warning(
-            "{} cannot be set to {}: {}; lowering it needs the capability SYS_RESOURCE", path, adjustment, error.strerror
+            "{} cannot be set to {}: {}; lowering it needs the capability SYS_RESOURCE",
+            path,
+            adjustment,
+            error.strerror,
         )
 
 
@@ -140,7 +155,9 @@ def _write(path: Path, value: int, hint: str) -> bool:
     try:
         path.write_text(str(value))
     except OSError as error:
-        raise UnusableError(f"{path} cannot be set to {value}: {error.strerror}", hint=hint) from error
+        raise UnusableError(
+            f"{path} cannot be set to {value}: {error.strerror}", hint=hint
+        ) from error
     return True
 
 
@@ -148,4 +165,6 @@ def _read(path: Path, hint: str) -> int:
     try:
         return int(path.read_text())
     except (OSError, ValueError) as error:
-        raise UnusableError(f"{path} cannot be read: {getattr(error, 'strerror', error)}", hint=hint) from error
+        raise UnusableError(
+            f"{path} cannot be read: {getattr(error, 'strerror', error)}", hint=hint
+        ) from error

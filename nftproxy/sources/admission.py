@@ -33,8 +33,13 @@ def _service(service: Service) -> Iterator[str]:
         yield from _addresses("spec.clusterIPs", spec.cluster_ips, spec.ip_families)
     yield from _ports(spec.ports or ())
     # The API server accepts blank entries in these two; they have no effect (contract 2.2, 2.7.1).
-    yield from _addresses("spec.externalIPs", [text for text in spec.external_ips or () if text.strip()])
-    yield from _networks("spec.loadBalancerSourceRanges", [t for t in spec.load_balancer_source_ranges or () if t.strip()])
+    yield from _addresses(
+        "spec.externalIPs", [text for text in spec.external_ips or () if text.strip()]
+    )
+    yield from _networks(
+        "spec.loadBalancerSourceRanges",
+        [t for t in spec.load_balancer_source_ranges or () if t.strip()],
+    )
     balancer = service.status and service.status.load_balancer
     for index, ingress in enumerate((balancer and balancer.ingress) or ()):
         if ingress.ip:
@@ -51,7 +56,9 @@ def _ports(ports: Iterable[ServicePort]) -> Iterator[str]:
             yield f"spec.ports[{index}].port: {port.protocol} {port.port} is already spec.ports[{first}]"
         first = names.setdefault(port.name or "", index)
         if first != index:
-            called = f"{port.name!r} is already the name of" if port.name else "is missing, as it is in"
+            called = (
+                f"{port.name!r} is already the name of" if port.name else "is missing, as it is in"
+            )
             yield f"spec.ports[{index}].name: {called} spec.ports[{first}]"
 
 
@@ -66,9 +73,13 @@ def _slice(piece: EndpointSlice) -> Iterator[str]:
             yield from _address(f"{path}[{number}]", text, Family(piece.address_type))
 
 
-def _addresses(path: str, texts: Iterable[str] | None, families: Iterable[str] | None = None) -> Iterator[str]:
+def _addresses(
+    path: str, texts: Iterable[str] | None, families: Iterable[str] | None = None
+) -> Iterator[str]:
     """Check a list of addresses; `families` are the required ones, in the same order."""
-    for index, (text, family) in enumerate(zip(texts or (), chain(families or (), repeat(None)), strict=False)):
+    for index, (text, family) in enumerate(
+        zip(texts or (), chain(families or (), repeat(None)), strict=False)
+    ):
         yield from _address(f"{path}[{index}]", text, Family(family) if family else None)
 
 

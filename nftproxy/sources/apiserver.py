@@ -214,7 +214,11 @@ class Connection:
 
 
 def connect(
-    kubeconfig: str, master: str, *, observer: Observer | None = None, clock: Callable[[], float] = time.monotonic
+    kubeconfig: str,
+    master: str,
+    *,
+    observer: Observer | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Connection:
     """Return the configured connection (contract 8.5.1); ConfigError if the configuration is wrong.
 
@@ -233,14 +237,25 @@ def _configuration(kubeconfig: str, master: str) -> "Configuration":
     try:
         if kubeconfig:
             # persist_config=False: never write the user's file.
-            config.load_kube_config(config_file=kubeconfig, client_configuration=found, persist_config=False)  # type: ignore[no-untyped-call]
+            config.load_kube_config(
+                config_file=kubeconfig, client_configuration=found, persist_config=False
+            )  # type: ignore[no-untyped-call]
         elif not master:
             config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
+    except (
+        config.ConfigException,
+        yaml.YAMLError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ) as error:
         what = f"kubeconfig {kubeconfig}" if kubeconfig else "in-cluster credentials"
         hint = "name a kubeconfig file with clientConnection.kubeconfig or --kubeconfig, or run in a pod with a service account"
         raise ConfigError([f"{what}: {_reason(error)}"], hint=hint) from error
-    found.refresh_api_key_hook = None  # it would read the file again for each request, and reset the server
+    found.refresh_api_key_hook = (
+        None  # it would read the file again for each request, and reset the server
+    )
     if master:
         scheme = "https" if found.host.startswith("https:") else "http"
         found.host = master if "://" in master else f"{scheme}://{master}"
@@ -260,6 +275,8 @@ def _explained() -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """Return the innermost cause in one line; urllib3 wraps it in several layers."""
-    while isinstance(inner := error.__cause__ or error.__context__, OSError | http.client.HTTPException):
+    while isinstance(
+        inner := error.__cause__ or error.__context__, OSError | http.client.HTTPException
+    ):
         error = inner
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -10,7 +10,9 @@ from nftproxy.store import Store
 
 def deliver(store: Store, scan: Scan, node_name: str) -> bool:
     """Put all objects of a scan into a store; return whether that changes anything."""
-    changed = [store.replace(kind, scan.objects[kind]) for kind in KINDS.values() if kind is not Node]
+    changed = [
+        store.replace(kind, scan.objects[kind]) for kind in KINDS.values() if kind is not Node
+    ]
     node = own_node(scan, node_name)
     if node is not None:
         changed.append(store.put(node))
@@ -37,4 +39,7 @@ def facts(node: Node | None) -> NodeFacts | None:
     """Return the addresses and pod CIDRs of a Node; None without a Node."""
     if node is None:
         return None
-    return NodeFacts(tuple((each.type, each.address) for each in node.status.addresses or ()), node.spec.pod_cidrs or ())
+    return NodeFacts(
+        tuple((each.type, each.address) for each in node.status.addresses or ()),
+        node.spec.pod_cidrs or (),
+    )

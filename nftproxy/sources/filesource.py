@@ -52,7 +52,12 @@ class FileSource:
                     self._first.set()
                 await watched.changed()
 
-    def wait_for_node(self, timeout: float, usable: Callable[[Node], bool] = lambda _: True, /) -> Node | None:  # noqa: ARG002
+    def wait_for_node(
+        self,
+        timeout: float,  # noqa: ARG002
+        usable: Callable[[Node], bool] = lambda _: True,  # noqa: ARG002
+        /,
+    ) -> Node | None:
         """Wait for the first scan; a Node that it does not have will not appear."""
         self._first.wait()
         return self._store.node

@@ -28,7 +28,17 @@ STALLED: Final = 5.0  # seconds without a write after which a file that stays op
 # linux/inotify.h
 _MODIFY, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x8, 0x40, 0x80, 0x100, 0x200
 _DELETE_SELF, _MOVE_SELF, _IGNORED, _ONLYDIR = 0x400, 0x800, 0x8000, 0x1000000
-_WANTED = _MODIFY | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF | _ONLYDIR
+_WANTED = (
+    _MODIFY
+    | _CLOSE_WRITE
+    | _MOVED_FROM
+    | _MOVED_TO
+    | _CREATE
+    | _DELETE
+    | _DELETE_SELF
+    | _MOVE_SELF
+    | _ONLYDIR
+)
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,7 +66,12 @@ class Folders:
         self._watch()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with self._lock:
             if self._inotify >= 0:
                 self._loop.remove_reader(self._inotify)
@@ -79,7 +94,9 @@ class Folders:
         with self._lock:
             self._take_in()
             now = time.monotonic()
-            self._writing = {path: since for path, since in self._writing.items() if now - since < STALLED}
+            self._writing = {
+                path: since for path, since in self._writing.items() if now - since < STALLED
+            }
             return frozenset(self._writing)
 
     def _watch(self) -> None:
@@ -117,7 +134,9 @@ class Folders:
                 if mask & _MODIFY:
                     self._writing |= dict.fromkeys(paths, time.monotonic())
                 elif mask & _CREATE:
-                    self._loop.call_soon_threadsafe(self._loop.call_later, APPEARED, self._event.set)
+                    self._loop.call_soon_threadsafe(
+                        self._loop.call_later, APPEARED, self._event.set
+                    )
                 elif not mask & _IGNORED:
                     for path in paths:
                         self._writing.pop(path, None)
@@ -128,7 +147,9 @@ class Folders:
         if reason != self._trouble:
             self._trouble = reason
             logger.warning(
-                "inotify: {}; folders are read every {:g} s instead (sysctl fs.inotify shows the limits)", reason, BLIND
+                "inotify: {}; folders are read every {:g} s instead (sysctl fs.inotify shows the limits)",
+                reason,
+                BLIND,
             )
 
 

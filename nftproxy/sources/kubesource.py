@@ -8,6 +8,7 @@ periodic resync (contract 1.1.9).
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Final
 
 from loguru import logger
@@ -49,11 +50,12 @@ class KubeSource:
         environment = environment or Environment()
         first = Reflector(own_node(node_name), connection, self._node, self._notify, environment)
         others = [
-            Reflector(each, connection, store, self._notify, environment) for each in (SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS)
+            Reflector(each, connection, store, self._notify, environment)
+            for each in (SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS)
         ]
         self._reflectors = [first, *others]
         self._threads = [_thread(first, first.run)]
-        self._threads += [_thread(each, lambda each=each: self._after_node(each)) for each in others]  # type: ignore[misc]
+        self._threads += [_thread(each, partial(self._after_node, each)) for each in others]
 
     def start(self) -> None:
         """Start to list and watch."""
@@ -64,7 +66,9 @@ class KubeSource:
         """Start to list and watch; the threads run until `stop`."""
         self.start()
 
-    def wait_for_node(self, timeout: float, usable: Callable[[Node], bool] = lambda _: True, /) -> Node | None:
+    def wait_for_node(
+        self, timeout: float, usable: Callable[[Node], bool] = lambda _: True, /
+    ) -> Node | None:
         """Wait for the Node, and return its last known state.
 
         Waits without limit for an answer of the server (contract 1.2.1), then up to `timeout`
@@ -119,10 +123,14 @@ class _NodeSink:
         return zone_changed
 
     def remove(self, kind: type[Object], key: ObjectName, /) -> bool:
-        logger.warning("Node {} was deleted; its last known addresses and zone stay in use", key.name)
+        logger.warning(
+            "Node {} was deleted; its last known addresses and zone stay in use", key.name
+        )
         return self._store.remove(kind, key)
 
-    def replace(self, kind: type[Object], items: Iterable[Object], /, *, keep: Collection[ObjectName]) -> bool:
+    def replace(
+        self, kind: type[Object], items: Iterable[Object], /, *, keep: Collection[ObjectName]
+    ) -> bool:
         changed = [self.put(item) for item in items]
         self._store.delivered(kind)
         if not changed and not keep:

@@ -25,7 +25,12 @@ from nftproxy.model import KINDS, EndpointSlice, Object, ObjectName
 from nftproxy.sources.admission import problems
 
 SUFFIXES = {".yaml", ".yml", ".json"}
-_GROUPS = {"Service": "", "Node": "", "EndpointSlice": "discovery.k8s.io", "ServiceCIDR": "networking.k8s.io"}
+_GROUPS = {
+    "Service": "",
+    "Node": "",
+    "EndpointSlice": "discovery.k8s.io",
+    "ServiceCIDR": "networking.k8s.io",
+}
 _TICK = 20_000_000  # nanoseconds; file systems keep times to a jiffy, 10 ms at most
 _KEPT = "; its last good content stays in use"
 _Identity = tuple[str, ObjectName]  # kind and name
@@ -39,7 +44,9 @@ class _File:
     signature: tuple[int, int, int]
     objects: dict[_Identity, Object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    endpoints: dict[ObjectName, str] = field(default_factory=dict)  # objects of the kind Endpoints, and where they are
+    endpoints: dict[ObjectName, str] = field(
+        default_factory=dict
+    )  # objects of the kind Endpoints, and where they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +91,13 @@ class Manifests:
                 else:
                     path.stat()
             except FileNotFoundError:
-                raise SourceError(f"{path}: no such file or folder", hint="--manifests takes folders and files") from None
+                raise SourceError(
+                    f"{path}: no such file or folder", hint="--manifests takes folders and files"
+                ) from None
             except OSError as error:
-                raise SourceError(f"{path}: {error.strerror}", hint="run as a user that may read it") from error
+                raise SourceError(
+                    f"{path}: {error.strerror}", hint="run as a user that may read it"
+                ) from error
 
     def scan(self, unfinished: _Unfinished = tuple) -> Scan:
         """Read the files changed since the last scan and return everything.
@@ -110,7 +121,9 @@ class Manifests:
             faults += file.problems
             for identity, item in file.objects.items():
                 if identity in seen:
-                    faults.append(f"{path}: {_named(identity)}: is already defined in {seen[identity]}, which counts")
+                    faults.append(
+                        f"{path}: {_named(identity)}: is already defined in {seen[identity]}, which counts"
+                    )
                     continue
                 seen[identity] = path
                 objects[type(item)].append(item)
@@ -124,7 +137,9 @@ class Manifests:
 
     def _unread(self, objects: dict[type[Object], list[Object]]) -> Iterator[str]:
         """Name the objects of the old kind Endpoints whose Service has no EndpointSlice."""
-        sliced = {piece.service for piece in objects[EndpointSlice] if isinstance(piece, EndpointSlice)}
+        sliced = {
+            piece.service for piece in objects[EndpointSlice] if isinstance(piece, EndpointSlice)
+        }
         for file in self._files.values():
             for name, place in file.endpoints.items():
                 if name not in sliced:
@@ -135,7 +150,9 @@ class Manifests:
 
     def _list(self, faults: list[str], untouched: set[Path]) -> Iterator[Path]:
         """Yield all files; those of a folder that cannot be listed are the last known ones, and `untouched`."""
-        folders = {known.parent for known in self._files} - {*self._files}  # those that were folders when last read
+        folders = {known.parent for known in self._files} - {
+            *self._files
+        }  # those that were folders when last read
         for path in self.paths:
             if not _is_folder(path) and path not in folders:
                 yield path
@@ -148,7 +165,11 @@ class Manifests:
                 untouched.update(kept)
                 yield from kept
                 continue
-            yield from (path / name for name in names if not name.startswith(".") and Path(name).suffix in SUFFIXES)
+            yield from (
+                path / name
+                for name in names
+                if not name.startswith(".") and Path(name).suffix in SUFFIXES
+            )
 
     def _read(self, path: Path, faults: list[str], unfinished: _Unfinished) -> None:
         known = self._files.get(path)
@@ -162,7 +183,11 @@ class Manifests:
             if not regular and path not in self.paths:
                 return  # files in a folder; a named file may be a pipe, and is read once
             if time.time_ns() - status.st_mtime_ns < _TICK:
-                signature = (0, 0, 0)  # another write in the same tick of the clock would look the same: read it again next time
+                signature = (
+                    0,
+                    0,
+                    0,
+                )  # another write in the same tick of the clock would look the same: read it again next time
             content = path.read_bytes()
             # In this order: a writer has finished by the first look or changed the file by the
             # second.
@@ -170,7 +195,11 @@ class Manifests:
                 return  # the end of writing leads to another scan
             text = content.decode()
         except (OSError, UnicodeDecodeError) as error:
-            if isinstance(error, FileNotFoundError) and path not in self.paths and not path.is_symlink():
+            if (
+                isinstance(error, FileNotFoundError)
+                and path not in self.paths
+                and not path.is_symlink()
+            ):
                 self._files.pop(path, None)  # deleted since the folder was listed
                 return
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
@@ -202,7 +231,10 @@ def _in(path: Path, files: Collection[Path]) -> bool:
 
 def _rewritten(before: os.stat_result, after: os.stat_result) -> bool:
     """Whether a file was changed in place; one that replaced it is complete."""
-    return before.st_ino == after.st_ino and (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size)
+    return before.st_ino == after.st_ino and (before.st_mtime_ns, before.st_size) != (
+        after.st_mtime_ns,
+        after.st_size,
+    )
 
 
 def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -213,14 +245,25 @@ def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise SourceError(f"{path}: {where}not YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: {str(error).splitlines()[0]}") from error
+        raise SourceError(
+            f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: {str(error).splitlines()[0]}"
+        ) from error
     for number, document in enumerate(documents, 1):
-        items = document.get("items") if isinstance(document, dict) and str(document.get("kind", "")).endswith("List") else None
+        items = (
+            document.get("items")
+            if isinstance(document, dict) and str(document.get("kind", "")).endswith("List")
+            else None
+        )
         if isinstance(items, list):
             kind = str(document["kind"]).removesuffix("List")
-            implied = {"kind": kind, "apiVersion": document.get("apiVersion")} if kind else {}  # a ServiceList does not repeat it
+            implied = (
+                {"kind": kind, "apiVersion": document.get("apiVersion")} if kind else {}
+            )  # a ServiceList does not repeat it
             for index, item in enumerate(items):
-                yield f"document {number}, item {index}", {**implied, **item} if isinstance(item, dict) else item
+                yield (
+                    f"document {number}, item {index}",
+                    {**implied, **item} if isinstance(item, dict) else item,
+                )
         elif document is not None:
             yield f"document {number}", document
 
@@ -262,7 +305,9 @@ def _take(file: _File, place: str, document: Any, before: dict[_Identity, Object
 
 
 def _object_name(meta: dict[str, Any]) -> ObjectName:
-    return ObjectName(str(meta.get("namespace") or "default")[:63], str(meta.get("name", "?"))[:253])
+    return ObjectName(
+        str(meta.get("namespace") or "default")[:63], str(meta.get("name", "?"))[:253]
+    )
 
 
 def _readable(error: msgspec.ValidationError) -> str:

@@ -41,7 +41,9 @@ class Sink(Protocol):
     def remove(self, kind: type[Object], key: ObjectName, /) -> bool:
         """Forget an object."""
 
-    def replace(self, kind: type[Object], items: Iterable[Object], /, *, keep: Collection[ObjectName]) -> bool:
+    def replace(
+        self, kind: type[Object], items: Iterable[Object], /, *, keep: Collection[ObjectName]
+    ) -> bool:
         """Replace all objects of a kind by `items` and those known under the names in `keep`."""
 
 
@@ -67,7 +69,12 @@ class Reflector:
     """Keeps one kind in the store in step with the API server. `run` has a thread of its own, `stop` is for any other."""
 
     def __init__(
-        self, resource: Resource, connection: Connection, sink: Sink, changed: Callable[[], None], environment: Environment
+        self,
+        resource: Resource,
+        connection: Connection,
+        sink: Sink,
+        changed: Callable[[], None],
+        environment: Environment,
     ) -> None:
         """Deliver to `sink`, and call `changed` after each list and after events that changed something."""
         self.resource = resource
@@ -94,7 +101,9 @@ class Reflector:
             if self._begun:
                 lasted = self._environment.clock() - self._begun
                 outcome = replace(outcome, lasted=lasted, events=self._events)
-            step = retry.after(self._state, outcome, self.resource, chance=self._environment.chance())
+            step = retry.after(
+                self._state, outcome, self.resource, chance=self._environment.chance()
+            )
             self._report(outcome, step)
             self._state = step.state
             if step.renew:
@@ -134,7 +143,9 @@ class Reflector:
         query = {**self.resource.selectors, "limit": str(PAGE_SIZE)}
         while True:
             with self._ask(query, LIST_SILENCE) as answer:
-                if answer.status != 200:  # also 410, when the token of the next page has expired: start again
+                if (
+                    answer.status != 200
+                ):  # also 410, when the token of the next page has expired: start again
                     return _refusal(answer)
                 page = self._decoder.page(answer.body())
             items += page.items
@@ -166,8 +177,15 @@ class Reflector:
         return Outcome(Cause.ENDED, "the API server ends each watch at once")
 
     def _watch_query(self) -> dict[str, str]:
-        self._asked = retry.watch_seconds(self._state, self.resource, chance=self._environment.chance())
-        query = {**self.resource.selectors, "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(self._asked)}
+        self._asked = retry.watch_seconds(
+            self._state, self.resource, chance=self._environment.chance()
+        )
+        query = {
+            **self.resource.selectors,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(self._asked),
+        }
         if self._state.version is None:
             # No resourceVersion: at least as new as now, never the past of a server that lags
             # behind.
@@ -196,13 +214,17 @@ class Reflector:
                         return _failure(event)
         return Outcome(Cause.ENDED, "the stream ended before its list was complete")
 
-    def _replace(self, items: list[Object], broken: Collection[Broken], version: wire.Version) -> None:
+    def _replace(
+        self, items: list[Object], broken: Collection[Broken], version: wire.Version
+    ) -> None:
         """Put a complete list into the store."""
         if not version:
             raise WireError("the list has no resourceVersion")
         for each in broken:
             self._warn_of(each)
-        self._sink.replace(self.resource.kind, items, keep={each.key for each in broken if each.key})
+        self._sink.replace(
+            self.resource.kind, items, keep={each.key for each in broken if each.key}
+        )
         self._state = replace(self._state, version=version)
         self._recovered()
         self._changed()
@@ -248,7 +270,9 @@ class Reflector:
         """Log a problem once, not at each try; normal ends are for debugging only."""
         name = self.resource.name
         silent = outcome.cause is Cause.SILENT
-        overdue = silent and outcome.lasted > self._asked  # it did not end the watch in time: it is dead or frozen
+        overdue = (
+            silent and outcome.lasted > self._asked
+        )  # it did not end the watch in time: it is dead or frozen
         if outcome.lasted >= retry.STEADY and not overdue:
             self._recovered()
         # A quiet stream is silent; and a server that shuts down in good order ends a watch or two
@@ -259,11 +283,16 @@ class Reflector:
             logger.debug("{}: watch {} after {:.0f} s", name, outcome.cause.value, outcome.lasted)
             return
         if outcome.code == 410:
-            logger.info("{}: the API server no longer has this resource version; listing everything again", name)
+            logger.info(
+                "{}: the API server no longer has this resource version; listing everything again",
+                name,
+            )
             return
         complaint = _Complaint(outcome.cause, outcome.code, standing=bool(self._begun))
         if complaint != self._complaint:
-            logger.warning("{}: {}; traffic goes on as before, trying again until it works", name, outcome.text)
+            logger.warning(
+                "{}: {}; traffic goes on as before, trying again until it works", name, outcome.text
+            )
             self._complaint = complaint
 
     def _recovered(self) -> None:
@@ -273,7 +302,11 @@ class Reflector:
             self._complaint = None
 
     def _warn_of(self, broken: Broken) -> None:
-        logger.warning("{}: an object is skipped, its version known before stays in use: {}", self.resource.name, broken)
+        logger.warning(
+            "{}: an object is skipped, its version known before stays in use: {}",
+            self.resource.name,
+            broken,
+        )
 
 
 def _lines(answer: Answer) -> Iterator[list[bytes]]:
@@ -291,10 +324,17 @@ def _lines(answer: Answer) -> Iterator[list[bytes]]:
 def _refusal(answer: Answer) -> Outcome:
     """Return the outcome of an answer with another status than 200."""
     said = wire.status(answer.status, answer.body())
-    return Outcome(Cause.REFUSED, f"the API server answers {said}", code=answer.status, retry_after=answer.retry_after)
+    return Outcome(
+        Cause.REFUSED,
+        f"the API server answers {said}",
+        code=answer.status,
+        retry_after=answer.retry_after,
+    )
 
 
 def _failure(said: Status) -> Outcome:
     """Return the outcome of an error within a stream; 410 means the same as at the start of a watch."""
     wait = said.details.retry_after_seconds if said.details else 0
-    return Outcome(Cause.FAILED, f"the API server ended the watch: {said}", code=said.code, retry_after=wait)
+    return Outcome(
+        Cause.FAILED, f"the API server ended the watch: {said}", code=said.code, retry_after=wait
+    )

@@ -39,7 +39,10 @@ SERVICES: Final = Resource(
     "services",
     Service,
     "/api/v1/services",
-    {"labelSelector": "!service.kubernetes.io/service-proxy-name", "fieldSelector": "spec.clusterIP!=None"},
+    {
+        "labelSelector": "!service.kubernetes.io/service-proxy-name",
+        "fieldSelector": "spec.clusterIP!=None",
+    },
 )
 ENDPOINT_SLICES: Final = Resource(
     "endpointslices",
@@ -49,7 +52,9 @@ ENDPOINT_SLICES: Final = Resource(
 )
 # Permission to see ServiceCIDRs may be missing (contract 10.2.1), and servers before 1.33 have no
 # such resource.
-SERVICE_CIDRS: Final = Resource("servicecidrs", ServiceCIDR, "/apis/networking.k8s.io/v1/servicecidrs", optional=True)
+SERVICE_CIDRS: Final = Resource(
+    "servicecidrs", ServiceCIDR, "/apis/networking.k8s.io/v1/servicecidrs", optional=True
+)
 
 
 def own_node(name: str) -> Resource:

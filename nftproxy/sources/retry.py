@@ -100,8 +100,15 @@ def after(state: State, outcome: Outcome, resource: Resource, *, chance: float) 
     if outcome.cause is Cause.ENDED and outcome.lasted >= STEADY:
         return Step(state, 0.0)
     listing = state.version is None
-    if listing and state.streaming and outcome.cause is Cause.REFUSED and outcome.code in {400, 422}:
-        return Step(replace(state, streaming=False), 0.0)  # the server does not support streaming lists, or has them switched off
+    if (
+        listing
+        and state.streaming
+        and outcome.cause is Cause.REFUSED
+        and outcome.code in {400, 422}
+    ):
+        return Step(
+            replace(state, streaming=False), 0.0
+        )  # the server does not support streaming lists, or has them switched off
     # A stream that ends or becomes silent before its list is complete may do so each time: a plain
     # list is safe.
     if listing and outcome.cause in {Cause.ENDED, Cause.SILENT, Cause.FAILED}:
@@ -111,7 +118,9 @@ def after(state: State, outcome: Outcome, resource: Resource, *, chance: float) 
         # for a long pause.
         state = replace(state, version=None, failures=0, expiries=state.expiries + 1)
         return Step(state, _pause(state.expiries, outcome, resource, chance))
-    state = replace(state, version=None if _forgotten(outcome) else state.version, failures=state.failures + 1)
+    state = replace(
+        state, version=None if _forgotten(outcome) else state.version, failures=state.failures + 1
+    )
     return Step(state, _pause(state.failures, outcome, resource, chance), renew=outcome.code == 401)
 
 

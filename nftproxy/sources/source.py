@@ -26,7 +26,9 @@ class Source(Protocol):
 class Sourcing(Protocol):
     """Makes a source that delivers into a store."""
 
-    def __call__(self, store: Store, *, changed: Callable[[], None], node_changed: Callable[[Node], None]) -> Source:
+    def __call__(
+        self, store: Store, *, changed: Callable[[], None], node_changed: Callable[[Node], None]
+    ) -> Source:
         """Return it; nothing is read before `follow`.
 
         `changed` is called when there may be something to sync, `node_changed` with each version of

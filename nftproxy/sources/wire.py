@@ -79,7 +79,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     details: "StatusDetails | None" = None
 
     def __str__(self) -> str:
-        return f"{self.code} {self.reason}: {self.message!r:.300}" if self.message else f"{self.code} {self.reason}"
+        return (
+            f"{self.code} {self.reason}: {self.message!r:.300}"
+            if self.message
+            else f"{self.code} {self.reason}"
+        )
 
 
 class StatusDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -162,7 +166,9 @@ class Decoder:
         try:
             found = _raw_list.decode(answer)
         except _UNDECODABLE as error:
-            raise WireError(f"the answer is no list of {self._kind.__name__} objects: {brief(str(error))}") from error
+            raise WireError(
+                f"the answer is no list of {self._kind.__name__} objects: {brief(str(error))}"
+            ) from error
         page = Page([], [], found.metadata.resource_version, found.metadata.token)
         for raw in found.items or ():
             item = self._decode(raw)
@@ -181,7 +187,10 @@ class Decoder:
                     return Removed(_key(_named.decode(event.object)))
                 case "BOOKMARK":
                     meta = _named.decode(event.object).metadata
-                    return Bookmark(meta.resource_version, complete=_INITIAL_EVENTS_END in (meta.annotations or ()))
+                    return Bookmark(
+                        meta.resource_version,
+                        complete=_INITIAL_EVENTS_END in (meta.annotations or ()),
+                    )
                 case "ERROR":
                     return _status.decode(event.object)
                 case "ADDED" | "MODIFIED":
@@ -190,7 +199,9 @@ class Decoder:
                 case other:
                     raise WireError(f"the type of a watch event is {other!r:.40}")
         except _UNDECODABLE as error:
-            raise WireError(f"a line of the stream is no watch event: {brief(str(error))}") from error
+            raise WireError(
+                f"a line of the stream is no watch event: {brief(str(error))}"
+            ) from error
 
     def _decode(self, raw: msgspec.Raw) -> Object | Broken:
         try:

@@ -8,7 +8,12 @@ import pytest
 from tests.tools.consoles import PROJECT, Step, play, steps
 
 PAGES = sorted([PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")])
-OTHERS = [PROJECT / "vagrant/README.md", PROJECT / "rulesets/README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "SECURITY.md"]
+OTHERS = [
+    PROJECT / "vagrant/README.md",
+    PROJECT / "rulesets/README.md",
+    PROJECT / "CONTRIBUTING.md",
+    PROJECT / "SECURITY.md",
+]
 _LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -61,10 +66,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             found = page.parent / target if target else page
             assert found.exists(), f"{name(page)} links to {target}"
             if anchor:
-                assert anchor in _anchors(found.read_text()), f"{name(page)} links to {target}#{anchor}"
+                assert anchor in _anchors(found.read_text()), (
+                    f"{name(page)} links to {target}#{anchor}"
+                )
 
 
 def _anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     named = re.findall(r'<a id="([^"]+)">', text)
-    return {*named, *(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)}
+    return {
+        *named,
+        *(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings),
+    }

@@ -50,7 +50,12 @@ EXCEPTIONS: dict[str, str] = {}
 """Phrases that are right as they stand, each with its reason."""
 
 _WORDS = re.compile("|".join(rf"\b(?:{words})\b" for words in WORDS), re.IGNORECASE)
-_PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("tests/*/*/README.md")]
+_PAGES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    *ROOT.glob("*/README.md"),
+    *ROOT.glob("tests/*/*/README.md"),
+]
 _CODE = [
     path
     for path in sorted((ROOT / "nftproxy").rglob("*.py"))
@@ -73,7 +78,11 @@ def texts(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
-    comments = (each.string for each in tokenize.generate_tokens(io.StringIO(source).readline) if each.type == tokenize.COMMENT)
+    comments = (
+        each.string
+        for each in tokenize.generate_tokens(io.StringIO(source).readline)
+        if each.type == tokenize.COMMENT
+    )
     yield re.sub(r"\n# ?", " ", "\n".join(comments))
 
 
@@ -109,7 +118,11 @@ def test_pages_are_plain_english(page: Path) -> None:
 @pytest.mark.parametrize("page", _PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_pages_are_100_columns_wide(page: Path) -> None:
     """Tables and what cannot be broken, such as URLs, may be wider."""
-    wide = [line for line in prose(page.read_text()) if len(line) > 100 and not line.startswith(("|", "  `"))]
+    wide = [
+        line
+        for line in prose(page.read_text())
+        if len(line) > 100 and not line.startswith(("|", "  `"))
+    ]
     assert [line for line in wide if " " in line.strip(" -*")[:100]] == []
 
 

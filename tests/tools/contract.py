@@ -65,14 +65,20 @@ def statements() -> list[Statement]:
     for line in PAGE.read_text().splitlines():
         if match := _HEADING.match(line):
             numbered = match[1][0].isdigit()
-            heading = Statement(match[1], _kind(match[2], match[2]), f"{match[2]} (table)") if numbered else None
+            heading = (
+                Statement(match[1], _kind(match[2], match[2]), f"{match[2]} (table)")
+                if numbered
+                else None
+            )
         elif heading and (match := _STATEMENT.match(line)):
             found.append(Statement(match[2], _kind(match[3], heading.text), match[3]))
         elif heading and _ROW.match(line) and heading not in found:
             found.append(heading)
         elif found and line.startswith("  "):
             text = f"{found[-1].text} {line.strip()}"
-            found[-1] = Statement(found[-1].number, _kind(text, heading.text if heading else ""), text)
+            found[-1] = Statement(
+                found[-1].number, _kind(text, heading.text if heading else ""), text
+            )
     return found
 
 
@@ -97,7 +103,9 @@ def claims() -> dict[str, set[str]]:
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help="print the claimed statements as well, with their tests")
+    parser.add_argument(
+        "--all", action="store_true", help="print the claimed statements as well, with their tests"
+    )
     everything = parser.parse_args().all
     known, claimed = statements(), claims()
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -106,7 +114,10 @@ def main() -> int:
         tests = sorted(claimed.get(each.number, ()))
         if everything or (not tests and each.kind != "layout"):
             table.add_row(
-                each.number, each.kind, shorten(each.text, 100, placeholder=" ..."), "\n".join(tests) or "[red]none[/red]"
+                each.number,
+                each.kind,
+                shorten(each.text, 100, placeholder=" ..."),
+                "\n".join(tests) or "[red]none[/red]",
             )
     console.print(table)
     missing = [each.number for each in known if each.kind == "MUST" and each.number not in claimed]

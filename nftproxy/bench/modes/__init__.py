@@ -41,13 +41,27 @@ from nftproxy.bench.modes.ours import Ours, OursByNetlink
 from nftproxy.bench.modes.userspace import Userspace
 from nftproxy.errors import NftproxyError
 
-_KINDS: Final[tuple[type[Mode], ...]] = (Nothing, Ours, OursByNetlink, IptablesLegacy, IptablesNft, KubeNftables, Ipvs, Userspace)
+_KINDS: Final[tuple[type[Mode], ...]] = (
+    Nothing,
+    Ours,
+    OursByNetlink,
+    IptablesLegacy,
+    IptablesNft,
+    KubeNftables,
+    Ipvs,
+    Userspace,
+)
 MODES: Final[dict[str, type[Mode]]] = {kind.name: kind for kind in _KINDS}
 REAL: Final = (OriginalNftables.name, OriginalIptables.name)
 """The modes of a `Program`."""
 
 
-def make(name: str, place: Place, iptables_backend: Literal["legacy", "nft"] = "legacy", program: Program | None = None) -> Mode:
+def make(
+    name: str,
+    place: Place,
+    iptables_backend: Literal["legacy", "nft"] = "legacy",
+    program: Program | None = None,
+) -> Mode:
     """Return a new mode; `iptables` names the one with the given backend."""
     chosen = f"iptables-{iptables_backend}" if name == "iptables" else name
     if chosen in REAL:
@@ -59,7 +73,9 @@ def make(name: str, place: Place, iptables_backend: Literal["legacy", "nft"] = "
             else OriginalIptables(place, program, iptables_backend)
         )
     if chosen not in MODES:
-        raise NftproxyError(f"there is no mode {name!r}", hint=f"modes: {', '.join([*MODES, 'iptables', *REAL])}")
+        raise NftproxyError(
+            f"there is no mode {name!r}", hint=f"modes: {', '.join([*MODES, 'iptables', *REAL])}"
+        )
     return MODES[chosen](place)
 
 

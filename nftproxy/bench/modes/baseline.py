@@ -29,8 +29,14 @@ class Baseline(Mode, Generic[Rendered]):
 
     def unavailable(self) -> str:
         """Name a program that is missing."""
-        missing = sorted({package for program, package in self.needs.items() if not shutil.which(program)})
-        return f"{self.name} needs the Debian package{'s' * (len(missing) > 1)} {', '.join(missing)}" if missing else ""
+        missing = sorted(
+            {package for program, package in self.needs.items() if not shutil.which(program)}
+        )
+        return (
+            f"{self.name} needs the Debian package{'s' * (len(missing) > 1)} {', '.join(missing)}"
+            if missing
+            else ""
+        )
 
     @abc.abstractmethod
     def render(self, ports: Sequence[ServedPort]) -> Rendered:
@@ -60,7 +66,9 @@ class Baseline(Mode, Generic[Rendered]):
             names = [each.name for each in put]
             gone = {name: self.rendered.pop(name) for name in (each.name for each in deleted)}
             gone |= {name: self.rendered[name] for name in names if name in self.rendered}
-            self.rendered |= {name: self._render(each) for name, each in zip(names, put, strict=True)}
+            self.rendered |= {
+                name: self._render(each) for name, each in zip(names, put, strict=True)
+            }
             self.partial(names, gone)
 
         return self.programs.measured(work)

@@ -196,7 +196,9 @@ async def serve() -> None:
     """Obey the standard input until it ends."""
     forwarder = Forwarder()
     orders = asyncio.StreamReader(limit=1 << 30)  # a line holds a whole cluster
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(orders), sys.stdin
+    )
     while line := await orders.readline():
         try:
             answer = json.dumps(await forwarder.change(json.loads(line)))

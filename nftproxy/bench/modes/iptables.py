@@ -22,12 +22,26 @@ from nftproxy.bench.modes.xtables import Jump, Xtables, chains, restore
 from nftproxy.errors import NftproxyError
 from nftproxy.model import ObjectName
 
-LARGE: Final = 1000  # endpoints; above this the original omits comments and does not clean up in partial syncs
+LARGE: Final = (
+    1000  # endpoints; above this the original omits comments and does not clean up in partial syncs
+)
 CANARY: Final = "KUBE-PROXY-CANARY"
 _NEW: Final = ("-m", "conntrack", "--ctstate", "NEW")
 JUMPS: Final = (
-    Jump("filter", "INPUT", "KUBE-EXTERNAL-SERVICES", _NEW, "kubernetes externally-visible service portals"),
-    Jump("filter", "FORWARD", "KUBE-EXTERNAL-SERVICES", _NEW, "kubernetes externally-visible service portals"),
+    Jump(
+        "filter",
+        "INPUT",
+        "KUBE-EXTERNAL-SERVICES",
+        _NEW,
+        "kubernetes externally-visible service portals",
+    ),
+    Jump(
+        "filter",
+        "FORWARD",
+        "KUBE-EXTERNAL-SERVICES",
+        _NEW,
+        "kubernetes externally-visible service portals",
+    ),
     Jump("filter", "INPUT", "KUBE-NODEPORTS", (), "kubernetes health check service ports"),
     Jump("filter", "FORWARD", "KUBE-SERVICES", _NEW, "kubernetes service portals"),
     Jump("filter", "OUTPUT", "KUBE-SERVICES", _NEW, "kubernetes service portals"),
@@ -74,7 +88,9 @@ class Iptables(Baseline[Rules]):
 
     def start(self, load: Sequence[Load]) -> Work:
         """Decide whether the cluster is large, as the original does in every sync."""
-        self.large = sum(len(piece.endpoints or ()) for each in load for piece in each.slices) > LARGE
+        self.large = (
+            sum(len(piece.endpoints or ()) for each in load for piece in each.slices) > LARGE
+        )
         return super().start(load)
 
     def render(self, ports: Sequence[ServedPort]) -> Rules:
@@ -90,7 +106,9 @@ class Iptables(Baseline[Rules]):
 
     def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, Rules]) -> None:  # noqa: ARG002
         """Rewrite the chains of some services, and all dispatching chains."""
-        self._write({name: self.rendered[name] for name in put}, [] if self.large else self._stale())
+        self._write(
+            {name: self.rendered[name] for name in put}, [] if self.large else self._stale()
+        )
 
     def stop(self) -> None:
         """Remove jumps and chains, as the original's --cleanup does."""
@@ -113,7 +131,8 @@ class Iptables(Baseline[Rules]):
         declared = itertools.chain(NAT_CHAINS, *own, stale)
         flat = itertools.chain.from_iterable
         self.tables.restore(
-            restore("filter", FILTER_CHAINS, flat(filter_rules)) + restore("nat", declared, flat(nat_rules), deleted=stale)
+            restore("filter", FILTER_CHAINS, flat(filter_rules))
+            + restore("nat", declared, flat(nat_rules), deleted=stale)
         )
 
     def _stale(self) -> list[str]:

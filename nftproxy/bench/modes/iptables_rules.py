@@ -99,13 +99,23 @@ class _Port:
         """Yield the rules that refuse or drop without an endpoint (contract 2.5)."""
         port = self.port
         if not port.internal:
-            yield self._refuse("KUBE-SERVICES", f"-d {port.cluster_ip}", port.port, rejects=not port.anywhere)
+            yield self._refuse(
+                "KUBE-SERVICES", f"-d {port.cluster_ip}", port.port, rejects=not port.anywhere
+            )
         if not port.external:
             for address in port.outside:
-                yield self._refuse("KUBE-EXTERNAL-SERVICES", f"-d {address}", port.port, rejects=not port.anywhere)
+                yield self._refuse(
+                    "KUBE-EXTERNAL-SERVICES", f"-d {address}", port.port, rejects=not port.anywhere
+                )
             if port.node_port:
                 local = "-m addrtype --dst-type LOCAL"
-                yield self._refuse("KUBE-EXTERNAL-SERVICES", local, port.node_port, rejects=not port.anywhere, first=True)
+                yield self._refuse(
+                    "KUBE-EXTERNAL-SERVICES",
+                    local,
+                    port.node_port,
+                    rejects=not port.anywhere,
+                    first=True,
+                )
 
     def dispatch(self) -> Iterator[str]:
         """Yield the rules that send the service's addresses to its chains."""
@@ -168,19 +178,27 @@ class _Port:
                 known = f"-m recent --name {chain} --rcheck --seconds {self.port.affinity_seconds} --reap"
                 yield f"{self._optional(f' -> {endpoint}')}{known} -j {chain}"
         for left, endpoint in zip(range(len(endpoints), 0, -1), endpoints, strict=True):
-            chance = f"-m statistic --mode random --probability {1 / left:.10f} " if left > 1 else ""
+            chance = (
+                f"-m statistic --mode random --probability {1 / left:.10f} " if left > 1 else ""
+            )
             yield f"{self._optional(f' -> {endpoint}')}{chance}-j {self._endpoint(endpoint)}"
 
     def _translate(self, endpoint: Endpoint) -> Iterator[str]:
         comment = f"-m comment --comment {self.title} " if self.comments else ""
         yield f"{comment}-s {endpoint.address} -j {MARK}"
-        remember = f"-m recent --name {self._endpoint(endpoint)} --set " if self.port.affinity_seconds else ""
+        remember = (
+            f"-m recent --name {self._endpoint(endpoint)} --set "
+            if self.port.affinity_seconds
+            else ""
+        )
         yield f"{comment}{remember}{self.protocol} -j DNAT --to-destination {endpoint}"
 
     def _endpoint(self, endpoint: Endpoint) -> str:
         return f"KUBE-SEP-{_hash(f'{self.title}{self.port.proto}{endpoint}')}"
 
-    def _refuse(self, chain: str, where: str, number: int, *, rejects: bool, first: bool = False) -> str:
+    def _refuse(
+        self, chain: str, where: str, number: int, *, rejects: bool, first: bool = False
+    ) -> str:
         comment = self._comment("has no endpoints" if rejects else "has no local endpoints")
         match = f"{where} {self.protocol}" if first else f"{self.protocol} {where}"
         return f"{chain} {comment} {match} --dport {number} -j {'REJECT' if rejects else 'DROP'}"

@@ -12,7 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from nftproxy.bench.modes import ipvs_rules
 from nftproxy.bench.modes.baseline import Baseline
-from nftproxy.bench.modes.ipvs_rules import DEVICE, FILTER_CHAINS, JUMPS, NAT_CHAINS, SETS, Rules, Servers
+from nftproxy.bench.modes.ipvs_rules import (
+    DEVICE,
+    FILTER_CHAINS,
+    JUMPS,
+    NAT_CHAINS,
+    SETS,
+    Rules,
+    Servers,
+)
 from nftproxy.bench.modes.served import ServedPort, node_addresses, pod_network
 from nftproxy.bench.modes.uses import Uses
 from nftproxy.bench.modes.xtables import Xtables, restore
@@ -66,7 +74,9 @@ class Ipvs(Baseline[Rules]):
         before = self._servers()
         saved = (self.programs.run("ipset", "save") or "").splitlines()
         elements = {(words[1], words[2]) for words in map(str.split, saved) if words[0] == "add"}
-        listed = (self.programs.run("ip", "-o", "-4", "address", "show", "dev", DEVICE) or "").splitlines()
+        listed = (
+            self.programs.run("ip", "-o", "-4", "address", "show", "dev", DEVICE) or ""
+        ).splitlines()
         addresses = {line.split()[3].partition("/")[0] for line in listed}
         everything = self.rendered.values()
         wanted, _ = self.elements.exchange((e for rules in everything for e in rules.elements), ())
@@ -81,9 +91,17 @@ class Ipvs(Baseline[Rules]):
         self._servers()
         changed = [self.rendered[name] for name in put]
         old = list(gone.values())
-        self._address(*self.addresses.exchange((a for r in changed for a in r.addresses), (a for r in old for a in r.addresses)))
+        self._address(
+            *self.addresses.exchange(
+                (a for r in changed for a in r.addresses), (a for r in old for a in r.addresses)
+            )
+        )
         self._balance(ipvs_rules.merged(changed), ipvs_rules.merged(old))
-        self._fill(*self.elements.exchange((e for r in changed for e in r.elements), (e for r in old for e in r.elements)))
+        self._fill(
+            *self.elements.exchange(
+                (e for r in changed for e in r.elements), (e for r in old for e in r.elements)
+            )
+        )
         self._rewrite()
 
     def stop(self) -> None:
@@ -106,7 +124,13 @@ class Ipvs(Baseline[Rules]):
     def _balance(self, wanted: Servers, before: Servers) -> None:
         self._run(list(_changes(wanted, before)), "ipvsadm", "-R")
 
-    def _fill(self, added: Iterable[tuple[str, str]], removed: Iterable[tuple[str, str]], *, create: bool = False) -> None:
+    def _fill(
+        self,
+        added: Iterable[tuple[str, str]],
+        removed: Iterable[tuple[str, str]],
+        *,
+        create: bool = False,
+    ) -> None:
         lines = [f"create {name} {kind}" for name, kind in SETS.items()] if create else []
         lines += [f"add {name} {element}" for name, element in added]
         lines += [f"del {name} {element}" for name, element in removed]

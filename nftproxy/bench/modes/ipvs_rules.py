@@ -56,10 +56,15 @@ def render(ports: Sequence[ServedPort], node_addresses: Sequence[str]) -> Rules:
     for port in ports:
         where = [(port.cluster_ip, port.port, port.internal)]
         where += [(address, port.port, port.external) for address in port.outside]
-        where += [(address, port.node_port, port.external) for address in node_addresses if port.node_port]
+        where += [
+            (address, port.node_port, port.external) for address in node_addresses if port.node_port
+        ]
         schedule = f"-s rr -p {port.affinity_seconds}" if port.affinity_seconds else "-s rr"
         for address, number, endpoints in where:
-            servers[f"{_OPTIONS[port.proto]} {address}:{number}"] = schedule, tuple(map(_real, endpoints))
+            servers[f"{_OPTIONS[port.proto]} {address}:{number}"] = (
+                schedule,
+                tuple(map(_real, endpoints)),
+            )
         elements |= set(_elements(port))
         addresses |= {port.cluster_ip, *port.outside}
     return Rules(servers, frozenset(elements), frozenset(addresses))
@@ -90,9 +95,15 @@ def _real(endpoint: Endpoint) -> str:
 
 def _elements(port: ServedPort) -> Iterator[tuple[str, str]]:
     for endpoint in port.here:
-        yield "KUBE-LOOP-BACK", f"{endpoint.address},{port.proto}:{endpoint.port},{endpoint.address}"
+        yield (
+            "KUBE-LOOP-BACK",
+            f"{endpoint.address},{port.proto}:{endpoint.port},{endpoint.address}",
+        )
     yield "KUBE-CLUSTER-IP", f"{port.cluster_ip},{port.proto}:{port.port}"
-    for name, addresses in (("KUBE-EXTERNAL-IP", port.external_ips), ("KUBE-LOAD-BALANCER", port.vips)):
+    for name, addresses in (
+        ("KUBE-EXTERNAL-IP", port.external_ips),
+        ("KUBE-LOAD-BALANCER", port.vips),
+    ):
         for address in addresses:
             yield name, f"{address},{port.proto}:{port.port}"
             if port.external_local:

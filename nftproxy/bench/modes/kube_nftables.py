@@ -54,7 +54,9 @@ class KubeNftables(Baseline[Rules]):
         """Start empty."""
         super().prepare()
         self.pods = pod_network(self.place.settings)
-        self.verdicts: dict[tuple[str, str], str] = {}  # the elements in the kernel, by container and key
+        self.verdicts: dict[
+            tuple[str, str], str
+        ] = {}  # the elements in the kernel, by container and key
         self.uses: Uses[tuple[str, str]] = Uses()
         self.stale: dict[str, float] = {}  # unused chains, and since when
 
@@ -75,7 +77,9 @@ class KubeNftables(Baseline[Rules]):
     def full(self) -> None:
         """Read everything back, write every chain and the difference of elements (contract 5.7)."""
         for container, (kind, *_) in CONTAINERS.items():
-            listed = self.programs.run("nft", "--json", "list", kind, *TABLE.split(), container, may_fail=True)
+            listed = self.programs.run(
+                "nft", "--json", "list", kind, *TABLE.split(), container, may_fail=True
+            )
             self.verdicts |= {(container, key): verdict for key, verdict in _elements(listed, kind)}
         chains, sets = self._listed()
         everything = list(self.rendered.values())
@@ -97,7 +101,9 @@ class KubeNftables(Baseline[Rules]):
         """Delete the table."""
         self.programs.run("nft", "delete", "table", *TABLE.split(), may_fail=True)
 
-    def _commands(self, services: Iterable[Rules], unused: Iterable[tuple[str, str]]) -> Iterator[str]:
+    def _commands(
+        self, services: Iterable[Rules], unused: Iterable[tuple[str, str]]
+    ) -> Iterator[str]:
         """Yield the commands that write services, one after the other, then those that delete elements."""
         for rules in services:
             for chain in rules.chains:
@@ -142,11 +148,15 @@ class KubeNftables(Baseline[Rules]):
 
     def _listed(self) -> tuple[list[str], list[str]]:
         """Return the chains and sets of the table (contract 5.8.4)."""
-        listed = self.programs.run("nft", "--json", "--terse", "list", "table", *TABLE.split(), may_fail=True)
+        listed = self.programs.run(
+            "nft", "--json", "--terse", "list", "table", *TABLE.split(), may_fail=True
+        )
         if not listed:
             return [], []
         found = msgspec.json.decode(listed, type=_Table).nftables
-        return [each.chain.name for each in found if each.chain], [each.set.name for each in found if each.set]
+        return [each.chain.name for each in found if each.chain], [
+            each.set.name for each in found if each.set
+        ]
 
     def _commit(self, commands: Iterable[str]) -> None:
         self.programs.run("nft", "-f", "-", given="\n".join(commands) + "\n")

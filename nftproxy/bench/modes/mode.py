@@ -61,7 +61,9 @@ class Mode(abc.ABC):
     """One way to proxy services, from `start` to `stop`; every method belongs to one thread at a time."""
 
     name: ClassVar[str]
-    elsewhere: ClassVar[bool] = False  # whether `processes` do everything, and the calling one only watches
+    elsewhere: ClassVar[bool] = (
+        False  # whether `processes` do everything, and the calling one only watches
+    )
 
     def __init__(self, place: Place) -> None:
         self.place = place

@@ -38,7 +38,9 @@ from nftproxy.model import EndpointSlice, Service
 _PATIENCE: Final = 600.0  # seconds for one sync; 50 000 services need minutes
 _LOOK: Final = 0.02  # minimum of seconds between two readings of the metrics, which have the times
 _METRICS: Final = "http://127.0.0.1:10249/metrics"
-_METRIC: Final = re.compile(r'^kubeproxy_sync_proxy_rules_(\w+)(?:\{ip_family="IPv4"\})? (\S+)$', re.MULTILINE)
+_METRIC: Final = re.compile(
+    r'^kubeproxy_sync_proxy_rules_(\w+)(?:\{ip_family="IPv4"\})? (\S+)$', re.MULTILINE
+)
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -159,12 +161,21 @@ class Original(Mode):
             self.mode: {"minSyncPeriod": "10ms"},
             "clusterCIDR": pod_network(settings),
             "nodePortAddresses": self.node_ports(),
-            "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},  # the machine's stay
+            "conntrack": {
+                "maxPerCore": 0,
+                "tcpEstablishedTimeout": "0s",
+                "tcpCloseWaitTimeout": "0s",
+            },  # the machine's stay
             "oomScoreAdj": 0,
         }
         (self._folder / "config").write_text(json.dumps(document))
 
-    def _synced(self, change: Callable[[Collection, Document], bool], collection: Collection, document: Document) -> Work | None:
+    def _synced(
+        self,
+        change: Callable[[Collection, Document], bool],
+        collection: Collection,
+        document: Document,
+    ) -> Work | None:
         """Change an object and wait for the sync that follows; None where nothing changed."""
         before = self._look()
         with namespace.enter(self.place.namespace):
@@ -173,7 +184,11 @@ class Original(Mode):
         if not changed:
             return None
         seen = self._after(before)
-        return Work(programs=seen.seconds - before.seconds, asked=seen.ended - began) if seen.syncs > before.syncs else None
+        return (
+            Work(programs=seen.seconds - before.seconds, asked=seen.ended - began)
+            if seen.syncs > before.syncs
+            else None
+        )
 
     def _after(self, before: _Seen, *, certain: bool = False) -> _Seen:
         """Return the metrics when it has seen a change and synced it; a sync may be unnecessary, unless one is certain.
@@ -191,16 +206,23 @@ class Original(Mode):
                 return seen
             idle = done and not certain  # unchanged, so it will not request a sync
             time.sleep(min(max(_LOOK, waited / 10), 1.0))
-        raise NftproxyError(f"{self._program.path} did not sync within {_PATIENCE:g} s", hint=self._last_words())
+        raise NftproxyError(
+            f"{self._program.path} did not sync within {_PATIENCE:g} s", hint=self._last_words()
+        )
 
     def _look(self) -> _Seen:
         """Return the current metrics, None without an answer."""
         text = ""
-        with namespace.enter(self.place.namespace), contextlib.suppress(urllib3.exceptions.HTTPError):
+        with (
+            namespace.enter(self.place.namespace),
+            contextlib.suppress(urllib3.exceptions.HTTPError),
+        ):
             text = self._http.request("GET", _METRICS).data.decode()
         found = {name: float(value) for name, value in _METRIC.findall(text)}
         return _Seen(
-            changes=int(found.get("service_changes_total", 0) + found.get("endpoint_changes_total", 0)),
+            changes=int(
+                found.get("service_changes_total", 0) + found.get("endpoint_changes_total", 0)
+            ),
             syncs=int(found.get("duration_seconds_count", 0)),
             seconds=found.get("duration_seconds_sum", 0.0),
             queued=found.get("last_queued_timestamp_seconds", 0.0),
@@ -217,7 +239,11 @@ class Original(Mode):
             self._process.kill()
             self._process.wait()
             self._process = None
-        namespace.kill(pid for pid in namespace.processes([self.place.namespace]) if _runs(pid, self._program.path))
+        namespace.kill(
+            pid
+            for pid in namespace.processes([self.place.namespace])
+            if _runs(pid, self._program.path)
+        )
 
 
 class OriginalNftables(Original):
@@ -263,7 +289,9 @@ class OriginalIptables(Original):
 
 
 def _document(item: Service | EndpointSlice) -> Document:
-    version, kind = ("v1", "Service") if isinstance(item, Service) else ("discovery.k8s.io/v1", "EndpointSlice")
+    version, kind = (
+        ("v1", "Service") if isinstance(item, Service) else ("discovery.k8s.io/v1", "EndpointSlice")
+    )
     fields: Document = _given(msgspec.to_builtins(item))
     return {"apiVersion": version, "kind": kind, **fields}
 

@@ -21,7 +21,13 @@ class Programs:
         """Run a program to its end and return its output; a failure is None if it may fail, else an NftproxyError."""
         began = time.perf_counter()
         with enter(self._namespace):
-            process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         with process:
             output, complaint = process.communicate(given)
         self.count(time.perf_counter() - began, len(given))
@@ -35,7 +41,12 @@ class Programs:
     def count(self, seconds: float, sent: int) -> None:
         """Add one program."""
         spent = self._spent
-        self._spent = replace(spent, programs=spent.programs + seconds, commands=spent.commands + 1, sent=spent.sent + sent)
+        self._spent = replace(
+            spent,
+            programs=spent.programs + seconds,
+            commands=spent.commands + 1,
+            sent=spent.sent + sent,
+        )
 
     def measured(self, action: Callable[[], None]) -> Work:
         """Call a function and return its cost."""

@@ -73,7 +73,9 @@ def served(load: Load, settings: NodeSettings) -> tuple[ServedPort, ...]:
     if seen is None:
         return ()
     if seen.ranges:
-        raise NftproxyError(f"service {name} has source ranges, which the modes to compare with do not render")
+        raise NftproxyError(
+            f"service {name} has source ranges, which the modes to compare with do not render"
+        )
     here = Locality(settings.node_name, "")
     found = []
     for port in load.service.spec.ports or ():
@@ -102,8 +104,14 @@ def served(load: Load, settings: NodeSettings) -> tuple[ServedPort, ...]:
 
 def pod_network(settings: NodeSettings) -> str:
     """Return the network of the local pods as text."""
-    if settings.masquerade_all or not isinstance(settings.detector, Cidr) or FAMILY not in settings.detector.networks:
-        raise NftproxyError("the modes to compare with know local pods by their CIDR, and do not masquerade everything")
+    if (
+        settings.masquerade_all
+        or not isinstance(settings.detector, Cidr)
+        or FAMILY not in settings.detector.networks
+    ):
+        raise NftproxyError(
+            "the modes to compare with know local pods by their CIDR, and do not masquerade everything"
+        )
     return str(settings.detector.networks[FAMILY])
 
 

@@ -75,10 +75,13 @@ class Userspace(Baseline[tuple[Listening, ...]]):
                 endpoints=port.cluster or port.local,
                 seconds=port.affinity_seconds or 0,
                 portals=tuple(
-                    f"-d {address}/32 -p {port.proto} --dport {port.port}" for address in (port.cluster_ip, *port.outside)
+                    f"-d {address}/32 -p {port.proto} --dport {port.port}"
+                    for address in (port.cluster_ip, *port.outside)
                 ),
                 nodeports=tuple(
-                    f"-d {address}/32 -p {port.proto} --dport {port.node_port}" for address in self.nodes if port.node_port
+                    f"-d {address}/32 -p {port.proto} --dport {port.node_port}"
+                    for address in self.nodes
+                    if port.node_port
                 ),
             )
             for port in ports
@@ -98,12 +101,17 @@ class Userspace(Baseline[tuple[Listening, ...]]):
         self.tables.ensure(JUMPS)
         self.tables.restore(restore("nat", CHAINS, self._rules(self.rendered.values())))
 
-    def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, tuple[Listening, ...]]) -> None:
+    def partial(
+        self, put: Sequence[ObjectName], gone: Mapping[ObjectName, tuple[Listening, ...]]
+    ) -> None:
         """Update the process; write rules where addresses changed."""
         changed = [self.rendered[name] for name in put]
         stay = {each.key for service in changed for each in service}
         old_rules = list(self._rules(gone.values()))
-        self._tell(changed, [each.key for service in gone.values() for each in service if each.key not in stay])
+        self._tell(
+            changed,
+            [each.key for service in gone.values() for each in service if each.key not in stay],
+        )
         new_rules = list(self._rules(changed))
         undone, added = _without(old_rules, new_rules), _without(new_rules, old_rules)
         if undone or added:
@@ -133,15 +141,27 @@ class Userspace(Baseline[tuple[Listening, ...]]):
         if self._process is None:
             raise NftproxyError("this mode was not started")
         listening = [each for service in services for each in service]
-        order = json.dumps({"put": {each.key: (each.protocol, each.endpoints, each.seconds) for each in listening}, "gone": gone})
+        order = json.dumps(
+            {
+                "put": {
+                    each.key: (each.protocol, each.endpoints, each.seconds) for each in listening
+                },
+                "gone": gone,
+            }
+        )
         began = time.perf_counter()
-        orders, answers = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
+        orders, answers = (
+            cast("IO[str]", self._process.stdin),
+            cast("IO[str]", self._process.stdout),
+        )
         orders.write(order + "\n")
         orders.flush()
         answer = json.loads(answers.readline() or '"it ended"')
         self.programs.count(time.perf_counter() - began, len(order))
         if isinstance(answer, str):
-            raise NftproxyError(f"the userspace proxy cannot listen: {answer}", hint="fewer services, or ulimit -n")
+            raise NftproxyError(
+                f"the userspace proxy cannot listen: {answer}", hint="fewer services, or ulimit -n"
+            )
         for key in gone:
             del self.ports[key]
         self.ports |= answer

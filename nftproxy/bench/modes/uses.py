@@ -13,7 +13,9 @@ class Uses(Generic[Thing]):
     def __init__(self) -> None:
         self._users: Counter[Thing] = Counter()
 
-    def exchange(self, new: Iterable[Thing], old: Iterable[Thing]) -> tuple[list[Thing], list[Thing]]:
+    def exchange(
+        self, new: Iterable[Thing], old: Iterable[Thing]
+    ) -> tuple[list[Thing], list[Thing]]:
         """Count added and removed users; return things that got their first user, and things that lost their last."""
         new, old = list(new), list(old)
         touched = dict.fromkeys([*new, *old])

@@ -44,14 +44,20 @@ class Xtables:
 
     def restore(self, text: str) -> None:
         """Apply text of `restore`."""
-        self._programs.run(f"{self._program}-restore", "-w", "5", "--noflush", "--counters", given=text)
+        self._programs.run(
+            f"{self._program}-restore", "-w", "5", "--noflush", "--counters", given=text
+        )
 
     def remove(self) -> None:
         """Remove jumps to chains that start with KUBE-, and the chains."""
         for table in _TABLES:
             lines = self.save(table)
             ours = chains(lines)
-            rules = [line.removeprefix("-A ") for line in lines if line.startswith("-A ") and " -j KUBE-" in line]
+            rules = [
+                line.removeprefix("-A ")
+                for line in lines
+                if line.startswith("-A ") and " -j KUBE-" in line
+            ]
             undone = [rule for rule in rules if not rule.startswith("KUBE-")]
             if ours:
                 self.restore(restore(table, ours, undone=undone, deleted=ours))
@@ -67,7 +73,12 @@ def chains(lines: Iterable[str], prefixes: str | tuple[str, ...] = "KUBE-") -> l
 
 
 def restore(
-    table: str, declared: Iterable[str], rules: Iterable[str] = (), *, undone: Iterable[str] = (), deleted: Iterable[str] = ()
+    table: str,
+    declared: Iterable[str],
+    rules: Iterable[str] = (),
+    *,
+    undone: Iterable[str] = (),
+    deleted: Iterable[str] = (),
 ) -> str:
     """Return the input of iptables-restore for one table.
 

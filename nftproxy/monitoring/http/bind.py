@@ -61,7 +61,9 @@ async def serve(
             if hard_fail:
                 if failed:
                     failed(reason)
-                raise UnusableError(reason, hint="free the address, name another one, or unset bindAddressHardFail") from error
+                raise UnusableError(
+                    reason, hint="free the address, name another one, or unset bindAddressHardFail"
+                ) from error
             if not complained:
                 logger.error("{}; trying again every {:g} s", reason, RETRY)
                 complained = True
@@ -76,8 +78,12 @@ async def serve(
 
 
 def _listen(host: str, port: int, *, only: Family | None = None) -> socket.socket:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE)
-    family, kind, proto, _, place = next(entry for entry in found if only is None or entry[0] == _AF[only])
+    found = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE
+    )
+    family, kind, proto, _, place = next(
+        entry for entry in found if only is None or entry[0] == _AF[only]
+    )
     listening = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, proto)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

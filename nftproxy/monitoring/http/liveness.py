@@ -10,11 +10,18 @@ from nftproxy.monitoring.http.server import Limits, Server
 from nftproxy.monitoring.metrics import Metrics
 
 NOT_FOUND = Answer(
-    404, b"404 page not found\n", {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
+    404,
+    b"404 page not found\n",
+    {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"},
 )
 
 
-def health_server(health: ProxyHealth, node: Callable[[], Node | None], metrics: Metrics, limits: Limits | None = None) -> Server:
+def health_server(
+    health: ProxyHealth,
+    node: Callable[[], Node | None],
+    metrics: Metrics,
+    limits: Limits | None = None,
+) -> Server:
     """Return the server; `node` returns the last known Node object."""
 
     async def respond(request: web.BaseRequest) -> Answer:

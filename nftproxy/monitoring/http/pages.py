@@ -122,7 +122,9 @@ class Pages:
     async def _status(self, _: web.BaseRequest) -> Answer:
         up = int(time.time() - self._started)
         lines = {
-            "Started": datetime.fromtimestamp(self._started, UTC).strftime("%a %b %d %H:%M:%S UTC %Y"),
+            "Started": datetime.fromtimestamp(self._started, UTC).strftime(
+                "%a %b %d %H:%M:%S UTC %Y"
+            ),
             "Up": f"{up // 3600} hr {up // 60 % 60:02} min {up % 60:02} sec",
             "Binary version": f"nftproxy {self._about.version}",
             "Emulation version": ".".join(map(str, KUBERNETES[:2])),

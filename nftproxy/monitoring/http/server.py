@@ -28,7 +28,9 @@ from nftproxy.monitoring.health import Answer
 Respond = Callable[[web.BaseRequest], Awaitable[Answer]]
 
 LINE = 8190  # bytes of a request line or of one header
-_SILENT = logging.getLogger("nftproxy.monitoring.http.protocol")  # faults in strangers' requests are of no interest
+_SILENT = logging.getLogger(
+    "nftproxy.monitoring.http.protocol"
+)  # faults in strangers' requests are of no interest
 _SILENT.disabled = True
 
 
@@ -38,7 +40,9 @@ class Limits:
 
     request: float = 10
     answer: float = 30
-    idle: float = 90  # longer than scrapers and probes usually wait, so that they can keep a connection
+    idle: float = (
+        90  # longer than scrapers and probes usually wait, so that they can keep a connection
+    )
     received: int = 1 << 16
     connections: int = 256
 
@@ -93,7 +97,11 @@ class Server:
         connection.begin()
         try:
             answer = await self._answer(request)
-            response = web.Response(status=answer.code, body=answer.body, headers={"Server": "nftproxy", **answer.headers})
+            response = web.Response(
+                status=answer.code,
+                body=answer.body,
+                headers={"Server": "nftproxy", **answer.headers},
+            )
             # Written here and not by aiohttp afterwards: the deadline applies to a client that does
             # not read.
             await response.prepare(request)

@@ -443,7 +443,7 @@ def test_an_overdue_end(server: FakeApiServer) -> None:
             mirror.time.now += STEADY
         mirror.until(lambda: mirror.time.looks > 2 * 3)
         assert len(lines) == 1
-        assert "services: nothing is heard" in lines[0]
+        assert "services: the API server is silent" in lines[0]
 
 
 @pytest.mark.parametrize("resource", EVERY, ids=lambda each: each.name)

@@ -128,7 +128,7 @@ def test_what_broke_stays_as_it_was_and_the_rest_goes_on(running: Run, folder: P
     write(folder / "web.yaml", broken, endpoints("10.244.1.2"))
     running.until(lambda: running.logged("ERROR"))
     assert [line.split(maxsplit=LOG_LINE - 1)[2] for line in running.logged("ERROR")] == [
-        f"{folder}/web.yaml: document 1: Service default/web: spec.ports[0].port: expected `int` >= 1; the version before stays in use"
+        f"{folder}/web.yaml: document 1: Service default/web: spec.ports[0].port: expected `int` >= 1; its last good version stays in use"
     ]
     assert everything(running.where) == before
 
@@ -172,7 +172,7 @@ def test_a_file_that_is_half_written_takes_nothing_away(folder: Path) -> None:
 
 def test_a_folder_that_goes_away_for_a_while(running: Run, folder: Path) -> None:
     folder.rename(folder.with_name("away"))
-    running.until(lambda: running.logged("what was read from it before stays in use"))
+    running.until(lambda: running.logged("its last good content stays in use"))
     with reading(running.where) as reader:
         assert first_endpoint(reader) == ("10.244.1.2", 8080)
         folder.mkdir()

@@ -53,7 +53,8 @@ class LiveRuleset:
                 chain = _base_chain(FAMILY_NAMES.get(number, ""), netlink.parts(message))
                 if chain and chain.chain.table not in asleep:
                     found.append(chain)
-            self._base = sorted(reversed(found), key=lambda chain: chain.priority)
+            found.reverse()
+            self._base = sorted(found, key=lambda chain: chain.priority)
         return self._base
 
     def _asleep(self) -> list[Table]:

@@ -6,7 +6,7 @@ marked as unknown bit by bit, so that a rule which looks at the rest is still de
 
 import socket
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import IntFlag
 
 from nftproxy.table.expressions import Base
@@ -59,7 +59,11 @@ class Tracked:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A packet at one place of its way; `written` are bytes of headers that a rule has changed, by base and offset."""
+    """A packet at one place of its way.
+
+    `written` are bytes of headers that rules have changed, by base and offset; `learnt` are keys that rules put into sets or took
+    out of them on its way: the set's name with its table, the key, and whether it is in.
+    """
 
     ends: Ends
     protocol: int
@@ -68,7 +72,8 @@ class Packet:
     mark: int | None = 0  # None: not known
     tracked: Tracked | None = None
     untracked: bool = False
-    written: tuple[tuple[int, int, int], ...] = field(default=())
+    written: tuple[tuple[int, int, int], ...] = ()
+    learnt: tuple[tuple[str, bytes, bool], ...] = ()
 
     @property
     def size(self) -> int:

@@ -6,7 +6,7 @@ Pure. `match` and `target` return None for those that are not known here.
 import struct
 from dataclasses import dataclass, replace
 
-from nftproxy.path.packet import TCP, Packet, State, Status
+from nftproxy.path.packet import ICMP, ICMPV6, TCP, Packet, State, Status
 from nftproxy.path.ruleset import Surroundings
 from nftproxy.table.expressions import Verdict
 
@@ -39,21 +39,29 @@ def match(name: str, revision: int, info: bytes, packet: Packet, around: Surroun
             return {True}
         case (("tcp" | "udp" | "sctp"), 0):
             return _ports(name, info, packet)
+        case (("icmp" | "icmp6"), 0):
+            low, high = info[1], info[2]
+            kind = {ICMP: 8, ICMPV6: 128}.get(packet.protocol, -1)
+            return {(kind in {info[0]} | ({kind} if info[0] == 0xFF else set()) and low == 0 <= high) is not bool(info[3] & 1)}
+        case "rt", 0:  # a first packet has no routing header
+            return {False}
         case "multiport", 1:
             return _multiport(info, packet)
-        case "mark", 1:
-            mark, mask, inverted = struct.unpack_from("=IIB", info)
-            return None if packet.mark is None else {(packet.mark & mask == mark) is not bool(inverted)}
-        case "connmark", 1:
-            mark, mask, inverted = struct.unpack_from("=IIB", info)
-            if packet.tracked is None:
-                return {False}
-            return None if packet.tracked.mark is None else {(packet.tracked.mark & mask == mark) is not bool(inverted)}
+        case (("mark" | "connmark"), 1):
+            return _marked(name, info, packet)
         case (("conntrack" | "state"), _):
             return _conntrack(name, revision, info, packet)
         case "addrtype", 1:
             return _addrtype(info, packet, around)
     return None
+
+
+def _marked(name: str, info: bytes, packet: Packet) -> set[bool] | None:
+    mark, mask, inverted = struct.unpack_from("=IIB", info)
+    if name == "connmark" and packet.tracked is None:
+        return {False}
+    held = packet.mark if name == "mark" or packet.tracked is None else packet.tracked.mark
+    return None if held is None else {(held & mask == mark) is not bool(inverted)}
 
 
 def _ports(name: str, info: bytes, packet: Packet) -> set[bool] | None:
@@ -146,7 +154,7 @@ def target(name: str, revision: int, info: bytes, packet: Packet, around: Surrou
             mark, mask = struct.unpack_from("=II", info)
             return Done(packet.marked(None if packet.mark is None else packet.mark & ~mask ^ mark))
         case "CONNMARK", _:
-            return _connmark(info, packet)
+            return _connmark(revision, info, packet)
         case "CT", _:
             return Done(replace(packet, untracked=True, tracked=None)) if info[:2] == b"\x01\x00" else Done(packet)
         case "NOTRACK", _:
@@ -167,8 +175,11 @@ def target(name: str, revision: int, info: bytes, packet: Packet, around: Surrou
     return None
 
 
-def _connmark(info: bytes, packet: Packet) -> Done | None:
-    mark, mask, other, mode = struct.unpack_from("=IIIB", info)
+def _connmark(revision: int, info: bytes, packet: Packet) -> Done | None:
+    mark, mask, other = struct.unpack_from("=III", info)
+    mode, shifted = (info[14], info[13]) if revision >= 2 else (info[12], 0)
+    if shifted:
+        return None
     if packet.tracked is None:
         return Done(packet)
     held = packet.tracked.mark

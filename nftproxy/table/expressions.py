@@ -103,6 +103,7 @@ class Dynamic(enum.IntEnum):
     SET = 1
     OPERATION = 3
     KEY = 4
+    VALUE = 5
     EXPRESSION = 7
     EXPRESSIONS = 10
 

@@ -12,6 +12,7 @@ from nftproxy.kernel.channel import Channel
 from nftproxy.path.expressions import expression_of
 from nftproxy.path.ruleset import BaseChain, Chain, Element, Expression, Rule, Table
 from nftproxy.table import netlink
+from nftproxy.table.packing import unpack_comment
 from nftproxy.table.netlink import FAMILIES, FAMILY_NAMES, Data, Elements, Message, Set, Verdict, attributes, named, nested, text
 from nftproxy.table.netlink import Chain as ChainPart
 from nftproxy.table.netlink import Element as Part
@@ -151,4 +152,5 @@ def _element(parts: dict[int, bytes]) -> Element:
     inside += _expressions(parts.get(Part.EXPRESSIONS, b""))
     # Counters differ from look to look and decide nothing.
     deciding = tuple(one for one in inside if one.name not in {"counter", "last"})
-    return Element(data, code, target, text(parts.get(Part.OBJECT, b"")), deciding)
+    comment = unpack_comment(parts.get(Part.USER_DATA, b""))
+    return Element(data, code, target, text(parts.get(Part.OBJECT, b"")), deciding, comment)

@@ -67,6 +67,7 @@ class Element:
     target: str = ""
     object_name: str = ""
     expressions: tuple[Expression, ...] = ()
+    comment: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

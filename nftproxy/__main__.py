@@ -1,9 +1,9 @@
-"""Where everything starts: `python -m nftproxy`, and the programs `nftproxy` and `kube-proxy`.
+"""The entry point: `python -m nftproxy`, and the programs `nftproxy` and `kube-proxy`.
 
-Loading the rest takes 0.1 to 0.4 s. A service that is told to stop in that time has nothing to do any more, and ends with exit code 0 as it
-does later (contract 8.1.1); the first process of a container would not even see the signal. What comes before this
-module is Python's own start, 10 ms or so, in which nothing can be done. What is to be done once is another matter: that it is not done
-has to be told, as for any program that a signal ends.
+Loading the rest takes 0.1 to 0.4 s. A service that gets a signal in that time ends with exit code
+0, as it does later (contract 8.1.1); the first process of a container would not even see the
+signal. Python's own start before this module, some 10 ms, cannot be covered. A one-time command is
+different: it ends as any program that a signal ends, so that its caller notices.
 """
 
 import signal
@@ -14,7 +14,7 @@ _ONCE = {"--cleanup", "--init-only", "--write-config-to"}
 
 
 def main() -> None:
-    """Be the program nftproxy."""
+    """Run the program nftproxy."""
     match sys.argv[1:]:
         case ["run", *_]:
             _stop_in_good_order()
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def kube_proxy() -> None:
-    """Be the program kube-proxy."""
+    """Run the program kube-proxy."""
     _stop_service(sys.argv[1:])
     from nftproxy.commands import kube_proxy
 
@@ -39,7 +39,7 @@ def _stop_service(flags: Sequence[str]) -> None:
 
 
 def _stop_in_good_order() -> None:
-    """Have signals end this process with exit code 0, until an event loop takes them over."""
+    """Let signals end this process with exit code 0, until an event loop handles them."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
 

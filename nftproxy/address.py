@@ -1,8 +1,9 @@
 """IP addresses and CIDRs as canonical text.
 
-Everything that reaches libnftables went through here: it would resolve a host name by DNS and abort the process on `*`. Texts
-are parsed leniently as contract 2.1.5 says (leading zeros are decimal, IPv4-mapped IPv6 is IPv4, host bits are cleared) and come out in
-the one form that compares equal to what the kernel prints.
+Every address passes through here before libnftables sees it: libnftables would resolve a host name
+by DNS and abort the process on `*`. Parsing is lenient: leading zeros are decimal, IPv4-mapped IPv6
+is IPv4, host bits are cleared (contract 2.1.5). The result is the one form that compares equal to
+what the kernel prints.
 """
 
 import enum
@@ -48,7 +49,7 @@ class Network(NamedTuple):
         return f"{self.text}/{self.length}"
 
     def contains(self, address: Address) -> bool:
-        """Whether `address` lies inside."""
+        """Whether `address` is inside."""
         return address.family is self.family and mask(address, self.length).text == self.text
 
 
@@ -57,15 +58,19 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that `text` spells; AddressError when it spells none."""
+    """Return the address that `text` spells; AddressError if it is invalid."""
     try:
         if ":" not in text:
             canonical = socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text))
-            return Address(Family.IPv4, text if text == canonical else canonical)  # one text in memory, not two
+            return Address(
+                Family.IPv4, text if text == canonical else canonical
+            )  # one text in memory, not two
         packed = socket.inet_pton(socket.AF_INET6, _without_zeros(text))
     except (OSError, ValueError):
         octets = text.split(".")
-        if len(octets) == 4 and all(o.isascii() and o.isdigit() and len(o) <= 4 and int(o) <= 255 for o in octets):
+        if len(octets) == 4 and all(
+            o.isascii() and o.isdigit() and len(o) <= 4 and int(o) <= 255 for o in octets
+        ):
             return Address(Family.IPv4, ".".join(str(int(o)) for o in octets))
         raise AddressError(f"{text[:80]!r} is not an IP address") from None
     if packed.startswith(_MAPPED):
@@ -75,7 +80,7 @@ def parse_address(text: str) -> Address:
 
 
 def parse_network(text: str) -> Network:
-    """Return the CIDR that `text` spells, host bits cleared; AddressError when it spells none."""
+    """Return the CIDR that `text` spells, host bits cleared; AddressError if it is invalid."""
     base, slash, length = text.partition("/")
     try:
         address = parse_address(base)
@@ -98,16 +103,19 @@ def mask(address: Address, length: int) -> Address:
     packed = int.from_bytes(socket.inet_pton(_AF[family], text))
     spare = family.bits - length
     cleared = (packed >> spare << spare).to_bytes(family.bits // 8)
-    return Address(family, socket.inet_ntop(_AF[family], cleared) if family is Family.IPv4 else _ipv6_text(cleared))
+    return Address(
+        family,
+        socket.inet_ntop(_AF[family], cleared) if family is Family.IPv4 else _ipv6_text(cleared),
+    )
 
 
 def pack(text: str) -> bytes:
-    """Return the 4 or 16 bytes of an address in any spelling the kernel's tools print; OSError when it is none."""
+    """Return the 4 or 16 bytes of an address in any spelling of the kernel's tools; OSError if it is invalid."""
     return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
 
 
 def collapse(networks: list[Network]) -> list[Network]:
-    """Return the same addresses as networks of which none overlap, sorted; an interval set accepts no others."""
+    """Return the same addresses as sorted networks without overlap, as an interval set needs them."""
     collapsed: list[Network] = []
     for family in Family:
         of_family = [ipaddress.ip_network(str(n)) for n in networks if n.family is family]
@@ -116,9 +124,11 @@ def collapse(networks: list[Network]) -> list[Network]:
 
 
 def between(start: int, end: int, family: Family) -> list[Network]:
-    """Return the networks that hold the addresses from number `start` up to, not including, number `end`."""
+    """Return the networks with the addresses from number `start` up to, not including, number `end`."""
     kind = ipaddress.IPv4Address if family is Family.IPv4 else ipaddress.IPv6Address
-    return [parse_network(str(n)) for n in ipaddress.summarize_address_range(kind(start), kind(end - 1))]
+    return [
+        parse_network(str(n)) for n in ipaddress.summarize_address_range(kind(start), kind(end - 1))
+    ]
 
 
 def _ipv6_text(packed: bytes) -> str:

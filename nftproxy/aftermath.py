@@ -1,6 +1,6 @@
 """What follows each sync: figures, health, health check node ports, stale conntrack entries, and once, the end of the other mode.
 
-The order is that of contract 5.11. A failure here never undoes a sync nor stops the next one.
+The order is fixed (contract 5.11). A failure here never undoes a sync nor stops the next one.
 """
 
 import asyncio
@@ -31,7 +31,12 @@ class _Side:
     """What is remembered beside the table of one family."""
 
     def __init__(
-        self, family: Family, settings: NodeSettings, own: list[Address], healthy: Callable[[], bool], record: Record
+        self,
+        family: Family,
+        settings: NodeSettings,
+        own: list[Address],
+        healthy: Callable[[], bool],
+        record: Record,
     ) -> None:
         self.standing = Standing(family, settings.node_name)
         self.flows = UdpFlows(family, external_ips=settings.allow_external_ips)
@@ -42,7 +47,9 @@ class _Side:
         def failed(service: ObjectName, reason: str) -> None:
             record(HEALTH_CHECK_PORT_FAILED, Regarding.service(service), reason)
 
-        self.ports = HealthCheckPorts(family, listen_on(family, self.networks, own), healthy, failed)
+        self.ports = HealthCheckPorts(
+            family, listen_on(family, self.networks, own), healthy, failed
+        )
 
 
 class Aftermath(Observer):
@@ -74,7 +81,9 @@ class Aftermath(Observer):
         def healthy() -> bool:
             return health.healthy or not judged
 
-        self._sides = {family: _Side(family, settings, own, healthy, record) for family in settings.families}
+        self._sides = {
+            family: _Side(family, settings, own, healthy, record) for family in settings.families
+        }
         self._taking_over: asyncio.Task[None] | None = None
         self._first = set(settings.families)  # families whose first sync has not succeeded yet
 

@@ -1,7 +1,8 @@
-"""The command line: `nftproxy COMMAND`. Finds the command, tells errors, and nothing else.
+"""The command line: `nftproxy COMMAND`. Finds the command and prints errors, nothing else.
 
-Commands are imported when they are called, so that `--help` and completion answer at once. Exit codes: 0 done, 1 a check that says
-no (`diff` found a difference, `lab demo` a wrong answer), 2 something is wrong with the input or the machine.
+Commands are imported when they are called, so that `--help` and completion answer at once. Exit
+codes: 0 success, 1 a negative check (`diff` found a difference, `lab demo` a wrong answer), 2 an
+error of the input or the machine.
 """
 
 import difflib
@@ -18,19 +19,37 @@ from click.shell_completion import CompletionItem
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import ConfigError, NftproxyError
 
-# Name -> where it is, and its sentence in the list of commands.
+# Name -> its module and function, and its sentence in the list of commands.
 _COMMANDS = {
-    "run": ("nftproxy.commands.run:run", "Keep this node's table in step with manifests, until told to stop."),
+    "run": (
+        "nftproxy.commands.run:run",
+        "Keep this node's table in step with manifests, until stopped.",
+    ),
     "kube-proxy": (
         "nftproxy.commands.kube_proxy:kube_proxy",
-        "Take the place of kube-proxy in a cluster; takes its flags and its file.",
+        "Replace kube-proxy in a cluster; accepts its flags and its file.",
     ),
-    "render": ("nftproxy.commands.render:render", "Print what would be loaded, as nft syntax or JSON; needs no root."),
-    "diff": ("nftproxy.commands.diff:diff", "Show what a sync would change in this machine's table."),
-    "show": ("nftproxy.commands.show:show", "Show what is programmed now, read from the kernel."),
+    "render": (
+        "nftproxy.commands.render:render",
+        "Print the whole table, as nft syntax or JSON; needs no root.",
+    ),
+    "diff": (
+        "nftproxy.commands.diff:diff",
+        "Show what a sync would change in this machine's table.",
+    ),
+    "show": (
+        "nftproxy.commands.show:show",
+        "Show the Services in the table, read from the kernel.",
+    ),
     "cleanup": ("nftproxy.commands.cleanup:cleanup", "Remove our table from this machine."),
-    "bench": ("nftproxy.bench.cli:bench", "Measure what Services cost on this machine, and compare ways to proxy them."),
-    "lab": ("nftproxy.lab.cli:lab", "Build a throw-away cluster out of network namespaces, and try things on it."),
+    "bench": (
+        "nftproxy.bench.cli:bench",
+        "Measure what Services cost on this machine, and compare ways to proxy them.",
+    ),
+    "lab": (
+        "nftproxy.lab.cli:lab",
+        "Build a throw-away cluster out of network namespaces, for experiments.",
+    ),
 }
 
 
@@ -38,7 +57,7 @@ class Commands(click.Group):
     """A group that imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return the names in the order that a reader meets them."""
+        """Return the names in the order of the help."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
@@ -49,19 +68,23 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command; say which ones are spelled like it when there is none."""
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; the error for an unknown one suggests similar ones."""
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and name not in _COMMANDS:
             close = difflib.get_close_matches(name, _COMMANDS)
             raise NftproxyError(
                 f"there is no command {name!r}",
-                hint=f"did you mean {' or '.join(close)}?" if close else "nftproxy --help lists them",
+                hint=f"did you mean {' or '.join(close)}?"
+                if close
+                else "nftproxy --help lists them",
             )
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; end as programs do that SIGPIPE ends when the reader went away, as in `| head`."""
+        """Run a command; when the reader closes the pipe, as in `| head`, end as by SIGPIPE."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -70,7 +93,11 @@ class Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete names without importing the commands."""
-        found = [CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)]
+        found = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -89,9 +116,10 @@ Completion by the tab key:  eval "$(_NFTPROXY_COMPLETE=bash_source nftproxy)"
 @click.group(cls=Commands, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG)
 @click.version_option(package_name="nftproxy", message="nftproxy %(version)s")
 def nftproxy() -> None:
-    """Send connections to Kubernetes Services on to their endpoints, with nftables.
+    """Forward connections to Kubernetes Services to their endpoints, with nftables.
 
-    The ruleset is a constant program, the services are data: nft list table inet nftproxy shows both.
+    The ruleset is a constant program, the services are data: nft list table inet nftproxy shows
+    both.
     """
 
 
@@ -116,13 +144,13 @@ def run(command: click.Command, arguments: list[str] | None = None, **options: A
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         _write_no_more()
-        tell(NftproxyError(f"what was written is not complete: {error.strerror}"))
+        tell(NftproxyError(f"the output is incomplete: {error.strerror}"))
         return 2
     return result if isinstance(result, int) else 0
 
 
 def _write_no_more() -> None:
-    """Send standard output nowhere: what it still holds cannot be written, which Python would find out, and tell, at the exit."""
+    """Redirect standard output to nowhere: else Python would report the unwritten rest at the exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""Tables for people: bold and fitted to the width on a terminal, plain columns when somebody else reads."""
+"""Tables for people: bold and fitted to the width on a terminal, plain columns in a pipe."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ Rows = Sequence[Sequence[str]]
 
 
 def show(header: Sequence[str], rows: Rows, *, indent: int = 0) -> None:
-    """Print rows under a header. On a terminal the last column wraps, if that leaves it room; else the terminal wraps the lines."""
+    """Print rows under a header. On a terminal the last column wraps if there is room; else the terminal wraps the lines."""
     if sys.stdout.isatty():
         _rich(header, rows, indent)
     else:
@@ -38,7 +38,10 @@ def _rich(header: Sequence[str], rows: Rows, indent: int) -> None:
 def _plain(header: Sequence[str], rows: Rows, indent: int) -> None:
     widths = _widths(header, rows)
     for row in (header, *rows):
-        click.echo(" " * indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        click.echo(
+            " " * indent
+            + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
 
 
 def _widths(header: Sequence[str], rows: Rows) -> list[int]:

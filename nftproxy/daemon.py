@@ -1,11 +1,12 @@
 """A node's proxy, from start to stop: the order in which things begin, and why it ends.
 
-Where objects come from, an API server or manifests, makes no difference here but for two things: events need an API server, and a host
-without a cluster needs no Node.
+Where objects come from, an API server or manifests, makes no difference here but for two things:
+events need an API server, and a host without a cluster needs no Node.
 
-The order of work is contract 8.1.2's, but for two things. The servers answer from the first second on, so that a long first list
-never looks like a dead process. And what another mode of kube-proxy left goes only when our own table is in place, so that no Service is
-without rules in between (5.12 has it go first).
+The order of work is kube-proxy's (contract 8.1.2), but for two things. The servers answer from the
+first second on, so that a long first list never looks like a dead process. And what another mode of
+kube-proxy left goes only when our own table is in place, so that no Service is without rules in
+between (5.12 has it go first).
 """
 
 import asyncio
@@ -35,7 +36,14 @@ from nftproxy.configuration.settings import NodeSettings, node_addresses, node_s
 from nftproxy.errors import AddressError, NftproxyError, UnusableError
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import Meta, Node
-from nftproxy.monitoring.events import HEALTH_SERVER_FAILED, METRICS_SERVER_FAILED, STARTING, Events, Kind, Regarding
+from nftproxy.monitoring.events import (
+    HEALTH_SERVER_FAILED,
+    METRICS_SERVER_FAILED,
+    STARTING,
+    Events,
+    Kind,
+    Regarding,
+)
 from nftproxy.monitoring.health import ProxyHealth
 from nftproxy.monitoring.http.bind import serve
 from nftproxy.monitoring.http.liveness import health_server
@@ -77,7 +85,9 @@ class Launch:
     config_file: Path | None = None
     flags: Mapping[str, str] | None = None
     init_only: bool = False
-    limits_required: bool = True  # whether the process ends when the conntrack settings cannot be made
+    limits_required: bool = (
+        True  # whether the process ends when the conntrack settings cannot be made
+    )
     figures: Figures = Figures.FRONTENDS
     series: int = LIMIT
 
@@ -85,7 +95,9 @@ class Launch:
 class Daemon:
     """One process that serves one node; belongs to the event loop's thread."""
 
-    def __init__(self, launch: Launch, sourcing: Sourcing, metrics: Metrics, events: Events | None = None) -> None:
+    def __init__(
+        self, launch: Launch, sourcing: Sourcing, metrics: Metrics, events: Events | None = None
+    ) -> None:
         """Prepare; `events` None where there is no API server to write them to."""
         self._launch = launch
         self._config = launch.config
@@ -99,7 +111,9 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._proxy: Proxy | None = None
         self._pod_cidrs: tuple[str, ...] | None = None
-        self._addresses: dict[Family, Address] | None = None  # of the Node, as last seen; None before the start
+        self._addresses: dict[Family, Address] | None = (
+            None  # of the Node, as last seen; None before the start
+        )
 
     async def run(self) -> None:
         """Serve until a signal says stop; NftproxyError when the process has to end, most often to be started again."""
@@ -114,7 +128,9 @@ class Daemon:
         claimed = ExitStack()
         try:
             if not self._launch.init_only:
-                claimed.enter_context(instance.claim())  # before the servers, whose addresses another instance would have, too
+                claimed.enter_context(
+                    instance.claim()
+                )  # before the servers, whose addresses another instance would have, too
                 self._serve(source)
             self._spawn(source.follow())
             self._spawn(self._work(source))
@@ -127,7 +143,9 @@ class Daemon:
             claimed.close()
             if self._events:
                 self._events.close(EVENTS_PATIENCE)
-        logger.info("done" if self._launch.init_only else "stopped; the table stays, so traffic goes on")
+        logger.info(
+            "done" if self._launch.init_only else "stopped; the table stays, so traffic goes on"
+        )
 
     async def _work(self, source: Source) -> None:
         """Prepare the machine, then keep the table in step."""
@@ -144,7 +162,14 @@ class Daemon:
             own = await asyncio.to_thread(interfaces.addresses)
             judged = bool(self._config.healthz_bind_address)
             after = Aftermath(
-                settings, own, kernel, conntrack, health=self._health, metrics=self._metrics, record=self._record, judged=judged
+                settings,
+                own,
+                kernel,
+                conntrack,
+                health=self._health,
+                metrics=self._metrics,
+                record=self._record,
+                judged=judged,
             )
             stack.enter_context(closing(after))
             self._proxy = after.proxy = Proxy(Table(settings, self._store, kernel), after)
@@ -158,7 +183,10 @@ class Daemon:
         if figures is not Figures.OFF:
             # In a thread: it reads all frontends once, to begin with what is there.
             make = functools.partial(
-                TableFigures, settings.families, endpoints=figures is Figures.ENDPOINTS, limit=self._launch.series
+                TableFigures,
+                settings.families,
+                endpoints=figures is Figures.ENDPOINTS,
+                limit=self._launch.series,
             )
             collector = stack.enter_context(closing(await asyncio.to_thread(make)))
             self._metrics.registry.register(collector)
@@ -169,10 +197,15 @@ class Daemon:
         if source.node_required if node is None else not _has_address(node):
             logger.error("Node {} has no usable address; going on without", self._launch.node_name)
         if self._config.detect_local_mode == "NodeCIDR":
-            node = await asyncio.to_thread(source.wait_for_node, POD_CIDR_PATIENCE, lambda found: bool(found.spec.pod_cidrs))
+            node = await asyncio.to_thread(
+                source.wait_for_node, POD_CIDR_PATIENCE, lambda found: bool(found.spec.pod_cidrs)
+            )
             self._pod_cidrs = (node and node.spec.pod_cidrs) or ()
         settings, warnings = node_settings(
-            self._config, facts(node), hostname=self._launch.hostname, supported=self._launch.supported
+            self._config,
+            facts(node),
+            hostname=self._launch.hostname,
+            supported=self._launch.supported,
         )
         for warning in warnings:
             logger.warning("{}", warning)
@@ -193,10 +226,18 @@ class Daemon:
 
     def _serve(self, source: Source) -> None:
         """Start the servers, and the look-out for a changed configuration file."""
-        config, regarding, hard = self._config, Regarding.node(self._launch.node_name), self._config.bind_address_hard_fail
-        stand_in = None if source.node_required else Node(metadata=Meta(name=self._launch.node_name))
+        config, regarding, hard = (
+            self._config,
+            Regarding.node(self._launch.node_name),
+            self._config.bind_address_hard_fail,
+        )
+        stand_in = (
+            None if source.node_required else Node(metadata=Meta(name=self._launch.node_name))
+        )
         if config.healthz_bind_address:
-            health = health_server(self._health, lambda: self._store.node or stand_in, self._metrics)
+            health = health_server(
+                self._health, lambda: self._store.node or stand_in, self._metrics
+            )
             self._spawn(
                 serve(
                     health,
@@ -216,7 +257,11 @@ class Daemon:
             )
         )
         if self._launch.config_file:
-            self._spawn(self._watch_configuration(self._launch.config_file, self._launch.config_file.read_bytes()))
+            self._spawn(
+                self._watch_configuration(
+                    self._launch.config_file, self._launch.config_file.read_bytes()
+                )
+            )
 
     def _about(self) -> About:
         config = self._config
@@ -239,7 +284,10 @@ class Daemon:
                     await folders.changed()
                 with suppress(OSError):  # between two versions there may be none
                     if path.read_bytes() != before:
-                        raise NftproxyError(f"{path} has changed", hint="this process ends, to be started again with it")
+                        raise NftproxyError(
+                            f"{path} has changed",
+                            hint="this process ends, to be started again with it",
+                        )
 
     def _record(self, kind: Kind, regarding: Regarding, note: str) -> None:
         """Write an event, where there is an API server."""
@@ -251,17 +299,22 @@ class Daemon:
             self._proxy.changed()
 
     def _node_changed(self, node: Node) -> None:
-        """Contract 1.4.2: only with the detector NodeCIDR do the pod CIDRs matter, and then they cannot change."""
+        """End the process if pod CIDRs change that the detector NodeCIDR uses (contract 1.4.2)."""
         self._log_addresses(node)
         if self._pod_cidrs is not None and (node.spec.pod_cidrs or ()) != self._pod_cidrs:
             hint = "this process ends, to be started again with the new ones"
-            self._finish(NftproxyError(f"the pod CIDRs of Node {node.metadata.name} have changed", hint=hint))
+            self._finish(
+                NftproxyError(f"the pod CIDRs of Node {node.metadata.name} have changed", hint=hint)
+            )
 
     def _log_addresses(self, node: Node) -> None:
         """Say which addresses of the Node changed: those it had at the start stay in use (contract 1.4.3)."""
         if self._addresses is None:
             return
-        before, self._addresses = self._addresses, node_addresses(self._config.bind_address, facts(node))
+        before, self._addresses = (
+            self._addresses,
+            node_addresses(self._config.bind_address, facts(node)),
+        )
         for family in Family:
             old, new = before.get(family), self._addresses.get(family)
             if old != new:
@@ -315,7 +368,8 @@ def require_kernel(release: str, environment: Mapping[str, str]) -> None:
     found = re.match(r"(\d+)\.(\d+)", release)
     if found and (int(found[1]), int(found[2])) < OLDEST_KERNEL:
         raise UnusableError(
-            f"kernel {release} is older than 5.13", hint=f"upgrade it, or set {SKIP_KERNEL_CHECK} to try all the same"
+            f"kernel {release} is older than 5.13",
+            hint=f"upgrade it, or set {SKIP_KERNEL_CHECK} to try all the same",
         )
 
 

@@ -1,7 +1,8 @@
-"""What can go wrong, as types.
+"""The errors, as types.
 
-Every error that a user can cause or mend is an `NftproxyError`: its text is one line that says what is wrong and where, its
-`hint` one line that says what to do. The command line prints both and exits with 2; a traceback means a bug of ours.
+Every error that a user can cause or correct is an `NftproxyError`: its text is one line that says
+what is wrong and where, its `hint` one line that says what to do. The command line prints both and
+exits with 2; a traceback means a bug of nftproxy.
 """
 
 _LONGEST = 400  # characters
@@ -16,12 +17,12 @@ class NftproxyError(Exception):
 
 
 def brief(text: str) -> str:
-    """Cut the middle out of a message that quotes an input, which may be of any length; what is wrong and where stand at the ends."""
+    """Remove the middle of a long message that quotes an input; fault and place stand at its ends."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
 
 
 class AddressError(NftproxyError):
-    """A text that is not the address or CIDR it should be."""
+    """A text that is not an address or CIDR."""
 
 
 class ConfigError(NftproxyError):
@@ -37,24 +38,24 @@ class SourceError(NftproxyError):
 
 
 class KernelError(NftproxyError):
-    """Something the kernel or libnftables refused; nothing was changed."""
+    """The kernel or libnftables refused something; nothing was changed."""
 
 
 class MissingError(KernelError):
-    """A transaction named something that is not there any more (ENOENT): our picture of the table is out of date."""
+    """A transaction named something that was deleted (ENOENT): our picture of the table is out of date."""
 
 
 class ExistsError(KernelError):
-    """A transaction added something that is there with another value (EEXIST): our picture of the table is out of date."""
+    """A transaction added something that exists with another value (EEXIST): our picture of the table is out of date."""
 
 
 class BusyError(KernelError):
-    """Others change nftables so often that it cannot be read as one picture."""
+    """Other programs change nftables too often for a consistent reading."""
 
 
 class BlockedError(KernelError):
-    """The library must not be called: another program's table would end this process."""
+    """The library must not be called: another program's table would crash this process."""
 
 
 class UnusableError(NftproxyError):
-    """This machine lacks what is needed: permission, library, kernel feature; the hint names the command that mends it."""
+    """This machine lacks what is needed: permission, library, kernel feature; the hint names the command that helps."""

@@ -1,7 +1,8 @@
-"""YAML as Kubernetes reads it, and as people write it.
+"""YAML as Kubernetes reads it.
 
-PyYAML's loaders differ in what a plain scalar means: for them 1:2:3:4:5:6:7:8 is a sexagesimal number, 2026-01-01 a date and `=` an
-error, for Kubernetes all three are texts. And libyaml's wrapper overflows the C stack on deep nesting, which no `except` catches.
+PyYAML's loaders interpret plain scalars differently: for them 1:2:3:4:5:6:7:8 is a sexagesimal
+number, 2026-01-01 a date and `=` an error, for Kubernetes all three are texts. libyaml's wrapper
+overflows the C stack on deep nesting, which no `except` catches.
 """
 
 import re
@@ -24,23 +25,29 @@ Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
 }
 Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0[0-7_]+|0x[0-9a-fA-F_]+)\Z"), list("-+0123456789")
+    "tag:yaml.org,2002:int",
+    re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0[0-7_]+|0x[0-9a-fA-F_]+)\Z"),
+    list("-+0123456789"),
 )
 Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?\Z"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?\Z"),
+    list("-+0123456789"),
 )
 
 
 def refuse_depth(text: str) -> None:
-    """Raise ValueError for deep nesting, and yaml.YAMLError for what is no YAML; parsing to events does not recurse."""
+    """Raise ValueError for deep nesting, and yaml.YAMLError for invalid YAML; parsing to events does not recurse."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
         if depth > DEEPEST:
             raise ValueError(f"nested more than {DEEPEST} levels deep")
 
 
 def documents(text: str) -> list[Any]:
-    """Return the documents in a text; ValueError or yaml.YAMLError when it cannot be read."""
+    """Return the documents in a text; ValueError or yaml.YAMLError if it is invalid."""
     refuse_depth(text)
     return list(yaml.load_all(text, Loader))

@@ -12,6 +12,16 @@ def start(form: str = "text", *, verbosity: int = 0) -> None:
     if form == "json":
         logger.add(sys.stderr, level=level, serialize=True, backtrace=False, diagnose=False)
     else:
-        text = "<green>{time:YYYY-MM-DDTHH:mm:ss.SSSZZ}</green> <level>{level: <7}</level> {message}"
-        # diagnose=False: tracebacks must not print the values of variables, which may be credentials.
-        logger.add(sys.stderr, level=level, format=text, colorize=sys.stderr.isatty(), backtrace=False, diagnose=False)
+        text = (
+            "<green>{time:YYYY-MM-DDTHH:mm:ss.SSSZZ}</green> <level>{level: <7}</level> {message}"
+        )
+        # diagnose=False: tracebacks must not print the values of variables, which may be
+        # credentials.
+        logger.add(
+            sys.stderr,
+            level=level,
+            format=text,
+            colorize=sys.stderr.isatty(),
+            backtrace=False,
+            diagnose=False,
+        )

@@ -1,7 +1,8 @@
-"""Kubernetes objects as typed values of just the fields a service proxy reads (contract sections 1 to 3).
+"""Kubernetes objects as typed values with only the fields that a service proxy reads (contract 1, 2, 3).
 
-The Structs decode from JSON bytes and from parsed YAML alike; unknown fields are skipped, a wrong type is an error that names the
-path. `gc=False` and short tuples keep 100 000 endpoints small. Addresses are still texts here: `selection` parses them once.
+The Structs decode from JSON bytes and from parsed YAML; unknown fields are skipped, a wrong type is
+an error that names the path. `gc=False` and short tuples keep 100 000 endpoints small. Addresses
+are still texts here: `selection` parses them once.
 """
 
 import enum
@@ -42,17 +43,19 @@ class Wire(msgspec.Struct, frozen=True, rename="camel", gc=False, kw_only=True):
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 PortOrZero = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-# Names become part of nft identifiers of ClientIP services and of log lines: nothing but DNS labels and subdomains gets in.
-# They end with \Z, as a $ would let a newline follow.
+# Names become part of nft identifiers of ClientIP services and of log lines: only DNS labels and
+# subdomains are accepted. They end with \Z, as a $ would let a newline follow.
 DnsName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")]
 DnsLabel = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")]
 PortName = Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?\Z")]
 
 
 class Labels(Wire, frozen=True, rename=None):
-    """The labels that mean something here (contract 1.1.1, 1.1.2, 1.4.1, 3.1.1)."""
+    """The labels that have an effect here (contract 1.1.1, 1.1.2, 1.4.1, 3.1.1)."""
 
-    proxy_name: str | None = msgspec.field(default=None, name="service.kubernetes.io/service-proxy-name")
+    proxy_name: str | None = msgspec.field(
+        default=None, name="service.kubernetes.io/service-proxy-name"
+    )
     headless: str | None = msgspec.field(default=None, name="service.kubernetes.io/headless")
     service_name: str | None = msgspec.field(default=None, name="kubernetes.io/service-name")
     zone: str | None = msgspec.field(default=None, name="topology.kubernetes.io/zone")
@@ -61,11 +64,13 @@ class Labels(Wire, frozen=True, rename=None):
 class Annotations(Wire, frozen=True, rename=None):
     """The one annotation that is read (contract 7.4.16)."""
 
-    trigger_time: str | None = msgspec.field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
+    trigger_time: str | None = msgspec.field(
+        default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
+    )
 
 
 class Meta(Wire, frozen=True):
-    """Object metadata. A manifest without a namespace means `default`, as kubectl reads it."""
+    """Object metadata. A manifest without a namespace means `default`, as for kubectl."""
 
     name: DnsName
     namespace: DnsLabel = "default"
@@ -102,7 +107,7 @@ class AffinityConfig(Wire, frozen=True):
 
 
 class ServiceSpec(Wire, frozen=True):
-    """What a Service asks for; fields that contract 2.1.6 says are not read are absent."""
+    """What a Service asks for; fields that a service proxy does not read are absent (contract 2.1.6)."""
 
     type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
     cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
@@ -126,13 +131,13 @@ class Ingress(Wire, frozen=True):
 
 
 class LoadBalancer(Wire, frozen=True):
-    """The addresses a load balancer gave to a Service."""
+    """The addresses that a load balancer assigned to a Service."""
 
     ingress: tuple[Ingress, ...] | None = None
 
 
 class ServiceStatus(Wire, frozen=True):
-    """The part of the status that carries load-balancer addresses."""
+    """The part of the status with load-balancer addresses."""
 
     load_balancer: LoadBalancer | None = None
 
@@ -146,7 +151,7 @@ class Service(Wire, frozen=True):
 
     @property
     def unassigned(self) -> bool:
-        """Whether an API server would give this Service a ClusterIP, which it does not have."""
+        """Whether it lacks the ClusterIP that an API server would assign."""
         return self.spec.type != "ExternalName" and not self.spec.cluster_ip
 
 
@@ -159,7 +164,7 @@ class SlicePort(Wire, frozen=True):
 
 
 class Conditions(Wire, frozen=True):
-    """Endpoint conditions; nil has the meaning of contract 3.1.6."""
+    """Endpoint conditions; nil ready and serving mean true, nil terminating means false (contract 3.1.6)."""
 
     ready: bool | None = None
     serving: bool | None = None
@@ -173,7 +178,7 @@ class Hint(Wire, frozen=True):
 
 
 class Hints(Wire, frozen=True):
-    """Topology hints (contract 3.3)."""
+    """For which zones and nodes an endpoint is meant (contract 3.3)."""
 
     for_zones: tuple[Hint, ...] | None = None
     for_nodes: tuple[Hint, ...] | None = None
@@ -200,7 +205,11 @@ class EndpointSlice(Wire, frozen=True):
     def service(self) -> ObjectName | None:
         """The Service this slice belongs to; None without the label (contract 3.1.1)."""
         labels = self.metadata.labels
-        return ObjectName(self.metadata.namespace, labels.service_name) if labels and labels.service_name else None
+        return (
+            ObjectName(self.metadata.namespace, labels.service_name)
+            if labels and labels.service_name
+            else None
+        )
 
 
 class NodeSpec(Wire, frozen=True):
@@ -224,7 +233,7 @@ class NodeAddress(Wire, frozen=True):
 
 
 class NodeStatus(Wire, frozen=True):
-    """Node addresses (contract 8.6.2)."""
+    """The addresses that a Node has (contract 8.6.2)."""
 
     addresses: tuple[NodeAddress, ...] | None = None
 
@@ -238,12 +247,12 @@ class Node(Wire, frozen=True):
 
     @property
     def zone(self) -> str:
-        """The zone label, empty when there is none (contract 1.4.1)."""
+        """The zone label, empty without one (contract 1.4.1)."""
         return (self.metadata.labels and self.metadata.labels.zone) or ""
 
 
 class ServiceCIDRSpec(Wire, frozen=True):
-    """The address ranges ClusterIPs are taken from."""
+    """The address ranges of ClusterIPs."""
 
     cidrs: tuple[str, ...] | None = None
 

@@ -29,7 +29,9 @@ class Verdict(NamedTuple):
 
 
 Key = tuple[str | int, ...]
-Value = Verdict | tuple[str | int, ...] | str | None  # a verdict, an endpoint, an address a client is sent to, nothing in a set
+Value = (
+    Verdict | tuple[str | int, ...] | str | None
+)  # a verdict, an endpoint, an address a client is sent to, nothing in a set
 
 
 class Element(NamedTuple):
@@ -48,7 +50,13 @@ class Frontend(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        host = "*" if self.is_node_port else f"[{self.address}]" if ":" in self.address else self.address
+        host = (
+            "*"
+            if self.is_node_port
+            else f"[{self.address}]"
+            if ":" in self.address
+            else self.address
+        )
         return f"{host}:{self.port}/{self.proto}"
 
     @classmethod
@@ -76,7 +84,9 @@ class Frontend(NamedTuple):
     @property
     def key(self) -> Key:
         """Its key in maps of verdicts."""
-        return (self.proto, self.port) if self.is_node_port else (self.address, self.proto, self.port)
+        return (
+            (self.proto, self.port) if self.is_node_port else (self.address, self.proto, self.port)
+        )
 
     def slot(self, number: int) -> Key:
         """Its key in maps of endpoints."""
@@ -100,7 +110,9 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     timeout: int
     cluster: tuple[Endpoint, ...]
     local: tuple[Endpoint, ...]
-    entries: tuple[tuple[Policy, bool], ...]  # how its frontends are entered: policy, and whether as a NodePort
+    entries: tuple[
+        tuple[Policy, bool], ...
+    ]  # how its frontends are entered: policy, and whether as a NodePort
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -116,7 +128,10 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     def picks(self) -> tuple[str, ...]:
         """Return the names of the chains that choose for a client who is not known yet."""
         cluster, local = len(self.cluster), len(self.local)
-        picks = (schema.pick(p, self.family, self.proto, cluster, local, node_port=n) for p, n in self.entries)
+        picks = (
+            schema.pick(p, self.family, self.proto, cluster, local, node_port=n)
+            for p, n in self.entries
+        )
         return tuple(filter(None, picks))
 
     def sticky(self, picked: str) -> str:
@@ -128,7 +143,9 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
         """Return the name of the chain that remembers clients, for the lists that are used."""
         cluster = any(policy.uses_cluster for policy, _ in self.entries)
         local = any(policy.uses_local for policy, _ in self.entries)
-        return schema.learn(self.family, self.timeout, self.ports_name, self.name, cluster=cluster, local=local)
+        return schema.learn(
+            self.family, self.timeout, self.ports_name, self.name, cluster=cluster, local=local
+        )
 
     @property
     def chains(self) -> tuple[str, ...]:
@@ -137,7 +154,10 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
 
     def memories(self, ports: Iterable[int]) -> Iterator[tuple[str, frozenset[str]]]:
         """Yield the names of the maps client -> endpoint address, and the addresses that each may hold."""
-        for declaration, members in ((schema.AFFINITY, self.cluster), (schema.LOCAL_AFFINITY, self.local)):
+        for declaration, members in (
+            (schema.AFFINITY, self.cluster),
+            (schema.LOCAL_AFFINITY, self.local),
+        ):
             for port in ports:
                 usable = frozenset(member.address for member in members if member.port == port)
                 yield declaration.name(self.family, self.name, port), usable
@@ -153,7 +173,9 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     local: tuple[Endpoint, ...]
     refusal: Refusal
     affinity: Affinity | None = None
-    sources: tuple[Network, ...] | None = None  # allowed clients of a load-balancer address; None: all
+    sources: tuple[Network, ...] | None = (
+        None  # allowed clients of a load-balancer address; None: all
+    )
 
 
 class Compiled(msgspec.Struct, frozen=True, gc=False):
@@ -163,7 +185,9 @@ class Compiled(msgspec.Struct, frozen=True, gc=False):
     cluster_ip: str
     routes: tuple[Route, ...]
     affinities: tuple[Affinity, ...]
-    hairpins: tuple[Key, ...]  # address, the same address, protocol, port of the endpoints on this node
+    hairpins: tuple[
+        Key, ...
+    ]  # address, the same address, protocol, port of the endpoints on this node
 
 
 class Context(NamedTuple):
@@ -175,7 +199,9 @@ class Context(NamedTuple):
     external_ips: bool = True
 
 
-def compile_service(service: Service, slices: Iterable[EndpointSlice], context: Context, notes: Notes) -> Compiled | None:
+def compile_service(
+    service: Service, slices: Iterable[EndpointSlice], context: Context, notes: Notes
+) -> Compiled | None:
     """Return what `service` puts into the table; None when it does not exist for this family.
 
     `notes` collects, one line each, what had to be ignored.
@@ -197,20 +223,33 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], context: 
         for route in _routes(service.metadata.key, seen, port, chosen, affinity, context):
             routes.setdefault(route.frontend, route)
     return Compiled(
-        service.metadata.creation_timestamp or "", seen.cluster_ip, tuple(routes.values()), tuple(affinities), tuple(hairpins)
+        service.metadata.creation_timestamp or "",
+        seen.cluster_ip,
+        tuple(routes.values()),
+        tuple(affinities),
+        tuple(hairpins),
     )
 
 
 def _routes(
-    service: ObjectName, seen: View, port: ServicePort, chosen: Lists, affinity: Affinity | None, context: Context
+    service: ObjectName,
+    seen: View,
+    port: ServicePort,
+    chosen: Lists,
+    affinity: Affinity | None,
+    context: Context,
 ) -> Iterator[Route]:
     """Yield the routes of one service port: ClusterIP, external IPs, load-balancer addresses, NodePort (contract 2.2)."""
     proto = port.protocol.nft
     name = _comment(f"{service}:{port.name}" if port.name else str(service))  # contract 5.3.1
-    yield _route(name, Frontend(seen.cluster_ip, proto, port.port), _internal(seen), chosen, affinity)
+    yield _route(
+        name, Frontend(seen.cluster_ip, proto, port.port), _internal(seen), chosen, affinity
+    )
     external = _external(seen)
     sources = _sources(seen, context)
-    for address in seen.vips:  # before external IPs: an address that is both keeps its source ranges
+    for (
+        address
+    ) in seen.vips:  # before external IPs: an address that is both keeps its source ranges
         yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity, sources)
     for address in seen.external_ips:
         yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity)
@@ -243,10 +282,21 @@ def _route(
         refusal = Refusal.DROP
     else:
         refusal = Refusal.NONE
-    return Route(name, frontend, policy, cluster, local, refusal, affinity if cluster or local else None, sources)
+    return Route(
+        name,
+        frontend,
+        policy,
+        cluster,
+        local,
+        refusal,
+        affinity if cluster or local else None,
+        sources,
+    )
 
 
-def _affinity(service: ObjectName, port: ServicePort, seen: View, chosen: Lists, family: Family) -> Affinity | None:
+def _affinity(
+    service: ObjectName, port: ServicePort, seen: View, chosen: Lists, family: Family
+) -> Affinity | None:
     if seen.affinity_seconds is None or not (chosen.cluster or chosen.local):
         return None
     proto = port.protocol.nft
@@ -256,11 +306,16 @@ def _affinity(service: ObjectName, port: ServicePort, seen: View, chosen: Lists,
         entries.append((_external(seen), False))
     if port.node_port:
         entries.append((_external(seen), True))
-    return Affinity(name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local, tuple(entries))
+    return Affinity(
+        name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local, tuple(entries)
+    )
 
 
 def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:
-    """Contract 2.7.6: a node that is allowed may carry a load-balancer address of its own as source."""
+    """Add the load-balancer addresses to the allowed sources if the node is one of them (contract 2.7.6).
+
+    Traffic of the node to its own load-balancer address may carry that address as source.
+    """
     if seen.ranges is None or not context.node_ip:
         return seen.ranges
     node = Address(context.family, context.node_ip)

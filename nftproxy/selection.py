@@ -1,7 +1,8 @@
-"""Which endpoints a service port has on this node: contract sections 2 (what a Service says) and 3 (what its slices say).
+"""Which endpoints a service port has on this node, from its Service and its slices (contract 2, 3).
 
-Pure: from a Service, its EndpointSlices and the node's name and zone to values. Texts of addresses are parsed here, once;
-whatever cannot be used is left out and named in `notes`, so that one bad entry never takes the rest of its service with it.
+Pure: from a Service, its EndpointSlices and the node's name and zone to values. Texts of addresses
+are parsed here, once. Unusable entries are skipped and named in `notes`, so that one bad entry
+never affects the rest of its service.
 """
 
 from collections.abc import Iterable
@@ -17,17 +18,21 @@ DEFAULT_AFFINITY_SECONDS = 10800  # contract 2.4.1
 
 
 class Endpoint(NamedTuple):
-    """Where a connection goes: canonical address and port number."""
+    """The destination of a connection: canonical address and port number."""
 
     address: str
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
 
 
 class Locality(NamedTuple):
-    """What endpoints are compared with: this node's name and its zone (empty when it has none)."""
+    """This node's name and its zone (empty without one), which endpoints are compared with."""
 
     node: str
     zone: str
@@ -45,7 +50,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     affinity_seconds: int | None
 
     def externally_accessible(self, port: ServicePort) -> bool:
-        """Contract 2.2.1."""
+        """Whether clients outside the cluster can reach the port (contract 2.2.1)."""
         return bool(port.node_port or self.external_ips or self.vips)
 
 
@@ -59,7 +64,7 @@ class Lists(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Backend(NamedTuple):
-    """An endpoint with what decides whether it is used."""
+    """An endpoint with the facts that decide its use."""
 
     endpoint: Endpoint
     ready: bool
@@ -73,8 +78,10 @@ class Backend(NamedTuple):
 Notes = list[str]
 
 
-def view(service: Service, family: Family, notes: Notes, *, external_ips: bool = True) -> View | None:
-    """Return what `service` is for `family`; None when it does not exist there (contract 2.1.1 to 2.1.3).
+def view(
+    service: Service, family: Family, notes: Notes, *, external_ips: bool = True
+) -> View | None:
+    """Return a Service as `family` sees it; None if it does not exist there (contract 2.1.1 to 2.1.3).
 
     `external_ips`: the feature gate AllowServiceExternalIPs.
     """
@@ -92,7 +99,9 @@ def view(service: Service, family: Family, notes: Notes, *, external_ips: bool =
     seconds = (config and config.timeout_seconds) or DEFAULT_AFFINITY_SECONDS
     return View(
         cluster_ip=cluster_ip,
-        external_ips=_addresses(spec.external_ips or (), family, "spec.externalIPs", notes) if external_ips else (),
+        external_ips=_addresses(spec.external_ips or (), family, "spec.externalIPs", notes)
+        if external_ips
+        else (),
         vips=_addresses(vips, family, "status.loadBalancer.ingress", notes),
         ranges=_ranges(spec.load_balancer_source_ranges or (), family, notes),
         internal_local=spec.internal_traffic_policy == "Local",
@@ -101,7 +110,14 @@ def view(service: Service, family: Family, notes: Notes, *, external_ips: bool =
     )
 
 
-def lists(seen: View, port: ServicePort, slices: Iterable[EndpointSlice], family: Family, here: Locality, notes: Notes) -> Lists:
+def lists(
+    seen: View,
+    port: ServicePort,
+    slices: Iterable[EndpointSlice],
+    family: Family,
+    here: Locality,
+    notes: Notes,
+) -> Lists:
     """Return the endpoint lists of one service port."""
     external = seen.externally_accessible(port)
     uses_cluster = external or not seen.internal_local
@@ -124,27 +140,31 @@ def lists(seen: View, port: ServicePort, slices: Iterable[EndpointSlice], family
     )
 
 
-def local_ready(service: Service, slices: Iterable[EndpointSlice], family: Family, node: str) -> frozenset[str]:
+def local_ready(
+    service: Service, slices: Iterable[EndpointSlice], family: Family, node: str
+) -> frozenset[str]:
     """Return the addresses of a Service's ready endpoints on this node, over all its ports (contract 3.5.1)."""
     slices = tuple(slices)
     backends = (b for port in service.spec.ports or () for b in merge(slices, port, family, node, []))
     return frozenset(b.endpoint.address for b in backends if b.ready and b.is_local)
 
 
-def serving(slices: Iterable[EndpointSlice], port: ServicePort, family: Family) -> tuple[Endpoint, ...]:
-    """Return the endpoints that a UDP flow may stay with: all that serve, whatever policies and hints say (contract 6.2.2).
+def serving(
+    slices: Iterable[EndpointSlice], port: ServicePort, family: Family
+) -> tuple[Endpoint, ...]:
+    """Return the endpoints that a UDP flow may keep: all that serve, regardless of policies and hints (contract 6.2.2).
 
-    Where none serves but the table uses some that are ready all the same (publishNotReadyAddresses), those.
+    If none serves but the table uses ready ones (publishNotReadyAddresses), return those.
     """
     backends = merge(slices, port, family, "", [])
     return tuple(b.endpoint for b in backends if b.serving) or tuple(b.endpoint for b in backends if b.ready)
 
 
 def refusal(address: Address) -> str:
-    """Say why a Service or an endpoint cannot have this address; empty when it can.
+    """Return why a Service or an endpoint cannot have this address; empty if it can.
 
-    kube-apiserver forbids most of these; a manifest or an old object can carry them all the same, and DNAT to a loopback or
-    multicast address would send other people's traffic somewhere nobody meant.
+    kube-apiserver forbids most of these, but a manifest or an old object may have them, and DNAT to
+    a loopback or multicast address would send foreign traffic to a wrong place.
     """
     text = address.text
     if address.family is Family.IPv4:
@@ -166,7 +186,7 @@ def refusal(address: Address) -> str:
 
 
 def _cluster_ip(service: Service, family: Family, notes: Notes) -> str | None:
-    """Contract 2.1.2."""
+    """Return the ClusterIP of a family; None without one (contract 2.1.2)."""
     spec = service.spec
     if not spec.ip_families:
         found = spec.cluster_ip
@@ -180,7 +200,7 @@ def _cluster_ip(service: Service, family: Family, notes: Notes) -> str | None:
 
 
 def _addresses(texts: Iterable[str], family: Family, field: str, notes: Notes) -> tuple[str, ...]:
-    """Return those of `texts` that are usable addresses of `family`, each once; blank ones are nothing (contract 2.2)."""
+    """Return the usable addresses of `family` in `texts`, each once; blank ones are ignored (contract 2.2)."""
     found: dict[str, None] = {}
     for text in texts:
         if not text.strip():
@@ -198,7 +218,7 @@ def _addresses(texts: Iterable[str], family: Family, field: str, notes: Notes) -
 
 
 def _ranges(texts: Iterable[str], family: Family, notes: Notes) -> tuple[Network, ...] | None:
-    """Contract 2.7.1 to 2.7.3: None when sources of this family are not filtered."""
+    """Return the allowed sources; None when this family is not filtered (contract 2.7.1 to 2.7.3)."""
     found: dict[Network, None] = {}
     for text in texts:
         if not text.strip():
@@ -219,13 +239,18 @@ def merge(slices: Iterable[EndpointSlice], port: ServicePort, family: Family, no
     """Merge all slices for one service port, sorted by text (contract 3.1, 3.2)."""
     merged: dict[Endpoint, Backend] = {}
     name, proto = port.name or "", port.protocol
-    # Sorted: of two non-terminating duplicates the same one wins on every run (contract 3.2.2 leaves it open).
+    # Sorted: of two non-terminating duplicates the same one wins on every run (contract 3.2.2
+    # leaves it open).
     for piece in sorted(slices, key=lambda s: s.metadata.name):
         if piece.address_type != family:
             if piece.address_type == "FQDN":  # contract 3.1.2
                 notes.append(f"EndpointSlice {piece.metadata.name}: addressType FQDN; ignored")
             continue
-        numbers = [p.port for p in piece.ports or () if p.port and p.name == name and (p.protocol or Proto.TCP) is proto]
+        numbers = [
+            p.port
+            for p in piece.ports or ()
+            if p.port and p.name == name and (p.protocol or Proto.TCP) is proto
+        ]
         if not numbers:
             continue
         for each in piece.endpoints or ():
@@ -242,7 +267,7 @@ def merge(slices: Iterable[EndpointSlice], port: ServicePort, family: Family, no
 
 
 def _endpoint_address(each: SliceEndpoint, family: Family, piece: str, notes: Notes) -> str | None:
-    """Contract 3.1.5: the first address, canonical."""
+    """Return the first address in canonical form; None if it is unusable (contract 3.1.5)."""
     if not each.addresses:
         notes.append(f"EndpointSlice {piece}: an endpoint without addresses; ignored")
         return None
@@ -252,7 +277,9 @@ def _endpoint_address(each: SliceEndpoint, family: Family, piece: str, notes: No
         notes.append(f"EndpointSlice {piece}: {error}; ignored")
         return None
     if address.family is not family:
-        notes.append(f"EndpointSlice {piece}: {address.text} is not of addressType {family}; ignored")
+        notes.append(
+            f"EndpointSlice {piece}: {address.text} is not of addressType {family}; ignored"
+        )
         return None
     if reason := refusal(address):
         notes.append(f"EndpointSlice {piece}: {address.text} {reason}; ignored")
@@ -261,7 +288,7 @@ def _endpoint_address(each: SliceEndpoint, family: Family, piece: str, notes: No
 
 
 def _backend(endpoint: Endpoint, each: SliceEndpoint, node: str) -> Backend:
-    """Contract 3.1.6, 3.1.7."""
+    """Read conditions, hints and whether the endpoint is on `node` (contract 3.1.6, 3.1.7)."""
     conditions, hints = each.conditions, each.hints
     ready = conditions is None or conditions.ready is not False
     serving = conditions is None or conditions.serving is not False
@@ -278,8 +305,14 @@ def _backend(endpoint: Endpoint, each: SliceEndpoint, node: str) -> Backend:
 
 
 def _hinted(ready: list[Backend], here: Locality) -> list[Backend]:
-    """Contract 3.3: the endpoints of this node or zone, if every ready endpoint carries hints and one is meant for it."""
-    for place, meant_for in ((here.node, [b.nodes for b in ready]), (here.zone, [b.zones for b in ready])):
+    """Return the endpoints meant for this node, or else this zone, or else all (contract 3.3).
+
+    Hints count only where every ready endpoint has one and one of them names this place.
+    """
+    for place, meant_for in (
+        (here.node, [b.nodes for b in ready]),
+        (here.zone, [b.zones for b in ready]),
+    ):
         if place and all(meant_for):
             mine = [b for b, places in zip(ready, meant_for, strict=True) if place in places]
             if mine:

@@ -1,6 +1,6 @@
 """The files that come with the program: the rulesets and the examples.
 
-In a checkout they stand beside the package, where people find them; in an installed package they are inside it.
+In a checkout they are beside the package; an installed package contains them.
 """
 
 from pathlib import Path
@@ -9,9 +9,11 @@ from nftproxy.errors import UnusableError
 
 
 def folder(name: str) -> Path:
-    """Return the folder `rulesets` or `examples`; UnusableError when this installation lacks it."""
+    """Return the folder `rulesets` or `examples`; UnusableError if this installation lacks it."""
     here = Path(__file__).parent
     for found in (here / name, here.parent / name):
         if found.is_dir():
             return found
-    raise UnusableError(f"this installation of nftproxy lacks its folder {name}", hint="install the package again")
+    raise UnusableError(
+        f"this installation of nftproxy lacks its folder {name}", hint="install the package again"
+    )

@@ -1,7 +1,8 @@
-"""The cluster as last delivered by a source, and which services have to be looked at again.
+"""The cluster as last delivered by a source, and the dirty services, which a sync has to examine.
 
-Objects are immutable; a change replaces one. Every family has its own set of dirty services, so that one family's trouble never
-holds up the other (contract 1.3.10). An unchanged object changes nothing (1.1.9). All methods may be called from any thread.
+Objects are immutable; a change replaces one. Every family has its own set of dirty services, so
+that a failure of one family never delays the other (contract 1.3.10). An unchanged object changes
+nothing (contract 1.1.9). All methods may be called from any thread.
 """
 
 import threading
@@ -18,7 +19,7 @@ Pending = tuple[Service | None, tuple[EndpointSlice, ...]]
 
 @dataclass(slots=True)
 class Taken:
-    """What one sync of a family has to look at; `services` maps to None where the service is gone."""
+    """The services that one sync of a family has to examine; a deleted one maps to None."""
 
     services: dict[ObjectName, Pending] = field(default_factory=dict)
     zone: str = ""
@@ -26,16 +27,16 @@ class Taken:
 
 
 class Watcher(Protocol):
-    """Is told of every change before a sync can take it up; called with the store locked, so it must be quick."""
+    """Notified of every change before a sync can apply it; called with the store locked, so it must be quick."""
 
     def service_changed(self, name: ObjectName, /) -> None:
-        """Note that a Service is new, different or gone."""
+        """Note that a Service is new, different or deleted."""
 
     def slice_changed(self, piece: EndpointSlice, /) -> None:
         """Note that an EndpointSlice is new or different."""
 
     def slice_deleted(self, piece: EndpointSlice, /) -> None:
-        """Note that an EndpointSlice is gone."""
+        """Note that an EndpointSlice was deleted."""
 
 
 class Unwatched:
@@ -55,15 +56,21 @@ class Store:
     """All objects of the cluster that matter to this node."""
 
     def __init__(
-        self, families: Iterable[Family], watcher: Watcher | None = None, *, note: Callable[[str], None] = lambda _: None
+        self,
+        families: Iterable[Family],
+        watcher: Watcher | None = None,
+        *,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Begin with nothing; `note` takes a line about an object that cannot have any effect, once for each."""
+        """Start empty; `note` gets a line about each object without effect, once."""
         self._note = note
         self._noted: dict[type[Object], set[ObjectName]] = {Service: set(), EndpointSlice: set()}
         self._watcher: Watcher = watcher or Unwatched()
         self._lock = threading.Lock()
         self._services: dict[ObjectName, Service] = {}
-        self._slices: dict[ObjectName, dict[str, EndpointSlice]] = {}  # by service, then by slice name
+        self._slices: dict[
+            ObjectName, dict[str, EndpointSlice]
+        ] = {}  # by service, then by slice name
         self._owners: dict[ObjectName, ObjectName] = {}  # slice -> service
         self._cidrs: dict[str, ServiceCIDR] = {}
         self._node: Node | None = None
@@ -79,7 +86,7 @@ class Store:
 
     @property
     def node(self) -> Node | None:
-        """The Node object as last seen; its deletion does not take it away (contract 1.4.4)."""
+        """The last known Node object; its deletion does not remove it (contract 1.4.4)."""
         return self._node
 
     def delivered(self, kind: type[Object]) -> None:
@@ -87,7 +94,7 @@ class Store:
         self._delivered.add(kind)
 
     def put(self, item: Object) -> bool:
-        """Take in a new or changed object; return whether it changes anything for any family."""
+        """Put a new or changed object; return whether it changes anything for any family."""
         with self._lock:
             match item:
                 case Service():
@@ -114,24 +121,33 @@ class Store:
                 return self._mark_cidrs(changed=self._cidrs.pop(key.name, None) is not None)
             return False
 
-    def replace(self, kind: type[Object], items: Iterable[Object], *, keep: Collection[ObjectName] = ()) -> bool:
-        """Make `items` all that there is of a kind, after a list; return whether that changes anything.
+    def replace(
+        self, kind: type[Object], items: Iterable[Object], *, keep: Collection[ObjectName] = ()
+    ) -> bool:
+        """Replace all objects of a kind by `items`, after a list; return whether that changes anything.
 
-        What is known under a name in `keep` stays as well: it is in the list, but its new version cannot be used.
+        Known objects in `keep` stay: they are in the list, but their new version is unusable.
         """
         items = list(items)
         with self._lock:
-            known = {Service: list(self._services), EndpointSlice: [*self._owners, *self._noted[EndpointSlice]]}.get(kind)
+            known = {
+                Service: list(self._services),
+                EndpointSlice: [*self._owners, *self._noted[EndpointSlice]],
+            }.get(kind)
             if known is None:
-                known = [c.metadata.key for c in self._cidrs.values()] if kind is ServiceCIDR else []
+                known = (
+                    [c.metadata.key for c in self._cidrs.values()] if kind is ServiceCIDR else []
+                )
         present = {item.metadata.key for item in items}
-        changed = [self.remove(kind, key) for key in known if key not in present and key not in keep]
+        changed = [
+            self.remove(kind, key) for key in known if key not in present and key not in keep
+        ]
         changed += [self.put(item) for item in items]
         self.delivered(kind)
         return any(changed)
 
     def take(self, family: Family, *, everything: bool = False) -> Taken:
-        """Return what a sync of `family` has to look at, and count it as done; `everything`: all services, not the dirty ones."""
+        """Return the dirty services of `family`, or all with `everything`, and count them as done."""
         with self._lock:
             names = set(self._dirty[family])
             self._dirty[family].clear()
@@ -139,27 +155,34 @@ class Store:
                 names |= self._services.keys()
             taken = Taken(zone=self._zone)
             for name in names:
-                taken.services[name] = (self._services.get(name), tuple(self._slices.get(name, {}).values()))
+                taken.services[name] = (
+                    self._services.get(name),
+                    tuple(self._slices.get(name, {}).values()),
+                )
             if everything or family in self._cidrs_dirty:
                 self._cidrs_dirty.discard(family)
-                taken.networks = collapse([n for n in _networks(self._cidrs.values()) if n.family is family])
+                taken.networks = collapse(
+                    [n for n in _networks(self._cidrs.values()) if n.family is family]
+                )
             return taken
 
     def give_back(self, family: Family, taken: Taken) -> None:
-        """Have the next sync look again at what a failed one had taken."""
+        """Mark the services of a failed sync dirty again."""
         with self._lock:
             self._dirty[family].update(taken.services)
             if taken.networks is not None:
                 self._cidrs_dirty.add(family)
 
     def pending(self, family: Family) -> bool:
-        """Whether a sync of `family` has anything to look at."""
+        """Whether a sync of `family` has anything to do."""
         return bool(self._dirty[family]) or family in self._cidrs_dirty
 
     def _put_service(self, service: Service) -> bool:
         key = service.metadata.key
         labels = service.metadata.labels
-        if labels is not None and labels.proxy_name is not None:  # contract 1.1.5, 1.1.7: somebody else's from now on
+        if (
+            labels is not None and labels.proxy_name is not None
+        ):  # it now belongs to another proxy (contract 1.1.5, 1.1.7)
             return self._services.pop(key, None) is not None and self._mark_service(key)
         if self._services.get(key) == service:
             return False
@@ -190,8 +213,12 @@ class Store:
             return self._drop_slice(key)
         self._noted[EndpointSlice].discard(key)
         before = self._owners.get(key)
-        if before is not None and (before != owner or self._slices[before][key.name].address_type != piece.address_type):
-            self._drop_slice(key)  # contract 3.2.5: the label was changed in place; or it was deleted and made anew unseen
+        if before is not None and (
+            before != owner or self._slices[before][key.name].address_type != piece.address_type
+        ):
+            self._drop_slice(
+                key
+            )  # the label was changed in place (contract 3.2.5); or the slice was deleted and created again unseen
         slices = self._slices.setdefault(owner, {})
         if slices.get(key.name) == piece:
             return False
@@ -220,12 +247,12 @@ class Store:
         if node.zone == self._zone:
             return False
         self._zone = node.zone
-        for dirty in self._dirty.values():  # contract 1.4.1: hints may mean something else now
+        for dirty in self._dirty.values():  # hints may have another meaning now (contract 1.4.1)
             dirty.update(self._services)
         return True
 
     def _families_of(self, piece: EndpointSlice) -> list[Family]:
-        """Return the families that look at a slice; all of them have to say that they ignore one of names."""
+        """Return the families that use a slice; all of them have to report that they ignore one with names."""
         return [family for family in self._dirty if piece.address_type in {family, "FQDN"}]
 
     def _mark_service(self, name: ObjectName) -> bool:
@@ -244,7 +271,7 @@ class Store:
 
 
 def _networks(cidrs: Iterable[ServiceCIDR]) -> Iterable[Network]:
-    """Yield the networks of all ServiceCIDRs (contract 1.5.1, 1.5.3); what is none is left out."""
+    """Yield the networks of all ServiceCIDRs (contract 1.5.1, 1.5.3); invalid ones are skipped."""
     for each in cidrs:
         for text in each.spec.cidrs or ():
             try:

@@ -26,9 +26,26 @@ from typing import Any, NamedTuple, Self
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 _INSIDE = ROOT / "release/inside.sh"
-_PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "TERM")
+_PASSED_ON = (
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_TRUSTED_HOST",
+    "TERM",
+)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_LEFT_OUT = ("./dev/*", "./proc/*", "./sys/*", "./run/*", "./tmp/*", "./var/cache/apt/*", "./var/lib/apt/lists/*", "./var/log/*")
+_LEFT_OUT = (
+    "./dev/*",
+    "./proc/*",
+    "./sys/*",
+    "./run/*",
+    "./tmp/*",
+    "./var/cache/apt/*",
+    "./var/lib/apt/lists/*",
+    "./var/log/*",
+)
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # in the spelling of image manifests
 
 
@@ -55,7 +72,9 @@ class Bare:
         subprocess.run(["cp", "--archive", "--reflink=auto", str(master), str(path)], check=True)
         return cls(path)
 
-    def run(self, command: str, *, env: Mapping[str, str] | None = None, alone: bool = False) -> None:
+    def run(
+        self, command: str, *, env: Mapping[str, str] | None = None, alone: bool = False
+    ) -> None:
         """Have its shell run a command; CalledProcessError when it fails. `alone`: with a network of its own."""
         passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         everything = {
@@ -66,7 +85,15 @@ class Bare:
             **passed,
             **(env or {}),
         }
-        spaces: Sequence[str] = ["--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts", *(["--net"] if alone else [])]
+        spaces: Sequence[str] = [
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--ipc",
+            "--uts",
+            *(["--net"] if alone else []),
+        ]
         argv = ["unshare", *spaces, "sh", str(_INSIDE), str(self.path), "sh", "-ec", command]
         subprocess.run(argv, env=everything, check=True)
 
@@ -87,8 +114,16 @@ class Image(NamedTuple):
 
 def mirror() -> str:
     """Return the Debian mirror of this machine's apt."""
-    argv = ["apt-get", "indextargets", "--format", "$(LABEL)|$(COMPONENT)|$(REPO_URI)", "Created-By: Packages"]
-    for line in subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines():
+    argv = [
+        "apt-get",
+        "indextargets",
+        "--format",
+        "$(LABEL)|$(COMPONENT)|$(REPO_URI)",
+        "Created-By: Packages",
+    ]
+    for line in subprocess.run(
+        argv, check=True, capture_output=True, text=True
+    ).stdout.splitlines():
         label, component, address = line.split("|")
         if (label, component) == ("Debian", "main"):
             return address
@@ -113,7 +148,13 @@ def copy(rest: str, stages: Mapping[str, Bare], into: Bare) -> None:
     for name in names:
         origin, destination = source / name.lstrip("/"), into.path / target.lstrip("/")
         if origin.is_dir():
-            shutil.copytree(origin, destination, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                origin,
+                destination,
+                symlinks=True,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
         else:
             if target.endswith("/"):
                 destination /= origin.name
@@ -174,7 +215,10 @@ def archive(image: Image, name: str, output: Path) -> None:
     manifest = [{"Config": f"{digest}.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     with tarfile.open(output, "w") as tar:
         tar.add(layer, "layer.tar")
-        for member, content in ((f"{digest}.json", configuration), ("manifest.json", json.dumps(manifest).encode())):
+        for member, content in (
+            (f"{digest}.json", configuration),
+            ("manifest.json", json.dumps(manifest).encode()),
+        ):
             entry = tarfile.TarInfo(member)
             entry.size = len(content)
             tar.addfile(entry, BytesIO(content))
@@ -200,15 +244,21 @@ def _sha256(path: Path) -> str:
 
 def main() -> int:
     """Build, and write the archive."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=ROOT / "build/image", help="where it is built [build/image]")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "build/image", help="where it is built [build/image]"
+    )
     parser.add_argument("--name", default="nftproxy:0.1.0", help="name and tag [nftproxy:0.1.0]")
     parser.add_argument("--version", default="", help="the version of the package [0.1.0.dev0]")
     parser.add_argument("--output", type=Path, help="the archive; none without")
     given = parser.parse_args()
     if not shutil.which("debootstrap"):
         sys.exit("debootstrap is missing; apt-get install debootstrap")
-    image = build(DOCKERFILE.read_text(encoding="utf-8"), given.folder.absolute(), {"VERSION": given.version})
+    image = build(
+        DOCKERFILE.read_text(encoding="utf-8"), given.folder.absolute(), {"VERSION": given.version}
+    )
     if given.output:
         archive(image, given.name, given.output)
     return 0

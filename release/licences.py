@@ -13,15 +13,20 @@ PAGE = ROOT / "docs/licenses.md"
 
 HEAD = """# Licences
 
-nftproxy is under the Apache License 2.0. It runs with the packages below, which it does not contain; the image built by
-`deploy/Dockerfile` does. This page is written by `make licences` from the packages' own metadata.
+nftproxy is under the Apache License 2.0. It runs with the packages below, not part of it;
+the image built by `deploy/Dockerfile` contains them. `make licences` writes this page from the
+packages' own metadata.
 
 | package | licence | home |
 |---|---|---|
 """
 TAIL = """
-The image also has, from Debian: Python (PSF-2.0), libnftables and libnftnl (GPL-2.0), libmnl (LGPL-2.1), iptables (GPL-2.0), and what
-these and Debian's base system need; each with its licence under `/usr/share/doc`.
+The image also has, from Debian: Python (PSF-2.0), libnftables (GPL-2.0, parts of it or later),
+libnftnl (GPL-2.0-or-later), libmnl (LGPL-2.1), iptables (GPL-2.0), and what these and Debian's base
+system need. Each has its licence under `/usr/share/doc`.
+
+Code under GPL-2.0 and code under Apache-2.0 run in one process:
+[what that means for whoever ships the image](decisions.md#licences-in-one-process).
 """
 
 
@@ -35,7 +40,9 @@ def licence(package: str) -> str:
     about = metadata.metadata(package).json
     if expression := about.get("license_expression"):
         return str(expression)
-    classifiers = [c.split(" :: ")[-1] for c in about.get("classifier", ()) if c.startswith("License ::")]
+    classifiers = [
+        c.split(" :: ")[-1] for c in about.get("classifier", ()) if c.startswith("License ::")
+    ]
     words = str(about.get("license", "")).strip().split("\n")[0]
     return words if words and len(words) < 40 else ", ".join(classifiers)
 
@@ -45,7 +52,11 @@ def home(package: str) -> str:
     about = metadata.metadata(package).json
     urls = [entry.split(", ", 1) for entry in about.get("project_url", ())]
     named = {name.lower(): url for name, url in urls}
-    known = (named[name] for name in ("homepage", "home", "repository", "source", "source code") if name in named)
+    known = (
+        named[name]
+        for name in ("homepage", "home", "repository", "source", "source code")
+        if name in named
+    )
     return str(about.get("home_page") or next(known, "") or next(iter(named.values()), ""))
 
 

@@ -32,19 +32,25 @@ def from_description(described: str) -> str | None:
     if not found:
         return None
     major, minor, patch, commits = map(int, found.groups())
-    return f"{major}.{minor}.{patch}" if commits == 0 else f"{major}.{minor}.{patch + 1}.dev{commits}"
+    return (
+        f"{major}.{minor}.{patch}" if commits == 0 else f"{major}.{minor}.{patch + 1}.dev{commits}"
+    )
 
 
 def _of_sdist(root: Path) -> str | None:
     try:
-        found = re.search(r"^Version: (\S+)$", (root / "PKG-INFO").read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.search(
+            r"^Version: (\S+)$", (root / "PKG-INFO").read_text(encoding="utf-8"), re.MULTILINE
+        )
     except FileNotFoundError:
         return None
     return found[1] if found else None
 
 
 def _of_git(root: Path) -> str | None:
-    if not (root / ".git").exists():  # a tree inside of somebody else's repository has a version of its own
+    if not (
+        root / ".git"
+    ).exists():  # a tree inside of somebody else's repository has a version of its own
         return None
     described = _git(root, "describe", "--tags", "--long", "--match", "v[0-9]*")
     if described and (found := from_description(described)):
@@ -56,7 +62,9 @@ def _of_git(root: Path) -> str | None:
 def _git(root: Path, *arguments: str) -> str | None:
     """Return what git prints; None if it cannot, as where it is not installed or does not trust the owner of the tree."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip() or None

@@ -81,7 +81,9 @@ async def measure(offer: Offer, changes: int, seconds: float, idle: float) -> No
         proxy.changed()
         await runner.settled()
         took, used = time.perf_counter() - began, _used() - used
-        print(f"{offer.services} services in the store: first sync {took:.2f} s, {used:.2f} s of processor time")
+        print(
+            f"{offer.services} services in the store: first sync {took:.2f} s, {used:.2f} s of processor time"
+        )
         await asyncio.sleep(5)  # until chains out of use are deleted
         print(f"resident: {_status('VmRSS')} MB, peak {_status('VmHWM')} MB")
         if idle:
@@ -103,7 +105,9 @@ async def _change(offer: Offer, proxy: Proxy, lag: Lag, changes: int, seconds: f
     done = 0
     while (now := time.perf_counter()) - began < seconds:
         for number in range(done, int((now - began) * changes)):
-            piece = offer.load(number * _STRIDE % offer.services, 1 + number // offer.services % 2).slices[0]
+            piece = offer.load(
+                number * _STRIDE % offer.services, 1 + number // offer.services % 2
+            ).slices[0]
             store.put(piece)
             lag.delivered.append(time.perf_counter())
             done += 1
@@ -112,7 +116,9 @@ async def _change(offer: Offer, proxy: Proxy, lag: Lag, changes: int, seconds: f
     await runner.settled()
     waits = sorted(lag.waits)
     cpu, took = _used() - used, time.perf_counter() - began
-    print(f"{done} changes in {took:.1f} s, {lag.syncs - syncs} syncs: {100 * cpu / took:.0f} % of a core, decoding included")
+    print(
+        f"{done} changes in {took:.1f} s, {lag.syncs - syncs} syncs: {100 * cpu / took:.0f} % of a core, decoding included"
+    )
     print(f"from delivery to committed: median {percentile(waits, 50) * 1e3:.0f} ms, p99 {percentile(waits, 99) * 1e3:.0f} ms, "
           f"worst {waits[-1] * 1e3:.0f} ms; resident {_status('VmRSS')} MB")  # fmt: skip
 
@@ -123,7 +129,11 @@ def _used() -> float:
 
 
 def _status(field: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return round(int(line.split()[1]) * 1024 / 1e6)
 
 

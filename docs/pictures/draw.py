@@ -10,14 +10,24 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-INK, PAPER, PALE, BLUE, GREEN, RED = "#333333", "#ffffff", "#f3f4f6", "#dbeafe", "#dcfce7", "#fee2e2"
+INK, PAPER, PALE, BLUE, GREEN, RED = (
+    "#333333",
+    "#ffffff",
+    "#f3f4f6",
+    "#dbeafe",
+    "#dcfce7",
+    "#fee2e2",
+)
 
 
 def box(x: float, y: float, width: float, height: float, *lines: str, fill: str = PAPER) -> str:
     """Return a box with lines of text in its middle; the first is bold."""
     shape = f'<rect x="{x * 10}" y="{y * 10}" width="{width * 10}" height="{height * 10}" rx="6" fill="{fill}" stroke="{INK}"/>'
     top = y * 10 + height * 5 - (len(lines) - 1) * 8 + 5
-    texts = [word(x + width / 2, (top + n * 16) / 10, line, middle=True, bold=n == 0) for n, line in enumerate(lines)]
+    texts = [
+        word(x + width / 2, (top + n * 16) / 10, line, middle=True, bold=n == 0)
+        for n, line in enumerate(lines)
+    ]
     return "".join([shape, *texts])
 
 
@@ -44,13 +54,41 @@ def overview() -> Iterable[str]:
     yield box(1, 9, 84, 20, fill=PALE)
     yield arrow((63, 6), (63, 9))
     yield word(2.5, 11.2, "the kernel's table inet nftproxy", bold=True)
-    yield box(3, 13, 23, 6, "map services4", "10.96.0.10 . tcp . 80", ": goto pick4-tcp-3", fill=GREEN)
-    yield box(31, 13, 23, 6, "chain pick4-tcp-3", "dnat to one of 3", "the same for all Services", fill=BLUE)
-    yield box(59, 13, 24, 6, "map endpoints4-tcp", "10.96.0.10 . 80 . 2", ": 10.244.2.2 . 8080", fill=GREEN)
+    yield box(
+        3, 13, 23, 6, "map services4", "10.96.0.10 . tcp . 80", ": goto pick4-tcp-3", fill=GREEN
+    )
+    yield box(
+        31,
+        13,
+        23,
+        6,
+        "chain pick4-tcp-3",
+        "dnat to one of 3",
+        "the same for all Services",
+        fill=BLUE,
+    )
+    yield box(
+        59,
+        13,
+        24,
+        6,
+        "map endpoints4-tcp",
+        "10.96.0.10 . 80 . 2",
+        ": 10.244.2.2 . 8080",
+        fill=GREEN,
+    )
     yield arrow((26, 16), (31, 16))
     yield arrow((54, 16), (59, 16))
     yield box(15, 22, 24, 5, "program: 450 lines", "does not grow", fill=BLUE)
-    yield box(43, 22, 30, 5, "data: elements of maps", "a look-up costs the same, however many", fill=GREEN)
+    yield box(
+        43,
+        22,
+        30,
+        5,
+        "data: elements of maps",
+        "a look-up costs the same, however many",
+        fill=GREEN,
+    )
     yield box(1, 32, 25, 5, "a client connects to", "10.96.0.10:80")
     yield arrow((9, 32), (9, 19))
     yield box(59, 32, 26, 5, "the pod answers", "10.244.2.2:8080")
@@ -66,9 +104,15 @@ def hooks() -> Iterable[str]:
     yield box(22, 24, 20, 6, "filter-output-early", "source ranges: drop", fill=RED)
     yield box(22, 33, 20, 6, "nat-output", "choose an endpoint", fill=GREEN)
     yield box(47, 13, 13, 7, "route", "to the endpoint", fill=PALE)
-    yield box(65, 3, 20, 8, "filter-input", "no endpoint: refuse", "else remember (ClientIP)", fill=RED)
-    yield box(65, 15, 20, 8, "filter-forward", "no endpoint: refuse", "else remember (ClientIP)", fill=RED)
-    yield box(65, 32, 20, 8, "filter-output", "no endpoint: refuse", "else remember (ClientIP)", fill=RED)
+    yield box(
+        65, 3, 20, 8, "filter-input", "no endpoint: refuse", "else remember (ClientIP)", fill=RED
+    )
+    yield box(
+        65, 15, 20, 8, "filter-forward", "no endpoint: refuse", "else remember (ClientIP)", fill=RED
+    )
+    yield box(
+        65, 32, 20, 8, "filter-output", "no endpoint: refuse", "else remember (ClientIP)", fill=RED
+    )
     yield box(90, 24, 20, 7, "nat-postrouting", "marked, or hairpin:", "masquerade", fill=BLUE)
     yield box(115, 24, 12, 7, "endpoint", fill=PALE)
     yield box(115, 3, 12, 8, "endpoint", "on the node", fill=PALE)

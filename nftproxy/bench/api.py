@@ -1,6 +1,7 @@
-"""Requests to the API server of a `controlplane`: objects made, changed and deleted, many side by side where there are many.
+"""Requests to the API server of a `controlplane`: create, change and delete objects, many at the same time.
 
-Whoever asks does so from a namespace with a way to the server: sockets and threads belong to that of the thread which makes them.
+Callers are in a namespace with a route to the server: sockets and threads belong to that of the
+thread that makes them.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ import urllib3
 
 from nftproxy.errors import NftproxyError
 
-_SIDE_BY_SIDE: Final = 16  # requests; more do not make two processors any faster
+_SIDE_BY_SIDE: Final = 16  # requests; more are not faster on two processors
 _PATIENCE: Final = 30.0  # seconds
 _STEP: Final = 100  # objects between two reports of progress
 
@@ -20,7 +21,7 @@ Document = dict[str, Any]
 
 
 class Access(msgspec.Struct, frozen=True):
-    """Where the server is and who asks; `certificate` is a file that its certificate is checked with."""
+    """The address of the server and the credentials; `certificate` is a file that its certificate is checked with."""
 
     url: str
     certificate: str
@@ -31,7 +32,12 @@ class Access(msgspec.Struct, frozen=True):
         return {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "bench", "cluster": {"server": self.url, "certificate-authority": self.certificate}}],
+            "clusters": [
+                {
+                    "name": "bench",
+                    "cluster": {"server": self.url, "certificate-authority": self.certificate},
+                }
+            ],
             "users": [{"name": "bench", "user": {"token": self.token}}],
             "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
             "current-context": "bench",
@@ -67,13 +73,13 @@ class Api:
         )
 
     def create(self, collection: Collection, document: Document) -> None:
-        """Make an object; the status it comes with is written too."""
+        """Create an object, with its status."""
         self._ask("POST", collection.path, document)
         if "status" in document:
             self._ask("PUT", f"{collection.item(document)}/status", document)
 
     def put(self, collection: Collection, document: Document) -> bool:
-        """Make or change an object; return whether that made a difference to whoever watches."""
+        """Create or change an object; return whether watchers see a difference."""
         path = collection.item(document)
         before = self._ask("GET", path, missing=True)
         if before is None:
@@ -82,12 +88,14 @@ class Api:
         return self._ask("PUT", path, document) != before
 
     def delete(self, collection: Collection, document: Document) -> bool:
-        """Delete an object, which always makes a difference."""
+        """Delete an object; watchers always see that."""
         self._ask("DELETE", collection.item(document))
         return True
 
-    def create_all(self, objects: Iterable[tuple[Collection, Document]], progress: Callable[[int], None]) -> None:
-        """Make many objects; `progress` is told how many there are, now and then."""
+    def create_all(
+        self, objects: Iterable[tuple[Collection, Document]], progress: Callable[[int], None]
+    ) -> None:
+        """Create many objects; `progress` gets their number now and then."""
         made = 0
         with ThreadPoolExecutor(_SIDE_BY_SIDE) as threads:
             waiting = set()
@@ -102,8 +110,10 @@ class Api:
             for each in waiting:
                 each.result()
 
-    def _ask(self, method: str, path: str, document: Document | None = None, *, missing: bool = False) -> str | None:
-        """Return the version of the object that was asked about; None where it is missing and may be."""
+    def _ask(
+        self, method: str, path: str, document: Document | None = None, *, missing: bool = False
+    ) -> str | None:
+        """Return the version of the object; None if it is missing and may be."""
         body = None if document is None else msgspec.json.encode(document)
         try:
             answer = self._pool.request(method, self._url + path, body=body)
@@ -112,7 +122,9 @@ class Api:
         if answer.status == 404 and missing:
             return None
         if answer.status >= 300:
-            raise NftproxyError(f"the API server refuses {method} {path}: {answer.data.decode(errors='replace')[:300]}")
+            raise NftproxyError(
+                f"the API server refuses {method} {path}: {answer.data.decode(errors='replace')[:300]}"
+            )
         return msgspec.json.decode(answer.data, type=_Answer).metadata.version
 
 

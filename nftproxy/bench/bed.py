@@ -1,7 +1,8 @@
-"""Where modes are measured: a client, a node and a host of endpoints, each a network namespace, one behind the other.
+"""The place of a measurement: a client, a node and a host of endpoints, each a network namespace, in a row.
 
-The client is a pod of the node. All endpoints, hundreds of thousands if need be, are addresses of the third namespace, so any service
-of a workload answers. Whatever way the block ends, the namespaces and the server in them are gone afterwards.
+The client is a pod of the node. All endpoints, up to hundreds of thousands, are addresses of the
+third namespace, so any service of a workload answers. However the block ends, it removes the
+namespaces and the server in them.
 """
 
 import contextlib
@@ -23,13 +24,13 @@ _numbers = itertools.count(1)
 
 
 def own_name(place: str) -> str:
-    """Return a name for a namespace that no other of this process has."""
+    """Return a name for a namespace that is unique in this process."""
     return f"bench-{os.getpid()}-{next(_numbers)}.{place}"
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[str]:
-    """Lend a namespace to try things in, by name."""
+    """Lend a namespace for probes, by name."""
     name = own_name("scratch")
     namespace.create(name)
     try:
@@ -43,7 +44,9 @@ class Bed:
 
     def __init__(self) -> None:
         name = f"bench-{os.getpid()}-{next(_numbers)}"
-        self.client, self.node, self.server = (f"{name}.{place}" for place in ("client", "node", "server"))
+        self.client, self.node, self.server = (
+            f"{name}.{place}" for place in ("client", "node", "server")
+        )
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -54,7 +57,12 @@ class Bed:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.down()
 
     @property
@@ -64,12 +72,18 @@ class Bed:
         return self._process.pid
 
     def up(self) -> None:
-        """Make everything, and return when endpoints answer."""
+        """Build everything, and return when endpoints answer."""
         build.check_machine()
         for name in (self.client, self.node, self.server):
             namespace.create(name)
         build.batch("ip", None, self._cables())
-        build.batches([("ip", self.client, _CLIENT), ("ip", self.node, _NODE), ("ip", self.server, _ENDPOINTS)])
+        build.batches(
+            [
+                ("ip", self.client, _CLIENT),
+                ("ip", self.node, _NODE),
+                ("ip", self.server, _ENDPOINTS),
+            ]
+        )
         with namespace.enter(self.node):
             for path, value in _SYSCTLS.items():
                 with open(f"/proc/sys/net/{path}", "w") as file:  # noqa: PTH123 - the thread's own view of /proc/sys
@@ -91,7 +105,11 @@ class Bed:
         if self._process is not None:
             self._process.communicate()
             self._process = None
-        names = [name for name in (self.client, self.node, self.server) if (namespace.DIRECTORY / name).exists()]
+        names = [
+            name
+            for name in (self.client, self.node, self.server)
+            if (namespace.DIRECTORY / name).exists()
+        ]
         build.remove(names)
 
     def _cables(self) -> list[str]:
@@ -101,7 +119,12 @@ class Bed:
         ]
 
 
-_CLIENT = ["link set lo up", f"addr add {CLIENT_IP}/24 dev eth0", "link set eth0 up", f"route add default via {_NODE_TO_CLIENT}"]
+_CLIENT = [
+    "link set lo up",
+    f"addr add {CLIENT_IP}/24 dev eth0",
+    "link set eth0 up",
+    f"route add default via {_NODE_TO_CLIENT}",
+]
 _NODE = [
     "link set lo up",
     f"addr add {NODE_IP}/32 dev lo",
@@ -110,7 +133,9 @@ _NODE = [
     "link set client up",
     "link set server up",
     *(f"route add {cidr} via {_SERVER}" for cidr in ENDPOINT_RANGES),
-    *(f"route add {cidr} dev lo" for cidr in (CLUSTER_IPS, BALANCERS)),  # a way to be sent at all; translated before it is taken
+    *(
+        f"route add {cidr} dev lo" for cidr in (CLUSTER_IPS, BALANCERS)
+    ),  # a route, which sending needs; translated before it is used
 ]
 _ENDPOINTS = [
     "link set lo up",

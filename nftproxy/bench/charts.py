@@ -1,7 +1,8 @@
-"""Pictures of a run, as SVG and PNG. matplotlib is an extra: without it there are none.
+"""Charts of a run, as SVG and PNG, if the extra matplotlib is installed.
 
-`latency` shows how long connections took, the whole distribution, for each mode and number of services; `syncs` how the control
-plane's work grows with them, both axes logarithmic. Nothing here opens a window or keeps state in pyplot.
+`latency` shows the whole distribution of connection times for each mode and number of services;
+`syncs` shows the growth of the control plane's work, with logarithmic axes. Nothing here opens a
+window or keeps state in pyplot.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ _STYLE: Final = {
     "svg.hashsalt": "nftproxy",  # the same samples make the same file
 }
 _INK, _FAINT = "#333333", "#dddddd"
-# Okabe and Ito's, which the colour-blind can tell apart, too.
+# Okabe and Ito's, which the colour-blind can distinguish, too.
 _COLORS: Final = {
     OURS: "#d55e00",
     "nftproxy-netlink": "#8c3d00",
@@ -41,7 +42,9 @@ _COLORS: Final = {
     "real-iptables": "#00304d",
 }
 _SYNCS: Final = (Measure.FIRST_SYNC, Measure.UPDATE, Measure.RESTART)
-_SHOWN: Final = 90.0  # percent of a mode's connections that have to fit in; the rest is in the table and in CSV
+_SHOWN: Final = (
+    90.0  # percent of a mode's connections in the chart; the rest is in the table and in CSV
+)
 _BINS: Final = 160
 _MICROSECONDS: Final = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
@@ -52,7 +55,7 @@ def available() -> bool:
 
 
 def draw(figures: Figures, output: Path) -> list[str]:
-    """Write all charts there are samples for; return the names of the files, none without matplotlib."""
+    """Write all charts with samples; return the names of the files, none without matplotlib."""
     if not available():
         return []
     from matplotlib import rc_context
@@ -70,25 +73,48 @@ def draw(figures: Figures, output: Path) -> list[str]:
 
 
 def latency(figures: Figures) -> "Figure | None":
-    """Draw the time connections took to the last service of the list: a hill for each mode, a panel for each size."""
+    """Draw the connection times to the last service of the list: a hill for each mode, a panel for each size."""
     import numpy as np
     from matplotlib.figure import Figure
 
-    sizes = [size for size in figures.sizes if any(_connections(figures, size, mode) for mode in figures.modes)]
+    sizes = [
+        size
+        for size in figures.sizes
+        if any(_connections(figures, size, mode) for mode in figures.modes)
+    ]
     if not sizes:
         return None
-    modes = [mode for mode in figures.modes if any(_connections(figures, size, mode) for size in sizes)]
-    found = [readings for size in sizes for mode in modes if (readings := _connections(figures, size, mode))]
+    modes = [
+        mode for mode in figures.modes if any(_connections(figures, size, mode) for size in sizes)
+    ]
+    found = [
+        readings
+        for size in sizes
+        for mode in modes
+        if (readings := _connections(figures, size, mode))
+    ]
     low = 0.9 * min(percentile(each, 100 - _SHOWN) for each in found) * 1e6
     high = 1.6 * max(percentile(each, _SHOWN) for each in found) * 1e6
     edges = np.geomspace(low, high, _BINS + 1)
     centers = (edges[1:] + edges[:-1]) / 2
     chart = Figure(figsize=(4.3 * len(sizes) + 1.2, 0.8 * len(modes) + 2.0), layout="constrained")
-    chart.suptitle("Time to set up a connection, last service of the list", x=0.01, ha="left", fontsize=15, weight="bold")
-    for axes, size in zip(chart.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)[0], sizes, strict=True):
+    chart.suptitle(
+        "Time to set up a connection, last service of the list",
+        x=0.01,
+        ha="left",
+        fontsize=15,
+        weight="bold",
+    )
+    for axes, size in zip(
+        chart.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)[0],
+        sizes,
+        strict=True,
+    ):
         _panel(axes, f"{size:,} services".replace(",", "\u2009"))
         axes.set_xscale("log")
-        axes.set_xticks(ticks := [tick for tick in _MICROSECONDS if low <= tick <= high], list(map(str, ticks)))
+        axes.set_xticks(
+            ticks := [tick for tick in _MICROSECONDS if low <= tick <= high], list(map(str, ticks))
+        )
         axes.set_xticks([], minor=True)
         axes.set_xlabel("µs; the mark is the median")
         axes.set_yticks(range(len(modes)), modes[::-1])
@@ -101,43 +127,67 @@ def latency(figures: Figures) -> "Figure | None":
             smooth = np.convolve(counts, np.hanning(9) / np.hanning(9).sum(), mode="same")
             hill = height + 0.82 * smooth / max(smooth.max(), 1e-9)
             color = _COLORS.get(mode, _INK)
-            axes.fill_between(centers, height, hill, color=color, alpha=0.85 if mode == OURS else 0.45, linewidth=0)
+            axes.fill_between(
+                centers,
+                height,
+                hill,
+                color=color,
+                alpha=0.85 if mode == OURS else 0.45,
+                linewidth=0,
+            )
             axes.plot(centers, hill, color=color, linewidth=1)
             median = percentile(readings, 50) * 1e6
             axes.plot([median, median], [height, height + 0.82], color=_INK, linewidth=1.4)
-            axes.annotate(f"{median:.1f}", (high, height + 0.22), ha="right", color=color, weight="bold")
+            axes.annotate(
+                f"{median:.1f}", (high, height + 0.22), ha="right", color=color, weight="bold"
+            )
     return chart
 
 
 def syncs(figures: Figures) -> "Figure | None":
-    """Draw how long syncs take against the number of services, a panel for each kind."""
+    """Draw the duration of syncs against the number of services, a panel for each kind."""
     from matplotlib.figure import Figure
 
     rows = [Row(measure, "", 50.0) for measure in _SYNCS]
-    modes = [m for m in figures.modes if any(figures.value(size, m, row) is not None for size in figures.sizes for row in rows)]
+    modes = [
+        m
+        for m in figures.modes
+        if any(figures.value(size, m, row) is not None for size in figures.sizes for row in rows)
+    ]
     if not modes:
         return None
     chart = Figure(figsize=(14.5, 5.2), layout="constrained")
-    chart.suptitle("What the control plane takes", x=0.01, ha="left", fontsize=15, weight="bold")
+    chart.suptitle("Time of the control plane", x=0.01, ha="left", fontsize=15, weight="bold")
     panels = chart.subplots(1, len(rows), sharex=True, sharey=True)
     for axes, row in zip(panels, rows, strict=True):
         _panel(axes, row.measure.value)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xticks(figures.sizes, [f"{size:,}".replace(",", "\u2009") for size in figures.sizes])
+        axes.set_xticks(
+            figures.sizes, [f"{size:,}".replace(",", "\u2009") for size in figures.sizes]
+        )
         axes.set_xticks([], minor=True)
         axes.yaxis.set_major_formatter(lambda value, _: _tick(value))
         axes.yaxis.set_minor_formatter(lambda *_: "")
         axes.set_xlabel("services")
         for mode in modes:
-            points = [(size, value) for size in figures.sizes if (value := figures.value(size, mode, row)) is not None]
+            points = [
+                (size, value)
+                for size in figures.sizes
+                if (value := figures.value(size, mode, row)) is not None
+            ]
             color, ours = _COLORS.get(mode, _INK), mode == OURS
             axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=7 if ours else 5,
                       linewidth=3 if ours else 1.8, label=mode, zorder=3 if ours else 2)  # fmt: skip
             if points and ours:
                 axes.annotate(quantity(points[-1][1], row.measure.unit), points[-1], xytext=(0, -18), textcoords="offset points",
                               ha="right", color=color, weight="bold")  # fmt: skip
-    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(modes), frameon=False)
+    chart.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(modes),
+        frameon=False,
+    )
     return chart
 
 

@@ -1,4 +1,4 @@
-"""The command `nftproxy bench`: reads options, runs, reports; ends cleanly whenever it is told to."""
+"""The command `nftproxy bench`: reads options, runs, reports, and ends cleanly at any time."""
 
 import shlex
 import signal
@@ -26,12 +26,15 @@ from nftproxy.errors import NftproxyError
 from nftproxy.lab import build
 
 _SIZES, _QUICK_SIZES = "100,1000,10000", "100,1000"
-_MODES, _QUICK_MODES = "none,nftproxy,iptables,kube-proxy-nftables,ipvs,userspace", "none,nftproxy,iptables,kube-proxy-nftables"
+_MODES, _QUICK_MODES = (
+    "none,nftproxy,iptables,kube-proxy-nftables,ipvs,userspace",
+    "none,nftproxy,iptables,kube-proxy-nftables",
+)
 _REPEAT, _QUICK_REPEAT = 3, 1
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
-@click.option("--services", metavar="N,N...", help=f"Numbers of services, {_SIZES} unless told otherwise.")
+@click.option("--services", metavar="N,N...", help=f"Numbers of services, by default {_SIZES}.")
 @click.option("--endpoints", default=3, show_default=True, help="Endpoints of each service.")
 @click.option(
     "--mix",
@@ -44,11 +47,17 @@ _REPEAT, _QUICK_REPEAT = 3, 1
 @click.option(
     "--modes",
     metavar="MODE,MODE...",
-    help=f"What to compare, of {', '.join(MODES)}, iptables, {', '.join(REAL)}; {_MODES} unless told.",
+    help=f"What to compare, of {', '.join(MODES)}, iptables, {', '.join(REAL)}; by default {_MODES}.",
 )
-@click.option("--repeat", type=click.IntRange(1), help=f"Rounds for each number of services, {_REPEAT} unless told otherwise.")
 @click.option(
-    "--quick", is_flag=True, help=f"Less of everything, under a minute: {_QUICK_SIZES} services, {_QUICK_REPEAT} round."
+    "--repeat",
+    type=click.IntRange(1),
+    help=f"Rounds for each number of services, by default {_REPEAT}.",
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help=f"Less of everything, under a minute: {_QUICK_SIZES} services, {_QUICK_REPEAT} round.",
 )
 @click.option(
     "--kube-proxy",
@@ -57,7 +66,9 @@ _REPEAT, _QUICK_REPEAT = 3, 1
     help=f"Measure a real kube-proxy, too, as {' and '.join(REAL)}. Needs an API server: KUBEBUILDER_ASSETS has to name a folder "
     f"with {' and '.join(PROGRAMS)}.",
 )
-@click.option("--iptables-backend", type=click.Choice(["legacy", "nft"]), default="legacy", show_default=True)
+@click.option(
+    "--iptables-backend", type=click.Choice(["legacy", "nft"]), default="legacy", show_default=True
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -79,9 +90,10 @@ def bench(
 ) -> int:
     """Measure what Services cost on this machine, and compare ways to proxy them.
 
-    All of it happens in network namespaces of its own, which are removed at the end; needs root. Every mode writes rules for
-    the same services and is sent the same connections, in turns; single connections and datagrams are timed with client and
-    endpoints on one processor. Ctrl-C ends it with what was measured so far.
+    The bench uses network namespaces of its own and removes them at the end; needs root. Every mode
+    writes rules for the same services and gets the same connections, in turns. Single connections
+    and datagrams are timed with client and endpoints on one processor. Ctrl-C ends it with the
+    results so far.
     """
     build.check_machine()
     program, version = _kube_proxy(kube_proxy) if kube_proxy else ("", "")
@@ -111,21 +123,25 @@ def bench(
 
 
 def _kube_proxy(path: Path) -> tuple[str, str]:
-    """Return a kube-proxy and its version; NftproxyError where it is none, or where there is no API server for it."""
+    """Return a kube-proxy and its version; NftproxyError if it is invalid or has no API server."""
     try:
         said = subprocess.run(
             [path.absolute(), "--version"], capture_output=True, text=True, check=False, timeout=30
         ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NftproxyError(f"--kube-proxy: {path} cannot be run: {error}", hint="name kube-proxy's own program") from error
+        raise NftproxyError(
+            f"--kube-proxy: {path} cannot be run: {error}", hint="name kube-proxy's own program"
+        ) from error
     if not said.startswith("Kubernetes v"):
-        raise NftproxyError(f"--kube-proxy: {path} is no kube-proxy: it says {said[:60]!r} to --version")
+        raise NftproxyError(
+            f"--kube-proxy: {path} is no kube-proxy: it says {said[:60]!r} to --version"
+        )
     assets()
     return str(path.absolute()), said
 
 
 def _modes(text: str, backend: Literal["legacy", "nft"], kube_proxy: str) -> dict[str, str]:
-    """Return the modes named in a list, each with why it cannot be measured here, or nothing."""
+    """Return the modes named in a list, each with the reason why it cannot be measured here, or an empty one."""
     program = Program(kube_proxy, Access("", "", ""), "") if kube_proxy else None
     found = {}
     with scratch() as name:
@@ -140,21 +156,28 @@ def _offers(text: str, endpoints: int, mix: Mix) -> tuple[Offer, ...]:
     offers = []
     for size in text.split(","):
         if not size.strip().isdecimal() or not FEWEST <= int(size) <= MOST:
-            raise NftproxyError(f"--services: {size.strip()!r} is not a number from {FEWEST} to {MOST}")
+            raise NftproxyError(
+                f"--services: {size.strip()!r} is not a number from {FEWEST} to {MOST}"
+            )
         offers.append(Offer(int(size), endpoints, mix))
-        offers[-1].workload()  # raises where there are not so many addresses
+        offers[-1].workload()  # raises if there are too few addresses
     return tuple(offers)
 
 
 def _run(plan: Plan) -> tuple[Run, bool]:
-    """Run a plan; return what was measured, and whether somebody ended it."""
+    """Run a plan; return the results, and whether a signal ended it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     line = TextColumn("{task.description}")
     with Progress(
-        BarColumn(), TimeElapsedColumn(), line, console=console, transient=True, disable=not console.is_terminal
+        BarColumn(),
+        TimeElapsedColumn(),
+        line,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     ) as bar:
         task = bar.add_task("", total=plan.steps)
         run = Run(plan, lambda text, steps: bar.update(task, description=text, advance=steps))
@@ -171,7 +194,7 @@ def _run(plan: Plan) -> tuple[Run, bool]:
 
 
 def _interrupt_once(signals: Sequence[int]) -> Callable[[int, Any], None]:
-    """Return a handler: the first signal ends the run; further ones do not disturb the tidying up."""
+    """Return a handler: the first signal ends the run; further ones do not disturb the clean-up."""
 
     def handler(_number: int, _frame: Any) -> None:
         for number in signals:
@@ -190,7 +213,7 @@ def _report(run: Run, described: dict[str, str], output: Path, *, interrupted: b
     if figures.sizes:
         click.echo(report.LEGEND)
     if interrupted:
-        click.echo("ended early: what there is")
+        click.echo("ended early: the results so far")
     report.write_samples(output / "samples.csv", run.samples)
     report.write_machine(output / "machine.csv", described)
     written = ["samples.csv", "machine.csv", *charts.draw(figures, output)]

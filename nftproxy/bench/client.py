@@ -1,7 +1,8 @@
-"""The near end: `python -m nftproxy.bench.client` measures what a client of services sees, one order per line, one answer each.
+"""The near end: `python -m nftproxy.bench.client` measures what a client of services sees, one command per line, one answer each.
 
-It does nothing else, so that neither a large heap nor a collection of garbage stands between two readings of the clock. A connection's time
-is that of connect(): on veth links all of both ways is done by the kernel before it returns.
+It does nothing else, so that neither a large heap nor a garbage collection delays a reading. A
+connection's time is that of connect(): on veth links the kernel completes both directions before it
+returns.
 """
 
 import gc
@@ -16,8 +17,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-_PATIENCE: Final = 5.0  # seconds until something that does not answer is an error
-_LONG: Final = 30.0  # ... that may have a backlog, of connections made without a pause
+_PATIENCE: Final = 5.0  # seconds until silence is an error
+_LONG: Final = 30.0  # ... after connections without a pause, which may have a backlog
 _WARM_UP: Final = 10
 
 
@@ -29,7 +30,7 @@ class Target(NamedTuple):
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """What to measure; `count` readings for each target in turn, or as much as goes in `seconds`."""
+    """What to measure; `count` readings for each target in turn, or as many as fit into `seconds`."""
 
     what: str
     targets: list[Target]
@@ -38,19 +39,20 @@ class Order(msgspec.Struct, kw_only=True):
 
 
 def connections(order: Order) -> list[list[float]]:
-    """Return for each target how many seconds connections took. Targets take turns: noise hits all of them alike."""
+    """Return for each target the seconds of its connections. Targets take turns, so noise hits all alike."""
     return _in_turn(order, _connect)
 
 
 def datagrams(order: Order) -> list[list[float]]:
-    """Return for each target how many seconds the answer to the first datagram from a new port took."""
+    """Return for each target the seconds until the answer to the first datagram from a new port."""
     return _in_turn(order, _ask)
 
 
 def rate(order: Order) -> list[list[float]]:
-    """Return, as a single reading, how many connections a second all processors together make.
+    """Return, as a single reading, the connections per second of all processors together.
 
-    Each ends with the endpoint's answer: a process that forwards has accepted a connection long before it can serve it.
+    Each ends with the endpoint's answer: a forwarding process accepts a connection long before it
+    can serve it.
     """
     began = time.perf_counter()
     until = began + order.seconds
@@ -60,7 +62,7 @@ def rate(order: Order) -> list[list[float]]:
         if not os.fork():
             try:
                 os.write(writer, struct.pack("=q", _connect_until(order.targets, until)))
-            finally:  # whatever happened, this is no second process that takes orders
+            finally:  # the copy of this process must never reach the command loop
                 os._exit(0)
         os.close(writer)
         readers.append(reader)
@@ -70,12 +72,12 @@ def rate(order: Order) -> list[list[float]]:
         os.close(reader)
         os.wait()
     if not all(counts):
-        raise BlockingIOError  # as the sockets of the process that failed had it
+        raise BlockingIOError  # the timeout of the sockets in the failed process
     return [[sum(struct.unpack("=q", count)[0] for count in counts) / took]]
 
 
 def throughput(order: Order) -> list[list[float]]:
-    """Return for each target how many bytes a second one connection carries, as its receiver counted them."""
+    """Return for each target the bytes per second of one connection, counted by its receiver."""
     return [[_carried(target, order.seconds)] for target in order.targets]
 
 
@@ -107,7 +109,9 @@ def _connect(target: Target) -> float:
 
 def _stream() -> socket.socket:
     client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)  # else thousands wait in TIME-WAIT
+    client.setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
+    )  # otherwise thousands wait in TIME-WAIT
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
     return client
@@ -118,7 +122,7 @@ def _ask(target: Target) -> float:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ASK_AGAIN)
         client.connect(target)
         began = time.perf_counter()
-        while True:  # a datagram may be lost; who asks then asks again, and has waited all the time
+        while True:  # a datagram may be lost; the repetition counts the whole time
             client.send(b"?")
             try:
                 client.recv(16)
@@ -156,15 +160,19 @@ _TIMEOUT, _ASK_AGAIN = struct.pack("ll", int(_PATIENCE), 0), struct.pack("ll", 1
 
 
 def main() -> None:
-    """Take orders until the input ends."""
+    """Obey commands until the input ends."""
     gc.disable()
     for line in sys.stdin:
         order = msgspec.json.decode(line, type=Order)
         try:
             answer: object = {"readings": _MEASURES[order.what](order)}
         except OSError as error:
-            timeout = isinstance(error, BlockingIOError)  # what sockets with SO_RCVTIMEO and SO_SNDTIMEO raise
-            answer = {"problem": f"{order.what}: {f'no answer within {_PATIENCE:g} s' if timeout else error}"}
+            timeout = isinstance(
+                error, BlockingIOError
+            )  # what sockets with SO_RCVTIMEO and SO_SNDTIMEO raise
+            answer = {
+                "problem": f"{order.what}: {f'no answer within {_PATIENCE:g} s' if timeout else error}"
+            }
         print(msgspec.json.encode(answer).decode(), flush=True)
 
 

@@ -1,11 +1,11 @@
-"""One mode's control plane, in a process of its own: `python -m nftproxy.bench.control JOB` measures it from outside of all others.
+"""One mode's control plane, in a process of its own: `python -m nftproxy.bench.control JOB` measures it apart from all others.
 
-The job is one JSON object; each reading is one line of JSON, then comes `null`. After that the process stays as it is until its
-input ends, because what a mode needs for packets may be its child. A restart is a job of its own: a new process that finds the rules
-of the one before.
+The job is one JSON object; each reading is one line of JSON, followed by `null` at the end. Then
+the process stays until its input ends, because packets may need a child of it. A restart is a job
+of its own: a new process that finds the rules of the previous one.
 
-Objects are decoded one by one while the mode takes them in, and what that takes is not counted: nobody keeps them but the mode, so
-memory is what a daemon has that reads them from a watch.
+Objects are decoded one by one when the mode takes them, and that time is not counted. Only the mode
+keeps them, so memory is that of a daemon that reads them from a watch.
 """
 
 import functools
@@ -29,16 +29,16 @@ from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
 from nftproxy.node import memory
 
-_STRIDE: Final = 7919  # a prime: services that change one after the other are nowhere near each other
+_STRIDE: Final = 7919  # a prime: services that change in a row are far from each other
 _KERNEL_MEMORY: Final = ("SUnreclaim", "VmallocUsed", "Percpu")
-"""Where rules and elements are, by their names in /proc/meminfo; reclaimable slab holds files, which others read meanwhile."""
+"""Memory of rules and elements, by names in /proc/meminfo; reclaimable slab holds files, which others read meanwhile."""
 
 _OWN: Final = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """What a process is to do. It changes things at least once and `changes` times at most, as long as it has `seconds` for each kind."""
+    """The job of a process. It makes at least one and at most `changes` changes of each kind, within `seconds`."""
 
     mode: str
     iptables_backend: Literal["legacy", "nft"]
@@ -58,11 +58,11 @@ class Reading(msgspec.Struct):
 
 
 Answer = Reading | str | None
-"""A reading, what went wrong, or the end."""
+"""A reading, an error, or the end."""
 
 
 class Arriving(Sequence[Load]):
-    """The services of an offer, decoded whenever somebody asks; `seconds` and `processor`: what that took in the latest pass."""
+    """The services of an offer, decoded on demand; `seconds` and `processor` are the cost of the latest pass."""
 
     def __init__(self, offer: Offer) -> None:
         self._offer = offer
@@ -77,7 +77,11 @@ class Arriving(Sequence[Load]):
     def __getitem__(self, index: slice) -> list[Load]: ...
     def __getitem__(self, index: int | slice) -> Load | list[Load]:
         found = range(len(self))[index]
-        return self._offer.load(found) if isinstance(found, int) else [self._offer.load(number) for number in found]
+        return (
+            self._offer.load(found)
+            if isinstance(found, int)
+            else [self._offer.load(number) for number in found]
+        )
 
     def __iter__(self) -> Iterator[Load]:
         self.seconds = self.processor = 0.0
@@ -90,7 +94,7 @@ class Arriving(Sequence[Load]):
 
 
 def readings(job: Job) -> Iterator[Reading]:
-    """Do a job and yield what it took."""
+    """Do a job and yield its readings."""
     place = Place(job.namespace, node_settings(), job.offer.workload().service_cidr())
     mode = make(job.mode, place, job.iptables_backend, job.program)
     load = Arriving(job.offer)
@@ -118,23 +122,25 @@ def _asked(measure: Measure, work: Work) -> Iterator[Reading]:
 
 
 def _watched(mode: Mode, work: Callable[[], Work]) -> tuple[Work, float]:
-    """Do something; return what it says, and the processor time it took, programs included: others on the machine do not change that."""
+    """Call a function; return its result and its processor time, programs included, which other processes do not affect."""
     before = _processor(mode)
     done = work()
     return done, _processor(mode) - before
 
 
 def _processor(mode: Mode) -> float:
-    """Return the processor time of what works for a mode so far, with all that it has waited for."""
+    """Return the processor time of a mode so far, with that of finished children."""
     used = 0.0 if mode.elsewhere else sum(sum(resource.getrusage(who)[:2]) for who in _OWN)
     for pid in mode.processes():
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        used += sum(map(int, fields[11:15])) / _TICKS  # utime, stime and those of children, proc_pid_stat(5)
+        used += (
+            sum(map(int, fields[11:15])) / _TICKS
+        )  # utime, stime and those of children, proc_pid_stat(5)
     return used
 
 
 def _changes(mode: Mode, job: Job) -> Iterator[Reading]:
-    """Change things and change them back: the next process finds what the first sync wrote."""
+    """Change services and change them back: the next process finds the rules of the first sync."""
     offer = job.offer
     until = time.monotonic() + job.seconds
     for turn in range(job.changes):
@@ -157,7 +163,7 @@ def _changes(mode: Mode, job: Job) -> Iterator[Reading]:
 
 
 def _transactions(job: Job) -> Iterator[Reading]:
-    """Measure what libnftables and the kernel take for nothing at all, which no change can be quicker than."""
+    """Measure an empty transaction, the lower limit of any change."""
     with enter(job.namespace):
         kernel = Kernel()
     with kernel:
@@ -172,7 +178,7 @@ def _memory(mode: Mode) -> Iterator[Reading]:
     peak = sum(_status(pid, "VmHWM") for pid in pids)
     yield Reading(Measure.SETTLED, sum(_status(pid, "VmRSS") for pid in pids))
     yield Reading(Measure.PEAK, peak)
-    # A program's figure starts with what this process had when it became the program: no more than that says nothing.
+    # A program's figure starts with that of this process; one that is not larger says nothing.
     programs = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     if programs > peak:
         yield Reading(Measure.PROGRAMS, programs)
@@ -183,7 +189,7 @@ def _status(pid: str, field: str) -> float:
 
 
 def kernel_memory() -> float:
-    """Return how many bytes the kernel has where it keeps rules. The whole machine's: only differences mean anything."""
+    """Return the bytes of the kernel's memory for rules, of the whole machine: only differences count."""
     return _kilobytes(Path("/proc/meminfo"), _KERNEL_MEMORY)
 
 
@@ -198,7 +204,7 @@ def main() -> None:
     def say(answer: Answer) -> None:
         print(msgspec.json.encode(answer).decode(), flush=True)
 
-    memory.collect_seldom()  # as `nftproxy run` does; what baselines render gains by it, too
+    memory.collect_seldom()  # as `nftproxy run` does; baselines gain by it, too
     try:
         for reading in readings(msgspec.json.decode(sys.argv[1], type=Job)):
             say(reading)

@@ -1,8 +1,9 @@
 """An API server for `--kube-proxy`: etcd and kube-apiserver in a namespace of their own, with the objects of one offer.
 
-The programs come from the folder that `KUBEBUILDER_ASSETS` names, the convention of the controller-runtime test environment. No
-controller runs: there are the objects that are made here, and none besides. Nodes are linked to the server by a cable of their own;
-its networks lie outside of all others of the bench. When the block ends, in whatever way, all of it is gone.
+The programs come from the folder that `KUBEBUILDER_ASSETS` names, the convention of the
+controller-runtime test environment. No controller runs, so there are no objects but those made
+here. A link of its own connects each node to the server, with networks outside all others of the
+bench. However the block ends, it removes everything.
 """
 
 import contextlib
@@ -28,18 +29,22 @@ PROGRAMS: Final = ("etcd", "kube-apiserver")
 _START: Final = 60.0  # seconds until a server must answer
 _STOP: Final = 10.0
 _ADDRESS: Final = "10.253.0.1"
-_CABLES: Final = 200  # networks 10.253.1.0/24 and so on; those of nodes that are gone are free again
+_CABLES: Final = 200  # networks 10.253.1.0/24 and so on; those of removed nodes are free again
 _TOKEN: Final = "bench"  # noqa: S105 - nobody else reaches the server
 _URL: Final = f"https://{_ADDRESS}:6443"
 _ETCD, _PEER = "http://127.0.0.1:2379", "http://127.0.0.1:2380"
 
 
 def assets() -> Path:
-    """Return the folder with the programs; NftproxyError where there is none."""
+    """Return the folder with the programs; NftproxyError without one."""
     folder = os.environ.get("KUBEBUILDER_ASSETS", "")
     missing = [each for each in PROGRAMS if not Path(folder or "/nonexistent", each).is_file()]
     if missing:
-        problem = f"{folder} has no {' and no '.join(missing)}" if folder else "KUBEBUILDER_ASSETS is not set"
+        problem = (
+            f"{folder} has no {' and no '.join(missing)}"
+            if folder
+            else "KUBEBUILDER_ASSETS is not set"
+        )
         raise NftproxyError(
             f"--kube-proxy needs an API server, but {problem}",
             hint=f"KUBEBUILDER_ASSETS=<a folder with {' and '.join(PROGRAMS)}>",
@@ -58,7 +63,9 @@ class ControlPlane:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nftproxy-bench-")))
+            self._folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="nftproxy-bench-"))
+            )
             self._namespace = own_name("api")
             namespace.create(self._namespace)
             stack.callback(build.remove, [self._namespace])
@@ -76,29 +83,48 @@ class ControlPlane:
 
     @property
     def access(self) -> Access:
-        """How the server is reached."""
+        """Address and credentials of the server."""
         return Access(_URL, str(self._folder / "apiserver.crt"), _TOKEN)
 
     @property
     def folder(self) -> str:
-        """A folder that vanishes with the servers."""
+        """A folder that is deleted with the servers."""
         return str(self._folder)
 
     def attach(self, node: str) -> None:
-        """Give the namespace of a node a way to the server."""
+        """Connect the namespace of a node to the server."""
         number = next(self._cables) % _CABLES + 1
         near, far = f"10.253.{number}.1", f"10.253.{number}.2"
-        build.batch("ip", None, [f"link add api netns {node} type veth peer name node{number} netns {self._namespace}"])
-        build.batch("ip", self._namespace, [f"addr add {near}/24 dev node{number}", f"link set node{number} up"])
-        build.batch("ip", node, [f"addr add {far}/24 dev api", "link set api up", f"route add {_ADDRESS} via {near}"])
+        build.batch(
+            "ip",
+            None,
+            [f"link add api netns {node} type veth peer name node{number} netns {self._namespace}"],
+        )
+        build.batch(
+            "ip",
+            self._namespace,
+            [f"addr add {near}/24 dev node{number}", f"link set node{number} up"],
+        )
+        build.batch(
+            "ip",
+            node,
+            [f"addr add {far}/24 dev api", "link set api up", f"route add {_ADDRESS} via {near}"],
+        )
 
     def load(self, offer: Offer, progress: Callable[[int], None]) -> None:
-        """Make the objects of an offer, and the node; `progress` is told how many there are."""
+        """Create the objects of an offer, and the node; `progress` gets their number."""
         with namespace.enter(self._namespace):
             Api(self.access).create_all(_objects(offer), progress)
 
     def _etcd(self) -> Iterator[str]:
-        yield from ("--name", "bench", "--data-dir", str(self._folder / "etcd"), "--initial-cluster", f"bench={_PEER}")
+        yield from (
+            "--name",
+            "bench",
+            "--data-dir",
+            str(self._folder / "etcd"),
+            "--initial-cluster",
+            f"bench={_PEER}",
+        )
         yield from ("--listen-client-urls", _ETCD, "--advertise-client-urls", _ETCD)
         yield from ("--listen-peer-urls", _PEER, "--initial-advertise-peer-urls", _PEER)
         yield from ("--unsafe-no-fsync", "--log-level", "warn")
@@ -107,15 +133,31 @@ class ControlPlane:
         tokens, key = self._folder / "tokens.csv", self._folder / "service-accounts.key"
         tokens.write_text(f"{_TOKEN},bench,bench\n")
         subprocess.run(
-            ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key], check=True, capture_output=True
+            ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key],
+            check=True,
+            capture_output=True,
         )
-        yield from (f"--etcd-servers={_ETCD}", f"--bind-address={_ADDRESS}", f"--advertise-address={_ADDRESS}")
-        yield from (f"--cert-dir={self._folder}", f"--token-auth-file={tokens}", "--authorization-mode=AlwaysAllow")
-        yield from (f"--service-cluster-ip-range={CLUSTER_IPS}", "--service-node-port-range=30000-65535")
+        yield from (
+            f"--etcd-servers={_ETCD}",
+            f"--bind-address={_ADDRESS}",
+            f"--advertise-address={_ADDRESS}",
+        )
+        yield from (
+            f"--cert-dir={self._folder}",
+            f"--token-auth-file={tokens}",
+            "--authorization-mode=AlwaysAllow",
+        )
+        yield from (
+            f"--service-cluster-ip-range={CLUSTER_IPS}",
+            "--service-node-port-range=30000-65535",
+        )
         yield "--endpoint-reconciler-type=none"
         yield "--service-account-issuer=https://kubernetes.default.svc"
-        yield from (f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}")
-        yield "--disable-admission-plugins=ServiceAccount"  # nobody here makes the default accounts it asks for
+        yield from (
+            f"--service-account-key-file={key}",
+            f"--service-account-signing-key-file={key}",
+        )
+        yield "--disable-admission-plugins=ServiceAccount"  # there are no default accounts here
 
     def _start(self, program: str, *arguments: str) -> None:
         with namespace.enter(self._namespace), self._log(program).open("wb") as log:
@@ -128,19 +170,28 @@ class ControlPlane:
             )
 
     def _wait_for(self, program: str, url: str) -> None:
-        """Wait until a server answers; there is nothing but asking that tells."""
+        """Wait until a server answers, by asking it."""
         deadline = time.monotonic() + _START
         headers = {"Authorization": f"Bearer {_TOKEN}"}
         while self._processes[program].poll() is None and time.monotonic() < deadline:
             certificate = Path(self.access.certificate)
-            with namespace.enter(self._namespace), contextlib.suppress(urllib3.exceptions.HTTPError):
+            with (
+                namespace.enter(self._namespace),
+                contextlib.suppress(urllib3.exceptions.HTTPError),
+            ):
                 options = {"ca_certs": str(certificate)} if certificate.exists() else {}
                 with urllib3.PoolManager(**options) as pool:  # type: ignore[arg-type]
-                    if pool.request("GET", url, headers=headers, timeout=5.0, retries=False).status == 200:
+                    if (
+                        pool.request("GET", url, headers=headers, timeout=5.0, retries=False).status
+                        == 200
+                    ):
                         return
             time.sleep(0.1)
         said = self._log(program).read_text(errors="replace").strip().splitlines()
-        raise NftproxyError(f"{program} of KUBEBUILDER_ASSETS does not get ready", hint=said[-1] if said else "it says nothing")
+        raise NftproxyError(
+            f"{program} of KUBEBUILDER_ASSETS does not become ready",
+            hint=said[-1] if said else "it says nothing",
+        )
 
     def _stop(self) -> None:
         for process in reversed(self._processes.values()):
@@ -157,7 +208,15 @@ class ControlPlane:
 
 def _objects(offer: Offer) -> Iterator[tuple[Collection, Document]]:
     addresses = [{"type": "InternalIP", "address": NODE_IP}]
-    yield NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}, "status": {"addresses": addresses}}
+    yield (
+        NODES,
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": NODE},
+            "status": {"addresses": addresses},
+        },
+    )
     for number in range(offer.services):
         service, piece = offer.documents(number)
         yield SERVICES, service

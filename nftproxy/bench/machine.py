@@ -1,4 +1,4 @@
-"""What the machine is that figures come from."""
+"""The machine of the figures."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def describe(programs: Iterable[str] = ("nft", "iptables", "ipvsadm", "iperf3")) -> dict[str, str]:
-    """Return what a reader has to know to compare with figures of another machine."""
+    """Return the facts for a comparison with another machine."""
     memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     found = {
         "nftproxy": version("nftproxy"),
@@ -37,4 +37,6 @@ def _version(program: str) -> str:
         return "not installed"
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     lines = (done.stdout or done.stderr).splitlines()
-    return lines[0].strip() if lines and not done.returncode else "installed, but does not say which"
+    return (
+        lines[0].strip() if lines and not done.returncode else "installed, but does not say which"
+    )

@@ -1,6 +1,7 @@
-"""What is measured: names, units, and which rows of the table they make. Everything else here speaks in these names.
+"""Measures: names, units, and their rows in the table. Everything else in the bench uses these names.
 
-A `Sample` is one reading and never a summary. Seconds, bytes and counts are kept as they are; only a reader sees ms or MB.
+A `Sample` is one reading and never a summary. Seconds, bytes and counts are stored unscaled; only
+people see ms or MB.
 """
 
 import enum
@@ -10,7 +11,7 @@ import msgspec
 
 
 class Unit(enum.StrEnum):
-    """What a reading counts."""
+    """The unit of a reading."""
 
     SECONDS = "s"
     BYTES = "B"
@@ -19,7 +20,7 @@ class Unit(enum.StrEnum):
 
 
 class Measure(enum.StrEnum):
-    """What a reading is of; the value is its name in CSV."""
+    """The measure of a reading; the value is its name in CSV."""
 
     FIRST_SYNC = "first sync"
     UPDATE = "one endpoint changes"
@@ -49,12 +50,12 @@ class Measure(enum.StrEnum):
 
     @property
     def of_packets(self) -> bool:
-        """Whether packets were sent, which also cost something without a proxy."""
+        """Whether it sends packets, which cost something without a proxy, too."""
         return self in {Measure.CONNECT, Measure.RATE, Measure.DATAGRAM, Measure.THROUGHPUT}
 
 
 class Place(enum.StrEnum):
-    """Which service of the list is connected to."""
+    """The place of the target service in the list."""
 
     START = "start"
     MIDDLE = "middle"
@@ -81,7 +82,7 @@ class Row(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What stands in front of the row."""
+        """The label of the row."""
         where = f", {self.place} of the list" if self.place else ""
         which = f", p{self.percent:g}" if self.measure in _SPREAD else ""
         return f"{self.measure}{where}{which}"
@@ -96,7 +97,7 @@ _UNITS: Final = {
     Measure.THROUGHPUT: Unit.BYTES_PER_SECOND,
 }
 _SPREAD: Final = {Measure.CONNECT, Measure.DATAGRAM}
-"""Measures of which the median is not enough."""
+"""Measures with more percentiles than the median."""
 
 ROWS: Final = tuple(
     Row(measure, place, percent)

@@ -1,4 +1,4 @@
-"""The services of one round: those of a workload, but for the last, which is UDP, and one that iperf3 can be reached through."""
+"""The services of one round: those of a workload, except the last, which is UDP, and one for iperf3."""
 
 from typing import Any, Final
 
@@ -7,14 +7,21 @@ import msgspec
 from nftproxy.bench.client import Target
 from nftproxy.bench.measures import Place
 from nftproxy.bench.modes import Load
-from nftproxy.bench.workload import ENDPOINT_PORT, SERVICE_PORT, Mix, Workload, decode_service, decode_slice
+from nftproxy.bench.workload import (
+    ENDPOINT_PORT,
+    SERVICE_PORT,
+    Mix,
+    Workload,
+    decode_service,
+    decode_slice,
+)
 
 FEWEST: Final = 5  # services: three to connect to, one for iperf3, one for datagrams
 IPERF_PORT: Final = 5201
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """So many services with so many endpoints each."""
+    """A number of services with a number of endpoints each."""
 
     services: int
     endpoints: int = 3
@@ -35,17 +42,17 @@ class Offer(msgspec.Struct, frozen=True):
         return self.services - 2
 
     def place(self, place: Place) -> int:
-        """Return the service at a place of the list, as far as services are in one."""
+        """Return the service at a place of the list."""
         last = self.services - 3
         return {Place.START: 0, Place.MIDDLE: last // 2, Place.END: last}[place]
 
     def spread(self, count: int) -> list[int]:
-        """Return so many services from all over the list, fewer if there are fewer."""
+        """Return `count` services from all over the list, or all if there are fewer."""
         most = self.services - 2
         return list(range(0, most, max(1, most // count)))[:count]
 
     def documents(self, number: int, replaced: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return a service and its slice as the API server has them, one endpoint replaced so many times; beyond the last they go on."""
+        """Return a service and its slice as the API server has them, after `replaced` changes of an endpoint."""
         workload = self.workload("UDP" if number == self.datagrams else "TCP")
         piece = workload.slice_document(number, replaced)
         if number == self.iperf:
@@ -58,7 +65,10 @@ class Offer(msgspec.Struct, frozen=True):
         return Load(decode_service(service), (decode_slice(piece),))
 
     def target(self, number: int, *, proxied: bool) -> Target:
-        """Return where to connect to reach a service, or without a proxy one of its endpoints."""
+        """Return the address of a service, or without a proxy of one of its endpoints."""
         if proxied:
             return Target(self.workload().cluster_ip(number), SERVICE_PORT)
-        return Target(self.workload().addresses(number)[0], IPERF_PORT if number == self.iperf else ENDPOINT_PORT)
+        return Target(
+            self.workload().addresses(number)[0],
+            IPERF_PORT if number == self.iperf else ENDPOINT_PORT,
+        )

@@ -1,6 +1,7 @@
-"""What a run does: which sizes and modes, how often, and how long each measure may take. Pure.
+"""The plan of a run: sizes and modes, repetitions, and the time for each measure. Pure.
 
-Modes take turns in every round, each time another one first, so that noise hits all of them alike; ratios within a run are what counts.
+Modes take turns in every round, each time another one first, so that noise hits all alike; ratios
+within a run count.
 """
 
 from dataclasses import dataclass
@@ -11,19 +12,23 @@ from nftproxy.bench.offer import Offer
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured of one mode in one round."""
+    """The amount of measurements of one mode in one round."""
 
     changes: int  # at most, of each kind
     seconds: float  # as long as there is time for, of each kind
-    turns: int  # connections and datagrams are measured in so many turns ...
-    connections: int  # ... of so many each for each place of the list
+    turns: int  # turns of connections and datagrams ...
+    connections: int  # ... and their number in a turn, for each place of the list
     datagrams: int
-    steady_turns: int  # connections without a pause, and one that stays, are measured in so many turns ...
-    steady: float  # ... of so many seconds each
+    steady_turns: int  # turns of connections without a pause, and of one that stays ...
+    steady: float  # ... and the seconds of a turn
 
 
-FULL: Final = Effort(changes=100, seconds=5.0, turns=20, connections=100, datagrams=50, steady_turns=5, steady=1.0)
-QUICK: Final = Effort(changes=20, seconds=0.5, turns=5, connections=60, datagrams=40, steady_turns=1, steady=0.5)
+FULL: Final = Effort(
+    changes=100, seconds=5.0, turns=20, connections=100, datagrams=50, steady_turns=5, steady=1.0
+)
+QUICK: Final = Effort(
+    changes=20, seconds=0.5, turns=5, connections=60, datagrams=40, steady_turns=1, steady=0.5
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How many steps there are: for each mode of a round two of control and two of traffic."""
+        """The number of steps: for each mode of a round two of control and two of traffic."""
         return len(self.offers) * self.repeat * len(self.modes) * 4
 
     def turn(self, number: int) -> tuple[str, ...]:

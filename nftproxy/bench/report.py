@@ -1,4 +1,4 @@
-"""What a person gets of a run: a table for each size in the terminal, and CSV of all samples and of the machine."""
+"""The report of a run: a table for each size in the terminal, and CSV of all samples and of the machine."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from nftproxy.bench.rounds import NO_PROXY
 from nftproxy.bench.statistics import Figures
 
 OURS: Final = "nftproxy"
-LEGEND: Final = f"2.00x: so many times {OURS}; after the stroke: so many times {NO_PROXY}"
+LEGEND: Final = f"2.00x: two times {OURS}; after the slash: times {NO_PROXY}"
 _COLUMNS: Final = ("services", "round", "mode", "measure", "place", "value", "unit")
 _PREFIXES: Final[dict[Unit, tuple[tuple[float, str], ...]]] = {
     Unit.SECONDS: ((1, "s"), (1e-3, "ms"), (1e-6, "µs")),
@@ -21,14 +21,16 @@ _PREFIXES: Final[dict[Unit, tuple[tuple[float, str], ...]]] = {
 
 
 def quantity(value: float, unit: Unit) -> str:
-    """Return a reading with three digits and a fitting unit. Less than nothing is what others gave back meanwhile.
+    """Return a reading with three digits and a unit. It is negative if others freed memory meanwhile.
 
     >>> quantity(0.00123, Unit.SECONDS)
     '1.23 ms'
     """
     prefixes = _PREFIXES[unit]
     factor, name = next((each for each in prefixes if abs(value) >= each[0] * 0.9995), prefixes[-1])
-    return f"{'-' if value < 0 else ''}{_three_digits(abs(value) / factor)} {name}" if value else "0"
+    return (
+        f"{'-' if value < 0 else ''}{_three_digits(abs(value) / factor)} {name}" if value else "0"
+    )
 
 
 def times(ratio: float) -> str:
@@ -41,8 +43,12 @@ def _three_digits(value: float) -> str:
 
 
 def table(figures: Figures, services: int) -> list[list[str]]:
-    """Return the rows of a size, the header first; measures that nobody has are left out."""
-    modes = [mode for mode in figures.modes if any(figures.value(services, mode, row) is not None for row in ROWS)]
+    """Return the rows of a size, the header first; measures without samples are left out."""
+    modes = [
+        mode
+        for mode in figures.modes
+        if any(figures.value(services, mode, row) is not None for row in ROWS)
+    ]
     rows = [[row.title, *(_cell(figures, services, mode, row) for mode in modes)] for row in ROWS]
     return [[f"{services} services", *modes], *(row for row in rows if any(row[1:]))]
 
@@ -52,19 +58,26 @@ def _cell(figures: Figures, services: int, mode: str, row: Row) -> str:
     if value is None:
         return ""
     ours = figures.ratio(services, mode, OURS, row) if mode != OURS else None
-    bare = figures.ratio(services, mode, NO_PROXY, row) if mode != NO_PROXY and row.measure.of_packets else None
+    bare = (
+        figures.ratio(services, mode, NO_PROXY, row)
+        if mode != NO_PROXY and row.measure.of_packets
+        else None
+    )
     ratios = [*([times(ours)] if ours else []), *([f"/ {times(bare)}"] if bare else [])]
     return " ".join([quantity(value, row.measure.unit), *ratios])
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
-    """Write every reading, seconds and bytes as they are."""
-    rows = ((s.services, s.round, s.mode, s.measure, s.place, f"{s.value:.9g}", s.measure.unit) for s in samples)
+    """Write every reading, in seconds and bytes."""
+    rows = (
+        (s.services, s.round, s.mode, s.measure, s.place, f"{s.value:.9g}", s.measure.unit)
+        for s in samples
+    )
     _write(path, _COLUMNS, rows)
 
 
 def write_machine(path: Path, machine: Mapping[str, str]) -> None:
-    """Write what the machine is."""
+    """Write the description of the machine."""
     _write(path, ("property", "value"), machine.items())
 
 

@@ -1,7 +1,8 @@
-"""A run, round by round: in each, every mode is set up on a bed of its own, and then all of them are sent packets in turn.
+"""A run, round by round: each sets up every mode on a bed of its own, and then sends packets to all of them in turn.
 
-What was measured is in `samples` at every moment, whatever ends the run. A mode that fails is left out of the rest of its round and
-named in `notes`; the others go on. When a round ends, in whatever way, its processes and namespaces are gone.
+`samples` always has the readings so far, whatever ends the run. A mode that fails is left out of
+the rest of its round and named in `notes`; the others continue. However a round ends, it removes
+its processes and namespaces.
 """
 
 import contextlib
@@ -24,13 +25,13 @@ from nftproxy.bench.traffic import Reading, Traffic
 from nftproxy.errors import NftproxyError
 
 Progress = Callable[[str, int], None]
-"""What is going on, and how many steps more were done."""
+"""The current work, and the number of newly finished steps."""
 
 NO_PROXY = "none"
 
 
 class Run:
-    """A plan, what was measured so far, and what went wrong."""
+    """A plan, the results so far, and the errors."""
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self.plan = plan
@@ -47,7 +48,7 @@ class Run:
 
     @contextlib.contextmanager
     def _served(self, offer: Offer) -> Iterator[ControlPlane | None]:
-        """Lend an API server with the objects of an offer, where a mode needs one."""
+        """Lend an API server with the objects of an offer, if a mode needs one."""
         if not set(REAL) & set(self.plan.modes):
             yield None
             return
@@ -56,14 +57,21 @@ class Run:
             try:
                 self.tell(f"{offer.services} services: starting an API server")
                 server = stack.enter_context(ControlPlane())
-                server.load(offer, lambda made: self.tell(f"{offer.services} services: {made} objects in the API server"))
+                server.load(
+                    offer,
+                    lambda made: self.tell(
+                        f"{offer.services} services: {made} objects in the API server"
+                    ),
+                )
             except NftproxyError as error:
                 server = None
-                self.notes.append(f"no real kube-proxy with {offer.services} services: {_said(error)}")
+                self.notes.append(
+                    f"no real kube-proxy with {offer.services} services: {_said(error)}"
+                )
             yield server
 
     def tell(self, text: str, steps: int = 0) -> None:
-        """Say what is going on."""
+        """Report the current work."""
         self._progress(text, steps)
 
 
@@ -100,9 +108,13 @@ class _Round:
                 for reading in self._control(mode, bed, keep, restart=restart):
                     self._take(mode, [(reading.measure, "", reading.value)])
                 self._tell(mode, "", 1)
-        self._traffic[mode] = stack.enter_context(Traffic(bed, self._offer, proxied=mode != NO_PROXY))
+        self._traffic[mode] = stack.enter_context(
+            Traffic(bed, self._offer, proxied=mode != NO_PROXY)
+        )
 
-    def _control(self, mode: str, bed: Bed, keep: contextlib.ExitStack | None, *, restart: bool) -> Iterator[ControlReading]:
+    def _control(
+        self, mode: str, bed: Bed, keep: contextlib.ExitStack | None, *, restart: bool
+    ) -> Iterator[ControlReading]:
         plan = self._run.plan
         job = Job(
             mode=mode,
@@ -112,7 +124,9 @@ class _Round:
             restart=restart,
             changes=plan.effort.changes,
             seconds=plan.effort.seconds,
-            program=Program(plan.kube_proxy, self._server.access, self._server.folder) if self._server is not None else None,
+            program=Program(plan.kube_proxy, self._server.access, self._server.folder)
+            if self._server is not None
+            else None,
         )
         with contextlib.ExitStack() as own:
             process = subprocess.Popen(
@@ -141,7 +155,7 @@ class _Round:
                 with self._blamed(mode):
                     self._take(mode, self._traffic[mode].connections(effort.connections))
                     self._take(mode, self._traffic[mode].datagrams(effort.datagrams))
-        # Connections without a pause come last: what forwards them may still be tidying up afterwards.
+        # Connections without a pause are last: a forwarder may still clean up afterwards.
         for what in (Traffic.throughput, Traffic.rate):
             for turn in range(effort.steady_turns):
                 for mode in self._turn(turn):
@@ -150,11 +164,15 @@ class _Round:
                         self._take(mode, what(self._traffic[mode], effort.steady))
 
     def _turn(self, number: int) -> list[str]:
-        return [mode for mode in self._run.plan.turn(self._number + number) if mode in self._traffic]
+        return [
+            mode for mode in self._run.plan.turn(self._number + number) if mode in self._traffic
+        ]
 
     def _take(self, mode: str, readings: Iterable[Reading]) -> None:
         for measure, place, value in readings:
-            self._run.samples.append(Sample(self._offer.services, self._number + 1, mode, measure, place, value))
+            self._run.samples.append(
+                Sample(self._offer.services, self._number + 1, mode, measure, place, value)
+            )
 
     @contextlib.contextmanager
     def _blamed(self, mode: str) -> Iterator[None]:
@@ -162,10 +180,14 @@ class _Round:
             yield
         except NftproxyError as error:
             self._traffic.pop(mode, None)
-            self._run.notes.append(f"{mode} failed with {self._offer.services} services: {_said(error)}")
+            self._run.notes.append(
+                f"{mode} failed with {self._offer.services} services: {_said(error)}"
+            )
 
     def _tell(self, mode: str, what: str, steps: int = 0) -> None:
-        self._run.tell(f"{self._offer.services} services, round {self._number + 1}: {mode} {what}", steps)
+        self._run.tell(
+            f"{self._offer.services} services, round {self._number + 1}: {mode} {what}", steps
+        )
 
 
 def _said(error: NftproxyError) -> str:

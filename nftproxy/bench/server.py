@@ -1,7 +1,7 @@
 """The far end: `python -m nftproxy.bench.server` answers on all addresses of its namespace until its input ends.
 
-TCP connections are accepted and what they send is counted; when the client has no more to send, it is told the count as a line. A
-datagram is sent back from the address that it was sent to.
+It accepts TCP connections and counts their bytes; when the client has no more to send, it gets the
+count as a line. A datagram returns from the address that it was sent to.
 """
 
 import selectors
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from nftproxy.bench.workload import ENDPOINT_PORT
 
 _IP_PKTINFO = 8  # socket.IP_PKTINFO, which Python 3.11 does not name
-_ROUND = 64  # connections or datagrams taken at once
+_ROUND = 64  # connections or datagrams in one turn
 
 
 class Server:
@@ -48,7 +48,7 @@ class Server:
         for _ in range(_ROUND):
             try:
                 connection, _ = listening.accept()
-            except OSError:  # nobody left, or the client gave up meanwhile
+            except OSError:  # nothing pending, or the client gave up meanwhile
                 return
             connection.settimeout(0)
             self._counts[connection] = 0
@@ -63,7 +63,7 @@ class Server:
             connection.send(b"%d\n" % self._counts[connection])
         except BlockingIOError:
             return
-        except OSError:  # reset, as clients that only measure how long it takes to connect do
+        except OSError:  # reset, as by clients that only measure connecting
             pass
         self._selector.unregister(connection)
         del self._counts[connection]
@@ -74,10 +74,12 @@ class Server:
             try:
                 data, ancillary, _, peer = receiving.recvmsg(2048, 64)
                 level, kind, info = ancillary[0]
-                receiving.sendmsg([data], [(level, kind, bytes(4) + info[8:12] + bytes(4))], 0, peer)
+                receiving.sendmsg(
+                    [data], [(level, kind, bytes(4) + info[8:12] + bytes(4))], 0, peer
+                )
             except BlockingIOError:
                 return
-            except OSError:  # no way back
+            except OSError:  # no route back
                 continue
 
 

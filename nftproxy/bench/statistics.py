@@ -9,14 +9,14 @@ Key = tuple[int, str, Measure, str]
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Return a percentile of readings in ascending order, between two of them if need be."""
+    """Return a percentile of readings in ascending order, interpolated between two."""
     where = (len(ordered) - 1) * percent / 100
     low, high = math.floor(where), math.ceil(where)
     return ordered[low] + (ordered[high] - ordered[low]) * (where - low)
 
 
 class Figures:
-    """The samples of a run by what they are of; readings of all rounds count alike. `order` is that of the modes."""
+    """The samples of a run by measure; readings of all rounds count alike. `order` is that of the modes."""
 
     def __init__(self, samples: Iterable[Sample], order: Sequence[str]) -> None:
         self._order = order
@@ -34,12 +34,12 @@ class Figures:
 
     @property
     def modes(self) -> list[str]:
-        """The modes that have samples, in the order given."""
+        """The modes with samples, in the given order."""
         found = {mode for _, mode, *_ in self._readings}
         return [mode for mode in self._order if mode in found]
 
     def readings(self, services: int, mode: str, measure: Measure, place: str = "") -> list[float]:
-        """Return readings in ascending order; empty where there are none."""
+        """Return readings in ascending order, possibly empty."""
         return self._readings.get((services, mode, measure, place), [])
 
     def value(self, services: int, mode: str, row: Row) -> float | None:
@@ -48,6 +48,6 @@ class Figures:
         return percentile(found, row.percent) if found else None
 
     def ratio(self, services: int, mode: str, base: str, row: Row) -> float | None:
-        """Return how many times that of another mode it is; None where one of them is missing or nothing."""
+        """Return the ratio to another mode; None if one of them is missing or 0."""
         value, other = self.value(services, mode, row), self.value(services, base, row)
         return value / other if value is not None and other else None

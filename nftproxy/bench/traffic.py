@@ -1,7 +1,7 @@
-"""Packets through one mode's node: orders to the `client` process of its bed, and iperf3 where there is one.
+"""Packets through one mode's node: commands to the `client` process of its bed, and iperf3 where installed.
 
-Orders are short, so that modes can take turns: what disturbs the machine then disturbs them all alike. What takes microseconds is
-measured on one processor, what a node carries on all of them.
+Commands are short, so that modes can take turns: a disturbance of the machine then hits all alike.
+Microseconds are measured on one processor, throughput on all of them.
 """
 
 import contextlib
@@ -21,20 +21,20 @@ from nftproxy.bench.offer import IPERF_PORT, Offer
 from nftproxy.errors import NftproxyError
 from nftproxy.lab.namespace import enter
 
-_SPREAD: Final = 64  # services that all get new connections while these are counted
+_SPREAD: Final = 64  # services that get new connections for the count
 
 Reading = tuple[Measure, str, float]
 
 
 class Answer(msgspec.Struct):
-    """What the client process says."""
+    """The answer of the client process."""
 
     readings: list[list[float]] = []
     problem: str = ""
 
 
 class Received(msgspec.Struct):
-    """What came through, as its receiver counted it."""
+    """The throughput, counted by its receiver."""
 
     bits_per_second: float = 0.0
 
@@ -46,14 +46,14 @@ class End(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """What iperf3 prints: a summary, or an error and an empty one."""
+    """The output of iperf3: a summary, or an error and an empty one."""
 
     end: End
     error: str = ""
 
 
 class Traffic:
-    """The clients of one bed; all services of the offer are there. `proxied` is whether they are reached by their own addresses."""
+    """The clients of one bed with all services of the offer; `proxied` says whether they use the services' addresses."""
 
     def __init__(self, bed: Bed, offer: Offer, *, proxied: bool) -> None:
         self._bed = bed
@@ -78,24 +78,30 @@ class Traffic:
         self._process.communicate()
 
     def connections(self, count: int) -> Iterator[Reading]:
-        """Yield how long so many connections took, for each place of the list."""
+        """Yield the times of connections, for each place of the list."""
         with self._one_processor():
-            found = self._ask(Order(what="connections", targets=list(self._places.values()), count=count))
+            found = self._ask(
+                Order(what="connections", targets=list(self._places.values()), count=count)
+            )
         for place, readings in zip(self._places, found, strict=True):
             yield from ((Measure.CONNECT, place, reading) for reading in readings)
 
     def datagrams(self, count: int) -> Iterator[Reading]:
-        """Yield how long answers to so many first datagrams took."""
+        """Yield the times until answers to first datagrams."""
         with self._one_processor():
             found = self._ask(Order(what="datagrams", targets=[self._datagrams], count=count))
         yield from ((Measure.DATAGRAM, "", reading) for reading in found[0])
 
     def rate(self, seconds: float) -> Iterator[Reading]:
-        """Yield how many connections a second are made to services from all over the list."""
-        yield Measure.RATE, "", self._ask(Order(what="rate", targets=self._spread, seconds=seconds))[0][0]
+        """Yield the connections per second to services from all over the list."""
+        yield (
+            Measure.RATE,
+            "",
+            self._ask(Order(what="rate", targets=self._spread, seconds=seconds))[0][0],
+        )
 
     def throughput(self, seconds: float) -> Iterator[Reading]:
-        """Yield how many bytes a second a connection carries."""
+        """Yield the bytes per second of a connection."""
         if shutil.which("iperf3"):
             yield Measure.THROUGHPUT, "", self._by_iperf(seconds)
         else:
@@ -104,10 +110,11 @@ class Traffic:
 
     @contextlib.contextmanager
     def _one_processor(self) -> Iterator[None]:
-        """Keep client and endpoints, and so all that the kernel does between them, on one processor.
+        """Keep client and endpoints, and so all work of the kernel between them, on one processor.
 
-        Waking an endpoint on another one, or being put off by it, adds some 10 or 18 µs to some of the readings: hills of the machine,
-        of which a median lies on one or the other by chance. SCHED_BATCH is for those who take nobody's place when they wake up.
+        Waking an endpoint on another one, or being preempted by it, adds some 10 or 18 µs to some
+        readings: two hills, and the median is on either by chance. With SCHED_BATCH an endpoint
+        does not preempt the client when it wakes up.
         """
         processes = [self._process.pid, self._bed.endpoints]
         everywhere = [os.sched_getaffinity(pid) for pid in processes]
@@ -127,7 +134,9 @@ class Traffic:
         assert answers is not None  # noqa: S101
         orders.write(msgspec.json.encode(order).decode() + "\n")
         orders.flush()
-        answer = msgspec.json.decode(answers.readline() or '{"problem": "the client ended"}', type=Answer)
+        answer = msgspec.json.decode(
+            answers.readline() or '{"problem": "the client ended"}', type=Answer
+        )
         if answer.problem:
             raise NftproxyError(answer.problem)
         return answer.readings
@@ -152,16 +161,35 @@ class Traffic:
             server.communicate()
 
     def _iperf_client(self, target: Target, seconds: float) -> float:
-        argv = ["iperf3", "--client", target.address, "--port", str(target.port), "--time", f"{max(1, round(seconds))}", "--json"]
+        argv = [
+            "iperf3",
+            "--client",
+            target.address,
+            "--port",
+            str(target.port),
+            "--time",
+            f"{max(1, round(seconds))}",
+            "--json",
+        ]
         with enter(self._bed.client):
-            client = subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, start_new_session=True)
+            client = subprocess.Popen(
+                argv,
+                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
         try:
             report = msgspec.json.decode(client.communicate(timeout=seconds + 30)[0], type=Report)
         except (msgspec.DecodeError, subprocess.TimeoutExpired) as error:
-            raise NftproxyError(f"iperf3 through {target.address}:{target.port} failed: {error}") from error
+            raise NftproxyError(
+                f"iperf3 through {target.address}:{target.port} failed: {error}"
+            ) from error
         finally:
             client.kill()
             client.communicate()
         if report.error:
-            raise NftproxyError(f"iperf3 through {target.address}:{target.port} failed: {report.error}")
+            raise NftproxyError(
+                f"iperf3 through {target.address}:{target.port} failed: {report.error}"
+            )
         return report.end.sum_received.bits_per_second / 8

@@ -1,10 +1,11 @@
-"""Services to measure with: as many as wanted, all alike or mixed, each with endpoints of its own.
+"""Services for measurements: any number, all alike or mixed, each with endpoints of its own.
 
-Pure, and a function of the numbers alone: service 17 has the same addresses on every run and in every mode. Objects come as
-documents, as the API server prints them, and as decoded from such bytes: so measured memory holds strings that nobody shares.
+Pure, and a function of the numbers alone: service 17 has the same addresses on every run and in
+every mode. Objects are documents of the API server, or decoded from such bytes, so that no two
+share a string in the measured memory.
 
-No real node has an endpoint of every service. Here every service has one on the node, so that each mode has as much to write as it
-ever could.
+No real node has an endpoint of every service. Here every service has one on the node, so that each
+mode writes as much as possible.
 """
 
 import enum
@@ -24,7 +25,10 @@ NODE: Final = "node1"
 NODE_IP: Final = "192.168.50.11"
 CLUSTER_IPS: Final = "10.96.0.0/12"
 PODS: Final = "10.128.0.0/9"
-ENDPOINT_RANGES: Final = ("10.128.0.0/10", "10.192.0.0/11")  # those of the services; those that replace one of them
+ENDPOINT_RANGES: Final = (
+    "10.128.0.0/10",
+    "10.192.0.0/11",
+)  # those of the services; those that replace one of them
 BALANCERS: Final = "198.18.0.0/15"  # reserved for benchmarks by RFC 2544
 SERVICE_PORT: Final = 80
 ENDPOINT_PORT: Final = 8080
@@ -40,7 +44,7 @@ _MOST_SPARE = ipaddress.ip_network(ENDPOINT_RANGES[1]).num_addresses
 
 
 class Mix(enum.StrEnum):
-    """What the services are."""
+    """The kind of services."""
 
     PLAIN = "plain"  # ClusterIP, TCP
     MIXED = "mixed"  # a fifth LoadBalancer with NodePort and external policy Local, one in a hundred with ClientIP affinity
@@ -48,7 +52,7 @@ class Mix(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """So many services with so many endpoints each; `protocol` is TCP or UDP."""
+    """A number of services with a number of endpoints each; `protocol` is TCP or UDP."""
 
     services: int
     endpoints: int = 3
@@ -59,7 +63,9 @@ class Workload:
         if not 1 <= self.services <= MOST:
             raise NftproxyError(f"{self.services} services: only 1 to {MOST} have addresses here")
         if not 1 <= self.endpoints <= 1000 or self.services * self.endpoints > _MOST_ENDPOINTS:
-            raise NftproxyError(f"{self.services} services with {self.endpoints} endpoints each are too many to have addresses")
+            raise NftproxyError(
+                f"{self.services} services with {self.endpoints} endpoints each are too many to have addresses"
+            )
 
     def name(self, number: int) -> str:
         """Return the name of a service, and of its slice."""
@@ -67,11 +73,17 @@ class Workload:
 
     def cluster_ip(self, number: int) -> str:
         """Return the ClusterIP of a service."""
-        return str(ipaddress.IPv4Address(_CLUSTER_IPS + 2 + number))  # the first is the API server's
+        return str(
+            ipaddress.IPv4Address(_CLUSTER_IPS + 2 + number)
+        )  # the first is the API server's
 
     def balancer_ip(self, number: int) -> str | None:
         """Return the load-balancer address of a service that has one."""
-        return str(ipaddress.IPv4Address(_BALANCERS + 1 + number)) if self.is_external(number) else None
+        return (
+            str(ipaddress.IPv4Address(_BALANCERS + 1 + number))
+            if self.is_external(number)
+            else None
+        )
 
     def node_port(self, number: int) -> int | None:
         """Return the NodePort of a service that has one."""
@@ -86,7 +98,7 @@ class Workload:
         return self.mix is Mix.MIXED and number % 100 == 7
 
     def addresses(self, number: int, replaced: int = 0) -> list[str]:
-        """Return the endpoints of a service, the last of them replaced so many times."""
+        """Return the endpoints of a service, after `replaced` changes of the last one."""
         first = _ENDPOINTS + number * self.endpoints
         found = [first + each for each in range(self.endpoints)]
         if replaced:
@@ -96,7 +108,12 @@ class Workload:
     def service_document(self, number: int) -> dict[str, Any]:
         """Return a Service as the API server has it."""
         ip = self.cluster_ip(number)
-        port: dict[str, Any] = {"name": "http", "port": SERVICE_PORT, "protocol": self.protocol, "targetPort": ENDPOINT_PORT}
+        port: dict[str, Any] = {
+            "name": "http",
+            "port": SERVICE_PORT,
+            "protocol": self.protocol,
+            "targetPort": ENDPOINT_PORT,
+        }
         spec: dict[str, Any] = {
             "type": "ClusterIP",
             "clusterIP": ip,
@@ -110,7 +127,11 @@ class Workload:
         document = {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": self.name(number), "namespace": "default", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "metadata": {
+                "name": self.name(number),
+                "namespace": "default",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            },
             "spec": spec,
         }
         if self.is_external(number):
@@ -120,7 +141,9 @@ class Workload:
                 "externalTrafficPolicy": "Local",
                 "healthCheckNodePort": _LAST_NODEPORT - number // 5,
             }
-            document["status"] = {"loadBalancer": {"ingress": [{"ip": self.balancer_ip(number), "ipMode": "VIP"}]}}
+            document["status"] = {
+                "loadBalancer": {"ingress": [{"ip": self.balancer_ip(number), "ipMode": "VIP"}]}
+            }
         return document
 
     def slice_document(self, number: int, replaced: int = 0) -> dict[str, Any]:
@@ -129,7 +152,11 @@ class Workload:
         return {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
-            "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
+            "metadata": {
+                "name": name,
+                "namespace": "default",
+                "labels": {"kubernetes.io/service-name": name},
+            },
             "addressType": "IPv4",
             "ports": [{"name": "http", "port": ENDPOINT_PORT, "protocol": self.protocol}],
             "endpoints": [
@@ -159,12 +186,14 @@ class Workload:
         return map(self.slice, range(self.services))
 
     def service_cidr(self) -> ServiceCIDR:
-        """Return where the ClusterIPs come from."""
-        return msgspec.convert({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [CLUSTER_IPS]}}, ServiceCIDR)
+        """Return the range of the ClusterIPs."""
+        return msgspec.convert(
+            {"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [CLUSTER_IPS]}}, ServiceCIDR
+        )
 
 
 def node_settings() -> NodeSettings:
-    """Return the settings of the node that is measured: pods known by their CIDR, NodePorts on its own address."""
+    """Return the settings of the measured node: pods recognized by their CIDR, NodePorts on its own address."""
     return NodeSettings(
         node_name=NODE,
         families=(Family.IPv4,),

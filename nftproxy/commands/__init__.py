@@ -1,1 +1,1 @@
-"""The commands, a module each: what the arguments mean, and what is printed."""
+"""The commands, a module each: their arguments and their output."""

@@ -1,4 +1,4 @@
-"""`nftproxy cleanup`: hand the machine back."""
+"""`nftproxy cleanup`: remove the table."""
 
 import click
 
@@ -8,9 +8,10 @@ from nftproxy.node import instance
 
 @click.command()
 def cleanup() -> None:
-    """Remove our table from this machine, and say what went.
+    """Remove the table inet nftproxy from this machine.
 
-    Services are not reachable through this node afterwards, unless another proxy serves them. Refuses while nftproxy runs.
+    Services are then unreachable through this node, unless another proxy serves them. Refuses while
+    nftproxy runs.
     """
     with instance.claim(), Kernel() as kernel:
         kernel.require()

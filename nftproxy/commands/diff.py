@@ -21,22 +21,37 @@ Line = tuple[str, str, str]  # sign, set or map, element
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @input_options
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What to print.")
+@click.option(
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What to print.",
+)
 def diff(manifests: tuple[Path, ...], output: str, **flags: Any) -> int:
-    """Show what a sync would change in this machine's table; nothing is applied.
+    """Show what a sync would change in this machine's table, without changing it.
 
-    Exit code: 0 when nothing would change, 1 when something would, 2 when something is wrong.
+    Exit code: 0 without changes, 1 with changes, 2 after an error.
     """
     given = Input(manifests, flags)
     given.refuse_problems()
     with Kernel() as kernel:
         kernel.require()
-        lines = sorted(_compare(given, kernel), key=lambda line: (line[1] != "program", line[1], line[2]))
+        lines = sorted(
+            _compare(given, kernel), key=lambda line: (line[1] != "program", line[1], line[2])
+        )
     if output == "json":
-        click.echo(json.dumps([{"change": sign, "where": where, "element": text} for sign, where, text in lines], indent=2))
+        click.echo(
+            json.dumps(
+                [{"change": sign, "where": where, "element": text} for sign, where, text in lines],
+                indent=2,
+            )
+        )
         return 1 if lines else 0
     for sign, where, text in lines:
-        click.echo(click.style(f"{sign} {where} {text}".rstrip(), fg={"+": "green", "-": "red"}.get(sign)))
+        click.echo(
+            click.style(f"{sign} {where} {text}".rstrip(), fg={"+": "green", "-": "red"}.get(sign))
+        )
     return 1 if lines else 0
 
 
@@ -47,18 +62,26 @@ def _compare(given: Input, kernel: Kernel) -> list[Line]:
     exists = kernel.refresh()
     if program.marker not in kernel.chains:
         lines.append(("+", "program", program.digest))
-        lines += [("-", "program", digest) for digest in sorted(filter(None, map(schema.parse_program, kernel.chains)))]
+        lines += [
+            ("-", "program", digest)
+            for digest in sorted(filter(None, map(schema.parse_program, kernel.chains)))
+        ]
     own = interfaces.addresses()
     for family in settings.families:
         names = [name for name in kernel.sets if schema.is_compared(name, family)]
         before = {name: kernel.elements(name) for name in names}
         basis = ReadBack({name: kernel.packed(name) for name in names})
-        accepted, _ = accepted_nodeport_addresses({family: settings.nodeport_addresses[family]}, own)
+        accepted, _ = accepted_nodeport_addresses(
+            {family: settings.nodeport_addresses[family]}, own
+        )
         found = preview.preview(settings, given.store, family, accepted.get(family), basis)
         for where in sorted({*found.delta.removed, *found.delta.late, *found.delta.added}):
             gone = {**found.delta.removed.get(where, {}), **found.delta.late.get(where, {})}
             lines += [("-", where, preview.line(key, before[where][key])) for key in gone]
-            lines += [("+", where, preview.line(key, value)) for key, value in found.delta.added.get(where, {}).items()]
+            lines += [
+                ("+", where, preview.line(key, value))
+                for key, value in found.delta.added.get(where, {}).items()
+            ]
         for where, keys in found.node.items():
             there = kernel.keys(where) if exists else set[Key]()
             lines += [("-", where, preview.line(key)) for key in there.difference(keys)]

@@ -1,4 +1,4 @@
-"""What `render` and `diff` have in common: manifests and the node's settings."""
+"""The common input of `render` and `diff`: manifests and the node's settings."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,28 +19,30 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def manifests_option(command: Command) -> Command:
-    """Put --manifests on a command."""
+    """Add --manifests to a command."""
     option = click.option(
         "--manifests",
-        type=click.Path(path_type=Path, readable=False),  # `Manifests` says what is wrong with it
+        type=click.Path(path_type=Path, readable=False),  # `Manifests` reports its faults
         multiple=True,
         required=True,
         metavar="PATH",
         help="A file, or a folder of files, with Services, EndpointSlices, Nodes and ServiceCIDRs as kubectl get -o yaml prints "
-        "them; may be given several times.",
+        "them; may be repeated.",
     )
     return option(command)
 
 
 def input_options(command: Command) -> Command:
-    """Put --manifests and the node's flags on a command."""
+    """Add --manifests and the node's flags to a command."""
     return manifests_option(node_options(command))
 
 
 class Input:
-    """Manifests, and the settings that they and the flags give this node."""
+    """Manifests, and the settings of this node by them and the flags."""
 
-    def __init__(self, paths: tuple[Path, ...], flags: Mapping[str, Any], *, assign_cluster_ips: bool = False) -> None:
+    def __init__(
+        self, paths: tuple[Path, ...], flags: Mapping[str, Any], *, assign_cluster_ips: bool = False
+    ) -> None:
         from nftproxy.configuration import effective
         from nftproxy.configuration.settings import node_name, node_settings
         from nftproxy.configuration.validation import require_valid
@@ -55,7 +57,9 @@ class Input:
         name = node_name(config, hostname)
         node = own_node(self.scan, name)
         self.settings: NodeSettings
-        self.settings, more = node_settings(config, facts(node), hostname=hostname, supported=host.supported_families())
+        self.settings, more = node_settings(
+            config, facts(node), hostname=hostname, supported=host.supported_families()
+        )
         if assign_cluster_ips:
             objects = self.scan.objects
             services = assign(objects[Service], objects[ServiceCIDR], self.settings.families)  # type: ignore[arg-type]
@@ -65,6 +69,6 @@ class Input:
         deliver(self.store, self.scan, name)
 
     def refuse_problems(self) -> None:
-        """Raise when anything in the manifests could not be used."""
+        """Raise if anything in the manifests is unusable."""
         if self.scan.problems:
             raise ConfigError(self.scan.problems)

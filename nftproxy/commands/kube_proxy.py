@@ -1,4 +1,4 @@
-"""`nftproxy kube-proxy`, and the program `kube-proxy`: the drop-in, with the original's flags, order of work and exit codes."""
+"""`nftproxy kube-proxy`, and the program `kube-proxy`: the replacement, with the original's flags, order of work and exit codes."""
 
 import asyncio
 import sys
@@ -20,10 +20,11 @@ from nftproxy.node import memory
 @kube_proxy_options
 @figures_options
 def kube_proxy(**flags: Any) -> int:
-    """Take the place of kube-proxy on this node.
+    """Replace kube-proxy on this node.
 
-    Takes kube-proxy's flags and configuration file, and answers its health checks and scrapes. With --config, the file counts and most
-    other flags are ignored, as kube-proxy does. Exit code 0 or 1.
+    Accepts kube-proxy's flags and configuration file, and serves the same health checks and
+    metrics. With --config, the file counts and most other flags are ignored, as in kube-proxy. Exit
+    code 0 or 1.
     """
     try:
         return _start(flags)
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def _start(flags: dict[str, Any]) -> int:
-    """Do what contract 8.1.2 says, in its order."""
+    """Read the configuration, check it, and do what the flags ask for, in kube-proxy's order (contract 8.1.2)."""
     from nftproxy.configuration import configfile, effective
     from nftproxy.configuration.validation import require_valid
 
@@ -76,7 +77,7 @@ async def _serve(start: Any, master: str) -> None:
 
 
 def _clean_up() -> int:
-    """Remove what every mode has left, ours included (contract 5.12.4)."""
+    """Remove the rules of every mode, ours included (contract 5.12.4)."""
     from nftproxy.kernel.transactions import Kernel
     from nftproxy.node import takeover
 

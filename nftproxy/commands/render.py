@@ -29,8 +29,16 @@ For example:
     help="Give a ClusterIP to each Service that has none, as an API server would, so that a chart can be tried as its author wrote it: "
     "from the ServiceCIDRs in the manifests, or else from 10.96.0.0/12 and fd00:96::/112. The choice depends on the Services alone.",
 )
-@click.option("--output", type=click.Choice(["nft", "json"]), default="nft", show_default=True, help="What to print.")
-def render(manifests: tuple[Path, ...], output: str, *, assign_cluster_ips: bool, **flags: Any) -> None:
+@click.option(
+    "--output",
+    type=click.Choice(["nft", "json"]),
+    default="nft",
+    show_default=True,
+    help="What to print.",
+)
+def render(
+    manifests: tuple[Path, ...], output: str, *, assign_cluster_ips: bool, **flags: Any
+) -> None:
     """Print what would be loaded; needs no root and no kernel.
 
     The output replaces our table when nft loads it, and nft -c -f - checks it, also on a node where nftproxy runs.
@@ -39,7 +47,10 @@ def render(manifests: tuple[Path, ...], output: str, *, assign_cluster_ips: bool
     given.refuse_problems()
     settings = given.settings
     accepted, doubts = _accepted(settings)
-    previews = [preview.preview(settings, given.store, family, accepted.get(family)) for family in settings.families]
+    previews = [
+        preview.preview(settings, given.store, family, accepted.get(family))
+        for family in settings.families
+    ]
     for note in (*given.warnings, *doubts, *(note for each in previews for note in each.notes)):
         click.echo(f"{click.style('warning:', fg='yellow')} {note}", err=True)
     program = Program(settings)
@@ -55,7 +66,11 @@ def _accepted(settings: NodeSettings) -> tuple[dict[Family, list[Address]], list
     doubts: list[str] = []
     for family, networks in settings.nodeport_addresses.items():
         if networks is not ALL:
-            addresses[family] = [Address(family, network.text) for network in networks if network.length == family.bits]
+            addresses[family] = [
+                Address(family, network.text)
+                for network in networks
+                if network.length == family.bits
+            ]
             doubts += [
                 f"nodePortAddresses: which addresses of {network} this node has is not known here; "
                 f"{schema.NODEPORT_IPS.name(family)} has none of them"
@@ -71,7 +86,10 @@ def _json(program: Program, previews: list[Preview]) -> dict[str, Any]:
     return {
         "program": program.digest,
         "elements": {
-            where: [{"key": key, **({} if value is None else {"value": _value(value)})} for key, value in items.items()]
+            where: [
+                {"key": key, **({} if value is None else {"value": _value(value)})}
+                for key, value in items.items()
+            ]
             for where, items in elements.items()
         },
         "serviceCIDRs": [key[0] for keys in cidrs for key in keys],

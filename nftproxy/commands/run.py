@@ -56,4 +56,6 @@ async def _serve(start: Any, manifests: Manifests) -> None:
     def sourcing(store: Any, **told: Any) -> FileSource:
         return FileSource(manifests, store, start.node_name, **told)
 
-    await Daemon(start, sourcing, Metrics(sorted(start.supported), start.config.feature_gates)).run()
+    await Daemon(
+        start, sourcing, Metrics(sorted(start.supported), start.config.feature_gates)
+    ).run()

@@ -1,4 +1,4 @@
-"""What `run` and `kube-proxy` have in common: the options of counting connections, and the launch of the daemon."""
+"""Common to `run` and `kube-proxy`: the options for counting connections, and the launch of the daemon."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,13 +16,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def figures_options(command: Command) -> Command:
-    """Put the options that say what connections are counted for on a command."""
+    """Add the options for counting connections to a command."""
     counted = click.option(
         "--connection-metrics",
         type=click.Choice(["off", "frontends", "endpoints"]),
         default="frontends",
         show_default=True,
-        help="What connections are counted for, read from the table at each scrape. Obeyed beside --config.",
+        help="Count connections for these, by reading the table at each scrape. Also effective with --config.",
     )
     limit = click.option(
         "--connection-metrics-limit",
@@ -30,13 +30,17 @@ def figures_options(command: Command) -> Command:
         default=10_000,
         show_default=True,
         metavar="N",
-        help="How many series of connections there may be. Obeyed beside --config.",
+        help="The maximum of series of connections. Also effective with --config.",
     )
     return counted(limit(command))
 
 
 def launch(
-    config: "KubeProxyConfiguration", values: Mapping[str, Any], flags: Iterable[Flag], *, limits_required: bool = True
+    config: "KubeProxyConfiguration",
+    values: Mapping[str, Any],
+    flags: Iterable[Flag],
+    *,
+    limits_required: bool = True,
 ) -> "Launch":
     """Return how to start a daemon with a configuration; `values` are the parameters of a command with `flags`."""
     from nftproxy.configuration.settings import node_name
@@ -50,7 +54,10 @@ def launch(
         hostname=hostname,
         supported=host.supported_families(),
         config_file=Path(values["config"]) if values.get("config") else None,
-        flags={flag.alias or flag.name: _shown(values.get(flag.parameter), flag.default) for flag in flags},
+        flags={
+            flag.alias or flag.name: _shown(values.get(flag.parameter), flag.default)
+            for flag in flags
+        },
         init_only=bool(values.get("init_only")),
         limits_required=limits_required,
         figures=Figures(values["connection_metrics"]),

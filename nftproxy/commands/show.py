@@ -1,4 +1,4 @@
-"""`nftproxy show`: what is programmed now, read from the kernel alone."""
+"""`nftproxy show`: the Services in the table, read from the kernel alone."""
 
 import difflib
 from collections import Counter
@@ -33,21 +33,32 @@ For example:
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
 @click.argument("name", metavar="[NAMESPACE/SERVICE[:PORT]]", default="")
-@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="What to print.")
+@click.option(
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
 def show(name: str, output: str) -> None:
-    """Show what is programmed now, read from the kernel.
+    """Show the Services in the table, read from the kernel.
 
-    Without a name: every frontend in a line. With one: its frontends, both endpoint lists, and how often each endpoint was picked.
-    External is an external IP or a load-balancer address; these look alike in the table unless the Service limits their sources.
+    Without a name: a line for each frontend. With one: its frontends, both endpoint lists, and how
+    often each endpoint was picked. External is an external IP or a load-balancer address; the table
+    does not distinguish these unless the Service limits their sources.
 
-    Connections are counted from the moment when the kernel got the element they are counted at: a frontend's anew when its number of
-    endpoints or its policy changes, an endpoint's when it comes. A connection that ClientIP affinity sends to the endpoint the
-    client had before is counted at its frontend only.
+    Counters start with the last rewrite of their element: a frontend's when its number of endpoints
+    or its policy changes, an endpoint's when it is added. A connection that ClientIP affinity sends
+    to the client's previous endpoint counts for its frontend only.
     """
     seen = _read()
     chosen = _choose(seen.services, name) if name else seen.services
     if output == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(seen, services=tuple(chosen)))))
+        click.echo(
+            msgspec.json.format(
+                msgspec.json.encode(msgspec.structs.replace(seen, services=tuple(chosen)))
+            )
+        )
     elif name:
         for service in chosen:
             _detail(service)
@@ -63,46 +74,67 @@ def _read() -> Snapshot:
         reader.close()
     if seen is None:
         raise NftproxyError(
-            "there is no table inet nftproxy here, so nothing is programmed",
+            "there is no table inet nftproxy here, so no service is programmed",
             hint="nftproxy run makes it; in a lab: nftproxy lab demo",
         )
     return seen
 
 
 def _choose(services: Sequence[ServicePort], name: str) -> list[ServicePort]:
-    """Return the service ports of that name; an error that suggests others when there is none."""
+    """Return the service ports of that name; the error without any suggests others."""
     chosen = [service for service in services if service.is_called(name)]
     if chosen:
         return chosen
-    known = list(dict.fromkeys([s.name.partition(":")[0] for s in services] + [s.name for s in services]))
+    known = list(
+        dict.fromkeys([s.name.partition(":")[0] for s in services] + [s.name for s in services])
+    )
     same = [full for full in known if full.partition("/")[2] == name]
     close = same or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "nftproxy show lists all there is"
+    hint = f"did you mean {' or '.join(close)}?" if close else "nftproxy show lists all services"
     raise NftproxyError(f"no service {name!r} is programmed on this node", hint=hint)
 
 
 def _overview(seen: Snapshot) -> None:
     rows = [
-        (service.name, _place(shown), _kind(shown), str(shown.connections), _endpoints(shown), "; ".join(_words(shown)))
+        (
+            service.name,
+            _place(shown),
+            _kind(shown),
+            str(shown.connections),
+            _endpoints(shown),
+            "; ".join(_words(shown)),
+        )
         for service in seen.services
         for shown in service.frontends
     ]
     if rows:
-        columns.show(("SERVICE", "FRONTEND", "KIND", "CONNECTIONS", "ENDPOINTS", "WHAT HAPPENS"), rows)
+        columns.show(
+            ("SERVICE", "FRONTEND", "KIND", "CONNECTIONS", "ENDPOINTS", "WHAT HAPPENS"), rows
+        )
     else:
         click.echo("the table is there, but no service is in it")
     for family, addresses in seen.nodeport_addresses.items():
-        where = "all addresses of this machine but loopback" if addresses == "all" else ", ".join(addresses) or "no address"
+        where = (
+            "all addresses of this machine except loopback"
+            if addresses == "all"
+            else ", ".join(addresses) or "no address"
+        )
         click.echo(f"NodePorts are accepted on, {family}: {where}")
     if seen.service_cidrs:
-        click.echo(f"Other addresses in {', '.join(seen.service_cidrs)} are dropped: no service has them.")
+        click.echo(
+            f"Other addresses in {', '.join(seen.service_cidrs)} are dropped: no service has them."
+        )
 
 
 def _detail(service: ServicePort) -> None:
     click.secho(service.name, bold=True)
-    frontends = [(_place(s), _kind(s), str(s.connections), "; ".join(_words(s))) for s in service.frontends]
+    frontends = [
+        (_place(s), _kind(s), str(s.connections), "; ".join(_words(s))) for s in service.frontends
+    ]
     columns.show(("FRONTEND", "KIND", "CONNECTIONS", "WHAT HAPPENS"), frontends, indent=2)
-    remembered = {e: n for s in service.frontends if s.affinity for e, n in s.affinity.clients.items()}
+    remembered = {
+        e: n for s in service.frontends if s.affinity for e, n in s.affinity.clients.items()
+    }
     sticky = any(shown.affinity for shown in service.frontends)
     rows = []
     for title, lists in (
@@ -110,7 +142,14 @@ def _detail(service: ServicePort) -> None:
         ("local", [shown.local for shown in service.frontends]),
     ):
         for endpoint, connections in _added_up(lists).items():
-            rows.append((title, str(endpoint), str(connections), *((str(remembered.get(str(endpoint), 0)),) if sticky else ())))
+            rows.append(
+                (
+                    title,
+                    str(endpoint),
+                    str(connections),
+                    *((str(remembered.get(str(endpoint), 0)),) if sticky else ()),
+                )
+            )
     if rows:
         header = ("LIST", "ENDPOINT", "CONNECTIONS", *(("CLIENTS REMEMBERED",) if sticky else ()))
         columns.show(header, rows, indent=2)
@@ -118,7 +157,7 @@ def _detail(service: ServicePort) -> None:
 
 
 def _added_up(lists: Sequence[Sequence[Listed]]) -> Counter[Endpoint]:
-    """Return the endpoints in any of the lists, each with its connections over all of them."""
+    """Return the endpoints of all lists, each with its connections in all of them."""
     total: Counter[Endpoint] = Counter()
     for each in lists:
         for listed in each:
@@ -142,7 +181,7 @@ def _endpoints(shown: Shown) -> str:
 
 
 def _words(shown: Shown) -> Iterator[str]:
-    """Say who gets which endpoint and who is refused."""
+    """Describe which clients get which endpoints, and which are refused."""
     if shown.policy:
         yield _POLICIES[shown.policy]
     if shown.refused:

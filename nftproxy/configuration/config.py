@@ -1,13 +1,15 @@
 """KubeProxyConfiguration v1alpha1: what kube-proxy's config file and flags can say (contract 8.2).
 
-The Structs hold *effective* values: a field that nobody set has the default of contract 8.2. Input arrives as sparse mappings
-with the names of the wire format, in which a missing key means "not set" (`configfile` makes one of a file, `flags` one of the
-command line); `build` lays them over each other, later ones winning, and fills in the defaults that depend on other fields.
+The Structs hold *effective* values: a field that nobody set has its default. Input arrives as
+sparse mappings with the names of the wire format, in which a missing key means "not set":
+`configfile` makes one from a file, `flags` one from the command line. `build` merges them, later
+ones win, and fills in the defaults that depend on other fields.
 
-One default is ours: `nftables.minSyncPeriod` is 50 ms where kube-proxy waits 1 s, because a sync of ours costs milliseconds. An
-explicit value is obeyed. And `mode`, which is `iptables` when empty in kube-proxy, is `nftables`, the only one there is.
+Two defaults differ from kube-proxy: `nftables.minSyncPeriod` is 50 ms instead of 1 s, because a
+sync takes milliseconds, and an empty `mode` means `nftables`, the only one, instead of `iptables`.
 
-Whether values make sense together is the business of `validation`, what they mean for packets that of `settings`.
+`validation` checks whether values make sense together; `settings` derives what they mean for
+packets.
 """
 
 from collections.abc import Mapping
@@ -32,15 +34,15 @@ HEALTHZ_PORT: Final = 10256
 METRICS_PORT: Final = 10249
 
 Sparse = Mapping[str, Any]
-"""Some fields of the configuration under their wire names; nested sections are Sparse too, a missing key means "not set"."""
+"""Fields of the configuration under their wire names, nested like it; a missing key means "not set"."""
 
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
-"""Go's int32: what does not fit is not decodable (contract 8.1.3)."""
+"""Go's int32: a value that does not fit is not decodable (contract 8.1.3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a check turned up: problems, which are fatal, and warnings, which are only logged. Each names its field first."""
+    """The findings of a check: problems are fatal, warnings are only logged. Each names its field first."""
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -51,7 +53,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ClientConnection(Section, frozen=True, kw_only=True):
-    """How to talk to the API server."""
+    """How to connect to the API server."""
 
     kubeconfig: str = ""
     accept_content_types: str = ""
@@ -115,7 +117,7 @@ class Ipvs(Section, frozen=True, kw_only=True):
 
 
 class Nftables(Section, frozen=True, kw_only=True):
-    """The section of the only mode there is."""
+    """The section of the only mode that nftproxy has."""
 
     masquerade_bit: Int32 = 14
     masquerade_all: bool = False
@@ -141,7 +143,7 @@ class DetectLocal(Section, frozen=True, kw_only=True):
 
 
 class Conntrack(Section, frozen=True, kw_only=True):
-    """Kernel settings of connection tracking; 0 means "leave alone" and is not the same as "not set"."""
+    """Kernel settings of connection tracking; 0 means "do not set" and differs from a missing value."""
 
     max_per_core: Int32 = 32768
     min: Int32 = 131072
@@ -182,20 +184,26 @@ class KubeProxyConfiguration(Section, frozen=True, kw_only=True):
 
 
 def build(*layers: Sparse) -> KubeProxyConfiguration:
-    """Return the effective configuration of `layers`, the later ones laid over the earlier.
+    """Return the effective configuration of `layers`; later ones win.
 
-    Raises msgspec.ValidationError if a layer has a value of the wrong type; readers of files and flags check theirs first.
+    Raises msgspec.ValidationError if a layer has a value of the wrong type; readers of files and
+    flags check theirs before.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
         _lay_over(merged, layer)
     if not merged.get("nodePortAddresses"):
-        merged.pop("nodePortAddresses", None)  # an empty list means `primary` in this mode (contract 2.6.1)
+        merged.pop(
+            "nodePortAddresses", None
+        )  # an empty list means `primary` in this mode (contract 2.6.1)
     host = _host(merged.get("bindAddress", ""))
     ipv6 = host is not None and host.family is Family.IPv6
     merged.setdefault("healthzBindAddress", "::" if ipv6 else "0.0.0.0")  # noqa: S104 - the documented default
     merged.setdefault("metricsBindAddress", "::1" if ipv6 else "127.0.0.1")
-    for address, port in (("healthzBindAddress", HEALTHZ_PORT), ("metricsBindAddress", METRICS_PORT)):
+    for address, port in (
+        ("healthzBindAddress", HEALTHZ_PORT),
+        ("metricsBindAddress", METRICS_PORT),
+    ):
         merged[address] = with_port(merged[address], port)
     return msgspec.convert(merged, KubeProxyConfiguration, dec_hook=decode)
 
@@ -203,17 +211,20 @@ def build(*layers: Sparse) -> KubeProxyConfiguration:
 def dump(config: KubeProxyConfiguration) -> dict[str, Any]:
     """Return the configuration as a v1alpha1 object of plain values, every field and kind and apiVersion included.
 
-    Sync periods and masqueradeAll are shown in the section of the mode in use only (contract 8.1.5); the others read "not set".
+    Sync periods and masqueradeAll are shown in the section of the mode in use only (contract
+    8.1.5); the others read "not set".
     """
     unused = {"masqueradeAll": False, "syncPeriod": "0s", "minSyncPeriod": "0s"}
-    fields = msgspec.json.decode(msgspec.json.encode(config, enc_hook=str))  # by JSON, which knows no tuples
+    fields = msgspec.json.decode(
+        msgspec.json.encode(config, enc_hook=str)
+    )  # by JSON, which has no tuples
     fields["iptables"].update(unused)
     fields["ipvs"].update({name: value for name, value in unused.items() if name in fields["ipvs"]})
     return {"apiVersion": API_VERSION, "kind": KIND, **fields}
 
 
 def decode(wanted: type, value: object) -> object:
-    """Decode what msgspec does not know by itself, for its `dec_hook`: durations."""
+    """Decode durations, for the `dec_hook` of msgspec."""
     if isinstance(value, Duration):
         return value
     if wanted is Duration and isinstance(value, str):
@@ -222,7 +233,7 @@ def decode(wanted: type, value: object) -> object:
 
 
 def with_port(address: str, port: int) -> str:
-    """Return `address` as IP:port if it is a bare IP, else unchanged: what is no address at all is reported by validation."""
+    """Return `address` as IP:port if it is a bare IP, else unchanged; validation reports invalid ones."""
     if _host(address) is None:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -236,7 +247,7 @@ def _host(text: str) -> Address | None:
 
 
 def _lay_over(merged: dict[str, Any], layer: Sparse) -> None:
-    """Write the fields of `layer` into `merged`, section by section; featureGates, a map in one field, gains keys as well."""
+    """Write the fields of `layer` into `merged`, section by section; featureGates, a map, gains keys too."""
     for name, value in layer.items():
         if isinstance(value, Mapping):
             _lay_over(merged.setdefault(name, {}), value)

@@ -1,8 +1,9 @@
 """The text of a configuration file: v1alpha1 as YAML or JSON, read into a sparse mapping and written from a configuration.
 
-Reading is lenient where kube-proxy is (contract 8.1.3): unknown and duplicate fields become warnings. It is strict about the
-rest, and finds everything at once: each field of a wrong type is one problem with its path. The zero values that kubeadm writes
-for whatever it does not set (contract 10.3.5) count as not set, except where 8.2 gives an explicit zero a meaning of its own.
+Reading is lenient where kube-proxy is (contract 8.1.3): unknown and duplicate fields become
+warnings. It is strict about the rest and finds everything at once: each field of a wrong type is
+one problem with its path. kubeadm writes zero values for fields that it does not set; they count as
+not set (contract 10.3.5), except where an explicit zero has a meaning (contract 8.2).
 """
 
 import json
@@ -18,12 +19,14 @@ from nftproxy.configuration.duration import Duration
 from nftproxy.errors import ConfigError
 from nftproxy.kubeyaml import Loader, refuse_depth
 
-_ZERO_HAS_MEANING: Final = frozenset({"iptables.masqueradeBit", "nftables.masqueradeBit", "oomScoreAdj"})
+_ZERO_HAS_MEANING: Final = frozenset(
+    {"iptables.masqueradeBit", "nftables.masqueradeBit", "oomScoreAdj"}
+)
 _ZERO_HAS_MEANING_BELOW: Final = "conntrack."  # 8.2: explicit 0 is kept
 
 
 def read(text: str, source: str) -> tuple[config.Sparse, list[str]]:
-    """Return the fields set in `text` and the warnings about it; ConfigError with all problems, each beginning with `source`."""
+    """Return the fields set in `text` and warnings; ConfigError has all problems, each starting with `source`."""
     document, warnings = _parse(text, source)
     if not isinstance(document, Mapping):
         raise ConfigError([f"{source}: holds no {config.KIND} object"], hint=_HINT)
@@ -39,7 +42,10 @@ def read(text: str, source: str) -> tuple[config.Sparse, list[str]]:
     sparse = _section(fields, config.KubeProxyConfiguration, "", found)
     if found.problems:
         raise ConfigError([f"{source}: {problem}" for problem in found.problems])
-    return sparse, [*warnings, *(f"{source}: {warning}" for warning in found.warnings + _misplaced(sparse))]
+    return sparse, [
+        *warnings,
+        *(f"{source}: {warning}" for warning in found.warnings + _misplaced(sparse)),
+    ]
 
 
 def read_file(path: Path) -> tuple[config.Sparse, list[str]]:
@@ -48,7 +54,9 @@ def read_file(path: Path) -> tuple[config.Sparse, list[str]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError([f"{path}: cannot be read: {reason}"], hint="check the file named by --config") from error
+        raise ConfigError(
+            [f"{path}: cannot be read: {reason}"], hint="check the file named by --config"
+        ) from error
     return read(text, str(path))
 
 
@@ -60,14 +68,18 @@ def load(text: str, source: str) -> tuple[config.KubeProxyConfiguration, list[st
 
 def to_yaml(effective: config.KubeProxyConfiguration) -> str:
     """Return the text that --write-config-to writes (contract 8.1.5)."""
-    return yaml.dump(config.dump(effective), Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(
+        config.dump(effective), Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True
+    )
 
 
 _HINT: Final = f"the file must be one YAML or JSON object with apiVersion: {config.API_VERSION} and kind: {config.KIND}"
 
 
-def _section(fields: Mapping[Any, Any], section: type[config.Section], prefix: str, found: config.Findings) -> config.Sparse:
-    """Return those of `fields` that are set, decoded; unknown ones and wrong types go to `found`."""
+def _section(
+    fields: Mapping[Any, Any], section: type[config.Section], prefix: str, found: config.Findings
+) -> config.Sparse:
+    """Return those of `fields` that are set, decoded; report unknown ones and wrong types to `found`."""
     sparse: dict[str, Any] = {}
     known = {field.encode_name: field for field in msgspec.structs.fields(section)}
     for name, value in fields.items():
@@ -96,14 +108,18 @@ def _section(fields: Mapping[Any, Any], section: type[config.Section], prefix: s
 
 
 def _as_written(path: str, value: object) -> object:
-    """Return `value` with a number in the place of a duration understood: kubeadm writes `flushFrequency: 0`, in nanoseconds."""
+    """Accept a number of nanoseconds as a duration: kubeadm writes `flushFrequency: 0`."""
     if path == "logging.flushFrequency" and type(value) is int:
         return Duration(value)
     return value
 
 
 def _is_unset(path: str, value: object) -> bool:
-    if isinstance(value, bool) or path in _ZERO_HAS_MEANING or path.startswith(_ZERO_HAS_MEANING_BELOW):
+    if (
+        isinstance(value, bool)
+        or path in _ZERO_HAS_MEANING
+        or path.startswith(_ZERO_HAS_MEANING_BELOW)
+    ):
         return False
     return not value
 
@@ -114,7 +130,10 @@ def _misplaced(sparse: config.Sparse) -> list[str]:
     defaults = config.Iptables()
     return [
         f"iptables.{name}: has no effect in nftables mode; set nftables.{name}"
-        for name, default in (("masqueradeBit", defaults.masquerade_bit), ("masqueradeAll", defaults.masquerade_all))
+        for name, default in (
+            ("masqueradeBit", defaults.masquerade_bit),
+            ("masqueradeAll", defaults.masquerade_all),
+        )
         if iptables.get(name, default) != default and name not in sparse.get("nftables", {})
     ]
 
@@ -132,7 +151,9 @@ class _Loader(Loader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     line = key.start_mark.line + 1
-                    self.duplicates.append(f"line {line}: duplicate field {key.value!r}, the last one counts")
+                    self.duplicates.append(
+                        f"line {line}: duplicate field {key.value!r}, the last one counts"
+                    )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -142,7 +163,9 @@ def _parse(text: str, source: str) -> tuple[object, list[str]]:
     if text.lstrip().startswith("{"):
         duplicates: list[str] = []
         try:
-            return json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, duplicates)), _at(source, duplicates)
+            return json.loads(
+                text, object_pairs_hook=lambda pairs: _object(pairs, duplicates)
+            ), _at(source, duplicates)
         except (ValueError, RecursionError):
             pass  # YAML's flow style begins with a brace too
     loader = None
@@ -174,7 +197,7 @@ def _at(source: str, findings: list[str]) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    """Say in one line what the YAML library says in several."""
+    """Return the reason of the YAML library in one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {error.problem}"

@@ -1,8 +1,8 @@
 """Durations as Kubernetes writes them: Go's `30s`, `15m0s`, `1h30m`, `1.5h`, `100ms`.
 
-A `Duration` is a whole number of nanoseconds, so that whatever was read prints again as Go's Duration.String() would print it and
-parses back to the same value; floating-point seconds would not. It is a plain `int` where numbers are compared. This module knows
-nothing of configuration: whether zero means "not set" is its reader's business.
+A `Duration` is a whole number of nanoseconds. So it prints as Go's Duration.String() does and
+parses back to the same value; floating-point seconds would not. It is a plain `int` in comparisons.
+This module knows nothing of configuration: its callers decide whether zero means "not set".
 """
 
 import re
@@ -27,17 +27,19 @@ _UNITS: Final = {
 }
 _TERM: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?(ns|us|µs|μs|ms|s|m|h)")
 _LIMIT: Final = 1 << 63  # Go counts in a signed 64-bit integer
-_LONGEST: Final = 256  # characters; the only texts refused that Go would read are padded with hundreds of zeros
+_LONGEST: Final = (
+    256  # characters; the only texts refused that Go would read are padded with hundreds of zeros
+)
 
 
 class Duration(int):
-    """A length of time in nanoseconds; negative ones exist (and are refused where they make no sense)."""
+    """A length of time in nanoseconds; negative ones exist, and are refused where they make no sense."""
 
     __slots__ = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the duration that `text` spells, ValueError with a sentence when it spells none or one beyond 292 years."""
+        """Return the duration that `text` spells; ValueError if it is invalid or beyond 292 years."""
         negative = text.startswith("-")
         rest = text[1:] if text[:1] in ("-", "+") else text
         if rest == "0":  # the only number that needs no unit

@@ -1,10 +1,11 @@
-"""The effective configuration: config file and flags laid over each other, with the precedence of each command.
+"""The effective configuration: file and flags merged, with the precedence of each command.
 
-- `kube_proxy`: with --config the file counts, and nearly all other flags are ignored, as kube-proxy does (contract 8.1.4);
-- `node` and `run`: the file counts, and each flag given beside it wins, for `render` and `diff`, and for `run`.
+- `kube_proxy`: with --config the file counts, and nearly all other flags are ignored (contract
+  8.1.4);
+- `node` (for `render` and `diff`) and `run`: each flag wins over the file.
 
-Reads the file; decides nothing about what the values mean. The result is complete but not validated: `validation.require_valid`
-comes next (contract 8.1.2 has logging set up in between).
+Reads the file and does not interpret the values. The result is complete but not validated:
+`validation.require_valid` does that, after logging is set up (contract 8.1.2).
 """
 
 from collections.abc import Iterable
@@ -16,24 +17,41 @@ from nftproxy.configuration.config import KubeProxyConfiguration
 from nftproxy.configuration.flags import FLAGS, NODE_FLAGS, RUN_FLAGS, Flag, Values, layer
 
 _BESIDE_THE_FILE: Final = frozenset(
-    {"config", "write-config-to", "cleanup", "init-only", "master", "boot-id-file", "machine-id-file"}
+    {
+        "config",
+        "write-config-to",
+        "cleanup",
+        "init-only",
+        "master",
+        "boot-id-file",
+        "machine-id-file",
+    }
 )
 
 
 def kube_proxy(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
-    """Return the configuration of the command `kube-proxy` and the warnings about it; ConfigError if the file cannot be used.
+    """Return the configuration of the command `kube-proxy` and warnings; ConfigError if the file is unusable.
 
-    `values` are the parameters of a command with `flags.kube_proxy_options`. --hostname-override and the logging flags win over
-    the file; --vmodule's patterns are put before the file's (contract 8.1.4).
+    `values` are the parameters of a command with `flags.kube_proxy_options`. --hostname-override
+    and the logging flags win over the file; --vmodule's patterns precede the file's (contract
+    8.1.4).
     """
     if not values.get("config"):
         fields = layer(FLAGS, values)
         _apply_deprecated_ports(fields, values)
         return config.build(fields), []
     file, warnings = configfile.read_file(Path(values["config"]))
-    obeyed = [flag for flag in FLAGS if flag.field == "hostnameOverride" or flag.field.startswith("logging.")]
+    obeyed = [
+        flag
+        for flag in FLAGS
+        if flag.field == "hostnameOverride" or flag.field.startswith("logging.")
+    ]
     for flag in FLAGS:
-        if flag not in obeyed and flag.name not in _BESIDE_THE_FILE and flag.given(values) is not None:
+        if (
+            flag not in obeyed
+            and flag.name not in _BESIDE_THE_FILE
+            and flag.given(values) is not None
+        ):
             warnings.append(f"--{flag.name}: ignored, because --config is given")
     fields = layer(obeyed, values)
     if patterns := fields.get("logging", {}).get("vmodule"):
@@ -42,15 +60,15 @@ def kube_proxy(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
 
 
 def node(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
-    """Return the configuration of `render` or `diff` and the warnings about it; ConfigError if the file cannot be used.
+    """Return the configuration of `render` or `diff` and warnings; ConfigError if the file is unusable.
 
-    `values` are the parameters of a command with `flags.node_options`; others in it are not looked at.
+    `values` are the parameters of a command with `flags.node_options`; others in it are ignored.
     """
     return _beside_file(NODE_FLAGS, values)
 
 
 def run(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
-    """Return the configuration of `run`, as `node` does, from the parameters of a command with `flags.run_options`."""
+    """Return the configuration of `run` from the parameters of a command with `flags.run_options`."""
     return _beside_file(RUN_FLAGS, values)
 
 
@@ -68,8 +86,13 @@ def _apply_deprecated_ports(fields: dict[str, Any], values: Values) -> None:
     """Apply --healthz-port and --metrics-port, which count only without --config and --write-config-to (contract 8.4)."""
     if values.get("write_config_to"):
         return
-    for field, port in (("healthzBindAddress", values.get("healthz_port")), ("metricsBindAddress", values.get("metrics_port"))):
+    for field, port in (
+        ("healthzBindAddress", values.get("healthz_port")),
+        ("metricsBindAddress", values.get("metrics_port")),
+    ):
         if port == 0:
-            fields[field] = ""  # switches the server off; validation refuses that for metrics (8.3.7)
+            fields[field] = (
+                ""  # switches the server off; validation refuses that for metrics (contract 8.3.7)
+            )
         elif port is not None and field in fields:
             fields[field] = config.with_port(fields[field], port)

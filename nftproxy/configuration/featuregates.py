@@ -124,4 +124,8 @@ def problems(gates: Mapping[str, bool]) -> list[str]:
 def warnings(gates: Mapping[str, bool]) -> list[str]:
     """Return one line that names the gates set which mean nothing here; none if there are none."""
     foreign = [name for name in gates if name in ELSEWHERE]
-    return [f"featureGates: {', '.join(foreign)}: for other components; without effect here"] if foreign else []
+    return (
+        [f"featureGates: {', '.join(foreign)}: for other components; without effect here"]
+        if foreign
+        else []
+    )

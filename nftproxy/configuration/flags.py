@@ -1,10 +1,11 @@
 """The command line's settings: every flag of kube-proxy (contract 8.4) in one table.
 
-`kube_proxy_options` puts all of them on a command; `node_options` puts the chosen few on `render` and `diff` that say what node
-this is; `run_options` puts these on `run`, and those of a process that serves. A flag that was not given arrives as None or (), so
-defaults live in `config` alone; `effective` lays flags and file over each other.
+`kube_proxy_options` adds all of them to a command. `node_options` adds those that describe the node
+to `render` and `diff`. `run_options` adds these and the flags of a serving process to `run`. A flag
+that is not given arrives as None or (), so defaults stand in `config` alone. `effective` merges
+flags and file.
 
-Imports nothing that is slow to load: help and completion must answer at once.
+No import here is slow to load: help and completion must answer at once.
 """
 
 import os
@@ -15,7 +16,18 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from nftproxy.configuration.gotypes import BOOL, DURATION, INT, NUMBER, PATTERNS, SWITCHES, TEXT, VERBOSITY, WORDS, GoType
+from nftproxy.configuration.gotypes import (
+    BOOL,
+    DURATION,
+    INT,
+    NUMBER,
+    PATTERNS,
+    SWITCHES,
+    TEXT,
+    VERBOSITY,
+    WORDS,
+    GoType,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Values = Mapping[str, Any]
@@ -24,7 +36,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One flag: its name, the field of the configuration it sets (if any), its default as text, and a sentence about it."""
+    """One flag: its name, the field that it sets (if any), its default as text, and its help."""
 
     name: str
     type: GoType
@@ -51,7 +63,9 @@ class Flag:
         if len(self.name) == 1:
             names.insert(0, f"-{self.name}")
         text = f"{self.help} [default: {self.default}]" if self.default else self.help
-        boolean: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if self.type is BOOL else {}
+        boolean: dict[str, Any] = (
+            {"is_flag": False, "flag_value": "true"} if self.type is BOOL else {}
+        )
         return click.option(
             *names,
             self.parameter,
@@ -63,7 +77,7 @@ class Flag:
         )
 
     def given(self, values: Values) -> Any:
-        """Return the value given, the pieces of lists and maps put together, or None."""
+        """Return the given value, with the pieces of lists and maps joined, or None."""
         value = values.get(self.parameter)
         if value in (None, ()) or (value == "" and self.empty_is_unset):
             return None
@@ -73,16 +87,17 @@ class Flag:
 
 
 _IPVS: Final = "Accepted without effect: it is for the ipvs mode."
-_SPLIT: Final = "Alpha: errors to stderr, the rest to stdout."
-_BUFFER: Final = "Alpha: gather this much of the rest before writing it, 0 or 64Ki; for split streams."
+_SPLIT: Final = "Accepted without effect: all log lines go to standard error."
+_BUFFER: Final = "Accepted without effect: each log line is written at once."
+_LIMIT: Final = "Accepted without effect: four streams and a few events need no limit."
 
 # A table: one flag is one to three lines.
 # fmt: off
 FLAGS: Final = (
-    Flag("config", TEXT, "", "", "Read the settings from this KubeProxyConfiguration, YAML or JSON. All other flags but "
+    Flag("config", TEXT, "", "", "Read the settings from this KubeProxyConfiguration, YAML or JSON. All other flags except "
          "--hostname-override, --master, --cleanup, --init-only, --write-config-to and those for logging are then ignored.",
          metavar="FILE"),
-    Flag("write-config-to", TEXT, "", "", "Write the settings in effect to this file and exit.", metavar="FILE"),
+    Flag("write-config-to", TEXT, "", "", "Write the effective settings to this file and exit.", metavar="FILE"),
     Flag("cleanup", BOOL, "", "false", "Remove the rules, ours and those of kube-proxy's modes, and exit."),
     Flag("init-only", BOOL, "", "false", "Do what needs full privileges (sysctls, clean-up of other modes), then exit without writing "
          "rules; afterwards CAP_NET_ADMIN is enough."),
@@ -91,13 +106,13 @@ FLAGS: Final = (
     Flag("master", TEXT, "", "", "URL of the API server; wins over the server in the kubeconfig.", metavar="URL"),
     Flag("kube-api-content-type", TEXT, "clientConnection.contentType", "application/vnd.kubernetes.protobuf",
          "Accepted without effect: nftproxy reads JSON from the API server."),
-    Flag("kube-api-burst", INT, "clientConnection.burst", "10", "Requests to the API server that may exceed --kube-api-qps for a moment."),
-    Flag("kube-api-qps", NUMBER, "clientConnection.qps", "5", "Requests per second to the API server."),
+    Flag("kube-api-burst", INT, "clientConnection.burst", "10", _LIMIT),
+    Flag("kube-api-qps", NUMBER, "clientConnection.qps", "5", _LIMIT),
     Flag("hostname-override", TEXT, "hostnameOverride", "the host name", "Name of the Node object that this machine is. It decides which "
          "endpoints are local, and wins over the file.", metavar="NAME", empty_is_unset=True),
     Flag("bind-address", TEXT, "bindAddress", "0.0.0.0",  # noqa: S104 - nothing is bound to it
-         "Which of the node's addresses is the primary one; nothing is bound to it. "
-         "0.0.0.0 and :: leave the choice to the Node object.", metavar="IP", empty_is_unset=True),
+         "The node's primary address; nothing is bound to it. With 0.0.0.0 or :: "
+         "the Node object decides.", metavar="IP", empty_is_unset=True),
     Flag("healthz-bind-address", TEXT, "healthzBindAddress", "0.0.0.0:10256", "Where /healthz and /livez are served; "
          "[::]:10256 if --bind-address is IPv6.", metavar="IP[:PORT]", empty_is_unset=True),
     Flag("metrics-bind-address", TEXT, "metricsBindAddress", "127.0.0.1:10249", "Where /metrics is served, without authentication; "
@@ -107,8 +122,8 @@ FLAGS: Final = (
     Flag("bind-address-hard-fail", BOOL, "bindAddressHardFail", "false", "Exit if the health or metrics server cannot be bound; "
          "otherwise try again every 5s."),
     Flag("profiling", BOOL, "enableProfiling", "false", "Serve /debug/pprof beside the metrics."),
-    Flag("show-hidden-metrics-for-version", TEXT, "showHiddenMetricsForVersion", "", "Show metrics hidden since this version; only the "
-         "previous minor version is valid."),
+    Flag("show-hidden-metrics-for-version", TEXT, "showHiddenMetricsForVersion", "", "Accepted without effect: no "
+         "metric is hidden. Only the previous minor version is valid."),
     Flag("proxy-mode", TEXT, "mode", "nftables", "nftables is the only mode; iptables and ipvs are refused.", empty_is_unset=True),
     Flag("masquerade-all", BOOL, "nftables.masqueradeAll", "false", "Masquerade all traffic to ClusterIPs, so that endpoints see the "
          "node as its source; needed only where endpoints cannot route their answers back."),
@@ -116,10 +131,10 @@ FLAGS: Final = (
          "set nftables.masqueradeBit in the file instead."),
     Flag("iptables-localhost-nodeports", BOOL, "iptables.localhostNodePorts", "true", "Accepted without effect: NodePorts are never "
          "served on localhost in nftables mode."),
-    Flag("iptables-sync-period", DURATION, "nftables.syncPeriod", "30s", "A failed sync is tried again after this long at the latest; "
+    Flag("iptables-sync-period", DURATION, "nftables.syncPeriod", "30s", "Retry a failed sync after this long at the latest; "
          "twice as long without success is unhealthy."),
-    Flag("iptables-min-sync-period", DURATION, "nftables.minSyncPeriod", "50ms", "Pause after a sync; changes in between are gathered "
-         "into the next. kube-proxy waits 1s by default, but a sync of nftproxy takes milliseconds."),
+    Flag("iptables-min-sync-period", DURATION, "nftables.minSyncPeriod", "50ms", "Pause after a sync; the next sync applies all changes "
+         "since. kube-proxy waits 1s by default, but a sync of nftproxy takes milliseconds."),
     Flag("ipvs-sync-period", DURATION, "", "30s", _IPVS),
     Flag("ipvs-min-sync-period", DURATION, "", "1s", _IPVS),
     Flag("ipvs-scheduler", TEXT, "ipvs.scheduler", "", _IPVS),
@@ -128,37 +143,38 @@ FLAGS: Final = (
     Flag("ipvs-tcp-timeout", DURATION, "ipvs.tcpTimeout", "0s", _IPVS),
     Flag("ipvs-tcpfin-timeout", DURATION, "ipvs.tcpFinTimeout", "0s", _IPVS),
     Flag("ipvs-udp-timeout", DURATION, "ipvs.udpTimeout", "0s", _IPVS),
-    Flag("detect-local-mode", TEXT, "detectLocalMode", "ClusterCIDR", "How packets of pods are told from others: by source address "
+    Flag("detect-local-mode", TEXT, "detectLocalMode", "ClusterCIDR", "How packets of local pods are recognized: by source address "
          "(ClusterCIDR, NodeCIDR) or by interface (BridgeInterface, InterfaceNamePrefix).", metavar="MODE", empty_is_unset=True),
-    Flag("pod-bridge-interface", TEXT, "detectLocal.bridgeInterface", "", "The bridge that pods are behind, such as cni0; for "
+    Flag("pod-bridge-interface", TEXT, "detectLocal.bridgeInterface", "", "The bridge of the pods, such as cni0; for "
          "--detect-local-mode=BridgeInterface.", metavar="NAME"),
     Flag("pod-interface-name-prefix", TEXT, "detectLocal.interfaceNamePrefix", "", "How the names of pods' interfaces begin, such as "
          "veth or cali; for --detect-local-mode=InterfaceNamePrefix.", metavar="PREFIX"),
     Flag("cluster-cidr", TEXT, "clusterCIDR", "", "The addresses of all pods, one CIDR or one for each family. Traffic to ClusterIPs "
-         "from elsewhere is masqueraded; without it, none is.", metavar="CIDR[,CIDR]"),
+         "from other sources is masqueraded. Without this flag nothing is.", metavar="CIDR[,CIDR]"),
     Flag("nodeport-addresses", WORDS, "nodePortAddresses", "primary", "Which of the machine's addresses accept NodePorts: CIDRs, or "
          "the word primary for the node's own addresses.", metavar="CIDR,..."),
-    Flag("oom-score-adj", INT, "oomScoreAdj", "-999", "How readily the kernel ends this process when memory runs out, -1000 to 1000."),
-    Flag("conntrack-max-per-core", INT, "conntrack.maxPerCore", "32768", "Connections the kernel tracks, per CPU; 0 leaves the "
-         "kernel's limit alone."),
-    Flag("conntrack-min", INT, "conntrack.min", "131072", "Connections the kernel tracks at least, however few CPUs there are."),
+    Flag("oom-score-adj", INT, "oomScoreAdj", "-999", "How likely the kernel kills this process when memory runs out, -1000 to 1000."),
+    Flag("conntrack-max-per-core", INT, "conntrack.maxPerCore", "32768", "Connections that the kernel tracks, per CPU; 0 keeps the "
+         "kernel's limit."),
+    Flag("conntrack-min", INT, "conntrack.min", "131072", "Lower limit for the connections "
+         "that the kernel tracks, however few CPUs there are."),
     Flag("conntrack-tcp-timeout-established", DURATION, "conntrack.tcpEstablishedTimeout", "24h0m0s", "Forget an idle TCP connection "
-         "after this long; 0 leaves the kernel's value alone."),
+         "after this long; 0 keeps the kernel's value."),
     Flag("conntrack-tcp-timeout-close-wait", DURATION, "conntrack.tcpCloseWaitTimeout", "1h0m0s", "Forget a half-closed TCP connection "
-         "after this long; 0 leaves the kernel's value alone."),
+         "after this long; 0 keeps the kernel's value."),
     Flag("conntrack-tcp-be-liberal", BOOL, "conntrack.tcpBeLiberal", "false", "Accept TCP packets outside the window, against "
-         "spurious resets; false leaves the kernel's value alone."),
-    Flag("conntrack-udp-timeout", DURATION, "conntrack.udpTimeout", "0s", "Forget an unanswered UDP flow after this long; 0 leaves the "
-         "kernel's value alone."),
+         "spurious resets; false keeps the kernel's value."),
+    Flag("conntrack-udp-timeout", DURATION, "conntrack.udpTimeout", "0s", "Forget an unanswered UDP flow after this long; 0 keeps the "
+         "kernel's value."),
     Flag("conntrack-udp-timeout-stream", DURATION, "conntrack.udpStreamTimeout", "0s", "Forget an idle UDP flow after this long; 0 "
-         "leaves the kernel's value alone."),
-    Flag("config-sync-period", DURATION, "configSyncPeriod", "15m0s", "Accepted for compatibility: watches keep the state current."),
+         "keeps the kernel's value."),
+    Flag("config-sync-period", DURATION, "configSyncPeriod", "15m0s", "Accepted without effect: watches keep the state current."),
     Flag("feature-gates", SWITCHES, "featureGates", "", "Switch features on and off, as in AllowServiceExternalIPs=false. Gates of "
          "other Kubernetes components are accepted without effect."),
-    Flag("v", VERBOSITY, "logging.verbosity", "0", "How much to log; 2 tells each sync, 4 and more are for debugging."),
-    Flag("vmodule", PATTERNS, "logging.vmodule", "", "Another verbosity for source files that match a pattern."),
+    Flag("v", VERBOSITY, "logging.verbosity", "0", "How much to log; 4 and more add lines for debugging."),
+    Flag("vmodule", PATTERNS, "logging.vmodule", "", "Accepted without effect: all modules have the verbosity of -v."),
     Flag("logging-format", TEXT, "logging.format", "text", "text for people or json for collectors.", metavar="FORMAT"),
-    Flag("log-flush-frequency", DURATION, "logging.flushFrequency", "5s", "Write out buffered log lines at least this often."),
+    Flag("log-flush-frequency", DURATION, "logging.flushFrequency", "5s", "Accepted without effect: each log line is written at once."),
     Flag("log-text-split-stream", BOOL, "logging.options.text.splitStream", "false", _SPLIT),
     Flag("log-text-info-buffer-size", TEXT, "logging.options.text.infoBufferSize", "0", _BUFFER, metavar="SIZE"),
     Flag("log-json-split-stream", BOOL, "logging.options.json.splitStream", "false", _SPLIT),
@@ -166,11 +182,11 @@ FLAGS: Final = (
     Flag("boot-id-file", TEXT, "", "", "Accepted without effect.", metavar="FILE"),
     Flag("machine-id-file", TEXT, "", "", "Accepted without effect.", metavar="FILE"),
 )
-"""kube-proxy's flags, all but --version and --help."""
+"""kube-proxy's flags, except --version and --help."""
 
 _OURS: Final = Flag("masquerade-bit", INT, "nftables.masqueradeBit", "14", "The bit of the packet mark that means: masquerade this "
                     "connection. 0 to 31; change it if another program uses the same one.")
-_FILE: Final = "Read settings from this KubeProxyConfiguration, YAML or JSON. Flags given beside it win over what it says."
+_FILE: Final = "Read settings from this KubeProxyConfiguration, YAML or JSON. Flags win over the file."
 _NODE_FLAGS: Final = {  # name of kube-proxy's flag -> shorter name of ours
     "config": "", "hostname-override": "node-name", "cluster-cidr": "", "detect-local-mode": "", "pod-bridge-interface": "",
     "pod-interface-name-prefix": "", "nodeport-addresses": "", "bind-address": "", "masquerade-all": "", "masquerade-bit": "",
@@ -182,7 +198,7 @@ NODE_FLAGS: Final = tuple(
     if flag.name in _NODE_FLAGS
 )
 # fmt: on
-"""The flags of `run`, `render` and `diff` that say what node this is."""
+"""The flags of `run`, `render` and `diff` that describe the node."""
 
 _SERVING: Final = {  # as above
     "healthz-bind-address": "", "metrics-bind-address": "", "healthz-port": "", "metrics-port": "", "bind-address-hard-fail": "",
@@ -193,7 +209,7 @@ RUN_FLAGS: Final = NODE_FLAGS + tuple(
     for flag in FLAGS
     if flag.name in _SERVING or flag.field.startswith("conntrack.")
 )
-"""The flags of `run`: those, and the ones of a process that serves."""
+"""The flags of `run`: those, and the ones of a serving process."""
 
 
 def normalize(token: str) -> str:
@@ -206,7 +222,7 @@ CONTEXT_SETTINGS: Final = {"token_normalize_func": normalize, "help_option_names
 
 
 def kube_proxy_options(command: Command) -> Command:
-    """Put all flags of kube-proxy on a click command; it receives each as a keyword argument, None or () where not given."""
+    """Add all flags of kube-proxy to a click command; a flag that is not given arrives as None or ()."""
     version = click.option(
         "--version",
         is_flag=False,
@@ -215,23 +231,23 @@ def kube_proxy_options(command: Command) -> Command:
         expose_value=False,
         callback=_print_version,
         metavar="[=raw]",
-        help="Print the version and exit; raw adds what it runs on.",
+        help="Print the version and exit; raw adds those of Python and Linux.",
     )
     return _apply(FLAGS, version(command))
 
 
 def node_options(command: Command) -> Command:
-    """Put the flags that say what node this is on a click command; it receives them like those of `kube_proxy_options`."""
+    """Add the flags that describe the node to a click command, as `kube_proxy_options` does."""
     return _apply(NODE_FLAGS, command)
 
 
 def run_options(command: Command) -> Command:
-    """Put the flags of `run` on a click command; it receives them like those of `kube_proxy_options`."""
+    """Add the flags of `run` to a click command, as `kube_proxy_options` does."""
     return _apply(RUN_FLAGS, command)
 
 
 def layer(flags: Iterable[Flag], values: Values) -> dict[str, Any]:
-    """Return the fields of the configuration that the given ones of `flags` set, nested as in the file."""
+    """Return the fields of the configuration that `flags` set, nested as in the file."""
     fields: dict[str, Any] = {}
     for flag in flags:
         value = flag.given(values)
@@ -251,11 +267,15 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: str | None) -
     from importlib import metadata  # here, because it takes 30 ms and only this option needs it
 
     text = f"nftproxy {metadata.version('nftproxy')}"
-    click.echo(f"{text}, Python {sys.version.split()[0]}, Linux {os.uname().release}" if wanted == "raw" else text)
+    click.echo(
+        f"{text}, Python {sys.version.split()[0]}, Linux {os.uname().release}"
+        if wanted == "raw"
+        else text
+    )
     ctx.exit()
 
 
 def _apply(flags: Iterable[Flag], command: Command) -> Command:
-    for flag in reversed(tuple(flags)):  # click lists the last one put on first
+    for flag in reversed(tuple(flags)):  # click lists the last one added first
         command = flag.option()(command)
     return command

@@ -1,6 +1,6 @@
 """Values of command-line flags as Go programs spell them, for click: booleans, integers, durations, lists and maps.
 
-Only the spelling is checked here; whether a value makes sense is the business of `validation`.
+Only the spelling is checked here; `validation` checks whether a value makes sense.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class GoType(click.ParamType):  # type: ignore[type-arg]  # generic in click's types, not in every click at run time
-    """A type of flag: what its values are called in help texts, and how one is read."""
+    """A type of flag: the name of its values in help texts, and how to read one."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
@@ -92,5 +92,7 @@ NUMBER: Final = GoType("number", _number)
 PATTERNS: Final = GoType("pattern=n,...", _patterns)
 SWITCHES: Final = GoType("name=bool,...", _switches)
 TEXT: Final = GoType("text", str)
-VERBOSITY: Final = GoType("int", lambda text: _integer(text.removeprefix("=")))  # Go reads -v=2 as -v 2
+VERBOSITY: Final = GoType(
+    "int", lambda text: _integer(text.removeprefix("="))
+)  # Go reads -v=2 as -v 2
 WORDS: Final = GoType("text,...", _words)

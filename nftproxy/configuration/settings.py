@@ -1,10 +1,11 @@
-"""Node settings: what the data plane needs to know about its node, derived once at start.
+"""Node settings: what the data plane needs to know about its node, derived once at the start.
 
-A pure function of the effective configuration, the facts in the Node object and the families this machine supports. Everything in
-`NodeSettings` is checked and may become nft text: addresses and networks are canonical, interface names hold no character that
-means something to nft. Every mapping has exactly the families served as keys, unless said otherwise. What is wrong is one
-ConfigError with all problems; what is only doubtful is returned as warnings, for the caller to log. The configuration must have
-passed `validation` before.
+A pure function of the effective configuration, the facts in the Node object and the families this
+machine supports. Everything in `NodeSettings` is checked and may become nft text: addresses and
+networks are canonical, interface names hold no special character of nft. Every mapping has exactly
+the served families as keys, unless stated otherwise. Errors are one ConfigError with all problems;
+doubtful values are warnings, which the caller logs. The configuration must have passed `validation`
+before.
 """
 
 import enum
@@ -17,17 +18,28 @@ import msgspec
 
 from nftproxy.address import Address, Family, Network, parse_address, parse_network
 from nftproxy.configuration import featuregates
-from nftproxy.configuration.config import DETECT_LOCAL_MODES, PRIMARY, Findings, KubeProxyConfiguration
+from nftproxy.configuration.config import (
+    DETECT_LOCAL_MODES,
+    PRIMARY,
+    Findings,
+    KubeProxyConfiguration,
+)
 from nftproxy.configuration.validation import interface_name_problem, startup_warnings
 from nftproxy.errors import AddressError, ConfigError
 
-_START_VALUES: Final = {Family.IPv4: Address(Family.IPv4, "127.0.0.1"), Family.IPv6: Address(Family.IPv6, "::1")}
-_LOOPBACK: Final = {Family.IPv4: Network(Family.IPv4, "127.0.0.0", 8), Family.IPv6: Network(Family.IPv6, "::1", 128)}
+_START_VALUES: Final = {
+    Family.IPv4: Address(Family.IPv4, "127.0.0.1"),
+    Family.IPv6: Address(Family.IPv6, "::1"),
+}
+_LOOPBACK: Final = {
+    Family.IPv4: Network(Family.IPv4, "127.0.0.0", 8),
+    Family.IPv6: Network(Family.IPv6, "::1", 128),
+}
 _UNSPECIFIED: Final = {Address(Family.IPv4, "0.0.0.0"), Address(Family.IPv6, "::")}  # noqa: S104 - compared, not bound
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
-    """What the Node object says, as it says it: `status.addresses` as (type, address) in order, and `spec.podCIDRs`."""
+    """What the Node object says, unparsed: `status.addresses` as (type, address) in order, and `spec.podCIDRs`."""
 
     addresses: tuple[tuple[str, str], ...] = ()
     pod_cidrs: tuple[str, ...] = ()
@@ -64,7 +76,7 @@ class BridgeInterface:
 
 @dataclass(frozen=True, slots=True)
 class InterfaceNamePrefix:
-    """Local pods are behind the interfaces whose names begin so (contract 4.2)."""
+    """Local pods are behind the interfaces whose names have this prefix (contract 4.2)."""
 
     prefix: str
 
@@ -75,16 +87,16 @@ class InterfaceNamePrefix:
 
 
 LocalDetector = Cidr | BridgeInterface | InterfaceNamePrefix
-"""How a packet from a pod of this node is told from others (contract 4.2)."""
+"""How a packet from a local pod is recognized (contract 4.2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
     """Everything node-wide that rules and elements depend on.
 
-    `families` has the primary one first. `node_ips` are loopback addresses where nothing better is known (contract 8.6.3).
-    `detector` None means that no packet counts as coming from a local pod (4.2.5). `masquerade_bit` is the mask, not the number
-    of the bit. Periods are seconds.
+    `families` has the primary one first. `node_ips` are loopback addresses where no other is known
+    (contract 8.6.3). `detector` None means that no packet counts as sent by a local pod (contract
+    4.2.5). `masquerade_bit` is the mask, not the number of the bit. Periods are seconds.
     """
 
     node_name: str
@@ -104,18 +116,24 @@ def node_name(config: KubeProxyConfiguration, hostname: str) -> str:
     name = (config.hostname_override or hostname).strip().lower()
     if not name:
         raise ConfigError(
-            ["hostnameOverride: the node name is blank"], hint="set --hostname-override to the name of the Node object"
+            ["hostnameOverride: the node name is blank"],
+            hint="set --hostname-override to the name of the Node object",
         )
     return name
 
 
 def node_settings(
-    config: KubeProxyConfiguration, facts: NodeFacts | None, *, hostname: str, supported: frozenset[Family]
+    config: KubeProxyConfiguration,
+    facts: NodeFacts | None,
+    *,
+    hostname: str,
+    supported: frozenset[Family],
 ) -> tuple[NodeSettings, list[str]]:
     """Return the settings of a node and the warnings about them.
 
-    `facts` None means that the Node is unknown; `hostname` is the OS host name, `supported` the families this machine can serve
-    (contract 8.6.5; see `host`). ConfigError names every problem with its field.
+    `facts` None means that the Node is unknown; `hostname` is the OS host name, `supported` the
+    families this machine can serve (contract 8.6.5; see `host`). ConfigError names every problem
+    with its field.
     """
     found = Findings()
     node_ips, primary = _node_ips(config.bind_address, facts)
@@ -141,16 +159,18 @@ def node_settings(
         min_sync_period=config.nftables.min_sync_period.seconds,
     )
     pod_cidrs = facts.pod_cidrs if facts else ()
-    doubts = startup_warnings(config, families=families, nodeport_networks=networks, pod_cidrs=pod_cidrs)
+    doubts = startup_warnings(
+        config, families=families, nodeport_networks=networks, pod_cidrs=pod_cidrs
+    )
     return settings, [*found.warnings, *doubts]
 
 
 def accepted_nodeport_addresses(
     wanted: Mapping[Family, NodePortNetworks], interfaces: Iterable[Address]
 ) -> tuple[dict[Family, tuple[Address, ...]], list[str]]:
-    """Return the interface addresses that accept NodePorts, sorted, and an error text for each loopback match, which is skipped.
+    """Return the sorted interface addresses that accept NodePorts, and an error for each loopback match.
 
-    Contract 2.6.5. A family whose NodePorts are on ALL addresses needs no list and is left out.
+    A family whose NodePorts are on ALL addresses needs no list and is left out (contract 2.6.5).
     """
     accepted: dict[Family, tuple[Address, ...]] = {}
     errors: list[str] = []
@@ -158,9 +178,13 @@ def accepted_nodeport_addresses(
     for family, networks in wanted.items():
         if networks is ALL:
             continue
-        matches = [address for address in addresses if any(network.contains(address) for network in networks)]
+        matches = [
+            address
+            for address in addresses
+            if any(network.contains(address) for network in networks)
+        ]
         errors += [
-            f"nodePortAddresses: {address.text} is a loopback address; NodePorts never work there (contract 2.6.7)"
+            f"nodePortAddresses: {address.text} is a loopback address; NodePorts never work there"
             for address in matches
             if is_loopback(address)
         ]
@@ -169,8 +193,12 @@ def accepted_nodeport_addresses(
 
 
 def node_addresses(bind_address: str, facts: NodeFacts | None) -> dict[Family, Address]:
-    """Return the address that this node goes by in each family; a family without one is left out (contract 8.6.2, 8.6.3)."""
-    return {family: address for family, address in _node_ips(bind_address, facts)[0].items() if not is_loopback(address)}
+    """Return the node's address in each family that has one (contract 8.6.2, 8.6.3)."""
+    return {
+        family: address
+        for family, address in _node_ips(bind_address, facts)[0].items()
+        if not is_loopback(address)
+    }
 
 
 def is_loopback(address: Address) -> bool:
@@ -214,43 +242,69 @@ def _families(primary: Family, supported: frozenset[Family]) -> tuple[Family, ..
             [f"the node's primary family is {primary}, which this machine does not support"],
             hint=f"enable {primary} on this machine, or name an address of another family with --bind-address",
         )
-    return (primary, *(family for family in Family if family in supported and family is not primary))
+    return (
+        primary,
+        *(family for family in Family if family in supported and family is not primary),
+    )
 
 
 def _detector(
-    config: KubeProxyConfiguration, facts: NodeFacts | None, families: tuple[Family, ...], found: Findings
+    config: KubeProxyConfiguration,
+    facts: NodeFacts | None,
+    families: tuple[Family, ...],
+    found: Findings,
 ) -> LocalDetector | None:
-    """Return how to tell packets of local pods (contract 4.2)."""
+    """Return how to recognize packets of local pods (contract 4.2)."""
     names = config.detect_local
     match config.detect_local_mode:
         case "BridgeInterface":
-            found.problems.extend(interface_name_problem("detectLocal.bridgeInterface", names.bridge_interface))
+            found.problems.extend(
+                interface_name_problem("detectLocal.bridgeInterface", names.bridge_interface)
+            )
             return BridgeInterface(names.bridge_interface)
         case "InterfaceNamePrefix":
-            found.problems.extend(interface_name_problem("detectLocal.interfaceNamePrefix", names.interface_name_prefix))
+            found.problems.extend(
+                interface_name_problem(
+                    "detectLocal.interfaceNamePrefix", names.interface_name_prefix
+                )
+            )
             return InterfaceNamePrefix(names.interface_name_prefix)
         case "NodeCIDR":
-            networks = _first_networks("podCIDRs", facts.pod_cidrs if facts else (), families, found.warnings)
+            networks = _first_networks(
+                "podCIDRs", facts.pod_cidrs if facts else (), families, found.warnings
+            )
             if facts is None:
-                found.problems.append("detectLocalMode: NodeCIDR needs the Node object, which does not exist")
-            elif families[0] not in networks:  # 4.2.4: fatal also if the other family has one
-                found.problems.append(f"detectLocalMode: NodeCIDR needs an {families[0]} network in the Node's spec.podCIDRs")
+                found.problems.append(
+                    "detectLocalMode: NodeCIDR needs the Node object, which does not exist"
+                )
+            elif (
+                families[0] not in networks
+            ):  # fatal also if the other family has one (contract 4.2.4)
+                found.problems.append(
+                    f"detectLocalMode: NodeCIDR needs an {families[0]} network in the Node's spec.podCIDRs"
+                )
         case "" | "ClusterCIDR":
             cidrs = config.cluster_cidr.split(",") if config.cluster_cidr else []
             networks = _first_networks("clusterCIDR", cidrs, families, found.problems)
             if not cidrs:
-                found.warnings.append("clusterCIDR: not set, so no packet counts as coming from a local pod (contract 4.2.3)")
+                found.warnings.append(
+                    "clusterCIDR: not set, so no packet counts as sent by a local pod"
+                )
             elif families[0] not in networks and len(families) == 1:
-                found.problems.append(f"clusterCIDR: has no {families[0]} network, the only family served (contract 4.2.4)")
+                found.problems.append(
+                    f"clusterCIDR: has no {families[0]} network, the only family served"
+                )
         case mode:
-            raise ConfigError([f"detectLocalMode: {mode!r:.80} is none of {', '.join(DETECT_LOCAL_MODES)}"])
+            raise ConfigError(
+                [f"detectLocalMode: {mode!r:.80} is not one of {', '.join(DETECT_LOCAL_MODES)}"]
+            )
     return Cidr(networks) if networks else None
 
 
 def _first_networks(
     path: str, cidrs: Iterable[str], families: tuple[Family, ...], complaints: list[str]
 ) -> dict[Family, Network]:
-    """Return the first network of each family served; what is no CIDR goes to `complaints`."""
+    """Return the first network of each family served; report invalid CIDRs to `complaints`."""
     networks: dict[Family, Network] = {}
     for text in cidrs:
         try:
@@ -263,13 +317,17 @@ def _first_networks(
     return networks
 
 
-def _nodeport_networks(texts: Iterable[str], node_ips: Mapping[Family, Address], found: Findings) -> list[Network]:
-    """Return nodePortAddresses as networks, `primary` replaced by the node's addresses except loopback (contract 2.6.2)."""
+def _nodeport_networks(
+    texts: Iterable[str], node_ips: Mapping[Family, Address], found: Findings
+) -> list[Network]:
+    """Return nodePortAddresses as networks, with addresses in place of `primary` (contract 2.6.2)."""
     networks: list[Network] = []
     for index, text in enumerate(texts):
         if text == PRIMARY:
             addresses = (address for address in node_ips.values() if not is_loopback(address))
-            networks += [Network(address.family, address.text, address.family.bits) for address in addresses]
+            networks += [
+                Network(address.family, address.text, address.family.bits) for address in addresses
+            ]
             continue
         try:
             networks.append(parse_network(text))
@@ -279,6 +337,6 @@ def _nodeport_networks(texts: Iterable[str], node_ips: Mapping[Family, Address],
 
 
 def _of_family(networks: Iterable[Network], family: Family) -> NodePortNetworks:
-    """Return the networks of one family; ALL if there is none or one of them is the whole family (contract 2.6.3)."""
+    """Return the networks of one family; ALL without any, or if one is the whole family (contract 2.6.3)."""
     own = tuple(network for network in networks if network.family is family)
     return own if own and all(network.length for network in own) else ALL

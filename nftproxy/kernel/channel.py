@@ -17,7 +17,9 @@ from nftproxy.table.netlink import Generation, Message
 
 _ERRORS = {errno.ENOENT: MissingError, errno.EEXIST: ExistsError}
 _SMALL = 100_000  # bytes that any socket may send at once
-_SEND_BUFFER = 64 << 20  # bytes: a transaction is one message, and twenty thousand elements take two million
+_SEND_BUFFER = (
+    64 << 20
+)  # bytes: a transaction is one message, and twenty thousand elements take two million
 
 
 class Change(NamedTuple):
@@ -34,10 +36,13 @@ class Channel:
 
     def __init__(self) -> None:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETFILTER)
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETFILTER
+            )
         except OSError as error:
             raise UnusableError(
-                f"this kernel has no netfilter netlink: {error.strerror}", hint="modprobe nfnetlink nf_tables"
+                f"this kernel has no netfilter netlink: {error.strerror}",
+                hint="modprobe nfnetlink nf_tables",
             ) from error
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._socket.setsockopt(netlink.SOL_NETLINK, netlink.CAP_ACK, 1)
@@ -57,13 +62,18 @@ class Channel:
         """Return the answers to a request for one thing."""
         return self._exchange(kind, netlink.ACK, attributes, family)[0]
 
-    def dump(self, kind: int, attributes: bytes = b"", *, family: int = netlink.INET) -> Iterator[bytes]:
+    def dump(
+        self, kind: int, attributes: bytes = b"", *, family: int = netlink.INET
+    ) -> Iterator[bytes]:
         """Yield the attributes of each thing there is."""
         return (payload[4:] for payload in self._dump(kind, attributes, family))
 
     def dump_all(self, kind: int, attempts: int) -> Iterator[tuple[int, bytes]]:
         """Yield the family and the attributes of each thing there is in any family."""
-        return ((payload[0], payload[4:]) for payload in self._dump(kind, b"", netlink.UNSPECIFIED, attempts))
+        return (
+            (payload[0], payload[4:])
+            for payload in self._dump(kind, b"", netlink.UNSPECIFIED, attempts)
+        )
 
     def _dump(self, kind: int, attributes: bytes, family: int, attempts: int = 20) -> list[bytes]:
         """Return what is there as one picture.
@@ -77,7 +87,10 @@ class Channel:
             answers, complete = self._exchange(kind, netlink.DUMP, attributes, family)
             if complete and self.generation() == generation:
                 return answers
-        raise BusyError("the table changes too fast to be read", hint="another program changes table inet nftproxy; find it")
+        raise BusyError(
+            "the table changes too fast to be read",
+            hint="another program changes table inet nftproxy; find it",
+        )
 
     def generation(self) -> int:
         """Return the number of the last transaction of this network namespace, whoever made it, and if only begun to be committed."""
@@ -102,7 +115,9 @@ class Channel:
         try:
             self._socket.send(data)
         except OSError as error:
-            raise KernelError(f"writing nftables: {error.strerror}", hint="raise net.core.wmem_max") from error
+            raise KernelError(
+                f"writing nftables: {error.strerror}", hint="raise net.core.wmem_max"
+            ) from error
         self._acknowledged(first, last)
 
     def _acknowledged(self, first: int, last: int) -> None:
@@ -121,9 +136,13 @@ class Channel:
 
     def _settle(self) -> None:
         """Wait until no transaction is being committed: an empty one, which changes nothing, has to wait for it."""
-        self._socket.send(b"".join(netlink.batch(kind, 0) for kind in (netlink.BATCH_BEGIN, netlink.BATCH_END)))
+        self._socket.send(
+            b"".join(netlink.batch(kind, 0) for kind in (netlink.BATCH_BEGIN, netlink.BATCH_END))
+        )
 
-    def _exchange(self, kind: int, flags: int, attributes: bytes, family: int) -> tuple[list[bytes], bool]:
+    def _exchange(
+        self, kind: int, flags: int, attributes: bytes, family: int
+    ) -> tuple[list[bytes], bool]:
         """Send one request; return all answers, and whether they are one consistent picture."""
         self._sequence += 1
         self._socket.send(netlink.nf_tables(kind, flags, self._sequence, attributes, family))

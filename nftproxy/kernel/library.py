@@ -61,7 +61,9 @@ class Library:
 
 def _error(text: str) -> KernelError:
     """Turn what libnftables printed into an error; its first line is the reason, the rest repeats our input."""
-    line = next((line for line in text.splitlines() if line.strip()), "libnftables gave no reason").strip()
+    line = next(
+        (line for line in text.splitlines() if line.strip()), "libnftables gave no reason"
+    ).strip()
     if "No such file or directory" in text:
         return MissingError(line)
     if "File exists" in text:
@@ -89,11 +91,17 @@ def _context() -> "Nftables":  # type: ignore[name-defined]  # noqa: F821
     try:
         from nftables import Nftables
     except ImportError as error:
-        raise UnusableError("the Python module nftables is not installed", hint="pip install pip-nftables") from error
+        raise UnusableError(
+            "the Python module nftables is not installed", hint="pip install pip-nftables"
+        ) from error
     try:
-        ctypes.CDLL("libnftables.so.1")  # first: an Nftables() that cannot load it complains once more when it is collected
+        ctypes.CDLL(
+            "libnftables.so.1"
+        )  # first: an Nftables() that cannot load it complains once more when it is collected
         nft = Nftables()
     except OSError as error:
-        raise UnusableError(f"libnftables cannot be loaded: {error}", hint="apt-get install libnftables1") from error
+        raise UnusableError(
+            f"libnftables cannot be loaded: {error}", hint="apt-get install libnftables1"
+        ) from error
     nft.set_json_output(True)
     return nft

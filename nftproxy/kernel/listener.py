@@ -16,7 +16,9 @@ from nftproxy.table import netlink
 from nftproxy.table.netlink import Generation, Message
 
 _OF_TABLE = 1  # the attribute that names the table, in every kind of message
-_BUFFER = 8 << 20  # bytes; a program that replaces a ruleset of its own sends tens of thousands of messages at once
+_BUFFER = (
+    8 << 20
+)  # bytes; a program that replaces a ruleset of its own sends tens of thousands of messages at once
 
 
 class Kind(enum.IntEnum):
@@ -40,7 +42,9 @@ class Listener:
 
     def __init__(self, own: set[int]) -> None:
         self.socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, netlink.NETFILTER
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            netlink.NETFILTER,
         )
         self._pending = Kind.NOTHING
         try:
@@ -49,7 +53,9 @@ class Listener:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         _attach(self.socket, own)
         self.socket.bind((0, 0))
-        self.socket.setsockopt(netlink.SOL_NETLINK, netlink.ADD_MEMBERSHIP, netlink.CHANGES_OF_NFTABLES)
+        self.socket.setsockopt(
+            netlink.SOL_NETLINK, netlink.ADD_MEMBERSHIP, netlink.CHANGES_OF_NFTABLES
+        )
 
     def close(self) -> None:
         """End the subscription."""
@@ -87,14 +93,25 @@ class Listener:
 
 def _table(message: bytes) -> bytes:
     """Return the table that a message is about."""
-    return next((message[start:end] for kind, (start, end) in netlink.attributes(message, 4) if kind == _OF_TABLE), b"")
+    return next(
+        (
+            message[start:end]
+            for kind, (start, end) in netlink.attributes(message, 4)
+            if kind == _OF_TABLE
+        ),
+        b"",
+    )
 
 
 def _author(message: bytes) -> str:
     """Return name and number of the process that committed."""
     parts = netlink.parts(message, (4, len(message)))
     name = netlink.text(parts.get(Generation.PROCESS_NAME, b""))
-    return f"{name}, process {int.from_bytes(parts[Generation.PROCESS])}" if name and Generation.PROCESS in parts else ""
+    return (
+        f"{name}, process {int.from_bytes(parts[Generation.PROCESS])}"
+        if name and Generation.PROCESS in parts
+        else ""
+    )
 
 
 def _attach(listener: socket.socket, own: set[int]) -> None:
@@ -106,4 +123,8 @@ def _attach(listener: socket.socket, own: set[int]) -> None:
     program += [(0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0)]  # accept; drop
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code)
-    listener.setsockopt(socket.SOL_SOCKET, netlink.SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer)))
+    listener.setsockopt(
+        socket.SOL_SOCKET,
+        netlink.SO_ATTACH_FILTER,
+        struct.pack("@HP", len(program), ctypes.addressof(buffer)),
+    )

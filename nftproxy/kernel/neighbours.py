@@ -19,7 +19,10 @@ from nftproxy.kernel.channel import Channel
 from nftproxy.table import netlink
 from nftproxy.table.netlink import FAMILY_NAMES, Message, Set
 
-_KEY, _DATA = 3, 4  # NFTNL_UDATA_SET_KEY_TYPEOF, NFTNL_UDATA_SET_DATA_TYPEOF: the expression that a set was declared with
+_KEY, _DATA = (
+    3,
+    4,
+)  # NFTNL_UDATA_SET_KEY_TYPEOF, NFTNL_UDATA_SET_DATA_TYPEOF: the expression that a set was declared with
 _EXPRESSION = 0  # NFTNL_UDATA_SET_TYPEOF_EXPR
 # The expressions that every libnftables takes back: verdict, payload, exthdr, meta, socket, osf, ct, concat, numgen, hash, rt, fib, xfrm.
 _SAFE = {1, *range(7, 14), *range(23, 28)}
@@ -65,7 +68,9 @@ class Neighbours:
         if generation == known:
             self.looked_at = generation
         else:
-            with suppress(BusyError):  # what was seen last counts, and the next time somebody looks again
+            with suppress(
+                BusyError
+            ):  # what was seen last counts, and the next time somebody looks again
                 self._found = tuple(suspicious(self._channel))
                 self.looked_at = generation
             if self._found and self._survives is None:
@@ -99,7 +104,13 @@ def survives(namespace: int) -> bool:
     quiet = subprocess.DEVNULL
     try:
         child = subprocess.run(
-            argv, check=False, stdin=quiet, stdout=quiet, stderr=quiet, timeout=_PATIENCE, pass_fds=() if there else (namespace,)
+            argv,
+            check=False,
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            timeout=_PATIENCE,
+            pass_fds=() if there else (namespace,),
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

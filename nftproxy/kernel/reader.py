@@ -115,11 +115,17 @@ class Reader:
     def expressions(self, chain: str) -> list[bytes]:
         """Return the expressions of each rule of one of our chains, as they are packed."""
         wanted = _ours(Rule.TABLE) + named(Rule.CHAIN, chain)
-        return [netlink.parts(message).get(Rule.EXPRESSIONS, b"") for message in self._channel.dump(Message.GET_RULE, wanted)]
+        return [
+            netlink.parts(message).get(Rule.EXPRESSIONS, b"")
+            for message in self._channel.dump(Message.GET_RULE, wanted)
+        ]
 
     def looks_up(self, name: str) -> bool:
         """Whether any rule of our table uses a set."""
-        return any(name.encode() + b"\0" in message for message in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE)))
+        return any(
+            name.encode() + b"\0" in message
+            for message in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE))
+        )
 
     def elements(self, name: str) -> dict[Key, Value]:
         """Return the elements of one of our sets or maps; MissingError when it is not there."""
@@ -147,11 +153,15 @@ class Reader:
 
     def networks(self, name: str, family: Family) -> list[Network]:
         """Return what is in an interval set, as the fewest networks that hold it."""
-        edges = sorted((int.from_bytes(raw.key), not raw.ends) for raw in self._raw(name))  # where two meet, the end comes first
+        edges = sorted(
+            (int.from_bytes(raw.key), not raw.ends) for raw in self._raw(name)
+        )  # where two meet, the end comes first
         found = []
         for position, (start, starts) in enumerate(edges):
             if starts:
-                end = next((edge for edge, more in edges[position + 1 :] if not more), 1 << family.bits)
+                end = next(
+                    (edge for edge, more in edges[position + 1 :] if not more), 1 << family.bits
+                )
                 found += between(start, end, family)
         return collapse(found)
 
@@ -214,7 +224,12 @@ def _element(message: bytes, start: int, end: int) -> _Raw:
 def _take_packed(message: bytes, position: int, end: int, found: dict[bytes, bytes]) -> None:
     """Take in the packed elements between two places of a message. By far the busiest loop of a restart, hence written out."""
     unpack = ATTRIBUTE.unpack_from
-    key_part, data_part, user_data, netlink_kind = int(Part.KEY), int(Part.DATA), int(Part.USER_DATA), netlink.KIND
+    key_part, data_part, user_data, netlink_kind = (
+        int(Part.KEY),
+        int(Part.DATA),
+        int(Part.USER_DATA),
+        netlink.KIND,
+    )
     while position + 4 <= end:
         stop = position + unpack(message, position)[0]
         position += 4

@@ -102,7 +102,9 @@ class _Found:
     """What the maps hold about one frontend."""
 
     steps: dict[Declaration, tuple[Verdict, int]] = field(default_factory=dict)
-    slots: dict[bool, dict[int, Listed]] = field(default_factory=lambda: {False: {}, True: {}})  # by "is the local list"
+    slots: dict[bool, dict[int, Listed]] = field(
+        default_factory=lambda: {False: {}, True: {}}
+    )  # by "is the local list"
     sources: list[str] = field(default_factory=list)
 
     @property
@@ -128,9 +130,17 @@ def take(reader: Reader) -> Snapshot | None:
     cidrs: list[str] = []
     for family in (f for f in Family if schema.NODEPORT_IPS.name(f) in names):
         where = schema.NODEPORT_IPS.name(family)
-        nodeports[family] = tuple(sorted(str(key[0]) for key in reader.elements(where))) if reader.looks_up(where) else "all"
-        cidrs += [str(network) for network in reader.networks(schema.SERVICE_CIDRS.name(family), family)]
-    return Snapshot(services({where: list(_counted(reader, where)) for where in names}), nodeports, tuple(cidrs))
+        nodeports[family] = (
+            tuple(sorted(str(key[0]) for key in reader.elements(where)))
+            if reader.looks_up(where)
+            else "all"
+        )
+        cidrs += [
+            str(network) for network in reader.networks(schema.SERVICE_CIDRS.name(family), family)
+        ]
+    return Snapshot(
+        services({where: list(_counted(reader, where)) for where in names}), nodeports, tuple(cidrs)
+    )
 
 
 def _counted(reader: Reader, where: str) -> Iterator[Counted]:
@@ -142,7 +152,9 @@ def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ServicePort, ..
     """Return the service ports in the elements of all sets and maps, by name."""
     found: defaultdict[tuple[Family, Frontend], _Found] = defaultdict(_Found)
     cluster_ips: set[str] = set()
-    clients: defaultdict[tuple[Family, str], Counter[str]] = defaultdict(Counter)  # by family and name of the affinity
+    clients: defaultdict[tuple[Family, str], Counter[str]] = defaultdict(
+        Counter
+    )  # by family and name of the affinity
     for where, items in elements.items():
         if not (place := schema.parse(where)):
             continue
@@ -150,17 +162,27 @@ def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ServicePort, ..
             cluster_ips.update(str(item.element.key[0]) for item in items)
         elif place.declaration.learnt:
             name, port = place.memory
-            clients[place.family, name] += Counter(str(Endpoint(str(item.element.value), port)) for item in items)
+            clients[place.family, name] += Counter(
+                str(Endpoint(str(item.element.value), port)) for item in items
+            )
         else:
             _sort_in(place, items, found)
     ports: defaultdict[str, list[Shown]] = defaultdict(list)
-    for (family, frontend), one in sorted(found.items(), key=lambda item: _order(item[0], cluster_ips)):
-        if any(verdict.comment for verdict, _ in one.steps.values()):  # what is left of a frontend between two transactions
+    for (family, frontend), one in sorted(
+        found.items(), key=lambda item: _order(item[0], cluster_ips)
+    ):
+        if any(
+            verdict.comment for verdict, _ in one.steps.values()
+        ):  # what is left of a frontend between two transactions
             ports[one.name].append(_shown(family, frontend, one, cluster_ips, clients))
     return tuple(ServicePort(name, tuple(frontends)) for name, frontends in sorted(ports.items()))
 
 
-def _sort_in(place: schema.Place, items: Iterable[Counted], found: defaultdict[tuple[Family, Frontend], _Found]) -> None:
+def _sort_in(
+    place: schema.Place,
+    items: Iterable[Counted],
+    found: defaultdict[tuple[Family, Frontend], _Found],
+) -> None:
     """Put the elements of one map to the frontends they are about."""
     declaration, family = place.declaration, place.family
     if declaration.value == schema.VERDICT:
@@ -178,15 +200,27 @@ def _sort_in(place: schema.Place, items: Iterable[Counted], found: defaultdict[t
             found[family, Frontend.of_key(tuple(start))].sources.append(f"{network}/{place.detail}")
 
 
-def _order(place: tuple[Family, Frontend], cluster_ips: set[str]) -> tuple[Family, int, bytes, str, int]:
+def _order(
+    place: tuple[Family, Frontend], cluster_ips: set[str]
+) -> tuple[Family, int, bytes, str, int]:
     """Sort ClusterIPs first, NodePorts last, addresses by number."""
     family, frontend = place
     rank = 2 if frontend.is_node_port else frontend.address not in cluster_ips
-    return family, rank, b"" if frontend.is_node_port else pack(frontend.address), frontend.proto, frontend.port
+    return (
+        family,
+        rank,
+        b"" if frontend.is_node_port else pack(frontend.address),
+        frontend.proto,
+        frontend.port,
+    )
 
 
 def _shown(
-    family: Family, frontend: Frontend, one: _Found, cluster_ips: set[str], clients: Mapping[tuple[Family, str], Counter[str]]
+    family: Family,
+    frontend: Frontend,
+    one: _Found,
+    cluster_ips: set[str],
+    clients: Mapping[tuple[Family, str], Counter[str]],
 ) -> Shown:
     if frontend.is_node_port:
         kind = Kind.NODE_PORT
@@ -229,7 +263,9 @@ def _refused(one: _Found) -> Refused | None:
     return Refused("reject", "no endpoint in the cluster", packets)
 
 
-def _affinity(family: Family, one: _Found, clients: Mapping[tuple[Family, str], Counter[str]]) -> Affinity | None:
+def _affinity(
+    family: Family, one: _Found, clients: Mapping[tuple[Family, str], Counter[str]]
+) -> Affinity | None:
     verdict, _ = one.steps.get(schema.LEARN, (Verdict(""), 0))
     if not (learn := schema.parse_learn(verdict.target)):
         return None

@@ -58,9 +58,7 @@ class Kernel:
         self._reader = Reader(self._channel)
         self._neighbours = Neighbours(self._channel)
         self._writer = Writer(self._channel, self._note)
-        self._looked_at = (
-            -1
-        )  # the number of the last transaction when other programs' sets were looked at, or of a later one of ours
+        self._looked_at = -1  # the number of the last transaction when other programs' sets were looked at, or of a later one of ours
         self.chains: set[str] = set()
         self.sets: set[str] = set()
         self.generation = 0  # goes up with every load of a program
@@ -70,7 +68,12 @@ class Kernel:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -101,7 +104,8 @@ class Kernel:
         except KernelError as error:
             if "not permitted" in str(error):
                 raise UnusableError(
-                    "not allowed to change nftables", hint="run as root or with the capability NET_ADMIN"
+                    "not allowed to change nftables",
+                    hint="run as root or with the capability NET_ADMIN",
                 ) from error
             raise UnusableError(
                 f"this kernel or libnftables cannot hold the table: {error}",
@@ -170,28 +174,43 @@ class Kernel:
             self.refresh()
             if program.marker in self.chains and (blocked := self.blocked):
                 logger.error(
-                    "the rules of table inet nftproxy cannot be loaded again, elements are written all the same: {}", blocked
+                    "the rules of table inet nftproxy cannot be loaded again, elements are written all the same: {}",
+                    blocked,
                 )
                 return
             parts = self._on_demand(program, self.chains, ())
             base, other = program.chains()
             known = self._reader.chains() if self.chains else {}
             text = f"add table {TABLE}\n"
-            for name in base:  # a base chain with another hook or priority is refused, so it goes first
+            for (
+                name
+            ) in base:  # a base chain with another hook or priority is refused, so it goes first
                 text += f"add chain {TABLE} {name}\ndelete chain {TABLE} {name}\n"
             stale_base = [name for name, is_base in known.items() if is_base and name not in base]
             text += "".join(f"delete chain {TABLE} {name}\n" for name in stale_base)
-            refilled = [n for n in (*other, *(n for n, t in parts.items() if t.startswith("chain"))) if n in known]
+            refilled = [
+                n
+                for n in (*other, *(n for n, t in parts.items() if t.startswith("chain")))
+                if n in known
+            ]
             text += "".join(f"flush chain {TABLE} {name}\n" for name in dict.fromkeys(refilled))
-            text += "".join(f"delete chain {TABLE} {n}\n" for n in known if schema.parse_program(n) and n != program.marker)
-            body = program.text({family: schema.lengths(self.sets, family) for family in program.families})
+            text += "".join(
+                f"delete chain {TABLE} {n}\n"
+                for n in known
+                if schema.parse_program(n) and n != program.marker
+            )
+            body = program.text(
+                {family: schema.lengths(self.sets, family) for family in program.families}
+            )
             self._transact(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
             self._stale = self.chains - set(parts)
             self._doubted = False
             self.generation += 1
             self.refresh()
 
-    def ensure_for(self, delta: Delta, program: Program, affinities: Iterable[Affinity] = ()) -> None:
+    def ensure_for(
+        self, delta: Delta, program: Program, affinities: Iterable[Affinity] = ()
+    ) -> None:
         """Make missing chains and sets that additions and ClientIP service ports need.
 
         A transaction of its own, and none when nothing is missing: unused chains do no harm.
@@ -206,7 +225,10 @@ class Kernel:
     def commit(self, delta: Delta) -> None:
         """Apply removals and additions of a delta in one transaction."""
         with self._lock:
-            self._json(lambda: _commands(delta.removed, delta.added), lambda: self._writer.change(delta.removed, delta.added))
+            self._json(
+                lambda: _commands(delta.removed, delta.added),
+                lambda: self._writer.change(delta.removed, delta.added),
+            )
 
     def commit_late(self, delta: Delta) -> None:
         """Apply the late removals of a delta in one transaction."""
@@ -231,7 +253,10 @@ class Kernel:
             return
         with self._lock:
             self._json(
-                lambda: [{"add": _elements(where, entries)}, {"delete": _elements(where, dict.fromkeys(entries))}],
+                lambda: [
+                    {"add": _elements(where, entries)},
+                    {"delete": _elements(where, dict.fromkeys(entries))},
+                ],
                 lambda: self._writer.forget(where, entries),
             )
 
@@ -277,7 +302,13 @@ class Kernel:
             else:
                 self._run(f"add table {TABLE}\n")
 
-    def _ensure(self, program: Program, targets: Iterable[str], wheres: Iterable[str], affinities: Iterable[Affinity]) -> None:
+    def _ensure(
+        self,
+        program: Program,
+        targets: Iterable[str],
+        wheres: Iterable[str],
+        affinities: Iterable[Affinity],
+    ) -> None:
         missing = {name for name in targets if name not in self.chains}
         affinities = [affinity for affinity in affinities if self.lacks(affinity)]
         parts = {} if not (missing or affinities) else self._on_demand(program, missing, affinities)
@@ -292,7 +323,9 @@ class Kernel:
         if parts and (blocked := self.blocked):
             self._copy(parts, blocked)
         elif parts:
-            self._transact("".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values()))
+            self._transact(
+                "".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values())
+            )
             self._stale -= parts.keys()
         for name, text in parts.items():
             (self.chains if text.startswith("chain") else self.sets).add(name)
@@ -311,7 +344,9 @@ class Kernel:
                 raise blocked from None
         self._writer.add_chains(made)
 
-    def _on_demand(self, program: Program, chains: Iterable[str], affinities: Iterable[Affinity]) -> dict[str, str]:
+    def _on_demand(
+        self, program: Program, chains: Iterable[str], affinities: Iterable[Affinity]
+    ) -> dict[str, str]:
         parts: dict[str, str] = {}
         for name in chains:
             parts |= program.pick(name)
@@ -355,7 +390,9 @@ class Kernel:
             self._looked_at += 1
 
 
-def _commands(removed: dict[str, dict[Key, None]], added: dict[str, dict[Key, Value]]) -> list[object]:
+def _commands(
+    removed: dict[str, dict[Key, None]], added: dict[str, dict[Key, Value]]
+) -> list[object]:
     """Return deletions, then additions, as libnftables JSON."""
     commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in removed.items()]
     return commands + [{"add": _elements(where, items)} for where, items in added.items()]
@@ -363,7 +400,13 @@ def _commands(removed: dict[str, dict[Key, None]], added: dict[str, dict[Key, Va
 
 def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str, object]:
     """Return an element command of libnftables JSON."""
-    return {"element": {**_ELEMENT, "name": where, "elem": [_json(key, value) for key, value in items.items()]}}
+    return {
+        "element": {
+            **_ELEMENT,
+            "name": where,
+            "elem": [_json(key, value) for key, value in items.items()],
+        }
+    }
 
 
 def _json(key: Key, value: Value) -> object:

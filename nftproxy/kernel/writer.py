@@ -11,12 +11,24 @@ from nftproxy.address import Network, pack
 from nftproxy.kernel.channel import Change, Channel
 from nftproxy.routes import Key, Value, Verdict
 from nftproxy.table import netlink
-from nftproxy.table.netlink import FAMILIES, Data, Element, Elements, Message, Rule, attribute, named, nested
+from nftproxy.table.netlink import (
+    FAMILIES,
+    Data,
+    Element,
+    Elements,
+    Message,
+    Rule,
+    attribute,
+    named,
+    nested,
+)
 from nftproxy.table.packing import Shape, comment, shape, verdict
 
 _TABLE = "nftproxy"
 _LONGEST = 60_000  # bytes of elements in one message; the length of an attribute has 16 bits
-_OPEN = attribute(Element.USER_DATA, struct.pack("=BBI", 1, 4, 1))  # libnftables marks so what has no end
+_OPEN = attribute(
+    Element.USER_DATA, struct.pack("=BBI", 1, 4, 1)
+)  # libnftables marks so what has no end
 _ENDS = attribute(Element.FLAGS, netlink.ENDS_INTERVAL.to_bytes(4))
 
 
@@ -28,15 +40,21 @@ class Writer:
         self._channel = channel
         self._written = written
 
-    def change(self, removed: Mapping[str, Iterable[Key]], added: Mapping[str, Mapping[Key, Value]]) -> None:
+    def change(
+        self, removed: Mapping[str, Iterable[Key]], added: Mapping[str, Mapping[Key, Value]]
+    ) -> None:
         """Delete and add elements, in this order."""
         changes: list[Change] = []
         for where, keys in removed.items():
             known = _shape(where)
-            changes += _changes(Message.DELETE_ELEMENTS, where, (_element(known, key, None) for key in keys))
+            changes += _changes(
+                Message.DELETE_ELEMENTS, where, (_element(known, key, None) for key in keys)
+            )
         for where, items in added.items():
             known = _shape(where)
-            changes += _changes(Message.NEW_ELEMENTS, where, (_element(known, *item) for item in items.items()))
+            changes += _changes(
+                Message.NEW_ELEMENTS, where, (_element(known, *item) for item in items.items())
+            )
         self._transact(changes)
 
     def forget(self, where: str, entries: Mapping[Key, Value]) -> None:
@@ -44,36 +62,56 @@ class Writer:
         known = _shape(where)
         there = [_element(known, *item) for item in entries.items()]
         gone = [_element(known, key, None) for key in entries]
-        self._transact([*_changes(Message.NEW_ELEMENTS, where, there), *_changes(Message.DELETE_ELEMENTS, where, gone)])
+        self._transact(
+            [
+                *_changes(Message.NEW_ELEMENTS, where, there),
+                *_changes(Message.DELETE_ELEMENTS, where, gone),
+            ]
+        )
 
     def replace(self, where: str, elements: Iterable[str | Network]) -> None:
         """Give a set exactly these addresses, or an interval set these networks."""
-        flush = Change(Message.DELETE_ELEMENTS, named(Elements.TABLE, _TABLE) + named(Elements.SET, where))
+        flush = Change(
+            Message.DELETE_ELEMENTS, named(Elements.TABLE, _TABLE) + named(Elements.SET, where)
+        )
         listed = list(elements)
         networks = [each for each in listed if isinstance(each, Network)]
         packed = list(_intervals(networks))
-        packed += [_element(_shape(where), (each,), None) for each in listed if isinstance(each, str)]
+        packed += [
+            _element(_shape(where), (each,), None) for each in listed if isinstance(each, str)
+        ]
         self._transact([flush, *_changes(Message.NEW_ELEMENTS, where, packed)])
 
     def add_chains(self, chains: Mapping[str, Iterable[bytes]]) -> None:
         """Make chains of rules that are given as their expressions, in one transaction."""
         head = named(netlink.Chain.TABLE, _TABLE)
-        changes = [Change(Message.NEW_CHAIN, head + named(netlink.Chain.NAME, name), netlink.CREATE) for name in chains]
+        changes = [
+            Change(Message.NEW_CHAIN, head + named(netlink.Chain.NAME, name), netlink.CREATE)
+            for name in chains
+        ]
         for name, rules in chains.items():
             place = named(Rule.TABLE, _TABLE) + named(Rule.CHAIN, name)
             changes += [
-                Change(Message.NEW_RULE, place + nested(Rule.EXPRESSIONS, rule), netlink.CREATE | netlink.APPEND)
+                Change(
+                    Message.NEW_RULE,
+                    place + nested(Rule.EXPRESSIONS, rule),
+                    netlink.CREATE | netlink.APPEND,
+                )
                 for rule in rules
             ]
         self._transact(changes)
 
     def delete_table(self, family: str, name: str) -> None:
         """Remove a table and all that is in it."""
-        self._transact([Change(Message.DELETE_TABLE, named(netlink.Table.NAME, name), family=FAMILIES[family])])
+        self._transact(
+            [Change(Message.DELETE_TABLE, named(netlink.Table.NAME, name), family=FAMILIES[family])]
+        )
 
     def probe(self) -> None:
         """Have the kernel accept a transaction that changes nothing."""
-        self._transact([Change(Message.NEW_TABLE, named(netlink.Table.NAME, _TABLE), netlink.CREATE)])
+        self._transact(
+            [Change(Message.NEW_TABLE, named(netlink.Table.NAME, _TABLE), netlink.CREATE)]
+        )
 
     def _transact(self, changes: list[Change]) -> None:
         self._channel.transact(changes)
@@ -102,7 +140,9 @@ def _element(known: Shape, key: Key, value: Value) -> bytes:
     if value is None:
         return nested(netlink.LIST_ITEM, packed)
     if known.value is not None:
-        data = attribute(Data.VALUE, known.value.pack((value,) if isinstance(value, str) else value))
+        data = attribute(
+            Data.VALUE, known.value.pack((value,) if isinstance(value, str) else value)
+        )
         return nested(netlink.LIST_ITEM, packed + nested(Element.DATA, data))
     assert isinstance(value, Verdict)  # noqa: S101 - maps without fields hold verdicts
     packed += nested(Element.DATA, nested(Data.VERDICT, verdict(value.verb, value.target)))
@@ -119,7 +159,9 @@ def _intervals(networks: Iterable[Network]) -> Iterator[bytes]:
     family = networks[0].family
     size, beyond = family.bits // 8, 1 << family.bits
     edges: list[tuple[int, bytes]] = []
-    for start, length in sorted((int.from_bytes(pack(network.text)), network.length) for network in networks):
+    for start, length in sorted(
+        (int.from_bytes(pack(network.text)), network.length) for network in networks
+    ):
         end = start + (1 << (family.bits - length))
         if not edges and start:
             edges.append((0, _ENDS))  # as libnftables writes it

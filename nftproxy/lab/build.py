@@ -1,7 +1,8 @@
-"""Building and removing the namespaces of a lab; what is in them is made by `ip` and `bridge` in batch mode.
+"""Build and remove the namespaces of a lab; `ip` and `bridge` in batch mode fill them.
 
-A batch costs one process of about 2 ms for a whole namespace, and what it does can be read, pasted and repeated by hand. Nothing
-is created outside the lab's namespaces, so deleting them removes everything.
+A batch costs one process of about 2 ms for a whole namespace, and its commands can be read, pasted
+and repeated by hand. Nothing is created outside the lab's namespaces, so deleting them removes
+everything.
 """
 
 import fcntl
@@ -25,26 +26,30 @@ _UNSUPPORTED = ("Unknown device type", "Operation not supported", "not supported
 
 
 def check_machine() -> None:
-    """Raise when this process cannot make namespaces at all."""
+    """Raise if this process cannot make namespaces."""
     if os.geteuid() != 0:
-        raise UnusableError("a lab is made of network namespaces, which needs root", hint="run the command with sudo")
+        raise UnusableError(
+            "a lab is made of network namespaces, which needs root",
+            hint="run the command with sudo",
+        )
     if not shutil.which("ip"):
         raise UnusableError("the program `ip` is missing", hint="apt install iproute2")
 
 
 def has_bridge_netfilter() -> bool:
-    """Whether the kernel can show bridged packets to netfilter now (module br_netfilter)."""
+    """Whether the kernel passes bridged packets to netfilter (module br_netfilter)."""
     return Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
 
 
 def create_namespaces(plan: Plan) -> None:
-    """Make the namespaces, empty but with their sysctls; sockets may be opened in them from now on."""
+    """Make the namespaces, empty except for their sysctls; then sockets may be opened in them."""
     for commands in topology.commands(plan):
         try:
             namespace.create(commands.namespace)
         except PermissionError as error:
             raise UnusableError(
-                f"this process may not make network namespaces ({error})", hint="a container has to be a privileged one"
+                f"this process may not make network namespaces ({error})",
+                hint="a container has to be a privileged one",
             ) from error
         with namespace.enter(commands.namespace):
             for path, value in commands.sysctls.items():
@@ -79,7 +84,9 @@ def batches(work: Iterable[tuple[str, str | None, Sequence[str]]]) -> None:
     running = []
     for program, where, lines in work:
         argv = [program, *(("-n", where) if where else ()), "-batch", "-"]
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         running.append((process, where, lines))
     problems = []
     for process, where, lines in running:
@@ -101,14 +108,21 @@ def _problem(program: str, where: str | None, lines: Sequence[str], errors: str)
 
 
 def _wait_for_links(where: str, idle: set[str], timeout: float = 10.0) -> None:
-    """Return when every link that is up works, but for `idle`: the kernel takes its time, and until then loses what is sent."""
+    """Wait until every link that is up works, except `idle`; the kernel needs a moment and loses packets until then."""
     deadline = time.monotonic() + timeout
     with namespace.enter(where):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     with sock:
-        while waiting := [name for name in _links(where) - idle if _flags(sock, name) & (_IFF_UP | _IFF_RUNNING) == _IFF_UP]:
+        while waiting := [
+            name
+            for name in _links(where) - idle
+            if _flags(sock, name) & (_IFF_UP | _IFF_RUNNING) == _IFF_UP
+        ]:
             if time.monotonic() > deadline:
-                raise NftproxyError(f"{', '.join(waiting)} of {where} stays without a carrier", hint="the other end is gone")
+                raise NftproxyError(
+                    f"{', '.join(waiting)} of {where} stays without a carrier",
+                    hint="the other end was deleted",
+                )
             time.sleep(0.001)
 
 
@@ -124,7 +138,7 @@ def _flags(sock: socket.socket, name: str) -> int:
 
 
 def _write_sysctl(path: str, value: str) -> None:
-    """Set a sysctl of the namespace this thread is in. Kernels without IPv6 or br_netfilter do not have all of them."""
+    """Set a sysctl of this thread's namespace; kernels without IPv6 or br_netfilter lack some."""
     file = Path("/proc/sys", path)
     if file.exists():
         file.write_text(value)

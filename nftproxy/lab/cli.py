@@ -1,6 +1,6 @@
-"""The commands `nftproxy lab ...`: a cluster to try things on, without a cluster.
+"""The commands `nftproxy lab ...`: experiments without a cluster.
 
-Imports of the lab itself stand inside the commands, so that listing them costs nothing.
+The commands import the lab themselves, so that listing them costs nothing.
 """
 
 import json
@@ -18,15 +18,20 @@ from nftproxy.errors import NftproxyError
 if TYPE_CHECKING:
     from nftproxy.lab.lab import Lab
 
-_name = click.option("--name", default="lab", show_default=True, help="Which lab; several can be up at a time.")
+_name = click.option(
+    "--name",
+    default="lab",
+    show_default=True,
+    help="Which lab; several can be up at the same time.",
+)
 
 
 @click.group()
 def lab() -> None:
     """Build a throw-away cluster out of network namespaces.
 
-    Nodes with a cni0 bridge, pods that answer with their name and the source they saw, a network between the nodes and a
-    client outside, all in IPv4 and IPv6. Needs root.
+    It has nodes with a cni0 bridge, pods that answer with their name and the client's address, a
+    network between the nodes and a client outside, all in IPv4 and IPv6. Needs root.
     """
 
 
@@ -34,7 +39,9 @@ def lab() -> None:
 @_name
 @click.option("--nodes", default=2, show_default=True, help="Number of nodes.")
 @click.option("--pods", default=3, show_default=True, help="Number of pods on each node.")
-@click.option("--vxlan", is_flag=True, help="Carry pod traffic between nodes in VXLAN instead of routing it.")
+@click.option(
+    "--vxlan", is_flag=True, help="Carry pod traffic between nodes in VXLAN instead of routing it."
+)
 def up(name: str, nodes: int, pods: int, *, vxlan: bool) -> None:
     """Build a lab and leave it running."""
     from rich.console import Console
@@ -49,16 +56,20 @@ def up(name: str, nodes: int, pods: int, *, vxlan: bool) -> None:
         last = built.pods[-1]
         address = next(iter(last.addresses.values()))
         option = "" if name == "lab" else f"--name {name} "
-        click.echo(f"pods answer on ports {' and '.join(map(str, PORTS))}, TCP and UDP; try for example")
+        click.echo(
+            f"pods answer on ports {' and '.join(map(str, PORTS))}, TCP and UDP; try for example"
+        )
         # bash and head are on every machine, nc is not.
-        click.echo(f"  nftproxy lab exec {option}client -- bash -c 'head -n 1 </dev/tcp/{address}/{PORTS[0]}'")
+        click.echo(
+            f"  nftproxy lab exec {option}client -- bash -c 'head -n 1 </dev/tcp/{address}/{PORTS[0]}'"
+        )
 
 
 @lab.command()
 @_name
 @click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def status(name: str, output: str) -> None:
-    """Show the places of a lab, their addresses and whether they are there."""
+    """Show the places of a lab, their addresses and their state."""
     from nftproxy.lab.lab import Lab
 
     attached = Lab.attach(name)
@@ -68,12 +79,14 @@ def status(name: str, output: str) -> None:
         _print_status(attached)
 
 
-@lab.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@lab.command(
+    name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 @_name
 @click.argument("place", metavar="NODE|POD|CLIENT")
 @click.argument("command", metavar="-- CMD...", nargs=-1, type=click.UNPROCESSED, required=True)
 def execute(name: str, place: str, command: tuple[str, ...]) -> None:
-    """Run a command in a node, pod or client, and exit as it does."""
+    """Run a command in a node, pod or client, with its exit code."""
     from nftproxy.lab import build
     from nftproxy.lab.lab import Lab
 
@@ -81,56 +94,69 @@ def execute(name: str, place: str, command: tuple[str, ...]) -> None:
     where = Lab.attach(name).place(place)
     argv = command[1:] if command[0] == "--" else command
     if not argv:
-        raise click.UsageError("a command has to follow the --")
+        raise click.UsageError("a command must follow the --")
     if not shutil.which(argv[0]):
-        raise NftproxyError(f"there is no program {argv[0]!r}", hint="places share the files and the PATH of this machine")
+        raise NftproxyError(
+            f"there is no program {argv[0]!r}",
+            hint="places share the files and the PATH of this machine",
+        )
     sys.stdout.flush()
-    # Not `enter`: `ip netns exec` also mounts the /sys of that namespace, which tcpdump and others read.
+    # Not `enter`: `ip netns exec` also mounts the namespace's /sys, which tcpdump and others read.
     os.execvp("ip", ["ip", "netns", "exec", where.namespace, *argv])  # noqa: S606  no shell is the point
 
 
 @lab.command()
-@click.option("--name", default="demo", show_default=True, help="How the lab is called while it is there.")
+@click.option("--name", default="demo", show_default=True, help="The name of the lab.")
 def demo(name: str) -> int:
-    """Walk through what a service proxy does, with real connections.
+    """Walk through the behaviour of a service proxy, with real connections.
 
-    Builds a lab, runs nftproxy on both nodes on the manifests of examples/, connects, and says who answered and why. Takes some
-    seconds and removes everything again. Exit code 1 if a packet does otherwise than it should.
+    Builds a lab, runs nftproxy on both nodes with the manifests of examples/, connects, and shows
+    which endpoint answered and why. Takes some seconds and removes everything afterwards. Exit code
+    1 if a packet takes a wrong path.
     """
     from nftproxy import columns
     from nftproxy.lab import build
     from nftproxy.lab.demo import Demo, walk
 
     build.check_machine()
-    for end in (signal.SIGTERM, signal.SIGHUP):  # what was built is removed then too
+    for end in (signal.SIGTERM, signal.SIGHUP):  # the lab is removed then, too
         signal.signal(end, lambda number, _: sys.exit(128 + number))
     started, wrong, checks = time.monotonic(), 0, 0
-    click.echo("Two nodes, three pods on each, a client outside; nftproxy runs on both nodes, on a copy of examples/.")
+    click.echo(
+        "Two nodes, three pods on each, a client outside; nftproxy runs on both nodes, on a copy of examples/."
+    )
     with Demo(name) as walked:
         for number, step in enumerate(walk(walked), 1):
             click.secho(f"\n{number}  {step.title}", bold=True)
             if said := step.before(walked) if step.before else "":
                 click.echo(f"   {said}")
             results = [(check, walked.check(check)) for check in step.checks]
-            rows = [(*found.row, "ok" if found.right else f"WRONG: expected {check.expected()}") for check, found in results]
+            rows = [
+                (*found.row, "ok" if found.right else f"WRONG: expected {check.expected()}")
+                for check, found in results
+            ]
             columns.show(("FROM", "TO", "ANSWERED BY", "SOURCE SEEN", ""), rows, indent=3)
             click.echo(f"   {step.why}")
             checks += len(rows)
             wrong += sum(not found.right for _, found in results)
         wrong += walked.failures
     seconds = time.monotonic() - started
-    click.echo(f"\n{checks} checks in {seconds:.1f} s: {f'{wrong} went wrong' if wrong else 'every packet went where it should'}")
+    click.echo(
+        f"\n{checks} checks in {seconds:.1f} s: {f'{wrong} went wrong' if wrong else 'every packet went where it should'}"
+    )
     return 1 if wrong else 0
 
 
 @lab.command()
 @_name
 def down(name: str) -> None:
-    """Remove a lab with everything that runs inside, also one that was built half."""
+    """Remove a lab, complete or not, with everything that runs inside."""
     from nftproxy.lab.lab import tear_down
 
     removed = tear_down(name)
-    click.echo(f"lab {name!r} is down" if removed else f"there is no lab {name!r}, nothing to remove")
+    click.echo(
+        f"lab {name!r} is down" if removed else f"there is no lab {name!r}, nothing to remove"
+    )
 
 
 def _status(attached: "Lab") -> dict[str, Any]:
@@ -168,9 +194,9 @@ def _print_status(attached: "Lab") -> None:
         if not row["present"]:
             missing.add(place.name)
         table.add_row(place.name, row["node"] or "", place.namespace, *place.addresses.values())
-    # Piped output is not cut to the width of a terminal that is not there.
+    # Piped output has no terminal whose width could cut it.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     if missing:
         click.echo(f"missing: {', '.join(sorted(missing))}")
     if not found["servers"]:
-        click.echo("the pods do not answer: the echo server is gone")
+        click.echo("the pods do not answer: the echo server has ended")

@@ -1,13 +1,15 @@
-"""Connections out of any namespace, and what became of them: answered by whom, refused, silent or unreachable.
+"""Connections from any namespace, and their outcomes: answered, refused, silent or unreachable.
 
     match connect("lab.pod1-1", "10.96.0.10", 80):
         case Answer(name=name, source=source): ...
         case Refused(): ...
 
-- A UDP socket never has a source port that this process used before from the same namespace and address: conntrack remembers a
-  port for minutes and would send its datagrams to the endpoint of then.
-- TCP connections, and those of SCTP, are closed with a reset: thousands to one frontend would else use up the ports in TIME-WAIT.
-- Silence is a matter of waiting. Prove a *drop* by a counter or a capture.
+- A UDP socket never has a source port that this process used before from the same namespace and
+  address: conntrack remembers a port for minutes and would send its datagrams to the previous
+  endpoint.
+- TCP connections, and those of SCTP, are closed with a reset: otherwise thousands to one frontend
+  would use up the ports in TIME-WAIT.
+- Silence only shows that the wait was long enough. Prove a *drop* by a counter or a capture.
 """
 
 import contextlib
@@ -28,7 +30,7 @@ from nftproxy.lab.namespace import enter
 SOCKETS = {
     "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
     "UDP": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
-    "SCTP": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),  # one-to-one style: sockets that behave like those of TCP
+    "SCTP": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),  # one-to-one style, which behaves like TCP
 }
 """Type and number of each protocol's sockets."""
 
@@ -41,9 +43,9 @@ _LONGEST_LINE = 4096
 class Answer:
     """An echo server answered.
 
-    name, port, address    which one, and its own port and address, after any translation
+    name, port, address    the server's name, port and address, after any translation
     source, source_port    the client as the server saw it
-    client, client_port    the client as it saw itself; different from the source if somebody masqueraded
+    client, client_port    the client's own view; different from the source after masquerading
     """
 
     name: str
@@ -57,17 +59,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Somebody said no at once: a TCP reset or an ICMP port unreachable."""
+    """Refused at once, by a TCP reset or an ICMP port unreachable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """Nobody said anything in time."""
+    """No answer in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No way there, or the connection broke; `error` is the name of the error number, such as EHOSTUNREACH."""
+    """No route, or a broken connection; `error` is the name of the error number, such as EHOSTUNREACH."""
 
     error: str
 
@@ -76,7 +78,7 @@ Outcome = Answer | Refused | Silent | Unreachable
 
 
 class Connection:
-    """A TCP connection or a connected UDP socket that was answered once and stays open until `close`."""
+    """A TCP connection or a connected UDP socket with one answer, open until `close`."""
 
     def __init__(self, sock: socket.socket, answer: Answer) -> None:
         self.answer = answer
@@ -89,7 +91,7 @@ class Connection:
         self.close()
 
     def again(self, timeout: float = 1.0) -> Outcome:
-        """Send something more. TCP: the same answer if the server echoed it. UDP: the answer to a new datagram."""
+        """Send again. TCP: the same answer if the server echoed. UDP: the answer to a new datagram."""
         try:
             self._socket.settimeout(timeout)
             if self._socket.type == socket.SOCK_DGRAM:
@@ -115,7 +117,9 @@ def connect(
     source_port: int = 0,
 ) -> Outcome:
     """Connect from a namespace, read the answer, close. `timeout` in seconds; source address and port are chosen if not given."""
-    result = open_connection(namespace, address, port, protocol, timeout=timeout, source=source, source_port=source_port)
+    result = open_connection(
+        namespace, address, port, protocol, timeout=timeout, source=source, source_port=source_port
+    )
     if not isinstance(result, Connection):
         return result
     result.close()
@@ -170,10 +174,11 @@ def _first_answer(sock: socket.socket, address: str, port: int, timeout: float) 
 
 
 def _connect_stream(sock: socket.socket, address: str, port: int, timeout: float) -> None:
-    """Connect; OSError says why not.
+    """Connect; OSError on failure.
 
-    Between namespaces an ICMP error can come back before connect() has let go of the socket. The kernel then only notes it
-    (sk_err_soft) and a client would learn of the rejection from the next SYN, a second later; SO_ERROR tells the note at once.
+    Between namespaces an ICMP error can arrive before connect() has released the socket. The kernel
+    then only stores it (sk_err_soft), and the next SYN, a second later, would show the rejection.
+    SO_ERROR returns the stored error at once.
     """
     sock.settimeout(0)
     status = sock.connect_ex((address, port))
@@ -191,14 +196,14 @@ def _connect_stream(sock: socket.socket, address: str, port: int, timeout: float
 
 
 def _ask_datagram(sock: socket.socket) -> Outcome:
-    # EPERM: a rule of this very host stopped it; if that was a reject, its ICMP error is what recv reports.
+    # EPERM: a rule of this host stopped it; after a reject, recv reports its ICMP error.
     with contextlib.suppress(PermissionError):
         sock.send(b"who?")
     return _parse(sock.recv(_LONGEST_LINE), sock)
 
 
 def _line(sock: socket.socket) -> bytes:
-    """Return the next line, or what came before the other side closed."""
+    """Return the next line, or the rest before the other side closed."""
     received = sock.recv(_LONGEST_LINE)
     while received and not received.endswith(b"\n") and (more := sock.recv(_LONGEST_LINE)):
         received += more
@@ -219,7 +224,9 @@ def _parse(line: bytes, sock: socket.socket) -> Answer:
             client_port=client_port,
         )
     except (ValueError, TypeError, KeyError):
-        raise NftproxyError(f"{sock.getpeername()[:2]} is no echo server of a lab: it said {line[:80]!r}") from None
+        raise NftproxyError(
+            f"{sock.getpeername()[:2]} is no echo server of a lab: it said {line[:80]!r}"
+        ) from None
 
 
 def _outcome(error: OSError) -> Refused | Silent | Unreachable:
@@ -235,10 +242,12 @@ _fresh_ports_lock = threading.Lock()
 
 
 def _bind_fresh(sock: socket.socket, namespace: str, source: str) -> None:
-    """Bind a UDP socket to the next source port that nobody used."""
+    """Bind a UDP socket to the next unused source port."""
     while True:
         with _fresh_ports_lock:
-            port = next(_fresh_ports.setdefault((namespace, source, sock.family), iter(_UDP_PORTS)), None)
+            port = next(
+                _fresh_ports.setdefault((namespace, source, sock.family), iter(_UDP_PORTS)), None
+            )
         if port is None:
             raise NftproxyError(
                 f"all {len(_UDP_PORTS)} UDP source ports of {namespace} are used up",

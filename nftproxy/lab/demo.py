@@ -1,7 +1,7 @@
-"""`nftproxy lab demo`: a walk through what a service proxy does, with real processes and real packets.
+"""`nftproxy lab demo`: a walk through the behaviour of a service proxy, with real processes and real packets.
 
-Builds a lab, runs `nftproxy run` on both nodes on a copy of the examples, connects, and compares who answered and whom they saw with
-what `walk` says. However it ends, nothing is left behind.
+Builds a lab, runs `nftproxy run` on both nodes with a copy of the examples, connects, and compares
+the answers with those of `walk`. However it ends, nothing is left.
 """
 
 import shutil
@@ -29,57 +29,59 @@ from nftproxy.lab.client import Answer, Outcome, Refused, Silent
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.plan import CLUSTER_CIDRS, Node, Place
 
-START = 20.0  # seconds until the table has to be there
-STEP = 5.0  # seconds until a change has to be in it
+START = 20.0  # seconds until the table must exist
+STEP = 5.0  # seconds until the table must have a change
 OWN = "its own"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Connections of one kind and what has to become of them; `by`: who may answer, and all of these have to, unless `one` is set."""
+    """Connections of one kind and their expected outcome; all of `by` must answer, or one of them with `one`."""
 
     origin: str
     address: str
     port: int
     by: Collection[str] | type[Refused] | type[Silent]
-    source: str = OWN  # what servers see: OWN, or the node that masquerades
+    source: str = OWN  # the source that servers see: OWN, or the node that masquerades
     protocol: str = "TCP"
     one: bool = False
-    times: int = 60  # three endpoints: one of them is missed once in 10^10 times
-    drops: str = ""  # the node whose counter has to prove that silence is a drop
+    times: int = 60  # three endpoints: a round misses one of them once in 10^10 times
+    drops: str = ""  # the node whose counter must prove that silence is a drop
 
     def expected(self) -> str:
-        """Say what should have become of it."""
+        """Describe the expected outcome."""
         if isinstance(self.by, type):
             return _OUTCOMES[self.by]
-        return f"{'one' if self.one else 'all'} of {', '.join(sorted(self.by))}, seeing {self.source}"
+        return (
+            f"{'one' if self.one else 'all'} of {', '.join(sorted(self.by))}, seeing {self.source}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is shown, why it is so, and what happens before the connections."""
+    """A step: its title, its reason, and a change before the connections."""
 
     title: str
     why: str
     checks: tuple[Check, ...]
-    before: Callable[["Demo"], str] | None = None  # returns what it has to say
+    before: Callable[["Demo"], str] | None = None  # returns a line about it
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a check: from, to, answered by, source seen; and whether that is right."""
+    """The result of a check: from, to, answered by, source seen; and whether that is right."""
 
     row: tuple[str, str, str, str]
     right: bool
 
 
 def walk(demo: "Demo") -> Iterator[Step]:
-    """Yield the steps; the numbers are those of the examples."""
+    """Yield the steps; the addresses are those of the examples."""
     node1, node2 = demo.address("node1"), demo.address("node2")
     web = {"pod1-1", "pod1-2", "pod2-1"}
     yield Step(
         "ClusterIP: clusterip.yaml",
-        "Each new connection goes to one of the ready endpoints, all equally likely; they see the pod that asked.",
+        "Each new connection goes to one of the ready endpoints, all equally likely; they see the pod's own address.",
         (
             Check("pod2-3", "10.96.0.10", 80, web),
             Check("pod2-3", "fd00:10:96::10", 80, web),
@@ -88,7 +90,7 @@ def walk(demo: "Demo") -> Iterator[Step]:
     )
     yield Step(
         "NodePort: nodeport.yaml",
-        "Every node takes the port, wherever the endpoints are, and hides the client so that answers come back through it.",
+        "Every node accepts the port, wherever the endpoints are, and hides the client so that answers return through it.",
         (
             Check("client", node1, 30080, {"pod1-1", "pod2-1"}, "node1"),
             Check("client", node2, 30080, {"pod1-1", "pod2-1"}, "node2"),
@@ -104,7 +106,7 @@ def walk(demo: "Demo") -> Iterator[Step]:
     )
     yield Step(
         "LoadBalancer, externalTrafficPolicy Local: loadbalancer-local.yaml",
-        "Outside clients reach only endpoints on the node they come through, which see them as they are; pods reach all endpoints.",
+        "Outside clients reach only endpoints of the node that they use, which see the client's address; pods reach all endpoints.",
         (
             Check("client", "203.0.113.40", 25, {"pod1-1", "pod1-2"}),
             Check("pod2-3", "203.0.113.40", 25, {"pod1-1", "pod1-2"}),
@@ -118,35 +120,40 @@ def walk(demo: "Demo") -> Iterator[Step]:
     )
     yield Step(
         "Session affinity ClientIP: affinity.yaml",
-        "A client that comes back within 600 seconds gets the endpoint it had before; another client may have another one.",
+        "A client that returns within 600 seconds gets the same endpoint again; another client may have another one.",
         (
             Check("pod2-3", "10.96.0.50", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
             Check("pod1-3", "10.96.0.50", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
         ),
     )
     yield Step(
-        "An endpoint goes: pod1-2 is taken out of clusterip.yaml",
-        "New connections go to the endpoints that are left; none fails while the table changes.",
+        "An endpoint is removed: pod1-2, from clusterip.yaml",
+        "New connections use the remaining endpoints; none fails while the table changes.",
         (Check("pod2-3", "10.96.0.10", 80, web - {"pod1-2"}),),
         before=Demo.scale_down,
     )
     yield Step(
-        "No endpoints: no-endpoints.yaml, and all endpoints are taken out of nodeport.yaml",
-        "Clients are refused at once and need not wait for a timeout.",
-        (Check("pod2-3", "10.96.0.60", 80, Refused, times=2), Check("client", node1, 30080, Refused, times=2)),
+        "No endpoints: no-endpoints.yaml, and nodeport.yaml after the removal of all endpoints",
+        "Clients are refused at once, without a timeout.",
+        (
+            Check("pod2-3", "10.96.0.60", 80, Refused, times=2),
+            Check("client", node1, 30080, Refused, times=2),
+        ),
         before=Demo.empty,
     )
 
 
 class Demo:
-    """A lab with a proxy on each node; gone at the end of its `with` block."""
+    """A lab with a proxy on each node, removed at the end of its `with` block."""
 
     def __init__(self, name: str) -> None:
         self.lab = Lab(name, nodes=2, pods=3)
         self.failures = 0
         self._folder = Path()
         self._proxies: dict[str, subprocess.Popen[Any]] = {}
-        self._owners = {a: place.name for place in self.lab.plan.places for a in place.addresses.values()}
+        self._owners = {
+            a: place.name for place in self.lab.plan.places for a in place.addresses.values()
+        }
         self._owners |= {a: node.name for node in self.lab.nodes for a in node.gateways.values()}
         self._cleanup = ExitStack()
 
@@ -161,15 +168,24 @@ class Demo:
             for node in self.lab.nodes:
                 self._start(node)
             for node in self.lab.nodes:
-                self._wait(node, lambda seen: len(seen.services) >= 7 and all(seen.nodeport_addresses.values()), START)
+                self._wait(
+                    node,
+                    lambda seen: len(seen.services) >= 7 and all(seen.nodeport_addresses.values()),
+                    START,
+                )
             self._cleanup = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._cleanup.close()
 
     def _stop(self) -> None:
-        """End the proxies. From here on it takes a moment, which must not be cut short."""
+        """End the proxies. The rest must not be interrupted."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         for process in self._proxies.values():
@@ -186,12 +202,12 @@ class Demo:
         return next(iter(self.lab.place(place).addresses.values()))
 
     def lead_to(self, cidr: str, node: str) -> str:
-        """Have the outside client send what it has for addresses to a node, as a load balancer would."""
+        """Route addresses from the outside client to a node, as a load balancer would."""
         self.lab.route("client", cidr, node)
         return f"ip route replace {cidr} via {self.address(node)}, on the client"
 
     def scale_down(self) -> str:
-        """Take an endpoint away while connections are made without pause."""
+        """Remove an endpoint while connections are made without pause."""
         gone = self.address("pod1-2")
         outcomes: Counter[type[Outcome]] = Counter()
         with self._connecting("pod2-3", "10.96.0.10", 80, outcomes):
@@ -205,32 +221,49 @@ class Demo:
         return f"both tables were changed {seconds * 1000:.0f} ms after the file; {outcomes.total()} connections meanwhile, {failed} failed"
 
     def empty(self) -> str:
-        """Take all endpoints of a service away."""
-        seconds = self._edit("nodeport.yaml", lambda _: False, lambda seen: not list(_endpoints(seen, "default/shop")))
+        """Remove all endpoints of a service."""
+        seconds = self._edit(
+            "nodeport.yaml",
+            lambda _: False,
+            lambda seen: not list(_endpoints(seen, "default/shop")),
+        )
         return f"both tables were changed {seconds * 1000:.0f} ms after the file"
 
     def check(self, check: Check) -> Result:
-        """Connect, and compare with what is expected."""
+        """Connect, and compare with the expected outcome."""
         dropped = self._dropped(check.drops) if check.drops else 0
         timeout = 0.3 if check.by is Silent else 1.0
         outcomes = [
-            self.lab.connect(check.origin, check.address, check.port, check.protocol, timeout=timeout) for _ in range(check.times)
+            self.lab.connect(
+                check.origin, check.address, check.port, check.protocol, timeout=timeout
+            )
+            for _ in range(check.times)
         ]
         answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         shares = Counter(answer.name for answer in answers)
         others = Counter(type(outcome) for outcome in outcomes if not isinstance(outcome, Answer))
         sources: dict[str, set[str]] = {}
         for answer in answers:
-            whose = OWN if answer.source == answer.client else self._owners.get(answer.source, "nobody's")
+            whose = (
+                OWN
+                if answer.source == answer.client
+                else self._owners.get(answer.source, "nobody's")
+            )
             sources.setdefault(whose, set()).add(answer.source)
         host = f"[{check.address}]" if ":" in check.address else check.address
         answered = [f"{name} {share / len(outcomes):.0%}" for name, share in sorted(shares.items())]
-        answered += [f"{_OUTCOMES.get(kind, kind.__name__)} {number / len(outcomes):.0%}" for kind, number in others.items()]
+        answered += [
+            f"{_OUTCOMES.get(kind, kind.__name__)} {number / len(outcomes):.0%}"
+            for kind, number in others.items()
+        ]
         row = (
             check.origin,
             f"{host}:{check.port}/{check.protocol.lower()}",
             ", ".join(answered),
-            ", ".join(f"{', '.join(sorted(addresses))} ({whose})" for whose, addresses in sources.items()) or "-",
+            ", ".join(
+                f"{', '.join(sorted(addresses))} ({whose})" for whose, addresses in sources.items()
+            )
+            or "-",
         )
         if isinstance(check.by, type):
             proved = not check.drops or self._dropped(check.drops) >= dropped + check.times
@@ -253,30 +286,52 @@ class Demo:
             reader.close()
 
     def _start(self, node: Node) -> None:
-        argv = [sys.executable, "-m", "nftproxy", "run", "--manifests", str(self._folder), "--node-name", node.name]
+        argv = [
+            sys.executable,
+            "-m",
+            "nftproxy",
+            "run",
+            "--manifests",
+            str(self._folder),
+            "--node-name",
+            node.name,
+        ]
         argv += ["--cluster-cidr", ",".join(CLUSTER_CIDRS.values())]
-        argv += ["--conntrack-max-per-core", "0", "--oom-score-adj", "0"]  # both are the machine's, which the lab leaves alone
+        argv += [
+            "--conntrack-max-per-core",
+            "0",
+            "--oom-score-adj",
+            "0",
+        ]  # both belong to the machine, which the lab does not change
         with self._log(node).open("wb") as log:
-            self._proxies[node.name] = self.lab.popen(node, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._proxies[node.name] = self.lab.popen(
+                node, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def _log(self, node: Node) -> Path:
         return self._folder / f"{node.name}.log"
 
     def _wait(self, node: Node, true: Callable[[snapshot.Snapshot], bool], seconds: float) -> None:
-        """Wait until something is true of a node's table."""
+        """Wait for a condition of a node's table."""
         deadline = time.monotonic() + seconds
         while (seen := self._look(node)) is None or not true(seen):
             if time.monotonic() > deadline or self._proxies[node.name].poll() is not None:
                 lines = self._log(node).read_text().strip().splitlines()
-                raise NftproxyError(f"the proxy of {node.name} does not do its work; its last words: {' | '.join(lines[-3:])}")
+                raise NftproxyError(
+                    f"the proxy of {node.name} does not serve; its last lines: {' | '.join(lines[-3:])}"
+                )
             time.sleep(0.002)
 
-    def _edit(self, name: str, keep: Callable[[Any], bool], true: Callable[[snapshot.Snapshot], bool]) -> float:
+    def _edit(
+        self, name: str, keep: Callable[[Any], bool], true: Callable[[snapshot.Snapshot], bool]
+    ) -> float:
         """Leave only some endpoints in a file, and return the seconds until both tables agree."""
         documents = kubeyaml.documents((self._folder / name).read_text())
         for document in documents:
             if document["kind"] == "EndpointSlice":
-                document["endpoints"] = [endpoint for endpoint in document["endpoints"] if keep(endpoint)]
+                document["endpoints"] = [
+                    endpoint for endpoint in document["endpoints"] if keep(endpoint)
+                ]
         draft = self._folder / f".{name}"
         draft.write_text(yaml.safe_dump_all(documents))
         started = time.monotonic()
@@ -286,7 +341,9 @@ class Demo:
         return time.monotonic() - started
 
     @contextmanager
-    def _connecting(self, origin: str, address: str, port: int, outcomes: Counter[type[Outcome]]) -> Iterator[None]:
+    def _connecting(
+        self, origin: str, address: str, port: int, outcomes: Counter[type[Outcome]]
+    ) -> Iterator[None]:
         """Make connections without pause in the meantime."""
         stop = threading.Event()
 

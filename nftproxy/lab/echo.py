@@ -1,12 +1,14 @@
-"""Servers that say who they are and whom they saw: the far end of every packet test.
+"""Servers that answer with their name and the client's address: the far end of every packet test.
 
-One server holds the listening sockets of a whole lab, each opened inside the namespace it serves. The answer is one line of JSON
+One server holds the listening sockets of a whole lab, each opened inside the namespace it serves.
+The answer is one line of JSON
 
     {"name": "pod1-1", "protocol": "TCP", "port": 8080, "address": "10.244.1.2", "source": "10.244.2.2", "source_port": 41234}
 
-where address and port are the server's own (after any translation) and the source is what arrived. TCP, and SCTP where the kernel
-has it: the line comes at once, then every byte is sent back until the client closes; a client that does not read is cut off. UDP:
-one answer for each datagram, sent from the very address it was sent to, also on a node with many.
+where address and port are the server's own (after any translation) and the source is that of the
+packet. TCP, and SCTP where the kernel has it: the server sends the line at once, then every byte
+back until the client closes; it drops a client that does not read. UDP: one answer for each
+datagram, from the address that it was sent to, also on a node with many.
 """
 
 import itertools
@@ -25,12 +27,12 @@ from nftproxy.lab.namespace import enter
 
 _IP_PKTINFO = 8  # socket.IP_PKTINFO, which Python 3.11 does not name
 _BACKLOG = 4096
-_BATCH = 64  # connections or datagrams taken from one socket before the others get their turn
+_BATCH = 64  # connections or datagrams of one socket before the others get their turn
 _AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}
 
 
 class Listener(NamedTuple):
-    """What a server's count is kept for."""
+    """The key of a server's count."""
 
     name: str
     port: int
@@ -40,7 +42,8 @@ class Listener(NamedTuple):
 class EchoServer:
     """The sockets and the loop that serves them, in a thread of its own between `start` and `stop`.
 
-    `counts` has the number of TCP connections and UDP datagrams that came, per listener, since the start; it may be cleared.
+    `counts` has the number of TCP connections and UDP datagrams per listener since the start; it
+    may be cleared.
     """
 
     def __init__(self) -> None:
@@ -63,7 +66,7 @@ class EchoServer:
         self.stop()
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -89,7 +92,9 @@ class EchoServer:
         try:
             with enter(namespace):
                 for protocol, family, port in itertools.product(protocols, families, ports):
-                    opened.append((_open(protocol, Family(family), port), Listener(name, port, protocol)))
+                    opened.append(
+                        (_open(protocol, Family(family), port), Listener(name, port, protocol))
+                    )
         except BaseException:
             for sock, _ in opened:
                 sock.close()
@@ -128,7 +133,9 @@ class EchoServer:
             for descriptor, _ in self._epoll.poll():
                 if descriptor == self._wake:
                     self._take_orders()
-                elif sock := self._sockets.get(descriptor):  # None: closed by an earlier event of this round
+                elif sock := self._sockets.get(
+                    descriptor
+                ):  # None: closed by an earlier event of this round
                     self._handlers[descriptor](sock)
 
     def _take_orders(self) -> None:
@@ -150,10 +157,10 @@ class EchoServer:
         for _ in range(_BATCH):
             try:
                 connection, peer = server.accept()
-            except OSError:  # nobody left, or the client gave up meanwhile
+            except OSError:  # nothing pending, or the client gave up meanwhile
                 return
             connection.settimeout(0)
-            self.counts[listener] += 1  # before anybody can know of it
+            self.counts[listener] += 1  # before the client can notice
             try:
                 connection.send(_answer(listener, connection.getsockname()[0], peer))
             except OSError:
@@ -165,7 +172,9 @@ class EchoServer:
         try:
             received = connection.recv(65536)
             finished = connection.send(received) < len(received) or not received
-        except BlockingIOError:  # the event was for a closed socket whose number this connection got
+        except (
+            BlockingIOError
+        ):  # the event was for a closed socket whose number this connection got
             return
         except OSError:
             finished = True
@@ -183,7 +192,7 @@ class EchoServer:
                 server.sendmsg([_answer(listener, address, peer)], [(level, kind, source)], 0, peer)
             except BlockingIOError:
                 return
-            except OSError:  # an ICMP error for an earlier answer, or no way back
+            except OSError:  # an ICMP error for an earlier answer, or no route back
                 continue
 
 
@@ -210,15 +219,19 @@ def _open(protocol: str, family: Family, port: int) -> socket.socket:
 
 
 def _packet_info(level: int, info: bytes) -> tuple[str, bytes]:
-    """Return the address a datagram was sent to, and the ancillary data that sends from there over any interface."""
-    if level == socket.IPPROTO_IP:  # struct in_pktinfo: interface, local address, destination in the header
+    """Return the destination of a datagram, and the ancillary data that sends from it over any interface."""
+    if (
+        level == socket.IPPROTO_IP
+    ):  # struct in_pktinfo: interface, local address, destination in the header
         address = info[8:12]
-        return socket.inet_ntop(socket.AF_INET, address), struct.pack("=i4s4s", 0, address, bytes(4))
+        return socket.inet_ntop(socket.AF_INET, address), struct.pack(
+            "=i4s4s", 0, address, bytes(4)
+        )
     return socket.inet_ntop(socket.AF_INET6, info[:16]), info[:16] + bytes(4)
 
 
 def _answer(listener: Listener, address: str, peer: tuple[str, int]) -> bytes:
-    # Names and addresses hold nothing that JSON would have to escape; json.dumps costs as much as the whole accept.
+    # Names and addresses need no escape in JSON; json.dumps costs as much as the whole accept.
     return (
         f'{{"name": "{listener.name}", "protocol": "{listener.protocol}", "port": {listener.port},'
         f' "address": "{address}", "source": "{peer[0]}", "source_port": {peer[1]}}}\n'

@@ -1,8 +1,9 @@
 """An `EchoServer` in a process of its own, from both sides: `EchoProcess` starts it, `main` is what runs there.
 
-One JSON object per line on its input, the arguments of `EchoServer.listen`; one line of output for each, "ok" or what is wrong.
-The process ends with its input, hence also when whoever started it is killed. With --keep it goes into the background instead and
-answers until somebody kills it. It lives in the lab's underlay namespace, where tearing down finds it without knowing its number.
+One JSON object per line on its input, the arguments of `EchoServer.listen`; one line of output for
+each, "ok" or an error. The process ends with its input, hence also when its parent is killed. With
+--keep it becomes a background process and answers until it is killed. It lives in the lab's
+underlay namespace, where `down` finds it without its number.
 """
 
 import contextlib
@@ -21,21 +22,32 @@ from nftproxy.lab.namespace import enter
 
 
 class EchoProcess:
-    """The side that gives orders; same methods as an EchoServer."""
+    """The commanding side; same methods as an EchoServer."""
 
     def __init__(self, underlay: str, *, keep: bool) -> None:
         argv = [sys.executable, "-m", "nftproxy.lab.echo_process", *(["--keep"] if keep else [])]
         with enter(underlay):
             self._process = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
             )
         self._orders = cast("IO[str]", self._process.stdin)
         self._replies = cast("IO[str]", self._process.stdout)
 
     def start(self) -> None:
-        """Let it answer, which it does from the beginning, or with --keep from `stop` on."""
+        """Let it answer: from the start, or with --keep from `stop` on."""
 
-    def listen(self, namespace: str, name: str, ports: Iterable[int], protocols: Iterable[str], families: Iterable[str]) -> None:
+    def listen(
+        self,
+        namespace: str,
+        name: str,
+        ports: Iterable[int],
+        protocols: Iterable[str],
+        families: Iterable[str],
+    ) -> None:
         """Answer as `name` on all addresses of a namespace."""
         arguments = {
             "namespace": namespace,
@@ -54,15 +66,15 @@ class EchoProcess:
             raise NftproxyError(f"the echo server cannot listen as {name}: {reply}")
 
     def stop(self) -> None:
-        """Give no more orders: it ends, or goes into the background with --keep."""
-        with contextlib.suppress(BrokenPipeError):  # it was killed with an order on its way
+        """Send no more commands: it ends, or becomes a background process with --keep."""
+        with contextlib.suppress(BrokenPipeError):  # it was killed during a command
             self._orders.close()
         self._replies.close()
         self._process.wait()
 
 
 def main() -> None:
-    """Serve what the standard input asks for."""
+    """Serve the commands of standard input."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     keep = "--keep" in sys.argv[1:]
@@ -84,7 +96,7 @@ def main() -> None:
 
 
 def _go_into_background() -> None:
-    """Let the parent see this process end while a child goes on. Only before any thread is started."""
+    """Let the parent see this process end while a child continues. Only before any thread is started."""
     if os.fork():
         os._exit(0)
     os.chdir("/")

@@ -3,8 +3,8 @@
     with Lab("demo", nodes=2, pods=3) as lab:
         answer = lab.connect("client", lab.nodes[0].addresses[Family.IPv4], 30080)
 
-However the block ends, the namespaces and the servers are gone afterwards. Where a method takes a place, it takes the name of a
-node, pod or client ("node1", "pod1-2", "client") or the place itself.
+However the block ends, it removes the namespaces and the servers. A place is the name of a node,
+pod or client ("node1", "pod1-2", "client") or the place itself.
 """
 
 import shlex
@@ -24,14 +24,15 @@ from nftproxy.lab.echo_process import EchoProcess
 from nftproxy.lab.plan import Client, Node, Place, Plan, Pod, Shape, check_name, make_plan
 
 PORTS = (8080, 9376)
-"""Where each pod answers unless told otherwise: the ports that examples of Kubernetes use."""
+"""The default ports of each pod: those of Kubernetes' examples."""
 
 
 class Lab:
     """One lab. Nothing exists before `up` (or the `with` statement); `attach` finds one that is up.
 
-    `echo` says where the servers run: "thread" in this process, with counts; "process" in one of its own that ends with this one;
-    "background" in one that lives as long as the lab, which then outlives this process, and takes no more orders after `up`.
+    `echo` says where the servers run: "thread" in this process, with counts; "process" in one of
+    its own that ends with this one; "background" in one that lives as long as the lab, which then
+    outlives this process, and accepts no commands after `up`.
     """
 
     def __init__(
@@ -51,18 +52,22 @@ class Lab:
         if bridge_netfilter is None:
             bridge_netfilter = build.has_bridge_netfilter()
         only = tuple(Family(family) for family in families)
-        self.plan: Plan = make_plan(Shape(name, nodes, pods, clients, only, vxlan, wiring, bridge_netfilter))
+        self.plan: Plan = make_plan(
+            Shape(name, nodes, pods, clients, only, vxlan, wiring, bridge_netfilter)
+        )
         self._ports = tuple(ports)
         self._echo = echo
         self._server: EchoServer | EchoProcess | None = None
 
     @classmethod
     def attach(cls, name: str) -> Self:
-        """Return a lab that is up. Its servers belong to whoever built it."""
+        """Return a lab that is up. Its servers belong to its builder."""
         check_name(name)
         shape = state.read(name)
         if shape is None and namespace.names(name):
-            raise NftproxyError(f"lab {name!r} is in pieces", hint=f"nftproxy lab down --name {name}")
+            raise NftproxyError(
+                f"lab {name!r} is incomplete", hint=f"nftproxy lab down --name {name}"
+            )
         if shape is None:
             others = ", ".join(state.names())
             hint = f"labs that are up: {others}" if others else f"nftproxy lab up --name {name}"
@@ -83,7 +88,7 @@ class Lab:
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """The IP families it has."""
+        """Its IP families."""
         return self.plan.shape.families
 
     @property
@@ -112,7 +117,9 @@ class Lab:
         """Build everything; all of it is removed again if that fails."""
         build.check_machine()
         if namespace.names(self.name) and state.read(self.name) is None:
-            raise NftproxyError(f"lab {self.name!r} is in pieces", hint=f"nftproxy lab down --name {self.name}")
+            raise NftproxyError(
+                f"lab {self.name!r} is incomplete", hint=f"nftproxy lab down --name {self.name}"
+            )
         state.claim(self.plan.shape)
         try:
             build.create_namespaces(self.plan)
@@ -129,7 +136,7 @@ class Lab:
             raise
 
     def down(self) -> None:
-        """Remove everything, also processes that others started inside."""
+        """Remove everything, also foreign processes inside."""
         if self._server:
             self._server.stop()
             self._server = None
@@ -140,26 +147,39 @@ class Lab:
         return self.plan.place(where) if isinstance(where, str) else where
 
     def enter(self, where: str | Place) -> AbstractContextManager[None]:
-        """Let this thread live in a place for the length of a `with` block; see the module namespace for what to avoid there."""
+        """Move this thread into a place for a `with` block; the module namespace says what to avoid there."""
         return namespace.enter(self.place(where).namespace)
 
     def run(
-        self, where: str | Place, argv: Sequence[str], *, check: bool = True, timeout: float = 30, **options: Any
+        self,
+        where: str | Place,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        timeout: float = 30,
+        **options: Any,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program in a place, its output as text; an error with what it complained if it fails, unless `check` is off.
+        """Run a program in a place, with its output as text; raise an error with its message if it fails and `check` is on.
 
-        `options` are those of subprocess.run. The program's /sys shows the host's links, its /proc/sys the place's settings.
+        `options` are those of subprocess.run. The program's /sys shows the host's links, its
+        /proc/sys the place's settings.
         """
         options = {"capture_output": True, "text": True, **options}
         with self.enter(where):
-            done: subprocess.CompletedProcess[str] = subprocess.run(argv, check=False, timeout=timeout, **options)
+            done: subprocess.CompletedProcess[str] = subprocess.run(
+                argv, check=False, timeout=timeout, **options
+            )
         if check and done.returncode:
             place = self.place(where).name
-            raise NftproxyError(f"`{shlex.join(argv)}` on {place} exited with {done.returncode}: {done.stderr or ''}")
+            raise NftproxyError(
+                f"`{shlex.join(argv)}` on {place} exited with {done.returncode}: {done.stderr or ''}"
+            )
         return done
 
-    def popen(self, where: str | Place, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """Start a program in a place. Ended by `down`, but whoever started it has to wait for it."""
+    def popen(
+        self, where: str | Place, argv: Sequence[str], **options: Any
+    ) -> subprocess.Popen[Any]:
+        """Start a program in a place. `down` ends it, but the caller has to wait for it."""
         with self.enter(where):
             return subprocess.Popen(argv, **options)
 
@@ -168,7 +188,7 @@ class Lab:
         build.batch("ip", self.place(where).namespace, commands)
 
     def route(self, where: str | Place, cidr: str, via: str | Place) -> None:
-        """Send what `where` has for an address or CIDR to a node (or to a client), instead of wherever it went before."""
+        """Route an address or CIDR from `where` to a node (or to a client), instead of its previous route."""
         family = Family.IPv6 if ":" in cidr else Family.IPv4
         self.ip(where, f"route replace {cidr} via {self.place(via).addresses[family]}")
 
@@ -180,28 +200,34 @@ class Lab:
         families: Iterable[str] | None = None,
         name: str = "",
     ) -> None:
-        """Answer on more ports of a pod, or of a node as a hostNetwork pod does; `name` is the place's if not given."""
+        """Answer on more ports of a pod, or of a node as a hostNetwork pod does; `name` is by default the place's."""
         if self._server is None:
-            raise NftproxyError(f"the servers of lab {self.name!r} take no orders from here")
+            raise NftproxyError(f"the servers of lab {self.name!r} accept no commands from here")
         place = self.place(where)
         families = self.families if families is None else families
-        self._server.listen(place.namespace, name or place.name, tuple(ports), tuple(protocols), tuple(families))
+        self._server.listen(
+            place.namespace, name or place.name, tuple(ports), tuple(protocols), tuple(families)
+        )
 
     def silence(self, where: str | Place, ports: Iterable[int] | None = None) -> None:
-        """Stop answering there, on some ports or on all: connections are refused from now on. Only with echo="thread"."""
+        """Stop answering there, on some ports or on all; connections are then refused. Only with echo="thread"."""
         if not isinstance(self._server, EchoServer):
             raise NftproxyError("only a lab with echo='thread' can close its servers")
         self._server.close(self.place(where).namespace, ports)
 
-    def connect(self, where: str | Place, address: str, port: int, protocol: str = "TCP", **options: Any) -> client.Outcome:
-        """Connect from a place and say what became of it: see client.connect."""
+    def connect(
+        self, where: str | Place, address: str, port: int, protocol: str = "TCP", **options: Any
+    ) -> client.Outcome:
+        """Connect from a place and return the outcome: see client.connect."""
         return client.connect(self.place(where).namespace, address, port, protocol, **options)
 
     def open_connection(
         self, where: str | Place, address: str, port: int, protocol: str = "TCP", **options: Any
     ) -> client.Connection | client.Refused | client.Silent | client.Unreachable:
         """Connect from a place and keep the connection: see client.open_connection."""
-        return client.open_connection(self.place(where).namespace, address, port, protocol, **options)
+        return client.open_connection(
+            self.place(where).namespace, address, port, protocol, **options
+        )
 
     def _new_server(self) -> EchoServer | EchoProcess:
         if self._echo == "thread":
@@ -210,7 +236,7 @@ class Lab:
 
 
 def tear_down(name: str) -> bool:
-    """Remove a lab, whole or not, with every process inside; whether there was anything."""
+    """Remove a lab, complete or not, with every process inside; return whether there was one."""
     check_name(name)
     build.check_machine()
     names = namespace.names(name)

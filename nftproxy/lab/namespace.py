@@ -1,10 +1,12 @@
-"""Named network namespaces: making, entering for a moment, and deleting them; the processes that live in one.
+"""Named network namespaces: make, enter for a moment, and delete them; the processes that live in one.
 
-`enter` moves the calling *thread* only. A socket stays in the namespace in which it was made, a child process and a new thread
-inherit it; so threads, event loops and `await` do not belong inside a `with enter(...)`. Namespaces are never held open
-longer than that: an open file would keep one alive after it was deleted.
+`enter` moves the calling *thread* only. A socket stays in the namespace in which it was made, a
+child process and a new thread inherit it; so threads, event loops and `await` do not belong inside
+a `with enter(...)`. Namespaces are never held open longer than that: an open file would keep one
+alive after it was deleted.
 
-They are made by system calls of this process rather than by `ip netns`: if it is killed, nothing goes on making them.
+They are made by system calls of this process rather than by `ip netns`: if it is killed, nothing
+continues to make them.
 """
 
 import contextlib
@@ -19,7 +21,7 @@ from pathlib import Path
 from nftproxy.errors import NftproxyError
 
 DIRECTORY = Path("/run/netns")
-"""Where `ip netns` keeps the named ones."""
+"""The folder of named namespaces, as of `ip netns`."""
 
 # linux/sched.h, sys/mount.h
 _CLONE_NEWNET = 0x40000000
@@ -29,11 +31,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def enter(namespace: str) -> Iterator[None]:
-    """Let the calling thread live in a named namespace until the end of the block, whatever happens in it."""
+    """Move the calling thread into a named namespace until the end of the block."""
     try:
         there = os.open(DIRECTORY / namespace, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NftproxyError(f"there is no network namespace {namespace!r}", hint="see `ip netns list`") from None
+        raise NftproxyError(
+            f"there is no network namespace {namespace!r}", hint="see `ip netns list`"
+        ) from None
     try:
         with _home_again():
             _call("setns", there, _CLONE_NEWNET)
@@ -43,7 +47,7 @@ def enter(namespace: str) -> Iterator[None]:
 
 
 def create(name: str) -> None:
-    """Make a namespace as `ip netns add` does; FileExistsError when there is one."""
+    """Make a namespace as `ip netns add` does; FileExistsError if it exists."""
     path = DIRECTORY / name
     _share_directory()
     path.touch(mode=0o444, exist_ok=False)
@@ -57,7 +61,7 @@ def create(name: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Delete a namespace, or what is left of making one. The kernel dissolves it when the last process and socket are gone."""
+    """Delete a namespace, or a half-made one. The kernel dissolves it after its last process and socket."""
     path = DIRECTORY / name
     try:
         _call("umount2", os.fsencode(path), _MNT_DETACH)
@@ -73,7 +77,7 @@ def names(lab: str) -> list[str]:
 
 
 def processes(namespaces: Iterable[str]) -> list[int]:
-    """Return the processes that live in one of the namespaces, this one excepted."""
+    """Return the processes that live in one of the namespaces, except this one."""
     inodes = set()
     for name in namespaces:
         with contextlib.suppress(FileNotFoundError):
@@ -81,7 +85,7 @@ def processes(namespaces: Iterable[str]) -> list[int]:
     found = []
     for process in Path("/proc").glob("[1-9]*"):
         if int(process.name) != os.getpid():
-            # Ended meanwhile, or out of reach: what this process may not look at, it did not start in a lab either.
+            # Ended meanwhile, or unreadable: then it was not started in a lab by this user.
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 if (process / "ns/net").stat().st_ino in inodes:
                     found.append(int(process.name))
@@ -89,14 +93,17 @@ def processes(namespaces: Iterable[str]) -> list[int]:
 
 
 def kill(pids: Iterable[int], timeout: float = 5.0) -> None:
-    """End processes with SIGKILL and return when they are gone; an error when one does not die."""
+    """End processes with SIGKILL and wait for them; raise an error if one does not end."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             process = os.pidfd_open(pid)
             try:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
                 if not select.select([process], [], [], timeout)[0]:
-                    raise NftproxyError(f"process {pid} does not end", hint="it waits inside the kernel; see `ps -l`")
+                    raise NftproxyError(
+                        f"process {pid} does not end",
+                        hint="it waits inside the kernel; see `ps -l`",
+                    )
             finally:
                 os.close(process)
 

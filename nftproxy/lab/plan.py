@@ -1,8 +1,9 @@
-"""Who is in a lab and how they are called: a pure function from a `Shape` to names and addresses.
+"""The places of a lab: a pure function from a `Shape` to names and addresses.
 
-Every address can be read off a name: node 2 is 192.168.50.12 and fd00:50::12, its second pod 10.244.2.3 and fd00:244:2::3.
-Numbers are written into IPv6 addresses as their decimal digits, so that both families read alike. Namespaces are called
-LAB.PLACE; a lab's name holds no dot, so the prefix `LAB.` belongs to one lab only.
+Every address can be read off a name: node 2 is 192.168.50.12 and fd00:50::12, its second pod
+10.244.2.3 and fd00:244:2::3. Numbers are written into IPv6 addresses as their decimal digits, so
+that both families read alike. Namespaces are named LAB.PLACE; a lab's name has no dot, so the
+prefix `LAB.` belongs to one lab only.
 """
 
 import re
@@ -19,7 +20,7 @@ CLUSTER_CIDRS: Mapping[Family, str] = {Family.IPv4: "10.244.0.0/16", Family.IPv6
 """Contains the pod CIDRs of all nodes."""
 
 SERVICE_CIDRS: Mapping[Family, str] = {Family.IPv4: "10.96.0.0/16", Family.IPv6: "fd00:10:96::/112"}
-"""Where Services of a lab have their cluster IPs. Nothing in a lab has such an address."""
+"""The range of ClusterIPs in a lab. No place has such an address."""
 
 ROUTER: Mapping[Family, str] = {Family.IPv4: "192.168.50.1", Family.IPv6: "fd00:50::1"}
 """The nodes' default gateway. It forwards nothing, but a node needs a route before it can send to a service address at all."""
@@ -28,11 +29,13 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """What a lab looks like; all that has to be remembered about one.
+    """The shape of a lab, from which everything else follows.
 
-    wiring            "bridge": pods hang on cni0, as with flannel; packets of pods enter the node through `cni0`.
+    wiring            "bridge": pods are attached to cni0, as with flannel; packets of pods enter
+    the node through `cni0`.
                       "routed": no bridge, a route per pod, as with Calico; packets of pods enter the node through `veth*`.
-    bridge_netfilter  whether nodes show bridged packets to netfilter, as Kubernetes nodes do (topology says what happens if not)
+    bridge_netfilter  whether nodes pass bridged packets to netfilter, as Kubernetes nodes do
+    (topology says what follows if not)
     """
 
     name: str = "lab"
@@ -47,7 +50,7 @@ class Shape(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Place:
-    """Anything with a network namespace of its own. The addresses are those others use to reach it, one per family."""
+    """Anything with a network namespace of its own, and one address per family that others reach it by."""
 
     name: str
     namespace: str
@@ -99,16 +102,18 @@ class Plan:
         yield from self.clients
 
     def place(self, name: str) -> Place:
-        """Return the place of that name; an error that lists the known ones when there is none."""
+        """Return the place of that name; the error for an unknown one lists the known ones."""
         for place in self.places:
             if place.name == name:
                 return place
         known = ", ".join(place.name for place in self.places)
-        raise NftproxyError(f"nothing in lab {self.shape.name!r} is called {name!r}", hint=f"known: {known}")
+        raise NftproxyError(
+            f"nothing in lab {self.shape.name!r} has the name {name!r}", hint=f"known: {known}"
+        )
 
 
 def make_plan(shape: Shape) -> Plan:
-    """Return the names and addresses of a lab; an error when it would be too large or is badly named."""
+    """Return the names and addresses of a lab; raise an error if it is too large or badly named."""
     check_name(shape.name)
     for what, number, low, high in (
         ("nodes", shape.nodes, 1, 89),
@@ -130,7 +135,10 @@ def make_plan(shape: Shape) -> Plan:
 def check_name(name: str) -> None:
     """Raise when `name` cannot be the name of a lab."""
     if not _NAME.fullmatch(name):
-        raise NftproxyError(f"{name[:80]!r} cannot be the name of a lab", hint="up to 32 of a-z, 0-9 and -, not - at either end")
+        raise NftproxyError(
+            f"{name[:80]!r} cannot be the name of a lab",
+            hint="up to 32 of a-z, 0-9 and -, not - at either end",
+        )
 
 
 def _node(shape: Shape, number: int) -> Node:
@@ -152,7 +160,9 @@ def _pod(shape: Shape, node: int, number: int) -> Pod:
         name=name,
         namespace=f"{shape.name}.{name}",
         number=number,
-        addresses=_per_family(shape, f"10.244.{node}.{1 + number}", f"fd00:244:{node}::{1 + number}"),
+        addresses=_per_family(
+            shape, f"10.244.{node}.{1 + number}", f"fd00:244:{node}::{1 + number}"
+        ),
         node=f"node{node}",
         veth=f"veth{number}",
     )

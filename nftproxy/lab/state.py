@@ -1,7 +1,8 @@
-"""What a lab leaves in /run: one small file with its shape, from which all names and addresses follow.
+"""The file of a lab in /run: its shape, from which all names and addresses follow.
 
-The file is there before the first namespace and goes after the last one, so it also is the claim on the name: of two that
-build the same lab at once one is refused. A lab can be torn down without it.
+The file is written before the first namespace and deleted after the last one, so it also reserves
+the name: of two processes that build the same lab at the same time one is refused. A lab can be
+removed without it.
 """
 
 import os
@@ -16,18 +17,22 @@ DIRECTORY = Path("/run/nftproxy-lab")
 
 
 def claim(shape: Shape) -> None:
-    """Write the file; an error when that lab has one."""
+    """Write the file; raise an error if the lab has one."""
     DIRECTORY.mkdir(mode=0o700, exist_ok=True)
     try:
-        descriptor = os.open(_path(shape.name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            _path(shape.name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
     except FileExistsError:
-        raise NftproxyError(f"there is a lab {shape.name!r} already", hint=f"nftproxy lab down --name {shape.name}") from None
+        raise NftproxyError(
+            f"there is a lab {shape.name!r} already", hint=f"nftproxy lab down --name {shape.name}"
+        ) from None
     with os.fdopen(descriptor, "wb") as file:
         file.write(msgspec.json.encode(shape))
 
 
 def read(name: str) -> Shape | None:
-    """Return the shape of a lab, None when there is no file or not a whole one."""
+    """Return the shape of a lab; None without a complete file."""
     try:
         return msgspec.json.decode(_path(name).read_bytes(), type=Shape)
     except (FileNotFoundError, msgspec.DecodeError):
@@ -35,7 +40,7 @@ def read(name: str) -> Shape | None:
 
 
 def release(name: str) -> bool:
-    """Remove the file; whether there was one."""
+    """Remove the file; return whether there was one."""
     try:
         _path(name).unlink()
     except FileNotFoundError:

@@ -1,16 +1,19 @@
-"""The commands that make a plan real: lines for `ip -batch` and `bridge -batch`, and sysctls. Pure text, nothing is run here.
+"""The commands that build a plan: lines for `ip -batch` and `bridge -batch`, and sysctls. Pure text, nothing is run here.
 
-What differs from a machine room, and why:
+Differences from real machines, and their reasons:
 - Duplicate address detection is off: IPv6 addresses work at once instead of after two seconds.
-- ICMP errors are not rate limited: a test sees each rejection, where a real host sends a client about one a second.
-- Redirects are neither sent nor obeyed: a lab's nodes route between interfaces of one link on purpose.
+- ICMP errors are not rate limited: a test sees each rejection, where a real host sends a client
+  about one per second.
+- Redirects are neither sent nor obeyed: a lab's nodes route between interfaces of one link on
+  purpose.
 
-The way back of a same-node connection. A pod connects to a service, the node rewrites the destination to another pod on the
-same bridge; that pod would answer straight across the bridge, past the netfilter hooks that have to undo the rewriting.
-Kubernetes nodes therefore show bridged packets to netfilter (br_netfilter, net.bridge.bridge-nf-call-iptables=1), and so does a
-lab where the kernel has it. Where it has not, bridge ports are isolated from each other and pods have single addresses (/32,
-/128), so that every packet between pods is routed by the node. Loading br_netfilter ourselves would change what the machine's
-other bridges do.
+The return path of a same-node connection: a pod connects to a service, the node rewrites the
+destination to another pod on the same bridge; that pod would answer directly across the bridge,
+past the netfilter hooks that have to undo the rewriting. Kubernetes nodes therefore pass bridged
+packets to netfilter (br_netfilter, net.bridge.bridge-nf-call-iptables=1), and so does a lab where
+the kernel has it. Where it has not, bridge ports are isolated from each other and pods have single
+addresses (/32, /128), so that every packet between pods is routed by the node. Loading br_netfilter
+ourselves would change what the machine's other bridges do.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +30,7 @@ _UNDERLAY_LENGTH = {Family.IPv4: 24, Family.IPv6: 64}
 
 @dataclass(frozen=True)
 class Commands:
-    """What to do in one namespace: sysctls (path below /proc/sys, value) before any link exists, then the batches."""
+    """The commands of one namespace: sysctls (path below /proc/sys, value) before any link exists, then the batches."""
 
     namespace: str
     sysctls: Mapping[str, str]
@@ -36,7 +39,7 @@ class Commands:
 
 
 def cables(plan: Plan) -> list[str]:
-    """Return the `ip` commands that make all links, each end in its namespace, so that none is ever left in the host's."""
+    """Return the `ip` commands that make all links, each end in its namespace, so that the host's namespace never has one."""
     lines = [
         f"link add {place.name} netns {plan.underlay} type veth peer name eth0 netns {place.namespace}"
         for place in (*plan.nodes, *plan.clients)
@@ -51,7 +54,7 @@ def cables(plan: Plan) -> list[str]:
 
 
 def commands(plan: Plan) -> list[Commands]:
-    """Return what to do in each namespace; they do not depend on each other."""
+    """Return the commands of each namespace; they do not depend on each other."""
     return [
         _underlay(plan),
         *(_node(plan, node) for node in plan.nodes),
@@ -61,10 +64,16 @@ def commands(plan: Plan) -> list[Commands]:
 
 
 def _underlay(plan: Plan) -> Commands:
-    lines = ["link set lo up", "link add br0 type bridge stp_state 0 mcast_snooping 0", "link set br0 up"]
+    lines = [
+        "link set lo up",
+        "link add br0 type bridge stp_state 0 mcast_snooping 0",
+        "link set br0 up",
+    ]
     for place in (*plan.nodes, *plan.clients):
         lines += [f"link set {place.name} master br0", f"link set {place.name} up"]
-    lines += _addresses("br0", {family: ROUTER[family] for family in plan.shape.families}, _UNDERLAY_LENGTH)
+    lines += _addresses(
+        "br0", {family: ROUTER[family] for family in plan.shape.families}, _UNDERLAY_LENGTH
+    )
     return Commands(plan.underlay, _sysctls(plan, bridge_netfilter=False), tuple(lines))
 
 
@@ -75,29 +84,35 @@ def _node(plan: Plan, node: Node) -> Commands:
     sysctls = forwarding | _sysctls(plan, bridge_netfilter=plan.shape.bridge_netfilter)
     others = [other for other in plan.nodes if other is not node]
     if not plan.shape.vxlan:
-        lines += [f"route add {o.pod_cidrs[f]} via {o.addresses[f]}" for o in others for f in o.addresses]
+        lines += [
+            f"route add {o.pod_cidrs[f]} via {o.addresses[f]}" for o in others for f in o.addresses
+        ]
         return Commands(node.namespace, sysctls, tuple(lines))
     lines += [line for family in node.addresses for line in _vxlan(node, others, family)]
     return Commands(node.namespace, sysctls, tuple(lines), tuple(_forwarding_entries(others)))
 
 
 def _bridge(plan: Plan, node: Node) -> list[str]:
-    """cni0 with a fixed MAC address, which would else change with its ports while pods remember the old one."""
+    """cni0 with a fixed MAC address, which would otherwise change with its ports while pods remember the old one."""
     lines = [
         f"link add cni0 address 0a:58:0a:f4:{node.number:02x}:01 type bridge stp_state 0 mcast_snooping 0",
         "link set cni0 up",
         *_addresses("cni0", node.gateways, {Family.IPv4: 24, Family.IPv6: 64}),
     ]
-    # Hairpin: a pod that reaches itself through a service gets its packet back through the port it came from.
+    # Hairpin: a pod that reaches itself through a service gets its packet back through the port it
+    # came from.
     port = "hairpin on" if plan.shape.bridge_netfilter else "hairpin on isolated on"
     for pod in node.pods:
-        lines += [f"link set {pod.veth} master cni0", f"link set {pod.veth} type bridge_slave {port}"]
+        lines += [
+            f"link set {pod.veth} master cni0",
+            f"link set {pod.veth} type bridge_slave {port}",
+        ]
         lines += [f"link set {pod.veth} up"]
     return lines
 
 
 def _routed(node: Node) -> list[str]:
-    """Every pod's link carries the gateway address; the way to a pod is a route."""
+    """Every pod's link has the gateway address, and every pod a route."""
     lines = []
     for pod in node.pods:
         lines += [f"link set {pod.veth} up", *_addresses(pod.veth, node.gateways, {})]
@@ -106,7 +121,7 @@ def _routed(node: Node) -> list[str]:
 
 
 def _vxlan(node: Node, others: Iterable[Node], family: Family) -> list[str]:
-    """One device per family, which carries it over an underlay of the same family, with fixed neighbours, as flannel does."""
+    """One device per family over an underlay of the same family, with fixed neighbours, as in flannel."""
     device = _VXLAN[family]
     underlay = f"dev eth0 local {node.addresses[family]} dstport {_FLANNEL_PORT} nolearning"
     lines = [
@@ -116,7 +131,7 @@ def _vxlan(node: Node, others: Iterable[Node], family: Family) -> list[str]:
     ]
     for other in others:
         network = _network(other, family)
-        # A route through an IPv6 gateway is only accepted if the gateway is reachable: "onlink" says so.
+        # A route through an IPv6 gateway needs a reachable gateway: "onlink" says so.
         lines += [
             f"neigh add {network} lladdr {_vxlan_mac(other, family)} dev {device} nud permanent",
             f"route add {other.pod_cidrs[family]} via {network} dev {device} onlink",
@@ -160,10 +175,16 @@ def _client(plan: Plan, client: Client) -> Commands:
 
 def _up(place: Place) -> list[str]:
     """Return the commands that put a place on the underlay."""
-    return ["link set lo up", "link set eth0 up", *_addresses("eth0", place.addresses, _UNDERLAY_LENGTH)]
+    return [
+        "link set lo up",
+        "link set eth0 up",
+        *_addresses("eth0", place.addresses, _UNDERLAY_LENGTH),
+    ]
 
 
-def _addresses(device: str, addresses: Mapping[Family, str], lengths: Mapping[Family, int]) -> list[str]:
+def _addresses(
+    device: str, addresses: Mapping[Family, str], lengths: Mapping[Family, int]
+) -> list[str]:
     """Return the commands that give a device its addresses; a family without a length gets single addresses."""
     return [
         f"addr add {address}/{lengths.get(family, family.bits)} dev {device}{' nodad' if family is Family.IPv6 else ''}"

@@ -1,1 +1,1 @@
-"""What others ask a proxy or hear from it: health, metrics, events."""
+"""What a proxy answers and reports: health, metrics, events."""

@@ -1,19 +1,22 @@
 """How many connections each frontend and each endpoint got, from the packet counters of map elements.
 
-Pure: a `Ledger` takes readings of the counters and adds up. What the figures are, and why they are so:
+Pure: a `Ledger` takes readings of the counters and adds them up. The figures and their reasons:
 
-- A nat chain sees the first packet of a connection only, so a hit in one of its maps is a new connection (TCP, SCTP) or flow (UDP).
-- A frontend is looked up once, in `services`, which sees every connection.
-- A client that session affinity knows is sent on by the map of clients, not by a slot; all others pass `new_clients`. What
-  `services` saw and `new_clients` did not belongs to the frontend but to no endpoint's count. For every service port, therefore:
-  connections of its frontends = connections of its endpoints + connections by affinity.
-- `no_endpoints` counts refused packets, as each new try of a refused client is one. Where the external policy is Local and the node has no
-  endpoint, the frontend is in `services` as well and outside clients pass it on the way to their refusal: they are taken off its count.
-- Rewriting an element starts its counter anew; it is recognised by its new value, or a smaller count. What came between the
-  last reading and the rewrite is lost, never counted twice. Connections by affinity, a difference of two counters, are left out
-  between two readings if one of these was new or started anew.
-- A figure begins at 0 with the first connection after our start, whatever the kernel had counted before, as Prometheus expects
-  of a process that starts anew; nothing is shown for frontends that nobody uses.
+- A nat chain sees the first packet of a connection only, so a hit in one of its maps is a new
+  connection (TCP, SCTP) or flow (UDP).
+- A frontend is looked up once, in `services`, which counts every connection.
+- A client with a remembered endpoint gets it from the map of clients, not from a slot; all others
+  pass `new_clients`. The difference between `services` and `new_clients` counts for the frontend
+  and for no endpoint. For every service port, therefore: connections of its frontends = connections
+  of its endpoints + connections by affinity.
+- `no_endpoints` counts refused packets: each retry of a refused client is one. Where the external
+  policy is Local and the node has no endpoint, the frontend is in `services` too, and outside
+  clients pass it before their refusal: these are subtracted.
+- Rewriting an element resets its counter, which shows by its new value or a smaller count. Packets
+  between the last reading and the rewrite are lost, never counted twice. Connections by affinity, a
+  difference of two counters, are omitted between two readings if one of these was new or reset.
+- A figure starts at 0 with the first connection after our start, whatever the kernel counted
+  before, as Prometheus expects from a restarted process. Unused frontends are not shown.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,14 +31,14 @@ from nftproxy.table import schema
 from nftproxy.table.schema import Declaration
 
 STEPS = (schema.NO_ENDPOINTS, schema.NEW_CLIENTS, schema.SERVICES)
-"""What has frontends, in the order of readings, which is that of look-ups backwards: what one has seen, those before it have too."""
+"""The maps with frontends, in the order of readings, the reverse of look-ups: what one counts, those before it count too."""
 
 Reading = Iterable[tuple[str, Iterable[Counted]]]
 """Maps by name with their elements."""
 
 
 class Figure(Enum):
-    """What is counted; the value is the name of the metric, without prefix and `_total`."""
+    """The kinds of figures; the value is the name of the metric, without prefix and `_total`."""
 
     CONNECTIONS = "frontend_connections"
     BY_AFFINITY = "frontend_affinity_connections"
@@ -44,7 +47,7 @@ class Figure(Enum):
 
 
 class Subject(NamedTuple):
-    """Whose figure it is: a frontend or an endpoint of a service port."""
+    """The owner of a figure: a frontend or an endpoint of a service port."""
 
     family: Family
     service_port: str  # namespace/service:port name
@@ -61,11 +64,11 @@ class _Growth(NamedTuple):
     """How much a counter grew since the last reading."""
 
     packets: int
-    anew: bool  # the counter is new, or was started anew in between
+    anew: bool  # the counter is new, or was reset in between
 
 
 class Ledger:
-    """Figures that only grow; at most `limit` of them, the first that were used. Not for two threads at once."""
+    """Figures that only grow; at most `limit`, the first used ones. Not for two threads at the same time."""
 
     def __init__(self, limit: int) -> None:
         self.left_out = 0  # figures that the limit kept out of the last reading
@@ -80,11 +83,11 @@ class Ledger:
         return self._shown
 
     def open(self, reading: Reading) -> None:
-        """Take what the counters stand at as the beginning."""
+        """Take the current counters as the start."""
         self._take(reading)
 
     def enter(self, reading: Reading) -> None:
-        """Add what the counters grew by since the last reading. Maps of frontends must come in the order of STEPS."""
+        """Add the growth of the counters since the last reading. Maps of frontends must be in the order of STEPS."""
         seen = self._take(reading)
         self._forget(seen)
         self.left_out = 0
@@ -95,11 +98,11 @@ class Ledger:
             self._add(Figure.ENDPOINT, subject, amount)
 
     def lost(self) -> None:
-        """Note that the table is gone: whatever comes in its place counts from 0."""
+        """Note that the table was deleted: a new one counts from 0."""
         self._last = {}
 
     def _take(self, reading: Reading) -> "_Seen":
-        """Compare with the last reading, and make this the last. A loop for a hundred thousand elements, most of them idle."""
+        """Compare with the last reading, and make this one the last. Fast for 100 000 elements, most of them idle."""
         seen = _Seen()
         last: _Standings = {}
         for where, elements in reading:
@@ -114,13 +117,13 @@ class Ledger:
                 elif key not in before:
                     continue
                 grown[key] = _growth(before.get(key), value, packets)
-        for where, key in seen.with_affinity():  # their rewrites matter even where they stood at 0
+        for where, key in seen.with_affinity():  # their rewrites matter even at a count of 0
             last[where].setdefault(key, (seen.values[where][key], 0))
         self._last = last
         return seen
 
     def _add(self, figure: Figure, subject: Subject, amount: int) -> None:
-        """Add to a figure. Maps are read one after the other, so a difference of two may go down a little: what is shown does not."""
+        """Add to a figure. Maps are read one after the other, so a difference may shrink a little; the figure does not."""
         key = (figure, subject)
         if key not in self._exact:
             if amount <= 0:
@@ -132,7 +135,7 @@ class Ledger:
         self._shown[key] = max(exact, self._shown.get(key, 0))
 
     def _forget(self, seen: "_Seen") -> None:
-        """Drop the figures of frontends and endpoints that are gone."""
+        """Drop the figures of deleted frontends and endpoints."""
         known = {subject for _, subject in self._exact}
         present = seen.present(known)
         for key in [key for key in self._exact if key[1] not in present]:
@@ -140,7 +143,7 @@ class Ledger:
 
 
 class _Seen:
-    """One reading: values and growth of elements, by map and key. Counters that stand at 0 and did before have no growth."""
+    """One reading: values and growth of elements, by map and key. Counters that stayed at 0 have no growth."""
 
     def __init__(self) -> None:
         self.values: dict[str, dict[Key, Value]] = {}
@@ -149,10 +152,15 @@ class _Seen:
     def frontends(self) -> Iterator[tuple[Subject, dict[Declaration, _Growth]]]:
         """Yield the frontends in use with the growth of their elements by step."""
         for family, node_port in _SIDES:
-            maps = {step: self.grown.get(step.name(family, node_port=node_port), {}) for step in STEPS}
+            maps = {
+                step: self.grown.get(step.name(family, node_port=node_port), {}) for step in STEPS
+            }
             for key in dict.fromkeys(key for grown in maps.values() for key in grown):
                 if subject := self._frontend(family, Frontend.of_key(key)):
-                    yield subject, {step: grown[key] for step, grown in maps.items() if key in grown}
+                    yield (
+                        subject,
+                        {step: grown[key] for step, grown in maps.items() if key in grown},
+                    )
 
     def endpoints(self) -> Iterator[tuple[Subject, int]]:
         """Yield the growth of slots in use by endpoint, one that several frontends have more than once."""
@@ -162,12 +170,20 @@ class _Seen:
                     yield subject, growth.packets
 
     def present(self, known: set[Subject]) -> set[Subject]:
-        """Return those of the known that the reading has."""
+        """Return those of the known ones that the reading has."""
         places = {subject.place for subject in known}
-        found = {s for s in known if isinstance(s.place, Frontend) and s == self._frontend(s.family, s.place)}
+        found = {
+            s
+            for s in known
+            if isinstance(s.place, Frontend) and s == self._frontend(s.family, s.place)
+        }
         for where, values in self.values.items():
             if schema.declaration(where) in _SLOTS:
-                found.update(s for key, value in values.items() if value in places and (s := self._endpoint(where, key)))
+                found.update(
+                    s
+                    for key, value in values.items()
+                    if value in places and (s := self._endpoint(where, key))
+                )
         return found
 
     def with_affinity(self) -> Iterator[tuple[str, Key]]:
@@ -179,9 +195,11 @@ class _Seen:
                         yield where, key
 
     def _frontend(self, family: Family, frontend: Frontend) -> Subject | None:
-        """Return whose a frontend is; None if no element says so."""
+        """Return the owner of a frontend; None if no element names it."""
         for step in STEPS:
-            value = self.values.get(step.name(family, node_port=frontend.is_node_port), {}).get(frontend.key)
+            value = self.values.get(step.name(family, node_port=frontend.is_node_port), {}).get(
+                frontend.key
+            )
             if isinstance(value, Verdict) and value.comment:
                 return Subject(family, value.comment, frontend)
         return None
@@ -190,10 +208,17 @@ class _Seen:
         """Return the endpoint in a slot; None for other maps, and for slots of no frontend."""
         place = schema.parse(where)
         value = self.values[where][key]
-        if place is None or place.declaration not in _SLOTS or not isinstance(value, tuple) or isinstance(value, Verdict):
+        if (
+            place is None
+            or place.declaration not in _SLOTS
+            or not isinstance(value, tuple)
+            or isinstance(value, Verdict)
+        ):
             return None
         owner = self._frontend(place.family, Frontend.of_slot(key, place.detail))
-        return owner and Subject(place.family, owner.service_port, Endpoint(str(value[0]), int(value[1])))
+        return owner and Subject(
+            place.family, owner.service_port, Endpoint(str(value[0]), int(value[1]))
+        )
 
 
 def _growth(before: tuple[Value, int] | None, value: Value, packets: int) -> _Growth:
@@ -204,7 +229,9 @@ def _growth(before: tuple[Value, int] | None, value: Value, packets: int) -> _Gr
 
 def _amounts(steps: Mapping[Declaration, _Growth]) -> Iterator[tuple[Figure, int]]:
     """Turn the growth of a frontend's counters into that of its figures."""
-    services, new, refused = map(steps.get, (schema.SERVICES, schema.NEW_CLIENTS, schema.NO_ENDPOINTS))
+    services, new, refused = map(
+        steps.get, (schema.SERVICES, schema.NEW_CLIENTS, schema.NO_ENDPOINTS)
+    )
     if services:
         yield Figure.CONNECTIONS, services.packets - (refused.packets if refused else 0)
     if services and new and not (services.anew or new.anew):
@@ -215,4 +242,6 @@ def _amounts(steps: Mapping[Declaration, _Growth]) -> Iterator[tuple[Figure, int
 
 _SIDES = tuple((family, node_port) for family in Family for node_port in (False, True))
 _SLOTS = (schema.ENDPOINTS, schema.LOCAL_ENDPOINTS)
-_Standings = dict[str, dict[Key, tuple[Value, int]]]  # by map; what counters stood at, most of those at 0 left out
+_Standings = dict[
+    str, dict[Key, tuple[Value, int]]
+]  # by map; the counters, without most of those at 0

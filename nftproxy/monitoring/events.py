@@ -1,9 +1,9 @@
-"""Kubernetes events that this proxy writes (contract 10.1), and how they never get in its way.
+"""Kubernetes events that this proxy writes, without ever waiting for them (contract 10.1).
 
-`Events.record` puts an event into a bounded queue and returns; a thread writes it to the API server. What cannot be written, because the
-server is away for long, refuses it, or is slower than things happen, is dropped. The same event again becomes a series on the first
-one: its count goes up at once the first time, then every half minute at most, so that something that fails with each sync costs the API
-server next to nothing.
+`Events.record` puts an event into a bounded queue and returns; a thread writes it to the API
+server. An event is dropped if the server is unreachable for long, refuses it, or is too slow. A
+repeated event becomes a series on the first one: its count grows at once the first time, then every
+half minute at most, so that a failure in each sync costs the API server next to nothing.
 """
 
 import contextlib
@@ -22,9 +22,11 @@ from loguru import logger
 from nftproxy.model import ObjectName
 
 if TYPE_CHECKING:
-    from nftproxy.sources.apiserver import Connection  # takes 35 MB, and whoever has one has imported it
+    from nftproxy.sources.apiserver import (
+        Connection,
+    )  # takes 35 MB, and whoever has one has imported it
 
-WAITING: Final = 1000  # events that wait to be written; more are dropped
+WAITING: Final = 1000  # waiting events; more are dropped
 PACE: Final = 30.0  # seconds between two writes about one series
 SERIES_ENDS: Final = 360.0  # seconds without a repetition, after which it is a new event
 ATTEMPTS: Final = 12
@@ -34,7 +36,7 @@ _NAME: Final = 253 - 17
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """What happened, in the words of contract 10.1."""
+    """What happened, in the words that kube-proxy uses (contract 10.1)."""
 
     reason: str
     type: Literal["Normal", "Warning"]
@@ -87,19 +89,19 @@ class _Series:
     name: str = ""
     count: int = 1
     last: float = 0
-    written: float = 0  # when; the count of then is `told`
+    written: float = 0  # when; the count written at that time is `told`
     told: int = 1
 
 
 class Journal:
-    """Pure: turns what happens into requests. Times are seconds since the epoch."""
+    """Turns events into requests. Pure; times are seconds since the epoch."""
 
     def __init__(self, reporter: str) -> None:
         self._reporter = reporter
         self._series: dict[Subject, _Series] = {}
 
     def observe(self, subject: Subject, note: str, now: float) -> Write | None:
-        """Return the request for something that happened; None if it can wait until `due`."""
+        """Return the request for an event; None if it can wait until `due`."""
         known = self._series.get(subject)
         if known is None or now - known.last > SERIES_ENDS:
             self._series[subject] = _Series(note[:_NOTE], first=now, last=now, written=now)
@@ -109,7 +111,7 @@ class Journal:
         return self._patch(subject, now) if known.told == 1 or now - known.written >= PACE else None
 
     def due(self, now: float) -> Iterator[Write]:
-        """Yield the requests for repetitions that have waited long enough, and forget series that ended."""
+        """Yield the requests for repetitions that waited long enough, and forget ended series."""
         for subject, each in list(self._series.items()):
             if each.count > each.told and now - each.written >= PACE:
                 yield self._patch(subject, now)
@@ -118,13 +120,18 @@ class Journal:
 
     @property
     def next_due(self) -> float | None:
-        """When `due` will have something; None: not before something happens."""
-        return min((each.written + PACE for each in self._series.values() if each.count > each.told), default=None)
+        """When `due` has a request; None: not before the next event."""
+        return min(
+            (each.written + PACE for each in self._series.values() if each.count > each.told),
+            default=None,
+        )
 
     def again(self, path: str) -> Write | None:
-        """Return a request that creates anew the event at `path`, which the API server has forgotten."""
+        """Return a request that creates the event at `path` again, which the API server has deleted."""
         name = path.rpartition("/")[2]
-        subject = next((subject for subject, each in self._series.items() if each.name == name), None)
+        subject = next(
+            (subject for subject, each in self._series.items() if each.name == name), None
+        )
         return self._create(subject) if subject else None
 
     def _create(self, subject: Subject) -> Write:
@@ -158,7 +165,14 @@ class Journal:
 class Events:
     """Writes events in a thread of its own, which ends with the process; every method may be called from any thread."""
 
-    def __init__(self, sink: Sink, hostname: str, *, clock: Callable[[], float] = time.time, pause: float = PAUSE) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        hostname: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        pause: float = PAUSE,
+    ) -> None:
         self._sink = sink
         self._clock = clock
         self._pause = pause
@@ -169,16 +183,18 @@ class Events:
         self._thread.start()
 
     def record(self, kind: Kind, regarding: Regarding, note: str) -> None:
-        """Have an event written, or not; returns at once and never fails."""
+        """Queue an event; return at once and never fail."""
         try:
             self._queue.put_nowait(((kind, regarding), note))
         except queue.Full:
-            logger.debug("event {} about {} dropped: too many wait already", kind.reason, regarding.name)
+            logger.debug(
+                "event {} about {} dropped: the queue is full", kind.reason, regarding.name
+            )
 
     def close(self, timeout: float) -> None:
-        """Write what waits, one attempt each, but take no longer than `timeout` seconds."""
+        """Write the waiting events, one attempt each, for at most `timeout` seconds."""
         self._closing.set()
-        with contextlib.suppress(queue.Full):  # then the thread needs no waking
+        with contextlib.suppress(queue.Full):  # then the thread is awake
             self._queue.put_nowait(None)
         self._thread.join(timeout)
 
@@ -186,7 +202,9 @@ class Events:
         while True:
             due = self._journal.next_due
             try:
-                item = self._queue.get(timeout=None if due is None else max(0.0, due - self._clock()))
+                item = self._queue.get(
+                    timeout=None if due is None else max(0.0, due - self._clock())
+                )
             except queue.Empty:
                 for repeated in self._journal.due(self._clock()):
                     self._write(repeated)
@@ -208,7 +226,11 @@ class Events:
             else:
                 if status < 300:
                     return
-                if status == 404 and write.method == "PATCH" and (anew := self._journal.again(write.path)):
+                if (
+                    status == 404
+                    and write.method == "PATCH"
+                    and (anew := self._journal.again(write.path))
+                ):
                     self._write(anew)
                     return
                 problem = f"HTTP status {status}"
@@ -220,7 +242,7 @@ class Events:
 
 
 class ApiSink:
-    """Writes events to the API server that a connection leads to."""
+    """Writes events to the API server of a connection."""
 
     def __init__(self, connection: "Connection", *, timeout: float = 10) -> None:
         self._connection = connection
@@ -230,7 +252,9 @@ class ApiSink:
         """Make one request; TransportError when no answer comes."""
         kind = "application/merge-patch+json" if write.method == "PATCH" else "application/json"
         body = msgspec.json.encode(write.body)
-        with self._connection.request(write.method, write.path, body=body, content_type=kind, silence=self._timeout) as answer:
+        with self._connection.request(
+            write.method, write.path, body=body, content_type=kind, silence=self._timeout
+        ) as answer:
             answer.body()
         if answer.status == 401:
             self._connection.renew()

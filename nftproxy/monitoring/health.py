@@ -1,8 +1,9 @@
-"""Is this proxy keeping up, and may load balancers send traffic to this node? The state and the answers of contract 7.1.
+"""Whether this proxy keeps up, and whether load balancers may send traffic to this node (contract 7.1).
 
-No sockets here, and no clock but the two it is given: time that only goes forward tells how long an update has been waiting, wall time
-is what answers show. A family is unhealthy when an update has been due for twice the sync period; one that nobody asked
-anything of is healthy, however long ago its last sync was. Methods may be called from any thread.
+No sockets here, and only the two clocks that it is given: monotonic time measures how long an
+update has been due, answers show wall time. A family is unhealthy when an update has been due for
+twice the sync period. Without a due update it is healthy, however long ago its last sync was.
+Methods may be called from any thread.
 """
 
 import threading
@@ -17,13 +18,16 @@ from nftproxy.address import Family
 from nftproxy.model import Node
 
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
-HEADERS: Mapping[str, str] = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
-_NEVER = datetime(1, 1, 1, tzinfo=UTC)  # what clients of the original know as "no update yet"
+HEADERS: Mapping[str, str] = {
+    "Content-Type": "application/json",
+    "X-Content-Type-Options": "nosniff",
+}
+_NEVER = datetime(1, 1, 1, tzinfo=UTC)  # the original shows this for "no update yet"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an HTTP client gets: status code, body, headers."""
+    """An HTTP answer: status code, body, headers."""
 
     code: int
     body: bytes
@@ -43,7 +47,7 @@ class ProxyHealth:
         self._patience = 2 * sync_period
         self._clock = clock
         self._wall = wall
-        self.limited = ""  # why not every change can be written, for those who read answers
+        self.limited = ""  # why not every change can be written; shown in answers
         self._lock = threading.Lock()
         self._due: dict[Family, float] = {}
         self._updated: dict[Family, float] = {}  # wall time; a family that has started is in here
@@ -53,7 +57,7 @@ class ProxyHealth:
         self.updated(family)
 
     def queued(self, family: Family) -> None:
-        """Note that an update was asked for; asking again does not start the wait anew (contract 7.1.5)."""
+        """Note that an update is due; a repetition does not restart the wait (contract 7.1.5)."""
         with self._lock:
             self._due.setdefault(family, self._clock())
 
@@ -73,17 +77,21 @@ class ProxyHealth:
         return self._answer()
 
     def healthz(self, node: Node | None) -> Answer:
-        """Answer for the process and its Node object, None if that was never seen."""
+        """Answer for the process and its Node object; None if that is unknown."""
         return self._answer(node_eligible=eligible(node))
 
     def _families(self) -> dict[Family, bool]:
         """Return the families that have started, and whether each is healthy."""
         with self._lock:
             now = self._clock()
-            return {family: now - self._due.get(family, now) < self._patience for family in Family if family in self._updated}
+            return {
+                family: now - self._due.get(family, now) < self._patience
+                for family in Family
+                if family in self._updated
+            }
 
     def _answer(self, *, node_eligible: bool | None = None) -> Answer:
-        """Contract 7.1.6 to 7.1.8."""
+        """Return status and JSON body; `node_eligible` None leaves the node out of both (contract 7.1.6 to 7.1.8)."""
         families = self._families()
         healthy = all(families.values())
         code = 200 if healthy and node_eligible is not False else 503
@@ -97,7 +105,10 @@ class ProxyHealth:
         if self.limited:
             body["limited"] = self.limited
         if families:
-            body["status"] = {f: {"lastUpdated": _text(updated[f]), "healthy": good} for f, good in families.items()}
+            body["status"] = {
+                f: {"lastUpdated": _text(updated[f]), "healthy": good}
+                for f, good in families.items()
+            }
         return Answer(code, msgspec.json.encode(body))
 
 

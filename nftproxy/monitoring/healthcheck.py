@@ -1,6 +1,7 @@
-"""Which Services a load balancer may ask this node about, and what is true of them: contract 2.8, 3.5, 7.2 and 7.4.9.
+"""Which Services a load balancer may ask this node about, and the answers (contract 2.8, 3.5, 7.2, 7.4.9).
 
-Pure but for `Standing`, which remembers the answers of one family, so that a sync costs what it looked at and not all Services.
+Pure except `Standing`, which remembers the answers of one family, so that the cost of a sync does
+not depend on all Services.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from nftproxy.monitoring.health import HEADERS, Answer
 from nftproxy.selection import Locality, Notes, View, lists, local_ready, view
 
 Looked = Mapping[ObjectName, tuple[Service | None, tuple[EndpointSlice, ...]]]
-"""The services that a sync looked at, each with its slices; None where the service is gone."""
+"""The services that a sync examined, each with its slices; None for a deleted service."""
 
 
 class Check(NamedTuple):
@@ -26,16 +27,18 @@ class Check(NamedTuple):
 
 
 class Standing:
-    """What is true of each Service of one family, kept up to date by the syncs; not for two threads at once."""
+    """The state of each Service of one family, updated by the syncs; not for two threads at the same time."""
 
     def __init__(self, family: Family, node: str) -> None:
         self._family = family
         self._node = node
         self._checks: dict[ObjectName, Check] = {}
         self._nowhere: dict[ObjectName, tuple[int, int]] = {}
-        self._node_ports = _Holders()  # who has which NodePort for TCP
-        self._check_ports = _Holders()  # who has which health check node port
-        self._clashes: dict[int, frozenset[tuple[ObjectName, ObjectName]]] = {}  # by port: whose check, whose NodePort
+        self._node_ports = _Holders()  # owners of NodePorts for TCP
+        self._check_ports = _Holders()  # owners of health check node ports
+        self._clashes: dict[
+            int, frozenset[tuple[ObjectName, ObjectName]]
+        ] = {}  # by port: whose check, whose NodePort
 
     @property
     def checks(self) -> Mapping[ObjectName, Check]:
@@ -44,22 +47,27 @@ class Standing:
 
     @property
     def without_local_endpoints(self) -> tuple[int, int]:
-        """How many service ports nobody gets through to here: by the internal policy Local, by the external one (7.4.9)."""
+        """The number of service ports unreachable here, by internal and by external policy Local (contract 7.4.9)."""
         counts = self._nowhere.values()
         return sum(internal for internal, _ in counts), sum(external for _, external in counts)
 
     def look(self, looked: Looked, notes: Notes) -> dict[ObjectName, Check | None]:
-        """Take in what a successful sync looked at and return the health check node ports that changed, None for those gone.
+        """Apply what a successful sync examined; return the changed health check node ports, None for removed ones.
 
-        `notes` gets a line for each Service that lacks its port, or begins to share it with a NodePort.
+        `notes` gets a line for each Service without its port, and for each that starts to share it
+        with a NodePort.
         """
         changed: dict[ObjectName, Check | None] = {}
         touched: set[int] = set()
         for name, (service, slices) in looked.items():
             before, now = self._checks.pop(name, None), None
             self._nowhere.pop(name, None)
-            # Whoever has no policy Local needs no look at its endpoints.
-            if service is not None and _is_local(service) and (seen := view(service, self._family, [])):
+            # Without a policy Local the endpoints do not matter.
+            if (
+                service is not None
+                and _is_local(service)
+                and (seen := view(service, self._family, []))
+            ):
                 now = check(service, seen, slices, self._family, self._node, notes)
                 nowhere = without_local_endpoints(service, seen, slices, self._family, self._node)
                 if any(nowhere):
@@ -69,15 +77,21 @@ class Standing:
             if now != before:
                 changed[name] = now
             touched |= self._check_ports.put(name, {now.port} if now else set())
-            touched |= self._node_ports.put(name, _node_ports(service, self._family) if service else set())
+            touched |= self._node_ports.put(
+                name, _node_ports(service, self._family) if service else set()
+            )
         self._look_for_clashes(touched, notes)
         return changed
 
     def _look_for_clashes(self, ports: Iterable[int], notes: Notes) -> None:
-        """Note whose health check node port nobody reaches, as NodePorts come first; once until that changes."""
+        """Note health check node ports that a NodePort hides, once until that changes."""
         for port in ports:
             before = self._clashes.pop(port, frozenset())
-            if now := frozenset((one, other) for one in self._check_ports.of(port) for other in self._node_ports.of(port)):
+            if now := frozenset(
+                (one, other)
+                for one in self._check_ports.of(port)
+                for other in self._node_ports.of(port)
+            ):
                 self._clashes[port] = now
             for service, other in sorted(now - before):
                 notes.append(
@@ -88,14 +102,14 @@ class Standing:
 
 
 class _Holders:
-    """Which Services have which port numbers."""
+    """The owners of port numbers."""
 
     def __init__(self) -> None:
         self._ports: dict[ObjectName, set[int]] = {}
         self._services: dict[int, set[ObjectName]] = {}
 
     def of(self, port: int) -> Iterable[ObjectName]:
-        """Return who has a port."""
+        """Return the owner of a port."""
         return self._services.get(port, ())
 
     def put(self, name: ObjectName, ports: set[int]) -> set[int]:
@@ -112,7 +126,14 @@ class _Holders:
         return before ^ ports
 
 
-def check(service: Service, seen: View, slices: Iterable[EndpointSlice], family: Family, node: str, notes: Notes) -> Check | None:
+def check(
+    service: Service,
+    seen: View,
+    slices: Iterable[EndpointSlice],
+    family: Family,
+    node: str,
+    notes: Notes,
+) -> Check | None:
     """Return the health check node port of a Service; None without one (contract 2.8.1)."""
     if service.spec.type != "LoadBalancer" or not seen.external_local:
         return None
@@ -128,7 +149,7 @@ def check(service: Service, seen: View, slices: Iterable[EndpointSlice], family:
 def without_local_endpoints(
     service: Service, seen: View, slices: Iterable[EndpointSlice], family: Family, node: str
 ) -> tuple[int, int]:
-    """Count the ports with an internal, and with an external, policy Local that have endpoints, but none here (contract 7.4.9)."""
+    """Count the ports with internal, and external, policy Local whose endpoints are all elsewhere (contract 7.4.9)."""
     here = Locality(node, zone="")  # hints never decide whether there is an endpoint
     internal = external = 0
     for port in service.spec.ports or ():
@@ -140,7 +161,7 @@ def without_local_endpoints(
 
 
 def answer(service: ObjectName, endpoints: int, *, healthy: bool) -> Answer:
-    """Return what a load balancer is told (contract 7.2.3 to 7.2.5)."""
+    """Return the answer to a load balancer (contract 7.2.3 to 7.2.5)."""
     body = {
         "service": {"namespace": service.namespace, "name": service.name},
         "localEndpoints": endpoints,
@@ -150,18 +171,30 @@ def answer(service: ObjectName, endpoints: int, *, healthy: bool) -> Answer:
     return Answer(200 if endpoints > 0 and healthy else 503, msgspec.json.encode(body), headers)
 
 
-def listen_on(family: Family, networks: NodePortNetworks, interfaces: Iterable[Address] | None) -> tuple[str, ...]:
-    """Return the addresses of health check node ports (contract 7.2.2); `interfaces` None: they could not be looked up."""
+def listen_on(
+    family: Family, networks: NodePortNetworks, interfaces: Iterable[Address] | None
+) -> tuple[str, ...]:
+    """Return the addresses of health check node ports (contract 7.2.2); `interfaces` None: unknown."""
     if networks is ALL or interfaces is None:
         return ("0.0.0.0" if family is Family.IPv4 else "::",)  # noqa: S104 - the contract says so
-    # A link-local address cannot be bound without its interface, and no load balancer asks there.
-    candidates = sorted({a.text for a in interfaces if a.family is family and not a.text.startswith("fe80:")})
-    return tuple(text for text in candidates if any(network.contains(Address(family, text)) for network in networks))
+    # A link-local address needs its interface to be bound, and no load balancer uses one.
+    candidates = sorted(
+        {a.text for a in interfaces if a.family is family and not a.text.startswith("fe80:")}
+    )
+    return tuple(
+        text
+        for text in candidates
+        if any(network.contains(Address(family, text)) for network in networks)
+    )
 
 
 def _node_ports(service: Service, family: Family) -> set[int]:
     """Return the NodePorts of a Service where health checks would arrive: TCP."""
-    found = {port.node_port for port in service.spec.ports or () if port.node_port and port.protocol is Proto.TCP}
+    found = {
+        port.node_port
+        for port in service.spec.ports or ()
+        if port.node_port and port.protocol is Proto.TCP
+    }
     return found if found and view(service, family, []) else set()
 
 

@@ -1,7 +1,7 @@
 """All metrics: those that kube-proxy has in nftables mode (contract 7.4), under its names, and our own, with the prefix `nftproxy_`.
 
-An instance holds a registry of its own. The parts of the proxy tell it what happened by calling its methods, each from any thread;
-nothing here asks anybody anything, but for the collectors, which work when somebody scrapes.
+An instance has a registry of its own. The parts of the proxy call its methods, each from any
+thread. Nothing here queries other parts, except the collectors, which work during a scrape.
 """
 
 import platform
@@ -26,7 +26,7 @@ from nftproxy.monitoring.trigger import TriggerTimes
 from nftproxy.sync.report import Report
 
 KUBERNETES = (1, 36, 2)
-"""The release of kube-proxy that this one stands in for."""
+"""The release of kube-proxy that this one replaces."""
 
 EXPONENTIAL = tuple(0.001 * 2**step for step in range(15))
 LATENCY = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))  # contract 7.4.16
@@ -37,9 +37,15 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # the original has no
 
 
 class Metrics:
-    """What there is to count and to time in one process that serves `families`; `gates` are the feature gates that are set."""
+    """The metrics of one process that serves `families`; `gates` are the feature gates that are set."""
 
-    def __init__(self, families: Iterable[Family], gates: Mapping[str, bool], *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        families: Iterable[Family],
+        gates: Mapping[str, bool],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.registry = CollectorRegistry()
         self.slis = CollectorRegistry()  # for the path /metrics/slis
         self._families = tuple(families)
@@ -53,13 +59,13 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def service_changed(self, name: ObjectName) -> None:
-        """Count a change of a Service; call before a sync can take it up."""
+        """Count a change of a Service; call before a sync can apply it."""
         for pending in self._pending.values():
             pending.service(name)
             self._service_changes.inc()
 
     def slice_changed(self, piece: EndpointSlice) -> None:
-        """Count an EndpointSlice that is new or different; call before a sync can take it up."""
+        """Count an EndpointSlice that is new or different; call before a sync can apply it."""
         for family in self._families:
             if family == piece.address_type:
                 self._endpoint_changes.inc()
@@ -67,7 +73,7 @@ class Metrics:
                 self._latency[family].changed(piece)
 
     def slice_deleted(self, piece: EndpointSlice) -> None:
-        """Count the deletion of an EndpointSlice; call before a sync can take it up."""
+        """Count the deletion of an EndpointSlice; call before a sync can apply it."""
         for family in self._families:
             if family == piece.address_type:
                 self._endpoint_changes.inc()
@@ -76,7 +82,7 @@ class Metrics:
                     self._latency[family].deleted(piece.service)
 
     def queued(self, family: Family) -> None:
-        """Note that a sync was asked for, or that the runner has started (contract 7.4.5)."""
+        """Note that a sync is due, or that the runner has started (contract 7.4.5)."""
         self._last_queued.labels(family).set(self._clock())
 
     def sync_done(
@@ -88,10 +94,10 @@ class Metrics:
         stages: Mapping[str, float] | None = None,
         without_local_endpoints: tuple[int, int] = (0, 0),
     ) -> None:
-        """Take in a sync that succeeded.
+        """Record a sync that succeeded.
 
-        `stages` says how many seconds each part of it took; `without_local_endpoints` the service ports
-        with a policy Local that have endpoints, but none here: internal, external.
+        `stages` are the seconds that each part took; `without_local_endpoints` counts the service
+        ports with a policy Local whose endpoints are all elsewhere: internal, external.
         """
         family, now = report.family, self._clock()
         self._sync_took(family, seconds, full=full)
@@ -110,16 +116,16 @@ class Metrics:
             self._read_backs.labels(family).inc()
 
     def sync_failed(self, family: Family, seconds: float, *, full: bool) -> None:
-        """Take in a sync that failed; what it should have brought stays pending."""
+        """Record a sync that failed; its changes stay pending."""
         self._sync_took(family, seconds, full=full)
         self._failures.labels(family).inc()
 
     def tidying_failed(self, family: Family) -> None:
-        """Count chains that should have been deleted and could not."""
+        """Count chains that could not be deleted."""
         self._cleanup_failures.labels(family).inc()
 
     def conntrack_done(self, family: Family, seconds: float, deleted: int) -> None:
-        """Take in a removal of stale conntrack entries."""
+        """Record a removal of stale conntrack entries."""
         self._conntrack_took.labels(family).observe(seconds)
         self._conntrack_deleted.labels(family).inc(deleted)
 
@@ -136,11 +142,11 @@ class Metrics:
         self._rest_requests.labels(code, method, host).inc()
 
     def watch_restarted(self, resource: str) -> None:
-        """Count a watch of a resource that came to an end and is begun again."""
+        """Count a watch of a resource that ended and starts again."""
         self._watch_restarts.labels(resource).inc()
 
     def repaired(self, family: Family) -> None:
-        """Count a change of our table by somebody else that was put right."""
+        """Count a repaired change of our table by another program."""
         self._repairs.labels(family).inc()
 
     def _sync_took(self, family: Family, seconds: float, *, full: bool) -> None:
@@ -149,27 +155,45 @@ class Metrics:
 
     def _make_sync(self) -> None:
         rules = "sync_proxy_rules"
-        self._took = self._histogram(f"{rules}_duration_seconds", "Duration of every sync, failed ones too.")
-        self._full_took = self._histogram("sync_full_proxy_rules_duration_seconds", "Duration of full syncs.")
-        self._partial_took = self._histogram("sync_partial_proxy_rules_duration_seconds", "Duration of partial syncs.")
-        self._last_sync = self._gauge(f"{rules}_last_timestamp_seconds", "Time of the last successful sync.")
-        self._last_queued = self._gauge(f"{rules}_last_queued_timestamp_seconds", "Time when a sync was last asked for.")
+        self._took = self._histogram(
+            f"{rules}_duration_seconds", "Duration of every sync, failed ones too."
+        )
+        self._full_took = self._histogram(
+            "sync_full_proxy_rules_duration_seconds", "Duration of full syncs."
+        )
+        self._partial_took = self._histogram(
+            "sync_partial_proxy_rules_duration_seconds", "Duration of partial syncs."
+        )
+        self._last_sync = self._gauge(
+            f"{rules}_last_timestamp_seconds", "Time of the last successful sync."
+        )
+        self._last_queued = self._gauge(
+            f"{rules}_last_queued_timestamp_seconds", "Time of the last request for a sync."
+        )
         self._service_changes = Counter(
-            f"kubeproxy_{rules}_service_changes", "Changes of Services, counted by each family.", registry=self.registry
+            f"kubeproxy_{rules}_service_changes",
+            "Changes of Services, counted by each family.",
+            registry=self.registry,
         )
         self._endpoint_changes = Counter(
-            f"kubeproxy_{rules}_endpoint_changes", "Changes of EndpointSlices of a family served.", registry=self.registry
+            f"kubeproxy_{rules}_endpoint_changes",
+            "Changes of EndpointSlices of a family served.",
+            registry=self.registry,
         )
         pending = self._pending.values()
         services, slices = (
-            Gauge(f"kubeproxy_{rules}_{what}_changes_pending", f"{kind} with changes not yet applied.", registry=self.registry)
+            Gauge(
+                f"kubeproxy_{rules}_{what}_changes_pending",
+                f"{kind} with changes not yet applied.",
+                registry=self.registry,
+            )
             for what, kind in (("service", "Services"), ("endpoint", "EndpointSlices"))
         )
         services.set_function(lambda: sum(each.counts()[0] for each in pending))
         slices.set_function(lambda: sum(each.counts()[1] for each in pending))
         self._programming = self._histogram(
             "network_programming_duration_seconds",
-            "From a change of endpoints in the cluster to its being in the table.",
+            "Time from a change of endpoints in the cluster to the table.",
             LATENCY,
         )
         self._no_local = self._gauge(
@@ -178,9 +202,14 @@ class Metrics:
             ("traffic_policy", *_FAMILY),
         )
         self._failures = self._counter(f"{rules}_nftables_sync_failures", "Syncs that failed.")
-        self._cleanup_failures = self._counter(f"{rules}_nftables_cleanup_failures", "Failed removals of unused chains.")
+        self._cleanup_failures = self._counter(
+            f"{rules}_nftables_cleanup_failures", "Failed removals of unused chains."
+        )
         for family in self._families:
-            for each in (self._failures, self._cleanup_failures):  # no times: alerts would see a sync in 1970
+            for each in (
+                self._failures,
+                self._cleanup_failures,
+            ):  # no times: alerts would see a sync in 1970
                 each.labels(family)
             for policy in ("internal", "external"):
                 self._no_local.labels(policy, family)
@@ -191,13 +220,28 @@ class Metrics:
         self._conntrack_took = self._histogram(
             "conntrack_reconciler_sync_duration_seconds", "Duration of removing stale entries."
         )
-        self._conntrack_deleted = self._counter("conntrack_reconciler_deleted_entries", "Stale conntrack entries removed.")
-        self._rest_requests = Counter(
-            "rest_client_requests", "Requests to the API server.", ("code", "method", "host"), registry=self.registry
+        self._conntrack_deleted = self._counter(
+            "conntrack_reconciler_deleted_entries", "Stale conntrack entries removed."
         )
-        check = Gauge("kubernetes_healthcheck", "Whether a health check passes.", ("name", "type"), registry=self.slis)
+        self._rest_requests = Counter(
+            "rest_client_requests",
+            "Requests to the API server.",
+            ("code", "method", "host"),
+            registry=self.registry,
+        )
+        check = Gauge(
+            "kubernetes_healthcheck",
+            "Whether a health check passes.",
+            ("name", "type"),
+            registry=self.slis,
+        )
         check.labels("ping", "healthz").set(1)
-        self._pings = Counter("kubernetes_healthchecks", "Health checks made.", ("name", "type", "status"), registry=self.slis)
+        self._pings = Counter(
+            "kubernetes_healthchecks",
+            "Health checks made.",
+            ("name", "type", "status"),
+            registry=self.slis,
+        )
 
     def _make_own(self) -> None:
         def counter(name: str, text: str, labels: tuple[str, ...] = _FAMILY) -> Counter:
@@ -210,22 +254,40 @@ class Metrics:
             buckets=EXPONENTIAL,
             registry=self.registry,
         )
-        self._written = counter("elements_written", "Elements of maps and sets added, rewritten or deleted.")
+        self._written = counter(
+            "elements_written", "Elements of maps and sets added, rewritten or deleted."
+        )
         self._transactions = counter("transactions", "Transactions committed.")
         self._read_backs = counter(
-            "read_backs", "How often the table was read back, at start or because it was not as it was left."
+            "read_backs",
+            "How often the table was read back, at the start or because another program changed it.",
         )
-        self._repairs = counter("repairs", "Foreign changes of the table that were put right.")
-        self._watch_restarts = counter("watch_restarts", "Watches that ended and were begun again.", ("resource",))
+        self._repairs = counter("repairs", "Repaired changes of the table by other programs.")
+        self._watch_restarts = counter(
+            "watch_restarts", "Watches that ended and started again.", ("resource",)
+        )
         self._refused = Gauge(
-            "nftproxy_services_refused", "Services that the kernel refused in the last sync.", _FAMILY, registry=self.registry
+            "nftproxy_services_refused",
+            "Services that the kernel refused in the last sync.",
+            _FAMILY,
+            registry=self.registry,
         )
         for family in self._families:
-            for each in (self._written, self._transactions, self._read_backs, self._repairs, self._refused):
+            for each in (
+                self._written,
+                self._transactions,
+                self._read_backs,
+                self._repairs,
+                self._refused,
+            ):
                 each.labels(family)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = EXPONENTIAL) -> Histogram:
-        return Histogram(f"kubeproxy_{name}", text, _FAMILY, buckets=buckets, registry=self.registry)
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...] = EXPONENTIAL
+    ) -> Histogram:
+        return Histogram(
+            f"kubeproxy_{name}", text, _FAMILY, buckets=buckets, registry=self.registry
+        )
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...] = _FAMILY) -> Gauge:
         return Gauge(f"kubeproxy_{name}", text, labels, registry=self.registry)
@@ -235,7 +297,7 @@ class Metrics:
 
 
 class _Pending:
-    """What has changed and is not applied yet, for one family: services, and the slices of each."""
+    """Changes of one family that are not applied yet: services, and the slices of each."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -263,7 +325,7 @@ class _Pending:
 
 
 def _describe(registry: CollectorRegistry, gates: Mapping[str, bool]) -> None:
-    """Say what this is: the build, and the feature gates (contract 7.4.17)."""
+    """Describe the build and the feature gates (contract 7.4.17)."""
     version = metadata.version("nftproxy")
     major, minor, patch = KUBERNETES
     build = {
@@ -278,10 +340,22 @@ def _describe(registry: CollectorRegistry, gates: Mapping[str, bool]) -> None:
         "platform": f"linux/{_MACHINES.get(platform.machine(), platform.machine())}",
     }
     name = "kubernetes_build_info"
-    Gauge(name, "The release that this proxy stands in for, and its own.", tuple(build), registry=registry).labels(**build).set(1)
-    own = Gauge("nftproxy_build_info", "The version of this proxy.", ("version", "python"), registry=registry)
+    Gauge(
+        name, "The release that this proxy replaces, and its own.", tuple(build), registry=registry
+    ).labels(**build).set(1)
+    own = Gauge(
+        "nftproxy_build_info",
+        "The version of this proxy.",
+        ("version", "python"),
+        registry=registry,
+    )
     own.labels(version, platform.python_version()).set(1)
-    enabled = Gauge("kubernetes_feature_enabled", "Feature gates: 1 is on.", ("name", "stage"), registry=registry)
+    enabled = Gauge(
+        "kubernetes_feature_enabled",
+        "Feature gates: 1 is on.",
+        ("name", "stage"),
+        registry=registry,
+    )
     for name, gate in featuregates.GATES.items():
         stage = "" if gate.stage == "stable" else gate.stage.upper()
         enabled.labels(name, stage).set(featuregates.enabled(gates, name))

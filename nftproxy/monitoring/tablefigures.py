@@ -1,7 +1,8 @@
-"""Figures that are read from the table when somebody scrapes: connections by frontend and endpoint, and elements by map.
+"""Figures read from the table at each scrape: connections by frontend and endpoint, and elements by map.
 
-Read once per scrape, by a netlink socket of its own, so that a scrape never waits for a sync nor a sync for a scrape; about 7 us per
-element. When the table cannot be read, the figures of before are shown again and a counter tells.
+A netlink socket of its own reads the table once per scrape, so that scrapes and syncs never wait
+for each other; about 7 us per element. When the table cannot be read, the previous figures are
+shown again and a counter says so.
 """
 
 import threading
@@ -24,27 +25,33 @@ _LABELS = ("ip_family", "namespace", "service", "port")
 _PER_SERVICE = (Per.SERVICE_PORT, Per.ENDPOINT_PORT)
 _HELP = {
     Figure.CONNECTIONS: "New connections (TCP, SCTP) and flows (UDP) to a frontend that were sent to an endpoint.",
-    Figure.BY_AFFINITY: "Of these, those that session affinity sent to the endpoint the client had before.",
+    Figure.BY_AFFINITY: "Of these, those that session affinity sent to the client's previous endpoint.",
     Figure.REFUSED: "Packets to a frontend that were rejected or dropped because it has no endpoint for them; each try is one.",
-    Figure.ENDPOINT: "New connections and flows for which an endpoint was picked; all of a service port's frontends together, "
+    Figure.ENDPOINT: "New connections and flows for which an endpoint was picked; for all frontends of a service port together, "
     "without those by session affinity.",
 }
 
 
 class TableFigures(Collector):
-    """A collector for `Metrics.registry`; made in the table's network namespace, where it takes the counters' state as beginning."""
+    """A collector for `Metrics.registry`; made in the table's network namespace, with the current counters as its start."""
 
-    def __init__(self, families: Iterable[Family], *, endpoints: bool = False, limit: int = LIMIT) -> None:
+    def __init__(
+        self, families: Iterable[Family], *, endpoints: bool = False, limit: int = LIMIT
+    ) -> None:
         self._reader = Reader()
         self._lock = threading.Lock()
         self._ledger = Ledger(limit)
         self._sizes: Counter[str] = Counter()
         self._failures = 0
-        self._maps = [name for family in families for name in (*_step_maps(family), *(_slot_maps(family) if endpoints else ()))]
+        self._maps = [
+            name
+            for family in families
+            for name in (*_step_maps(family), *(_slot_maps(family) if endpoints else ()))
+        ]
         self._ledger.open(self._read())
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._reader.close()
 
     def describe(self) -> list[Metric]:
@@ -73,11 +80,15 @@ class TableFigures(Collector):
             yield from self._reader.counted(name)
 
     def _count(self) -> Counter[str]:
-        """Count the elements of all maps and sets; those that each ClientIP service has of its own count together."""
+        """Count the elements of all maps and sets; those of single ClientIP services count together."""
         sizes: Counter[str] = Counter()
         for name in self._reader.sets():
             place = schema.parse(name)
-            together = place and place.declaration.per in _PER_SERVICE and place.declaration.name(place.family)
+            together = (
+                place
+                and place.declaration.per in _PER_SERVICE
+                and place.declaration.name(place.family)
+            )
             try:
                 sizes[together or name] += self._reader.count(name)
             except MissingError:
@@ -98,11 +109,19 @@ class TableFigures(Collector):
         return list(families.values())
 
     def _gauges(self) -> list[Metric]:
-        sizes = GaugeMetricFamily("nftproxy_map_elements", "Elements of a map or set.", labels=("map",))
+        sizes = GaugeMetricFamily(
+            "nftproxy_map_elements", "Elements of a map or set.", labels=("map",)
+        )
         for name, size in sorted(self._sizes.items()):
             sizes.add_metric((name,), size)
-        left_out = GaugeMetricFamily("nftproxy_series_left_out", "Series of connections beyond the limit.", self._ledger.left_out)
-        failures = CounterMetricFamily("nftproxy_table_read_failures", "Scrapes that could not read the table.", self._failures)
+        left_out = GaugeMetricFamily(
+            "nftproxy_series_left_out",
+            "Series of connections beyond the limit.",
+            self._ledger.left_out,
+        )
+        failures = CounterMetricFamily(
+            "nftproxy_table_read_failures", "Scrapes that could not read the table.", self._failures
+        )
         return [sizes, left_out, failures]
 
 
@@ -111,5 +130,7 @@ def _step_maps(family: Family) -> list[str]:
 
 
 def _slot_maps(family: Family) -> list[str]:
-    maps = [schema.maps(family, proto, node_port) for node_port in (False, True) for proto in PROTOCOLS]
+    maps = [
+        schema.maps(family, proto, node_port) for node_port in (False, True) for proto in PROTOCOLS
+    ]
     return [each.endpoints for each in maps] + [each.local_endpoints for each in maps]

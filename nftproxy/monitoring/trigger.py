@@ -1,8 +1,9 @@
 """How long changes of endpoints take to reach the table: the trigger times of one family (contract 7.4.16).
 
-The endpoint slice controller writes into a slice when the change happened that made it write. Such a time is recorded when the slice
-arrives, before the change can be taken up by a sync, and becomes a sample when a sync that looked at its service has
-succeeded; after one that failed it waits for the next. Methods may be called from any thread.
+The endpoint slice controller writes the time of the causing change into a slice. The time is
+recorded when the slice arrives, before a sync can apply the change, and becomes a sample when a
+sync of its service succeeds; after a failed one it waits for the next. Methods may be called from
+any thread.
 """
 
 import threading
@@ -13,7 +14,7 @@ from nftproxy.model import EndpointSlice, ObjectName
 
 
 class TriggerTimes:
-    """Times, in seconds since the epoch, of changes on their way to the table, by service."""
+    """Times of changes that are not in the table yet, by service, in seconds since the epoch."""
 
     def __init__(self, started: float) -> None:
         self._started = started
@@ -21,20 +22,22 @@ class TriggerTimes:
         self._recorded: dict[ObjectName, list[float]] = {}
 
     def changed(self, piece: EndpointSlice) -> None:
-        """Record a slice that is new or different; what happened before our start was not for us to bring about."""
+        """Record a slice that is new or different; changes before our start do not count."""
         annotations, service = piece.metadata.annotations, piece.service
-        time = _seconds(annotations.trigger_time) if annotations and annotations.trigger_time else None
+        time = (
+            _seconds(annotations.trigger_time) if annotations and annotations.trigger_time else None
+        )
         if service is not None and time is not None and time > self._started:
             with self._lock:
                 self._recorded.setdefault(service, []).append(time)
 
     def deleted(self, service: ObjectName) -> None:
-        """Discard what was recorded for a service: a slice of it is gone."""
+        """Discard the times of a service, because a slice of it was deleted."""
         with self._lock:
             self._recorded.pop(service, None)
 
     def take(self, services: Iterable[ObjectName]) -> list[float]:
-        """Return the times recorded for services that a sync looked at, now that it has succeeded."""
+        """Return the times of the services that a successful sync examined."""
         with self._lock:
             if not self._recorded:
                 return []
@@ -42,7 +45,7 @@ class TriggerTimes:
 
 
 def _seconds(text: str) -> float | None:
-    """Return an RFC 3339 time as seconds; None when it is none, or lacks its time zone."""
+    """Return an RFC 3339 time as seconds; None if it is invalid or has no time zone."""
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:

@@ -1,1 +1,1 @@
-"""What the node itself is asked, set or cleared of, besides the table."""
+"""The node itself, besides the table: facts, settings, leftovers of other proxies."""

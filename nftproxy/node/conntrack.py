@@ -55,7 +55,7 @@ _AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """What a clean-up did, for the metrics of contract 6.2.8; not `complete`: the dump was interrupted every time."""
+    """What a clean-up did, for metrics (contract 6.2.8); not `complete`: the dump was interrupted every time."""
 
     deleted: int
     seconds: float
@@ -88,13 +88,20 @@ class Conntrack:
         try:
             cleaned = self.clean(flows.family, flows.expected(), flows.here)
         except KernelError as error:
-            logger.error("{}: stale UDP conntrack entries stay until the next sync: {} ({})", flows.family, error, error.hint)
+            logger.error(
+                "{}: stale UDP conntrack entries stay until the next sync: {} ({})",
+                flows.family,
+                error,
+                error.hint,
+            )
             return None
         if cleaned.complete:
             flows.cleaned()
         return cleaned
 
-    def clean(self, family: Family, expected: Expected, nodeport_addresses: Collection[str]) -> Cleaned:
+    def clean(
+        self, family: Family, expected: Expected, nodeport_addresses: Collection[str]
+    ) -> Cleaned:
         """Delete the stale UDP entries of a family; KernelError if the table cannot be read.
 
         `nodeport_addresses` are those of this node that accept NodePorts: an entry to a NodePort's number at any other address is somebody
@@ -152,7 +159,8 @@ class Conntrack:
             first = self._sequence + 1
             self._sequence += len(batch)
             messages = [
-                message(_DELETE, REQUEST | ACK, first + number, judge.head + identity) for number, identity in enumerate(batch)
+                message(_DELETE, REQUEST | ACK, first + number, judge.head + identity)
+                for number, identity in enumerate(batch)
             ]
             self._socket.send(b"".join(messages))
             deleted += self._acknowledged(first)
@@ -184,10 +192,19 @@ class Flow(NamedTuple):
 class Judge:
     """Tells stale entries of one family from others, by the bytes of the kernel's messages. Pure."""
 
-    def __init__(self, family: Family, expected: Expected, nodeport_addresses: Collection[str]) -> None:
+    def __init__(
+        self, family: Family, expected: Expected, nodeport_addresses: Collection[str]
+    ) -> None:
         self.head = struct.pack("=BBH", _AF[family], 0, 0)
-        only_udp = nested(_TUPLE_ORIGINAL, nested(_TUPLE_PROTO, attribute(_PROTO_NUMBER, bytes([socket.IPPROTO_UDP]))))
-        self.request = self.head + only_udp + nested(_FILTER, attribute(_FILTER_ORIGINAL, struct.pack("=I", _BY_PROTOCOL)))
+        only_udp = nested(
+            _TUPLE_ORIGINAL,
+            nested(_TUPLE_PROTO, attribute(_PROTO_NUMBER, bytes([socket.IPPROTO_UDP]))),
+        )
+        self.request = (
+            self.head
+            + only_udp
+            + nested(_FILTER, attribute(_FILTER_ORIGINAL, struct.pack("=I", _BY_PROTOCOL)))
+        )
         self._at: dict[bytes, frozenset[bytes]] = {}
         self._at_nodeport: dict[bytes, frozenset[bytes]] = {}
         for frontend, endpoints in expected.items():
@@ -210,7 +227,11 @@ class Judge:
             return False
         if not data.startswith(self._reply, position + self._reply_at):
             return self._stale(_flow(data, position + 20, position + length))
-        address, source, source_port = position + self._address_at, position + self._source_at, position + self._source_port_at
+        address, source, source_port = (
+            position + self._address_at,
+            position + self._source_at,
+            position + self._source_port_at,
+        )
         size = self._size
         return self._stale(
             Flow(
@@ -243,7 +264,9 @@ class Judge:
         """Compute where the kernel puts things, from the start of a message: a tuple is always written in the same order."""
         addresses = 4 + 2 * (4 + size)
         whole = 4 + addresses + 4 + 3 * 8
-        kinds = ATTRIBUTE.pack(addresses, _TUPLE_IP | NESTED) + ATTRIBUTE.pack(4 + size, 1 if size == 4 else 3)
+        kinds = ATTRIBUTE.pack(addresses, _TUPLE_IP | NESTED) + ATTRIBUTE.pack(
+            4 + size, 1 if size == 4 else 3
+        )
         self._original = ATTRIBUTE.pack(whole, _TUPLE_ORIGINAL | NESTED) + kinds
         self._reply = ATTRIBUTE.pack(whole, _TUPLE_REPLY | NESTED) + kinds
         self._size = size
@@ -262,14 +285,19 @@ def _flow(data: bytes, start: int, end: int) -> Flow:
         if kind in {_TUPLE_ORIGINAL, _TUPLE_REPLY}:
             parts: dict[tuple[int, int], bytes] = {}
             for part, inner in attributes(data, *where):
-                parts |= {(part, number): data[a:b] for number, (a, b) in attributes(data, *inner)} if part < 3 else {}
+                parts |= (
+                    {(part, number): data[a:b] for number, (a, b) in attributes(data, *inner)}
+                    if part < 3
+                    else {}
+                )
             tuples[kind] = parts
     original, reply = tuples.get(_TUPLE_ORIGINAL, {}), tuples.get(_TUPLE_REPLY, {})
     return Flow(
         (original.get((_TUPLE_PROTO, _PROTO_NUMBER)) or b"\0")[0],
         (original.get((_TUPLE_IP, 2)) or original.get((_TUPLE_IP, 4), b""))
         + original.get((_TUPLE_PROTO, _PROTO_DESTINATION), b""),
-        (reply.get((_TUPLE_IP, 1)) or reply.get((_TUPLE_IP, 3), b"")) + reply.get((_TUPLE_PROTO, _PROTO_SOURCE), b""),
+        (reply.get((_TUPLE_IP, 1)) or reply.get((_TUPLE_IP, 3), b""))
+        + reply.get((_TUPLE_PROTO, _PROTO_SOURCE), b""),
     )
 
 

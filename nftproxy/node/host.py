@@ -1,4 +1,4 @@
-"""What this machine is: its name and the IP families it can serve. Reads /proc and asks the kernel; decides nothing."""
+"""The name of this machine and the IP families that it can serve. Reads /proc and asks the kernel; decides nothing."""
 
 import socket
 from pathlib import Path
@@ -7,7 +7,7 @@ from nftproxy.address import Family
 
 
 def supported_families(proc: Path = Path("/proc")) -> frozenset[Family]:
-    """Return the families this machine supports: IPv4 always, IPv6 unless left out or disabled everywhere (contract 8.6.5)."""
+    """Return the families of this machine: IPv4, and IPv6 unless missing or disabled everywhere (contract 8.6.5)."""
     try:
         disabled = (proc / "sys/net/ipv6/conf/all/disable_ipv6").read_text().strip() == "1"
     except OSError:  # a machine that hides the switch has not turned it off
@@ -18,5 +18,5 @@ def supported_families(proc: Path = Path("/proc")) -> frozenset[Family]:
 
 
 def hostname() -> str:
-    """Return the OS host name, which names the Node where nothing else does (contract 8.6.1)."""
+    """Return the OS host name, the default name of the Node (contract 8.6.1)."""
     return socket.gethostname()

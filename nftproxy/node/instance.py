@@ -1,7 +1,7 @@
 """One nftproxy per node: two would undo each other's work.
 
-The lock is an abstract unix socket: it belongs to the network namespace, as the table does, so it holds across containers, which
-see different files; and it is gone the moment the process is.
+The lock is an abstract unix socket. It belongs to the network namespace, as the table does, so it
+works across containers, which see different files. It ends with the process.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""The addresses of this machine's interfaces, and noticing when they change."""
+"""The addresses of this machine's interfaces, and their changes."""
 
 import socket
 from contextlib import suppress
@@ -26,17 +26,21 @@ def addresses() -> list[Address]:
 
 def subscribe() -> socket.socket:
     """Return a non-blocking socket that becomes readable when an address is added or removed."""
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+    netlink = socket.socket(
+        socket.AF_NETLINK,
+        socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+        socket.NETLINK_ROUTE,
+    )
     netlink.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
     return netlink
 
 
 def drain(netlink: socket.socket) -> None:
-    """Read and drop what a subscribed socket has; an overrun drops it too."""
+    """Read and drop all messages of a subscribed socket."""
     while True:
         try:
             netlink.recv(1 << 16)
         except BlockingIOError:
             return
-        except OSError:  # ENOBUFS: messages were lost; that something changed is all that matters
+        except OSError:  # ENOBUFS: messages were lost; only the fact of a change matters
             continue

@@ -1,9 +1,11 @@
-"""What another mode of kube-proxy left on this node, and what has to be done to it (contract 5.12).
+"""The rules that another mode of kube-proxy left on this node, and how to remove them (contract 5.12).
 
-Pure: from the text that iptables-save prints to the text that iptables-restore takes. Only the chains that kube-proxy makes are
-ever named: kubelet's (KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT), those of network policy programs (KUBE-POD-FW-*,
-KUBE-NWPLCY-*) and all foreign rules stay (5.12.2). A chain that a foreign rule jumps to cannot be deleted without changing that rule:
-it is emptied, but for KUBE-MARK-MASQ, which marks packets for whoever asks; our own table masquerades them by the same mark.
+Pure: from the output of iptables-save to the input of iptables-restore. Only chains that kube-proxy
+makes are ever named: kubelet's (KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT), those of
+network policy programs (KUBE-POD-FW-*, KUBE-NWPLCY-*) and all foreign rules stay (contract 5.12.2).
+A chain that a foreign rule jumps to cannot be deleted without changing that rule, so it is emptied,
+except KUBE-MARK-MASQ, which marks packets for other programs; our table masquerades them by the
+same mark.
 """
 
 import re
@@ -20,7 +22,14 @@ _IPVS_CHAINS = {
     "KUBE-IPVS-OUT-FILTER",
 }
 _CHAINS = {
-    "nat": {"KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", "KUBE-PROXY-CANARY"} | _IPVS_CHAINS,
+    "nat": {
+        "KUBE-SERVICES",
+        "KUBE-NODEPORTS",
+        "KUBE-POSTROUTING",
+        "KUBE-MARK-MASQ",
+        "KUBE-PROXY-CANARY",
+    }
+    | _IPVS_CHAINS,
     "filter": {
         "KUBE-SERVICES",
         "KUBE-EXTERNAL-SERVICES",
@@ -55,7 +64,9 @@ _SETS = (
     "HEALTH-CHECK-NODE-PORT",
     "IPVS-IPS",
 )
-IPSETS = frozenset(f"KUBE-{six}{name}"[:31] for six in ("", "6-") for name in _SETS)  # the kernel holds 31 characters of a name
+IPSETS = frozenset(
+    f"KUBE-{six}{name}"[:31] for six in ("", "6-") for name in _SETS
+)  # the kernel keeps 31 characters of a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What has to go from one table of one iptables program."""
+    """What to remove from one table of one iptables program."""
 
     program: str
     table: str
@@ -85,7 +96,7 @@ class Rules:
 
     @property
     def restore(self) -> str:
-        """The input of iptables-restore --noflush that removes it: one transaction."""
+        """The input of iptables-restore --noflush that removes it in one transaction."""
         lines = [f"*{self.table}"]
         lines += [f"-D{jump.removeprefix('-A')}" for jump in self.jumps]
         lines += [f"-F {chain}" for chain in (*self.chains, *self.emptied)]
@@ -95,7 +106,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """All that other modes of kube-proxy left; true if there is anything. `problems`: what could not be looked at."""
+    """All leftovers of other modes of kube-proxy; false if empty. `problems` are the places that could not be read."""
 
     rules: tuple[Rules, ...] = ()
     tables: tuple[tuple[str, str], ...] = ()  # nftables: family and name
@@ -105,7 +116,9 @@ class Leftovers:
     problems: tuple[str, ...] = field(default=(), compare=False)
 
     def __bool__(self) -> bool:
-        return bool(self.rules or self.tables or self.virtual_services or self.interface or self.ipsets)
+        return bool(
+            self.rules or self.tables or self.virtual_services or self.interface or self.ipsets
+        )
 
     def lines(self) -> Iterator[str]:
         """Yield a line for each thing found."""
@@ -143,7 +156,7 @@ def parse(text: str) -> list[Saved]:
 
 
 def rules_left(program: str, saved: Saved) -> Rules | None:
-    """Return what kube-proxy left in a table; None if that is nothing."""
+    """Return the leftovers of kube-proxy in a table; None without any."""
     ours = {chain for chain in saved.chains if _is_kube_proxys(saved.table, chain)}
     if not ours:
         return None
@@ -177,6 +190,6 @@ def _is_kube_proxys(table: str, chain: str) -> bool:
 
 
 def _target(rule: str) -> str:
-    """Return where a rule jumps; what its comment says is no target."""
+    """Return the target of a rule; a target in its comment does not count."""
     found = _TARGET.search(_QUOTED.sub("", rule))
     return found[1] if found else ""

@@ -1,4 +1,4 @@
-"""Python's memory in a process that holds a whole cluster: looking for garbage when that may find some, giving back what is free."""
+"""Python's memory in a process that holds a whole cluster: collect garbage rarely, return free memory."""
 
 import ctypes
 import gc
@@ -9,16 +9,17 @@ _LIBC = ctypes.CDLL(None)
 
 
 def collect_seldom() -> None:
-    """Have Python look for reference cycles after 50 000 new objects, not 700.
+    """Look for reference cycles after 50 000 new objects, not 700.
 
-    A first load makes a million objects and hardly a cycle; looking for them all the time took a fifth of its processor time.
+    A first load makes a million objects and hardly a cycle; the frequent search took a fifth of its
+    processor time.
     """
     gc.set_threshold(50_000, 20, 100)
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Do not look for reference cycles at all while a block makes very many objects and no cycles; a sixth of a first load's time."""
+    """Stop the search for reference cycles within a block without cycles; it takes a sixth of a first load."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -29,5 +30,5 @@ def uncollected() -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Return what a large transaction or list needed, and is free again, to the system."""
+    """Return free memory to the system, after a large transaction or list."""
     _LIBC.malloc_trim(0)

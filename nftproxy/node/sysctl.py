@@ -1,9 +1,10 @@
-"""Kernel settings that are made once at the start: conntrack (contract 6.1) and how unwilling the OOM killer is to take us (6.1.7).
+"""Kernel settings at the start: conntrack (contract 6.1) and the score of the OOM killer (contract 6.1.7).
 
-What is written where is a pure function of the configuration and the number of CPUs. A value that is already right is not written, so
-a read-only /proc/sys with the right values is fine; any other failure is fatal, because a cluster that asked for these limits runs into
-the old ones under load, when nobody is looking. Where the kernel has no conntrack yet, its module is loaded; where that fails, a
-warning has to do, as nothing has limits then. No other setting is ever touched (6.1.6).
+The values are a pure function of the configuration and the number of CPUs. A value that is already
+right is not written, so a read-only /proc/sys with the right values works. Any other failure is
+fatal, because a cluster that asked for these limits would reach the old ones later, under load.
+Where the kernel has no conntrack yet, its module is loaded; where that fails, there is a warning,
+because nothing has limits then. No other setting is ever changed (contract 6.1.6).
 """
 
 import os
@@ -31,18 +32,22 @@ _LEAVE_ALONE: Final = {
 
 
 class Setting(NamedTuple):
-    """A file below /proc/sys/net/netfilter and the number it should hold."""
+    """A file below /proc/sys/net/netfilter and its wanted number."""
 
     name: str
     value: int
 
 
 def wanted(conntrack: Conntrack, cpus: int) -> list[Setting]:
-    """Return what has to be set, in order (contract 6.1); durations count in whole seconds."""
+    """Return the settings, in order (contract 6.1); durations are whole seconds."""
     table = [
         Setting(MAX, max_entries(conntrack.max_per_core, conntrack.min, cpus)),
-        Setting("nf_conntrack_tcp_timeout_established", int(conntrack.tcp_established_timeout.seconds)),
-        Setting("nf_conntrack_tcp_timeout_close_wait", int(conntrack.tcp_close_wait_timeout.seconds)),
+        Setting(
+            "nf_conntrack_tcp_timeout_established", int(conntrack.tcp_established_timeout.seconds)
+        ),
+        Setting(
+            "nf_conntrack_tcp_timeout_close_wait", int(conntrack.tcp_close_wait_timeout.seconds)
+        ),
         Setting("nf_conntrack_tcp_be_liberal", int(conntrack.tcp_be_liberal)),
         Setting("nf_conntrack_udp_timeout", int(conntrack.udp_timeout.seconds)),
         Setting("nf_conntrack_udp_timeout_stream", int(conntrack.udp_stream_timeout.seconds)),
@@ -51,7 +56,7 @@ def wanted(conntrack: Conntrack, cpus: int) -> list[Setting]:
 
 
 def max_entries(per_core: int, at_least: int, cpus: int) -> int:
-    """Return how many entries conntrack may hold, 0 to leave that alone (contract 6.1.1): the ceiling does not apply to `at_least`."""
+    """Return the limit of conntrack entries, 0 to keep it (contract 6.1.1); the ceiling does not apply to `at_least`."""
     if not per_core:
         return 0
     scaled = per_core * cpus
@@ -61,15 +66,19 @@ def max_entries(per_core: int, at_least: int, cpus: int) -> int:
 
 
 def load_conntrack() -> None:
-    """Make the kernel load its module nf_conntrack, as our rules do later."""
+    """Let the kernel load its module nf_conntrack, as our rules do later."""
     with Kernel() as kernel:
         kernel.load_conntrack()
 
 
 def apply(
-    conntrack: Conntrack, *, proc: Path = Path("/proc"), sys: Path = Path("/sys"), load: Callable[[], None] = load_conntrack
+    conntrack: Conntrack,
+    *,
+    proc: Path = Path("/proc"),
+    sys: Path = Path("/sys"),
+    load: Callable[[], None] = load_conntrack,
 ) -> list[Setting]:
-    """Make the settings and return those that had to be written; UnusableError names the file that could not be read or written.
+    """Apply the settings and return the written ones; UnusableError names a file that could not be read or written.
 
     `load` is called where the kernel has no conntrack yet.
     """
@@ -89,10 +98,10 @@ def apply(
 
 
 def _present(path: Path, load: Callable[[], None]) -> bool:
-    """Return whether the kernel has conntrack, if need be after loading it; if not, that is logged."""
+    """Return whether the kernel has conntrack; load it if necessary, and log if that fails."""
     if path.exists():
         return True
-    reason = "the kernel took a rule that needs nf_conntrack, and it is still not there"
+    reason = "the kernel accepted a rule that needs nf_conntrack, but did not load it"
     try:
         load()
     except NftproxyError as error:
@@ -109,37 +118,46 @@ def _present(path: Path, load: Callable[[], None]) -> bool:
 
 
 def cpu_count(sys: Path = Path("/sys")) -> int:
-    """Return how many CPUs sysfs shows, or else how many this process may use (contract 6.1.2)."""
+    """Return the number of CPUs in sysfs, or else of those that this process may use (contract 6.1.2)."""
     cpus = sys / "devices/system/cpu"
-    found = [path for path in cpus.glob("cpu[0-9]*/topology") if re.fullmatch(r"cpu[0-9]+", path.parent.name)]
+    found = [
+        path
+        for path in cpus.glob("cpu[0-9]*/topology")
+        if re.fullmatch(r"cpu[0-9]+", path.parent.name)
+    ]
     return len(found) or len(os.sched_getaffinity(0))
 
 
 def set_oom_score(adjustment: int, *, proc: Path = Path("/proc")) -> None:
-    """Tell the kernel when to kill this process for memory; a failure is only logged (contract 6.1.7)."""
+    """Set how likely the kernel kills this process for memory; a failure is only logged (contract 6.1.7)."""
     path = proc / "self/oom_score_adj"
     try:
         path.write_text(str(adjustment))
     except OSError as error:
         logger.warning(
-            "{} cannot be set to {}: {}; lowering it needs the capability SYS_RESOURCE", path, adjustment, error.strerror
+            "{} cannot be set to {}: {}; lowering it needs the capability SYS_RESOURCE",
+            path,
+            adjustment,
+            error.strerror,
         )
 
 
 def _grow_table(sys: Path, size: int, hint: str) -> bool:
-    """Make conntrack's hash table as large as its contents need; a larger one stays (contract 6.1.4)."""
+    """Enlarge conntrack's hash table to match the limit; a larger one stays (contract 6.1.4)."""
     path = sys / "module/nf_conntrack/parameters/hashsize"
     return _read(path, hint) < size and _write(path, size, hint)
 
 
 def _write(path: Path, value: int, hint: str) -> bool:
-    """Make a file hold a number; return whether it held another one."""
+    """Write a number to a file; return whether it had another one."""
     if _read(path, hint) == value:
         return False
     try:
         path.write_text(str(value))
     except OSError as error:
-        raise UnusableError(f"{path} cannot be set to {value}: {error.strerror}", hint=hint) from error
+        raise UnusableError(
+            f"{path} cannot be set to {value}: {error.strerror}", hint=hint
+        ) from error
     return True
 
 
@@ -147,4 +165,6 @@ def _read(path: Path, hint: str) -> int:
     try:
         return int(path.read_text())
     except (OSError, ValueError) as error:
-        raise UnusableError(f"{path} cannot be read: {getattr(error, 'strerror', error)}", hint=hint) from error
+        raise UnusableError(
+            f"{path} cannot be read: {getattr(error, 'strerror', error)}", hint=hint
+        ) from error

@@ -42,7 +42,11 @@ def take_over(kernel: Kernel) -> tuple[Leftovers, list[str]]:
             break
         now = leftovers()
     for line in found.lines():
-        logger.info("left by another mode of kube-proxy, {}: {}", "removed as far as possible" if problems else "removed", line)
+        logger.info(
+            "left by another mode of kube-proxy, {}: {}",
+            "removed as far as possible" if problems else "removed",
+            line,
+        )
     for problem in problems:
         logger.error("what another mode of kube-proxy left could not all be removed: {}", problem)
     return found, problems
@@ -51,9 +55,13 @@ def take_over(kernel: Kernel) -> tuple[Leftovers, list[str]]:
 def leftovers() -> Leftovers:
     """Look for what another mode of kube-proxy left in this thread's network namespace; changes nothing."""
     problems: list[str] = []
-    rules = [found for program, table in _saved(problems) if (found := left.rules_left(program, table))]
+    rules = [
+        found for program, table in _saved(problems) if (found := left.rules_left(program, table))
+    ]
     with closing(Reader()) as reader:
-        tables = [(family, name) for family, name in NFT_TABLES if reader.table_exists(name, family)]
+        tables = [
+            (family, name) for family, name in NFT_TABLES if reader.table_exists(name, family)
+        ]
     ipsets: tuple[str, ...] = ()
     interface = False
     with _reported(problems, "IP sets"):
@@ -115,10 +123,17 @@ class DroppingChain(NamedTuple):
 def dropping_chains() -> list[DroppingChain]:
     """Return the chains of other tables that drop what no rule accepts, for a warning (contract 9.8)."""
     with closing(Reader()) as reader:
-        found = [DroppingChain(f"{c.family} {c.table}", c.name, c.hook) for c in reader.base_chains() if c.drops]
+        found = [
+            DroppingChain(f"{c.family} {c.table}", c.name, c.hook)
+            for c in reader.base_chains()
+            if c.drops
+        ]
     for program, table in _saved([]):
         if "-nft" not in program:  # the chains of iptables-nft are among those of nftables
-            found += [DroppingChain(f"{program} {table.table}", chain, chain.lower()) for chain in left.dropping(table)]
+            found += [
+                DroppingChain(f"{program} {table.table}", chain, chain.lower())
+                for chain in left.dropping(table)
+            ]
     return found
 
 
@@ -143,7 +158,11 @@ def _saved(problems: list[str]) -> Iterator[tuple[str, Saved]]:
 def _programs() -> Iterator[str]:
     """Yield the programs at hand: both backends by name, or the one there is where it has no such name."""
     for family in ("iptables", "ip6tables"):
-        named = [program for program in (f"{family}-legacy", f"{family}-nft") if shutil.which(f"{program}-save")]
+        named = [
+            program
+            for program in (f"{family}-legacy", f"{family}-nft")
+            if shutil.which(f"{program}-save")
+        ]
         if not named and shutil.which(f"{family}-save"):
             named = [family]
         yield from named
@@ -152,10 +171,19 @@ def _programs() -> Iterator[str]:
 def _run(argv: list[str], text: str = "") -> str:
     """Run a program; KernelError with its first words if it fails."""
     environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(argv, input=os.fsencode(text), capture_output=True, timeout=_TIMEOUT, check=False, env=environment)
+    done = subprocess.run(
+        argv,
+        input=os.fsencode(text),
+        capture_output=True,
+        timeout=_TIMEOUT,
+        check=False,
+        env=environment,
+    )
     if done.returncode:
         reason = os.fsdecode(done.stderr).strip().partition("\n")[0]
-        raise KernelError(f"`{' '.join(argv)}` failed: {reason or f'exit status {done.returncode}'}")
+        raise KernelError(
+            f"`{' '.join(argv)}` failed: {reason or f'exit status {done.returncode}'}"
+        )
     return os.fsdecode(done.stdout)
 
 

@@ -21,7 +21,12 @@ from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple
 
 from nftproxy.address import Address, Family
-from nftproxy.configuration.settings import ALL, NodePortNetworks, accepted_nodeport_addresses, is_loopback
+from nftproxy.configuration.settings import (
+    ALL,
+    NodePortNetworks,
+    accepted_nodeport_addresses,
+    is_loopback,
+)
 from nftproxy.model import EndpointSlice, ObjectName, Proto, Service
 from nftproxy.routes import Frontend
 from nftproxy.selection import Endpoint, serving, view
@@ -52,10 +57,14 @@ def udp_frontends(
     return found
 
 
-def nodeport_addresses(family: Family, networks: NodePortNetworks, own: Iterable[Address]) -> frozenset[str]:
+def nodeport_addresses(
+    family: Family, networks: NodePortNetworks, own: Iterable[Address]
+) -> frozenset[str]:
     """Return which of this machine's `own` addresses accept NodePorts (contract 2.6.4, 2.6.5)."""
     if networks is ALL:
-        return frozenset(address.text for address in own if address.family is family and not is_loopback(address))
+        return frozenset(
+            address.text for address in own if address.family is family and not is_loopback(address)
+        )
     accepted, _ = accepted_nodeport_addresses({family: networks}, own)
     return frozenset(address.text for address in accepted[family])
 
@@ -73,7 +82,9 @@ class UdpFlows:
     def __init__(self, family: Family, *, external_ips: bool = True) -> None:
         self.family = family
         self.due = False  # whether a frontend may have changed, and no clean-up came after it
-        self.here: frozenset[str] = frozenset()  # the addresses of this machine that accept NodePorts
+        self.here: frozenset[str] = (
+            frozenset()
+        )  # the addresses of this machine that accept NodePorts
         self._external_ips = external_ips
         self._services: dict[ObjectName, dict[Frontend, frozenset[Endpoint]]] = {}
         self._claims: dict[Frontend, dict[ObjectName, _Claim]] = {}
@@ -88,7 +99,11 @@ class UdpFlows:
             self.due = True
 
     def saw(
-        self, services: Mapping[ObjectName, Pending], refused: Container[ObjectName] = (), *, everything: bool = False
+        self,
+        services: Mapping[ObjectName, Pending],
+        refused: Container[ObjectName] = (),
+        *,
+        everything: bool = False,
     ) -> None:
         """Take in what a successful sync has looked at; Services that the kernel refused are in the table as they were before.
 
@@ -99,7 +114,11 @@ class UdpFlows:
             if name in refused:
                 continue
             before = self._services.pop(name, {})
-            now = udp_frontends(service, slices, self.family, external_ips=self._external_ips) if service else {}
+            now = (
+                udp_frontends(service, slices, self.family, external_ips=self._external_ips)
+                if service
+                else {}
+            )
             if not before and not now:
                 continue
             self.due = True
@@ -119,8 +138,12 @@ class UdpFlows:
 
         A frontend that two Services claim leads to the endpoints of the one that has it (contract 2.2.3).
         """
-        expected = {frontend: min(claims.values()).endpoints for frontend, claims in self._claims.items()}
-        ports = {frontend.port for frontend in (*self._claims, *self._gone) if frontend.is_node_port}
+        expected = {
+            frontend: min(claims.values()).endpoints for frontend, claims in self._claims.items()
+        }
+        ports = {
+            frontend.port for frontend in (*self._claims, *self._gone) if frontend.is_node_port
+        }
         left = (Frontend(address, "udp", port) for address in self._left for port in ports)
         return dict.fromkeys([*left, *self._gone], frozenset[Endpoint]()) | expected
 

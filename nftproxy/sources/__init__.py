@@ -1,1 +1,1 @@
-"""Where objects come from: an API server, or manifests in files."""
+"""The sources of objects: an API server, or manifests in files."""

@@ -1,7 +1,7 @@
-"""What an API server would refuse in an object: addresses and CIDRs that are none, or that no Service or endpoint can have.
+"""What an API server would refuse in an object: addresses and CIDRs that are invalid, or that no Service or endpoint can have.
 
-Manifests come from people, not through an API server, so they are held to the same rules. Pure; every problem is one line that
-begins with the path of the field.
+Manifests do not pass through an API server, so the same rules are checked here. Pure; every problem
+is one line that starts with the path of the field.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from nftproxy.selection import refusal
 
 
 def problems(item: Object) -> list[str]:
-    """Return what is wrong with the addresses in an object; an empty list when nothing is."""
+    """Return the problems with the addresses in an object."""
     match item:
         case Service():
             return list(_service(item))
@@ -32,9 +32,14 @@ def _service(service: Service) -> Iterator[str]:
         yield from _address("spec.clusterIP", spec.cluster_ip or "")
         yield from _addresses("spec.clusterIPs", spec.cluster_ips, spec.ip_families)
     yield from _ports(spec.ports or ())
-    # The API server accepts blank entries in these two, and they mean nothing (contract 2.2, 2.7.1).
-    yield from _addresses("spec.externalIPs", [text for text in spec.external_ips or () if text.strip()])
-    yield from _networks("spec.loadBalancerSourceRanges", [t for t in spec.load_balancer_source_ranges or () if t.strip()])
+    # The API server accepts blank entries in these two; they have no effect (contract 2.2, 2.7.1).
+    yield from _addresses(
+        "spec.externalIPs", [text for text in spec.external_ips or () if text.strip()]
+    )
+    yield from _networks(
+        "spec.loadBalancerSourceRanges",
+        [t for t in spec.load_balancer_source_ranges or () if t.strip()],
+    )
     balancer = service.status and service.status.load_balancer
     for index, ingress in enumerate((balancer and balancer.ingress) or ()):
         if ingress.ip:
@@ -42,7 +47,7 @@ def _service(service: Service) -> Iterator[str]:
 
 
 def _ports(ports: Iterable[ServicePort]) -> Iterator[str]:
-    """Two ports of a Service cannot be told apart by equal numbers or equal names."""
+    """Refuse two ports of a Service with equal numbers or equal names."""
     numbers: dict[tuple[Proto, int], int] = {}
     names: dict[str, int] = {}
     for index, port in enumerate(ports):
@@ -51,7 +56,9 @@ def _ports(ports: Iterable[ServicePort]) -> Iterator[str]:
             yield f"spec.ports[{index}].port: {port.protocol} {port.port} is already spec.ports[{first}]"
         first = names.setdefault(port.name or "", index)
         if first != index:
-            called = f"{port.name!r} is already the name of" if port.name else "is missing, as it is in"
+            called = (
+                f"{port.name!r} is already the name of" if port.name else "is missing, as it is in"
+            )
             yield f"spec.ports[{index}].name: {called} spec.ports[{first}]"
 
 
@@ -66,9 +73,13 @@ def _slice(piece: EndpointSlice) -> Iterator[str]:
             yield from _address(f"{path}[{number}]", text, Family(piece.address_type))
 
 
-def _addresses(path: str, texts: Iterable[str] | None, families: Iterable[str] | None = None) -> Iterator[str]:
-    """Check a list of addresses; `families` are those that they have to be of, in the same order."""
-    for index, (text, family) in enumerate(zip(texts or (), chain(families or (), repeat(None)), strict=False)):
+def _addresses(
+    path: str, texts: Iterable[str] | None, families: Iterable[str] | None = None
+) -> Iterator[str]:
+    """Check a list of addresses; `families` are the required ones, in the same order."""
+    for index, (text, family) in enumerate(
+        zip(texts or (), chain(families or (), repeat(None)), strict=False)
+    ):
         yield from _address(f"{path}[{index}]", text, Family(family) if family else None)
 
 
@@ -93,7 +104,7 @@ def _networks(path: str, texts: Iterable[str] | None) -> Iterator[str]:
 
 
 def _whole_families(texts: Iterable[str] | None) -> Iterator[str]:
-    """Refuse a range that would have every connection of the node dropped (contract 2.5.7)."""
+    """Refuse a range that would drop every connection of the node (contract 2.5.7)."""
     for index, text in enumerate(texts or ()):
         if text.strip().endswith("/0"):
-            yield f"spec.cidrs[{index}]: {text} is every address there is"
+            yield f"spec.cidrs[{index}]: {text} has all addresses"

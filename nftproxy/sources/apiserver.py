@@ -1,14 +1,14 @@
 """The connection to the API server: where it is, who we are, and requests whose answers come as raw bytes.
 
-Configuration and credentials are the `kubernetes` package's business: kubeconfig files, in-cluster service accounts, client
-certificates, exec plugins, proxies. They are read again when they are a minute old and a request is due, and after a 401, because
-that package reads a token file once and keeps it, while kubelets rotate tokens (contract 8.5.1). What cannot be read then is no
-reason to stop: the credentials known so far go on being used.
+The `kubernetes` package reads configuration and credentials: kubeconfig files, in-cluster service
+accounts, client certificates, exec plugins, proxies. It reads a token file once and keeps it, while
+kubelets rotate tokens. So they are read again when they are a minute old and a request is due, and
+after a 401 (contract 8.5.1). If that fails, the known credentials stay in use.
 
-Import this module only where an API server is used: with `kubernetes` it takes 35 MB and a fifth of a second.
+Import this module only where there is an API server: with `kubernetes` it takes 35 MB and 0.2 s.
 
-The rate limits of the configuration (`qps`, `burst`) are accepted and have no use here: there are four streams, and each leaves
-a pause after any trouble, so that requests do not get near even the default of 5 a second.
+The rate limits of the configuration (`qps`, `burst`) are accepted without effect: there are four
+streams, and each pauses after an error, so that requests stay below even the default of 5 a second.
 """
 
 import contextlib
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT: Final = 10.0
 CREDENTIALS_LAST: Final = 60.0
 
-# A dead peer is noticed after 10 + 3 x 5 s, whether the stream is idle (keep-alive) or something was sent (user timeout).
+# A dead peer is noticed after 10 + 3 x 5 s, whether the stream is idle (keep-alive) or something
+# was sent (user timeout).
 _SOCKET_OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -45,21 +46,21 @@ _TROUBLE: Final = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSEr
 
 
 class TransportError(NftproxyError):
-    """The connection could not be made or broke; the text says how."""
+    """The connection failed; the text says how."""
 
 
 class SilentError(TransportError):
-    """Nothing was heard for longer than the request allowed."""
+    """The server was silent for longer than the request allowed."""
 
 
 class Observer(Protocol):
-    """Who counts what happens between us and the API server; called from several threads."""
+    """Counts requests and restarts of watches; called from several threads."""
 
     def requested(self, *, code: str, method: str, host: str) -> None:
-        """Note a request and how it was answered; `code` is `<error>` if it was not (`rest_client_requests_total`, contract 7.4.17)."""
+        """Count a request by the code of its answer, `<error>` without one (contract 7.4.17)."""
 
     def watch_restarted(self, resource: str) -> None:
-        """Note that a list or watch came to an end before its time, and is begun again after a pause."""
+        """Count a list or watch that ended early and starts again after a pause."""
 
 
 class NoObserver:
@@ -73,7 +74,7 @@ class NoObserver:
 
 
 class Answer:
-    """An answer whose body is still to be read. A context manager; leave it in the thread that reads."""
+    """An answer with an unread body. A context manager; leave it in the thread that reads."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         self._response = response
@@ -87,7 +88,7 @@ class Answer:
 
     @property
     def retry_after(self) -> float:
-        """How many seconds the server asks to wait; 0 if it does not; API servers do not use the form with a date."""
+        """The seconds that the server asks to wait, or 0; API servers do not use the form with a date."""
         text = self._response.headers.get("Retry-After", "")
         return float(text) if text.isdecimal() else 0.0
 
@@ -106,13 +107,13 @@ class Answer:
             self._response.release_conn()
 
     def abort(self) -> None:
-        """Wake the thread that reads with an error. To be called from another thread."""
-        with contextlib.suppress(*_TROUBLE, RuntimeError):  # it may just have come to an end by itself
+        """Wake the reading thread with an error. Called from another thread."""
+        with contextlib.suppress(*_TROUBLE, RuntimeError):  # it may just have ended
             self._response.shutdown()
 
 
 class _Session(NamedTuple):
-    """Everything that follows from the configuration and credentials as they were at one time."""
+    """Everything derived from the configuration and credentials of one moment."""
 
     base: str
     host: str
@@ -131,7 +132,7 @@ class Connection:
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read configuration and credentials by `load`; ConfigError if that fails now, at the start."""
+        """Read configuration and credentials by `load`; ConfigError if that fails at the start."""
         self._load = load
         self.observer = observer or NoObserver()
         self._clock = clock
@@ -140,7 +141,7 @@ class Connection:
         self._session = self._open()
 
     def get(self, path: str, query: Mapping[str, str], *, silence: float) -> Answer:
-        """Send a GET; TransportError if no answer comes, SilentError if none comes in `silence` seconds."""
+        """Send a GET; TransportError without an answer, SilentError after `silence` seconds."""
         return self.request("GET", path, query, silence=silence)
 
     def request(
@@ -153,7 +154,7 @@ class Connection:
         content_type: str = "application/json",
         silence: float = 30.0,
     ) -> Answer:
-        """Send a request. An answer of any status is an answer; errors are as for `get`. `silence` is for each read, too."""
+        """Send a request and return the answer, whatever its status. Errors are as for `get`; `silence` applies to each read, too."""
         session = self._current()
         headers = {**session.headers, **({} if body is None else {"Content-Type": content_type})}
         code = "<error>"
@@ -175,11 +176,11 @@ class Connection:
             self.observer.requested(code=code, method=method, host=session.host)
 
     def renew(self) -> None:
-        """Have the credentials read again for the next request: the server did not accept them."""
+        """Read the credentials again before the next request: the server refused them."""
         self._outdated = True
 
     def close(self) -> None:
-        """Close the connections that nobody uses at the moment."""
+        """Close the idle connections."""
         self._session.pool.clear()
 
     def _current(self) -> _Session:
@@ -189,7 +190,7 @@ class Connection:
                 before = self._session
                 try:
                     self._session = self._open()
-                    before.pool.clear()  # streams that are open go on
+                    before.pool.clear()  # open streams continue
                 except ConfigError as error:
                     logger.warning("API server: keeping the credentials read before: {}", error)
                     self._session = before._replace(loaded=self._clock())
@@ -201,7 +202,7 @@ class Connection:
         configuration = self._load()
         try:
             pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
-        except _TROUBLE as error:  # certificate files that are missing or none
+        except _TROUBLE as error:  # missing or invalid certificate files
             raise ConfigError([f"certificates for the API server: {_reason(error)}"]) from error
         pool.connection_pool_kw["socket_options"] = _SOCKET_OPTIONS
         headers = {"Accept": "application/json", "User-Agent": f"nftproxy/{version('nftproxy')}"}
@@ -213,11 +214,16 @@ class Connection:
 
 
 def connect(
-    kubeconfig: str, master: str, *, observer: Observer | None = None, clock: Callable[[], float] = time.monotonic
+    kubeconfig: str,
+    master: str,
+    *,
+    observer: Observer | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Connection:
-    """Return the connection that the configuration asks for (contract 8.5.1); ConfigError if there is something wrong with it.
+    """Return the configured connection (contract 8.5.1); ConfigError if the configuration is wrong.
 
-    `kubeconfig` is a file, `master` an URL that replaces the server in it; both empty: the service account of the pod we are in.
+    `kubeconfig` is a file, `master` a URL that replaces the server in it. If both are empty, the
+    pod's service account counts.
     """
     return Connection(lambda: _configuration(kubeconfig, master), observer=observer, clock=clock)
 
@@ -230,15 +236,26 @@ def _configuration(kubeconfig: str, master: str) -> "Configuration":
     found = Configuration()
     try:
         if kubeconfig:
-            # persist_config=False: somebody else's file is not ours to write.
-            config.load_kube_config(config_file=kubeconfig, client_configuration=found, persist_config=False)  # type: ignore[no-untyped-call]
+            # persist_config=False: never write the user's file.
+            config.load_kube_config(
+                config_file=kubeconfig, client_configuration=found, persist_config=False
+            )  # type: ignore[no-untyped-call]
         elif not master:
             config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
+    except (
+        config.ConfigException,
+        yaml.YAMLError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ) as error:
         what = f"kubeconfig {kubeconfig}" if kubeconfig else "in-cluster credentials"
         hint = "name a kubeconfig file with clientConnection.kubeconfig or --kubeconfig, or run in a pod with a service account"
         raise ConfigError([f"{what}: {_reason(error)}"], hint=hint) from error
-    found.refresh_api_key_hook = None  # it would read the file again for each request, and set the server back to the one in it
+    found.refresh_api_key_hook = (
+        None  # it would read the file again for each request, and reset the server
+    )
     if master:
         scheme = "https" if found.host.startswith("https:") else "http"
         found.host = master if "://" in master else f"{scheme}://{master}"
@@ -247,17 +264,19 @@ def _configuration(kubeconfig: str, master: str) -> "Configuration":
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what urllib3 raises into a TransportError with a text that people understand."""
+    """Turn an error of urllib3 into a TransportError with a readable text."""
     try:
         yield
     except urllib3.exceptions.ReadTimeoutError as error:
-        raise SilentError("nothing is heard from the API server") from error
+        raise SilentError("the API server is silent") from error
     except _TROUBLE as error:
         raise TransportError(_reason(error)) from error
 
 
 def _reason(error: BaseException) -> str:
-    """Return the innermost cause in one line; urllib3 wraps it in several layers of representations of objects."""
-    while isinstance(inner := error.__cause__ or error.__context__, OSError | http.client.HTTPException):
+    """Return the innermost cause in one line; urllib3 wraps it in several layers."""
+    while isinstance(
+        inner := error.__cause__ or error.__context__, OSError | http.client.HTTPException
+    ):
         error = inner
     return " ".join(str(error).split())[:300] or type(error).__name__

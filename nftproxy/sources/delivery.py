@@ -1,4 +1,4 @@
-"""What the objects of a scan of manifests mean for one node: what goes into its store, and its own Node. Pure."""
+"""From a scan of manifests to the store of one node, and to its own Node. Pure."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,9 @@ from nftproxy.store import Store
 
 def deliver(store: Store, scan: Scan, node_name: str) -> bool:
     """Put all objects of a scan into a store; return whether that changes anything."""
-    changed = [store.replace(kind, scan.objects[kind]) for kind in KINDS.values() if kind is not Node]
+    changed = [
+        store.replace(kind, scan.objects[kind]) for kind in KINDS.values() if kind is not Node
+    ]
     node = own_node(scan, node_name)
     if node is not None:
         changed.append(store.put(node))
@@ -24,7 +26,7 @@ def own_node(scan: Scan, name: str) -> Node | None:
 
 
 def doubts(manifests: Manifests, scan: Scan, node_name: str) -> Iterator[str]:
-    """Say what is no error, but looks like the wrong folder or the wrong name."""
+    """Warn of signs of a wrong folder or a wrong node name."""
     if not scan.objects[Service]:
         yield f"{', '.join(map(str, manifests.paths))}: no Service in there"
     known = [node.metadata.name for node in scan.objects[Node]]
@@ -34,7 +36,10 @@ def doubts(manifests: Manifests, scan: Scan, node_name: str) -> Iterator[str]:
 
 
 def facts(node: Node | None) -> NodeFacts | None:
-    """Return what a Node says about addresses and pod CIDRs; None for none."""
+    """Return the addresses and pod CIDRs of a Node; None without a Node."""
     if node is None:
         return None
-    return NodeFacts(tuple((each.type, each.address) for each in node.status.addresses or ()), node.spec.pod_cidrs or ())
+    return NodeFacts(
+        tuple((each.type, each.address) for each in node.status.addresses or ()),
+        node.spec.pod_cidrs or (),
+    )

@@ -1,7 +1,7 @@
-"""Manifests as a source: files are read again when they change, and the store is made like them.
+"""Manifests as a source: changed files are read again, and the store follows them.
 
-A Node in the manifests is used like one of an API server: its addresses, zone and pod CIDRs count. Nobody waits for one that is not
-there.
+A Node in the manifests counts like one of an API server: addresses, zone and pod CIDRs. Nothing
+waits for a missing one.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from nftproxy.store import Store
 
 
 class FileSource:
-    """Delivers all objects of manifests into a store; belongs to the event loop's thread, but for `wait_for_node`."""
+    """Delivers all objects of manifests into a store; for the event loop's thread, except `wait_for_node`."""
 
     node_required = False
 
@@ -52,13 +52,18 @@ class FileSource:
                     self._first.set()
                 await watched.changed()
 
-    def wait_for_node(self, timeout: float, usable: Callable[[Node], bool] = lambda _: True, /) -> Node | None:  # noqa: ARG002
-        """Wait for the first scan: a Node that is not in the manifests then need not be waited for."""
+    def wait_for_node(
+        self,
+        timeout: float,  # noqa: ARG002
+        usable: Callable[[Node], bool] = lambda _: True,  # noqa: ARG002
+        /,
+    ) -> Node | None:
+        """Wait for the first scan; a Node that it does not have will not appear."""
         self._first.wait()
         return self._store.node
 
     def stop(self) -> None:
-        """Wake who waits."""
+        """Wake the waiting threads."""
         self._first.set()
 
     def _deliver(self, scan: Scan) -> None:
@@ -74,6 +79,6 @@ class FileSource:
         for problem in scan.news:
             logger.error("{}", problem)
         if scan.mended:
-            logger.info("problems that are gone: {}; left: {}", scan.mended, len(scan.problems))
+            logger.info("manifests: {} problems solved, {} left", scan.mended, len(scan.problems))
         for note in scan.notes:
             logger.warning("{}", note)

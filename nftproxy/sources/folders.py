@@ -1,7 +1,8 @@
-"""Noticing that files in folders changed: when they are closed, renamed or deleted, not while they are being written.
+"""Notice changed files in folders: closed, renamed or deleted ones, not those that are being written.
 
-inotify by system calls, on the event loop: a change is known within a millisecond and costs no thread. What inotify cannot tell (a folder
-that is not there, a network file system, a link that points elsewhere now) is found by looking anyway from time to time.
+inotify by system calls, on the event loop, reports a change within a millisecond and needs no
+thread. It cannot report a missing folder, a network file system, or a link with another target; a
+regular look finds those.
 """
 
 import asyncio
@@ -18,22 +19,32 @@ from typing import Final, Self
 
 from loguru import logger
 
-POLL: Final = 30.0  # seconds after which to look anyway
+POLL: Final = 30.0  # seconds between regular looks
 BLIND: Final = 1.0  # the same while a folder cannot be watched
 SETTLE: Final = 0.02  # seconds to gather the events of one change
-APPEARED: Final = 0.1  # seconds to wait after a file appeared: it may be a link, which nobody closes, or be still empty
+APPEARED: Final = 0.1  # seconds to wait after a file appeared: it may be a link, which nobody closes, or still be empty
 STALLED: Final = 5.0  # seconds without a write after which a file that stays open counts as written
 
 # linux/inotify.h
 _MODIFY, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x8, 0x40, 0x80, 0x100, 0x200
 _DELETE_SELF, _MOVE_SELF, _IGNORED, _ONLYDIR = 0x400, 0x800, 0x8000, 0x1000000
-_WANTED = _MODIFY | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF | _ONLYDIR
+_WANTED = (
+    _MODIFY
+    | _CLOSE_WRITE
+    | _MOVED_FROM
+    | _MOVED_TO
+    | _CREATE
+    | _DELETE
+    | _DELETE_SELF
+    | _MOVE_SELF
+    | _ONLYDIR
+)
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Folders:
-    """Watches folders for the running event loop; all methods but `unfinished` belong to its thread."""
+    """Watches folders for the running event loop; all methods except `unfinished` are for its thread."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._folders = sorted(folders)
@@ -41,7 +52,7 @@ class Folders:
         self._event = asyncio.Event()
         self._inotify = -1
         self._watched: dict[int, set[Path]] = {}  # by watch: two names of one folder share it
-        self._lock = threading.Lock()  # for reading events, and what comes of it
+        self._lock = threading.Lock()  # reading events, and its result
         self._writing: dict[Path, float] = {}  # when it was last written to
         self._trouble = ""
 
@@ -55,7 +66,12 @@ class Folders:
         self._watch()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with self._lock:
             if self._inotify >= 0:
                 self._loop.remove_reader(self._inotify)
@@ -63,10 +79,10 @@ class Folders:
                 self._inotify = -1
 
     async def changed(self) -> None:
-        """Wait until something changed or it is time to look anyway."""
+        """Wait for a change or the next regular look."""
         blind = set(self._folders) - set().union(*self._watched.values())
         with suppress(TimeoutError):
-            # Not wait_for: before Python 3.12 it swallows a cancellation that meets an event.
+            # Not wait_for: before Python 3.12 it loses a cancellation that arrives with an event.
             async with asyncio.timeout(BLIND if blind else POLL):
                 await self._event.wait()
             await asyncio.sleep(SETTLE)
@@ -74,15 +90,17 @@ class Folders:
         self._watch()
 
     def unfinished(self) -> frozenset[Path]:
-        """Return the files that somebody is writing at this moment: what they hold now is not meant to be read. For any thread."""
+        """Return the files that are being written, whose content is incomplete. For any thread."""
         with self._lock:
             self._take_in()
             now = time.monotonic()
-            self._writing = {path: since for path, since in self._writing.items() if now - since < STALLED}
+            self._writing = {
+                path: since for path, since in self._writing.items() if now - since < STALLED
+            }
             return frozenset(self._writing)
 
     def _watch(self) -> None:
-        """Watch what is there now under the folders' names: one may have come, gone or been replaced."""
+        """Watch the folders that now have these names: each may be new, deleted or replaced."""
         if self._inotify < 0:
             return
         watched: dict[int, set[Path]] = {}
@@ -105,7 +123,7 @@ class Folders:
             self._take_in()
 
     def _take_in(self) -> None:
-        """Take in the events there are."""
+        """Read the pending events."""
         while self._inotify >= 0:
             try:
                 data = os.read(self._inotify, 1 << 16)
@@ -116,7 +134,9 @@ class Folders:
                 if mask & _MODIFY:
                     self._writing |= dict.fromkeys(paths, time.monotonic())
                 elif mask & _CREATE:
-                    self._loop.call_soon_threadsafe(self._loop.call_later, APPEARED, self._event.set)
+                    self._loop.call_soon_threadsafe(
+                        self._loop.call_later, APPEARED, self._event.set
+                    )
                 elif not mask & _IGNORED:
                     for path in paths:
                         self._writing.pop(path, None)
@@ -127,12 +147,14 @@ class Folders:
         if reason != self._trouble:
             self._trouble = reason
             logger.warning(
-                "inotify: {}; folders are read every {:g} s instead (sysctl fs.inotify shows the limits)", reason, BLIND
+                "inotify: {}; folders are read every {:g} s instead (sysctl fs.inotify shows the limits)",
+                reason,
+                BLIND,
             )
 
 
 def _events(data: bytes) -> Iterator[tuple[int, int, str]]:
-    """Yield watch, mask and file name of each event; an overrun of the queue comes as an event without a watch."""
+    """Yield watch, mask and file name of each event; an overrun of the queue is an event without a watch."""
     position = 0
     while position < len(data):
         watch, mask, _, length = _EVENT.unpack_from(data, position)

@@ -1,12 +1,14 @@
-"""The cluster as a source: four reflectors, each in a thread, that keep the store like the API server's objects.
+"""The cluster as a source: four reflectors, each in a thread, that keep the store in step with the API server.
 
-The own Node comes first; the others begin when the server has answered for it (contract 1.2.1). Nothing here decides what the
-objects mean. There is no periodic resync (1.1.9): the store is the only copy, so there is nothing that it could drift away from.
+The own Node is first; the others start when the server has answered for it (contract 1.2.1).
+Nothing here interprets the objects. The store is the only copy and cannot drift, so it needs no
+periodic resync (contract 1.1.9).
 """
 
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Final
 
 from loguru import logger
@@ -35,10 +37,11 @@ class KubeSource:
         node_changed: Callable[[Node], None] = lambda _: None,
         environment: Environment | None = None,
     ) -> None:
-        """Prepare; nothing is asked before `start`.
+        """Prepare; no request is sent before `start`.
 
-        `changed` is called when there may be something to sync, and not before the store is complete (contract 1.3.6);
-        `node_changed` with each version of the Node that differs from the one before. Both are called from threads of the source.
+        `changed` is called when there may be something to sync, and not before the store is
+        complete (contract 1.3.6); `node_changed` with each version of the Node that differs from
+        the one before. Both are called from threads of the source.
         """
         self._connection = connection
         self._store = store
@@ -47,33 +50,37 @@ class KubeSource:
         environment = environment or Environment()
         first = Reflector(own_node(node_name), connection, self._node, self._notify, environment)
         others = [
-            Reflector(each, connection, store, self._notify, environment) for each in (SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS)
+            Reflector(each, connection, store, self._notify, environment)
+            for each in (SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS)
         ]
         self._reflectors = [first, *others]
         self._threads = [_thread(first, first.run)]
-        self._threads += [_thread(each, lambda each=each: self._after_node(each)) for each in others]  # type: ignore[misc]
+        self._threads += [_thread(each, partial(self._after_node, each)) for each in others]
 
     def start(self) -> None:
-        """Begin to list and watch."""
+        """Start to list and watch."""
         for thread in self._threads:
             thread.start()
 
     async def follow(self) -> None:
-        """Begin to list and watch; the threads go on until `stop`."""
+        """Start to list and watch; the threads run until `stop`."""
         self.start()
 
-    def wait_for_node(self, timeout: float, usable: Callable[[Node], bool] = lambda _: True, /) -> Node | None:
-        """Wait for the Node, and return it as last seen.
+    def wait_for_node(
+        self, timeout: float, usable: Callable[[Node], bool] = lambda _: True, /
+    ) -> Node | None:
+        """Wait for the Node, and return its last known state.
 
-        Waits without limit until the server has answered for it (contract 1.2.1), then up to `timeout` seconds until it exists and
-        is `usable` (1.2.2, 1.2.3). None if it does not exist then, or if the source was stopped. Waiting again is cheap.
+        Waits without limit for an answer of the server (contract 1.2.1), then up to `timeout`
+        seconds for a `usable` Node (contract 1.2.2, 1.2.3). None without a Node, or if the source
+        was stopped. Waiting again is cheap.
         """
         return self._node.wait(timeout, usable)
 
     def stop(self) -> None:
         """End all threads and connections. The store stays as it is.
 
-        A thread that waits for the first bytes of an answer cannot be woken: it is left to itself, and ends when they come or not.
+        A thread that waits for the first bytes of an answer cannot be woken; it ends by itself.
         """
         self._node.stop()
         for reflector in self._reflectors:
@@ -94,7 +101,7 @@ class KubeSource:
 
 
 class _NodeSink:
-    """Stands before the store for the one Node: lets others wait for it, and says in the log when it goes (contract 1.4.4)."""
+    """In front of the store for the one Node: lets others wait for it, and logs its deletion (contract 1.4.4)."""
 
     def __init__(self, store: Store, name: str, changed: Callable[[Node], None]) -> None:
         self._store = store
@@ -116,10 +123,14 @@ class _NodeSink:
         return zone_changed
 
     def remove(self, kind: type[Object], key: ObjectName, /) -> bool:
-        logger.warning("the Node {} was deleted; going on with what was known of it", key.name)
+        logger.warning(
+            "Node {} was deleted; its last known addresses and zone stay in use", key.name
+        )
         return self._store.remove(kind, key)
 
-    def replace(self, kind: type[Object], items: Iterable[Object], /, *, keep: Collection[ObjectName]) -> bool:
+    def replace(
+        self, kind: type[Object], items: Iterable[Object], /, *, keep: Collection[ObjectName]
+    ) -> bool:
         changed = [self.put(item) for item in items]
         self._store.delivered(kind)
         if not changed and not keep:
@@ -130,7 +141,7 @@ class _NodeSink:
         return any(changed)
 
     def wait_answered(self) -> bool:
-        """Wait until the server has answered for the Node; return False if that will not happen any more."""
+        """Wait until the server has answered for the Node; return False after `stop`."""
         with self._condition:
             self._condition.wait_for(lambda: self._answered or self._stopped)
             return not self._stopped

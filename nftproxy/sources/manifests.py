@@ -1,9 +1,10 @@
 """Objects from files: Service, EndpointSlice, Node and ServiceCIDR as YAML or JSON, as `kubectl get -o yaml` prints them.
 
-A scan reads only files that changed, and takes nothing from one that somebody is writing. What is broken never takes anything else
-with it: a broken document leaves the last good version of its object in place, a file that is no YAML all its objects, a folder that
-cannot be listed all its files. Other kinds are passed over, so a folder of an application's manifests can be used as it is. Problems
-are values, one line each, that name file, document, object and field.
+A scan reads only changed files, and none that is being written. A fault affects nothing else: a
+broken document keeps the last good version of its object, a file with invalid YAML all its objects,
+a folder that cannot be listed all its files. Other kinds are ignored, so that an application's
+folder of manifests can be used unchanged. Problems are values, one line each, that name file,
+document, object and field.
 """
 
 import json
@@ -24,29 +25,36 @@ from nftproxy.model import KINDS, EndpointSlice, Object, ObjectName
 from nftproxy.sources.admission import problems
 
 SUFFIXES = {".yaml", ".yml", ".json"}
-_GROUPS = {"Service": "", "Node": "", "EndpointSlice": "discovery.k8s.io", "ServiceCIDR": "networking.k8s.io"}
+_GROUPS = {
+    "Service": "",
+    "Node": "",
+    "EndpointSlice": "discovery.k8s.io",
+    "ServiceCIDR": "networking.k8s.io",
+}
 _TICK = 20_000_000  # nanoseconds; file systems keep times to a jiffy, 10 ms at most
-_KEPT = "; what was read from it before stays in use"
+_KEPT = "; its last good content stays in use"
 _Identity = tuple[str, ObjectName]  # kind and name
 _Unfinished = Callable[[], Collection[Path]]
 
 
 @dataclass(slots=True)
 class _File:
-    """What a file held when it was last read."""
+    """The content of a file when it was last read."""
 
     signature: tuple[int, int, int]
     objects: dict[_Identity, Object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    endpoints: dict[ObjectName, str] = field(default_factory=dict)  # objects of the kind Endpoints, and where they are
+    endpoints: dict[ObjectName, str] = field(
+        default_factory=dict
+    )  # objects of the kind Endpoints, and where they are
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """All objects of all files, and what is wrong with those that could not be used.
+    """All objects of all files, and the problems of the unusable ones.
 
-    `news` are the problems that the scan before did not have, `mended` is how many of its problems are gone. `notes` name objects that
-    are right but cannot have any effect; only those that the scan before did not name.
+    `news` are the problems that the previous scan did not have, `mended` is the number of its
+    solved problems. `notes` name valid objects without effect that the previous scan did not name.
     """
 
     objects: dict[type[Object], list[Object]]
@@ -57,7 +65,7 @@ class Scan:
 
 
 class Manifests:
-    """Folders and files of manifests; each scan returns all that there is now."""
+    """Folders and files of manifests; each scan returns the whole current content."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.paths = list(dict.fromkeys(paths))
@@ -66,7 +74,7 @@ class Manifests:
         self._noted: set[str] = set()
 
     def folders(self) -> set[Path]:
-        """Return the folders in which something may change; for a link to a file also the one it points into."""
+        """Return the folders to watch; for a link to a file also that of its target."""
         files = [path for path in self.paths if not _is_folder(path)]
         return (
             {*self.paths} - {*files}
@@ -75,7 +83,7 @@ class Manifests:
         )
 
     def check(self) -> None:
-        """Raise SourceError when a path cannot be used at all: at the start that is a mistake, later an outage."""
+        """Raise SourceError for an unusable path: at the start that is a mistake, later an outage."""
         for path in self.paths:
             try:
                 if _is_folder(path):
@@ -83,15 +91,19 @@ class Manifests:
                 else:
                     path.stat()
             except FileNotFoundError:
-                raise SourceError(f"{path}: no such file or folder", hint="--manifests takes folders and files") from None
+                raise SourceError(
+                    f"{path}: no such file or folder", hint="--manifests takes folders and files"
+                ) from None
             except OSError as error:
-                raise SourceError(f"{path}: {error.strerror}", hint="run as a user that may read it") from error
+                raise SourceError(
+                    f"{path}: {error.strerror}", hint="run as a user that may read it"
+                ) from error
 
     def scan(self, unfinished: _Unfinished = tuple) -> Scan:
-        """Read what changed since the last scan and return everything.
+        """Read the files changed since the last scan and return everything.
 
-        Files that are `unfinished` stay what they were; it is asked again after each file that was read, because to open a file
-        empties it.
+        Files that are `unfinished` keep their old content. They are queried again after each file,
+        because opening a file for writing empties it.
         """
         faults: list[str] = []
         untouched = set(unfinished())
@@ -109,7 +121,9 @@ class Manifests:
             faults += file.problems
             for identity, item in file.objects.items():
                 if identity in seen:
-                    faults.append(f"{path}: {_named(identity)}: is already defined in {seen[identity]}, which counts")
+                    faults.append(
+                        f"{path}: {_named(identity)}: is already defined in {seen[identity]}, which counts"
+                    )
                     continue
                 seen[identity] = path
                 objects[type(item)].append(item)
@@ -123,7 +137,9 @@ class Manifests:
 
     def _unread(self, objects: dict[type[Object], list[Object]]) -> Iterator[str]:
         """Name the objects of the old kind Endpoints whose Service has no EndpointSlice."""
-        sliced = {piece.service for piece in objects[EndpointSlice] if isinstance(piece, EndpointSlice)}
+        sliced = {
+            piece.service for piece in objects[EndpointSlice] if isinstance(piece, EndpointSlice)
+        }
         for file in self._files.values():
             for name, place in file.endpoints.items():
                 if name not in sliced:
@@ -133,8 +149,10 @@ class Manifests:
                     )
 
     def _list(self, faults: list[str], untouched: set[Path]) -> Iterator[Path]:
-        """Yield the files there are; those of a folder that cannot be listed are the ones known before, and `untouched`."""
-        folders = {known.parent for known in self._files} - {*self._files}  # those that were folders when last read
+        """Yield all files; those of a folder that cannot be listed are the last known ones, and `untouched`."""
+        folders = {known.parent for known in self._files} - {
+            *self._files
+        }  # those that were folders when last read
         for path in self.paths:
             if not _is_folder(path) and path not in folders:
                 yield path
@@ -147,7 +165,11 @@ class Manifests:
                 untouched.update(kept)
                 yield from kept
                 continue
-            yield from (path / name for name in names if not name.startswith(".") and Path(name).suffix in SUFFIXES)
+            yield from (
+                path / name
+                for name in names
+                if not name.startswith(".") and Path(name).suffix in SUFFIXES
+            )
 
     def _read(self, path: Path, faults: list[str], unfinished: _Unfinished) -> None:
         known = self._files.get(path)
@@ -159,16 +181,25 @@ class Manifests:
             if known is not None and (known.signature == signature or not regular):
                 return
             if not regular and path not in self.paths:
-                return  # what lies in a folder; what is named may be a pipe, and is read once
+                return  # files in a folder; a named file may be a pipe, and is read once
             if time.time_ns() - status.st_mtime_ns < _TICK:
-                signature = (0, 0, 0)  # another write in the same tick of the clock would look the same: read it again next time
+                signature = (
+                    0,
+                    0,
+                    0,
+                )  # another write in the same tick of the clock would look the same: read it again next time
             content = path.read_bytes()
-            # In this order: who began to write has ended by the first look or changed the file by the second.
+            # In this order: a writer has finished by the first look or changed the file by the
+            # second.
             if regular and (_in(path, unfinished()) or _rewritten(status, path.stat())):
                 return  # the end of writing leads to another scan
             text = content.decode()
         except (OSError, UnicodeDecodeError) as error:
-            if isinstance(error, FileNotFoundError) and path not in self.paths and not path.is_symlink():
+            if (
+                isinstance(error, FileNotFoundError)
+                and path not in self.paths
+                and not path.is_symlink()
+            ):
                 self._files.pop(path, None)  # deleted since the folder was listed
                 return
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
@@ -189,18 +220,21 @@ class Manifests:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # not even that may be known
+    except OSError:  # even that may be unknown
         return False
 
 
 def _in(path: Path, files: Collection[Path]) -> bool:
-    """Whether a file is among others, by its name or by where that leads to."""
+    """Whether a file is among others, by name or by target."""
     return bool(files) and (path in files or path.resolve() in files)
 
 
 def _rewritten(before: os.stat_result, after: os.stat_result) -> bool:
-    """Whether a file was changed in place; one that took its place is complete."""
-    return before.st_ino == after.st_ino and (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size)
+    """Whether a file was changed in place; one that replaced it is complete."""
+    return before.st_ino == after.st_ino and (before.st_mtime_ns, before.st_size) != (
+        after.st_mtime_ns,
+        after.st_size,
+    )
 
 
 def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -211,14 +245,25 @@ def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise SourceError(f"{path}: {where}not YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: {str(error).splitlines()[0]}") from error
+        raise SourceError(
+            f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: {str(error).splitlines()[0]}"
+        ) from error
     for number, document in enumerate(documents, 1):
-        items = document.get("items") if isinstance(document, dict) and str(document.get("kind", "")).endswith("List") else None
+        items = (
+            document.get("items")
+            if isinstance(document, dict) and str(document.get("kind", "")).endswith("List")
+            else None
+        )
         if isinstance(items, list):
             kind = str(document["kind"]).removesuffix("List")
-            implied = {"kind": kind, "apiVersion": document.get("apiVersion")} if kind else {}  # a ServiceList does not repeat it
+            implied = (
+                {"kind": kind, "apiVersion": document.get("apiVersion")} if kind else {}
+            )  # a ServiceList does not repeat it
             for index, item in enumerate(items):
-                yield f"document {number}, item {index}", {**implied, **item} if isinstance(item, dict) else item
+                yield (
+                    f"document {number}, item {index}",
+                    {**implied, **item} if isinstance(item, dict) else item,
+                )
         elif document is not None:
             yield f"document {number}", document
 
@@ -255,12 +300,14 @@ def _take(file: _File, place: str, document: Any, before: dict[_Identity, Object
     fate = ""
     if identity in before and identity not in file.objects:
         file.objects[identity] = before[identity]
-        fate = "; the version before stays in use"
+        fate = "; its last good version stays in use"
     file.problems += [f"{place}: {_named(identity)}: {fault}{fate}" for fault in faults]
 
 
 def _object_name(meta: dict[str, Any]) -> ObjectName:
-    return ObjectName(str(meta.get("namespace") or "default")[:63], str(meta.get("name", "?"))[:253])
+    return ObjectName(
+        str(meta.get("namespace") or "default")[:63], str(meta.get("name", "?"))[:253]
+    )
 
 
 def _readable(error: msgspec.ValidationError) -> str:

@@ -1,9 +1,10 @@
-"""One resource of the API, reflected in the store: list it, watch it, and again, for as long as we live.
+"""One resource of the API, reflected in the store: list, watch, repeat.
 
-What always holds: the store changes only by what the server said, so during an outage it stays as it is; a list replaces a kind
-as a whole, so what was deleted meanwhile goes; a watch goes on exactly where the last one ended, so nothing is lost and nothing
-comes back. An object that cannot be decoded is left out with one line in the log, and the version known before stays in use until
-the object is mended or deleted. What to do when something ends is decided by `retry`, what bytes mean by `wire`.
+What always holds: only the server's answers change the store, so an outage leaves it unchanged. A
+list replaces a kind as a whole, which removes objects deleted meanwhile. A watch continues exactly
+where the last one ended, so nothing is lost or repeated. An object that cannot be decoded is
+skipped with one line in the log, and its last version stays in use until it is corrected or
+deleted. `retry` decides what follows an end, `wire` decodes bytes.
 """
 
 import contextlib
@@ -32,21 +33,23 @@ LONGEST_LINE: Final = 16 * 1024 * 1024
 
 
 class Sink(Protocol):
-    """What objects are delivered to: the store, or something in front of it. Each method returns whether anything changed."""
+    """Where objects are delivered: the store, or something in front of it. Each method returns whether anything changed."""
 
     def put(self, item: Object, /) -> bool:
-        """Take in a new or changed object."""
+        """Put a new or changed object."""
 
     def remove(self, kind: type[Object], key: ObjectName, /) -> bool:
         """Forget an object."""
 
-    def replace(self, kind: type[Object], items: Iterable[Object], /, *, keep: Collection[ObjectName]) -> bool:
-        """Make `items`, and those known under the names in `keep`, all that there is of a kind."""
+    def replace(
+        self, kind: type[Object], items: Iterable[Object], /, *, keep: Collection[ObjectName]
+    ) -> bool:
+        """Replace all objects of a kind by `items` and those known under the names in `keep`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Time and chance: what tests replace. `pause` returns early when the reflector is stopped."""
+    """Time and randomness, which tests replace. `pause` returns early when the reflector is stopped."""
 
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
@@ -55,7 +58,7 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class _Complaint:
-    """What was last complained of in the log; `standing` if it befell a watch that the server had accepted."""
+    """The last logged problem; `standing` if the server had accepted the watch."""
 
     cause: Cause
     code: int
@@ -63,10 +66,15 @@ class _Complaint:
 
 
 class Reflector:
-    """Keeps one kind in the store like the API server's. `run` belongs to a thread of its own, `stop` to any other."""
+    """Keeps one kind in the store in step with the API server. `run` has a thread of its own, `stop` is for any other."""
 
     def __init__(
-        self, resource: Resource, connection: Connection, sink: Sink, changed: Callable[[], None], environment: Environment
+        self,
+        resource: Resource,
+        connection: Connection,
+        sink: Sink,
+        changed: Callable[[], None],
+        environment: Environment,
     ) -> None:
         """Deliver to `sink`, and call `changed` after each list and after events that changed something."""
         self.resource = resource
@@ -80,7 +88,7 @@ class Reflector:
         self._answer: Answer | None = None
         self._complaint: _Complaint | None = None
         self._begun = 0.0
-        self._asked = 0  # seconds that the server was asked to let the watch stand
+        self._asked = 0  # seconds that the server was asked to keep the watch
         self._events = 0
 
     def run(self) -> None:
@@ -93,7 +101,9 @@ class Reflector:
             if self._begun:
                 lasted = self._environment.clock() - self._begun
                 outcome = replace(outcome, lasted=lasted, events=self._events)
-            step = retry.after(self._state, outcome, self.resource, chance=self._environment.chance())
+            step = retry.after(
+                self._state, outcome, self.resource, chance=self._environment.chance()
+            )
             self._report(outcome, step)
             self._state = step.state
             if step.renew:
@@ -103,13 +113,13 @@ class Reflector:
                 self._environment.pause(self._stopping, step.pause)
 
     def stop(self) -> None:
-        """Have `run` return soon, whatever it is waiting for."""
+        """Make `run` return soon, whatever it waits for."""
         self._stopping.set()
         if answer := self._answer:
             answer.abort()
 
     def _attempt(self) -> Outcome:
-        """List if that is due, then watch; return why that came to an end."""
+        """List if that is due, then watch; return why that ended."""
         try:
             if self._state.version is None and not self._state.streaming:
                 trouble = self._list()
@@ -127,13 +137,15 @@ class Reflector:
             return Outcome(Cause.FAILED, str(error))
 
     def _list(self) -> Outcome | None:
-        """List page by page and put the whole into the store; return what came in between, if something did."""
+        """List page by page and put the whole into the store; return the outcome if something prevented it."""
         items: list[Object] = []
         broken: list[Broken] = []
         query = {**self.resource.selectors, "limit": str(PAGE_SIZE)}
         while True:
             with self._ask(query, LIST_SILENCE) as answer:
-                if answer.status != 200:  # also 410, when the token of the next page has expired: begin again
+                if (
+                    answer.status != 200
+                ):  # also 410, when the token of the next page has expired: start again
                     return _refusal(answer)
                 page = self._decoder.page(answer.body())
             items += page.items
@@ -145,7 +157,7 @@ class Reflector:
         return None
 
     def _watch(self) -> Outcome:
-        """Watch until the stream ends. Without a place to go on from, the stream begins with a list."""
+        """Watch until the stream ends. Without a known version, the stream starts with a list."""
         query = self._watch_query()
         with self._ask(query, self.resource.silence) as answer:
             if answer.status != 200:
@@ -165,10 +177,18 @@ class Reflector:
         return Outcome(Cause.ENDED, "the API server ends each watch at once")
 
     def _watch_query(self) -> dict[str, str]:
-        self._asked = retry.watch_seconds(self._state, self.resource, chance=self._environment.chance())
-        query = {**self.resource.selectors, "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(self._asked)}
+        self._asked = retry.watch_seconds(
+            self._state, self.resource, chance=self._environment.chance()
+        )
+        query = {
+            **self.resource.selectors,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(self._asked),
+        }
         if self._state.version is None:
-            # No resourceVersion: at least as new as now, never the past of a server that lags behind.
+            # No resourceVersion: at least as new as now, never the past of a server that lags
+            # behind.
             return query | {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         return query | {"resourceVersion": self._state.version}
 
@@ -194,19 +214,23 @@ class Reflector:
                         return _failure(event)
         return Outcome(Cause.ENDED, "the stream ended before its list was complete")
 
-    def _replace(self, items: list[Object], broken: Collection[Broken], version: wire.Version) -> None:
+    def _replace(
+        self, items: list[Object], broken: Collection[Broken], version: wire.Version
+    ) -> None:
         """Put a complete list into the store."""
         if not version:
             raise WireError("the list has no resourceVersion")
         for each in broken:
             self._warn_of(each)
-        self._sink.replace(self.resource.kind, items, keep={each.key for each in broken if each.key})
+        self._sink.replace(
+            self.resource.kind, items, keep={each.key for each in broken if each.key}
+        )
         self._state = replace(self._state, version=version)
         self._recovered()
         self._changed()
 
     def _take(self, batch: list[bytes]) -> Outcome | None:
-        """Take in the events of a batch of lines; return the error that was among them, if there was one."""
+        """Apply the events of a batch of lines; return the first error among them, if any."""
         changed = False
         try:
             for line in batch:
@@ -225,7 +249,7 @@ class Reflector:
         finally:
             if changed:
                 self._changed()
-        # Only now: what was not taken in has to come again.
+        # Only now: the server has to repeat events that were not applied.
         if batch and (version := wire.version_of(batch[-1])):
             self._state = replace(self._state, version=version)
         return None
@@ -243,38 +267,50 @@ class Reflector:
                 self._answer = None
 
     def _report(self, outcome: Outcome, step: retry.Step) -> None:
-        """Log trouble once, not at each try; what belongs to the normal course of things is for debugging only."""
+        """Log a problem once, not at each try; normal ends are for debugging only."""
         name = self.resource.name
         silent = outcome.cause is Cause.SILENT
-        overdue = silent and outcome.lasted > self._asked  # it did not even end the watch in time: it is dead or frozen
+        overdue = (
+            silent and outcome.lasted > self._asked
+        )  # it did not end the watch in time: it is dead or frozen
         if outcome.lasted >= retry.STEADY and not overdue:
             self._recovered()
-        # A quiet stream is silent; and a server that goes down in good order ends a watch or two just after they began.
+        # A quiet stream is silent; and a server that shuts down in good order ends a watch or two
+        # just after their start.
         quiet = silent and outcome.lasted >= retry.STEADY and not overdue
         normal = outcome.cause is Cause.ENDED and step.state.failures < 3
         if quiet or normal or not step.pause:
             logger.debug("{}: watch {} after {:.0f} s", name, outcome.cause.value, outcome.lasted)
             return
         if outcome.code == 410:
-            logger.info("{}: the API server has forgotten where we were; listing everything again", name)
+            logger.info(
+                "{}: the API server no longer has this resource version; listing everything again",
+                name,
+            )
             return
         complaint = _Complaint(outcome.cause, outcome.code, standing=bool(self._begun))
         if complaint != self._complaint:
-            logger.warning("{}: {}; traffic goes on as before, trying again until it works", name, outcome.text)
+            logger.warning(
+                "{}: {}; traffic goes on as before, trying again until it works", name, outcome.text
+            )
             self._complaint = complaint
 
     def _recovered(self) -> None:
-        """Log that trouble is over."""
+        """Log that a problem is solved."""
         if self._complaint:
-            logger.info("{}: hearing from the API server again", self.resource.name)
+            logger.info("{}: the API server answers again", self.resource.name)
             self._complaint = None
 
     def _warn_of(self, broken: Broken) -> None:
-        logger.warning("{}: an object is skipped, its version known before stays in use: {}", self.resource.name, broken)
+        logger.warning(
+            "{}: an object is skipped, its version known before stays in use: {}",
+            self.resource.name,
+            broken,
+        )
 
 
 def _lines(answer: Answer) -> Iterator[list[bytes]]:
-    """Yield the complete lines of a stream, as many at a time as have arrived. What follows the last line end is no line."""
+    """Yield the complete lines of a stream, as many at a time as have arrived; an unfinished last line is dropped."""
     rest = b""
     for piece in answer.chunks():
         rest += piece
@@ -286,12 +322,19 @@ def _lines(answer: Answer) -> Iterator[list[bytes]]:
 
 
 def _refusal(answer: Answer) -> Outcome:
-    """Return the outcome of a request that was answered with another status than 200."""
+    """Return the outcome of an answer with another status than 200."""
     said = wire.status(answer.status, answer.body())
-    return Outcome(Cause.REFUSED, f"the API server answers {said}", code=answer.status, retry_after=answer.retry_after)
+    return Outcome(
+        Cause.REFUSED,
+        f"the API server answers {said}",
+        code=answer.status,
+        retry_after=answer.retry_after,
+    )
 
 
 def _failure(said: Status) -> Outcome:
-    """Return the outcome of a stream that brought an error: 410 has the same meaning as at the start of a watch."""
+    """Return the outcome of an error within a stream; 410 means the same as at the start of a watch."""
     wait = said.details.retry_after_seconds if said.details else 0
-    return Outcome(Cause.FAILED, f"the API server ended the watch: {said}", code=said.code, retry_after=wait)
+    return Outcome(
+        Cause.FAILED, f"the API server ended the watch: {said}", code=said.code, retry_after=wait
+    )

@@ -1,6 +1,7 @@
-"""What is watched in the API: four resources, the paths and selectors of contract 1.1, and how much each of them matters.
+"""What is watched in the API: four resources, their paths and selectors (contract 1.1), and how much each matters.
 
-Endpoints, Pods, Secrets and ConfigMaps are never asked for (1.1.8); the verbs list and watch are all that is used (10.2).
+Endpoints, Pods, Secrets and ConfigMaps are never read (contract 1.1.8); the only verbs are list and
+watch (contract 10.2).
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,9 @@ from nftproxy.model import EndpointSlice, Node, Object, Service, ServiceCIDR
 SILENCE: Final = 25.0
 """Seconds of silence after which a stream counts as dead; an outage has to be noticed within 30 s.
 
-TCP keep-alive finds dead peers as fast, but only the next machine that speaks TCP answers it: a proxy in front of several API
-servers, or the kernel under a frozen one, keeps a dead stream alive. Quiet streams are resumed that often; see
-`retry.watch_seconds` for why that is cheap.
+TCP keep-alive finds dead peers as fast, but only the next machine with TCP answers it: a proxy in
+front of several API servers, or the kernel under a frozen one, keeps a dead stream alive. Quiet
+streams are resumed at this interval; `retry.watch_seconds` says why that is cheap.
 """
 
 
@@ -22,7 +23,8 @@ servers, or the kernel under a frozen one, keeps a dead stream alive. Quiet stre
 class Resource:
     """One resource to list and watch.
 
-    `name` is the plural, as in paths, permissions and logs. An `optional` one may be denied or unknown to the server for good.
+    `name` is the plural, as in paths, permissions and logs. An `optional` one may be denied or
+    unknown to the server.
     """
 
     name: str
@@ -37,7 +39,10 @@ SERVICES: Final = Resource(
     "services",
     Service,
     "/api/v1/services",
-    {"labelSelector": "!service.kubernetes.io/service-proxy-name", "fieldSelector": "spec.clusterIP!=None"},
+    {
+        "labelSelector": "!service.kubernetes.io/service-proxy-name",
+        "fieldSelector": "spec.clusterIP!=None",
+    },
 )
 ENDPOINT_SLICES: Final = Resource(
     "endpointslices",
@@ -45,8 +50,11 @@ ENDPOINT_SLICES: Final = Resource(
     "/apis/discovery.k8s.io/v1/endpointslices",
     {"labelSelector": "!service.kubernetes.io/headless"},
 )
-# Contract 10.2.1: permission to see ServiceCIDRs may be missing, and servers before 1.33 have no such resource.
-SERVICE_CIDRS: Final = Resource("servicecidrs", ServiceCIDR, "/apis/networking.k8s.io/v1/servicecidrs", optional=True)
+# Permission to see ServiceCIDRs may be missing (contract 10.2.1), and servers before 1.33 have no
+# such resource.
+SERVICE_CIDRS: Final = Resource(
+    "servicecidrs", ServiceCIDR, "/apis/networking.k8s.io/v1/servicecidrs", optional=True
+)
 
 
 def own_node(name: str) -> Resource:

@@ -1,8 +1,9 @@
-"""What to do after a list or a watch has come to an end, for whatever reason. Pure: no clock, no dice, no connection.
+"""What to do after the end of a list or a watch, whatever the reason. Pure: no clock, no randomness, no connection.
 
-What always holds: what the server said last is not doubted (the place in the history is kept) unless the server itself
-forgot it or the stream was garbage; nothing is asked twice without a pause in between, unless a watch stood for a while and ended in
-good order; pauses grow up to a limit and are spread at random, so that a thousand nodes do not come back all at once.
+What always holds: the last known resource version is kept unless the server no longer has it or the
+stream was garbage. There is a pause between two requests, unless a watch lasted and ended in good
+order. Pauses grow up to a limit and are random, so that a thousand nodes do not return at the same
+time.
 """
 
 import enum
@@ -14,24 +15,24 @@ from nftproxy.sources.wire import Version
 
 FIRST_PAUSE: Final = 0.8
 GROWTH: Final = 1.5
-"""Each pause is that much longer than the one before: an API server that restarts is away for ten or twenty seconds."""
+"""The factor between two pauses: a restart of an API server takes ten or twenty seconds."""
 
 LONGEST_PAUSE: Final = 30.0
 LONGEST_PAUSE_DENIED: Final = 300.0
-"""For what is optional and denied: nobody is waiting for it."""
+"""For an optional resource that is denied: nothing waits for it."""
 
 LONGEST_RETRY_AFTER: Final = 120.0
-"""A server may ask for patience, but not forever: the data plane grows stale meanwhile."""
+"""The longest pause that a server may ask for: the data plane becomes stale meanwhile."""
 
 STEADY: Final = 5.0
-"""A watch that stood this long, in seconds, shows that the trouble before it is over."""
+"""A watch that lasted this long, in seconds, shows that the problem before it is solved."""
 
 BUSY: Final = 10.0
-"""A watch that brings an object every so many seconds on average is busy."""
+"""A watch with an object at least every this many seconds on average is busy."""
 
 
 class Cause(enum.Enum):
-    """How a list or a watch came to its end."""
+    """How a list or a watch ended."""
 
     ENDED = "ended"
     """The server closed the stream in good order, as it does after `timeoutSeconds`."""
@@ -40,21 +41,22 @@ class Cause(enum.Enum):
     """The connection failed, at any point."""
 
     SILENT = "silent"
-    """Nothing came for too long."""
+    """The server was silent for too long."""
 
     REFUSED = "refused"
     """The server answered with another status than 200."""
 
     FAILED = "failed"
-    """The stream itself brought an error or garbage: reading on from the same place may bring it again."""
+    """The stream had an error or garbage: continuing from the same version may repeat it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a list or a watch came to its end.
+    """How a list or a watch ended.
 
-    `code` is that of the Status for REFUSED and FAILED; `retry_after` what the server asked for, in seconds; `lasted` how
-    long the watch stood, 0 if it was refused or was still about to list; `events` how many objects it brought.
+    `code` is that of the Status for REFUSED and FAILED; `retry_after` is what the server asked for,
+    in seconds. `lasted` is how long the watch lasted, 0 if it was refused or had not listed yet;
+    `events` is its number of objects.
     """
 
     cause: Cause
@@ -67,10 +69,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where one resource stands: `version` None means that a list is due, `streaming` that the server may offer it as a stream.
+    """The state of one resource: `version` None means that a list is due, `streaming` that the server may offer it as a stream.
 
-    `failures` counts the trouble in a row, `expiries` how often the place was lost in a row; `quiet` says that the last watch
-    brought next to nothing.
+    `failures` counts problems in a row, `expiries` lost versions in a row; `quiet` says that the
+    last watch had next to no objects.
     """
 
     version: Version | None = None
@@ -82,7 +84,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do next: pause, then go on from `state`; `renew` the credentials first."""
+    """What to do next: pause, then continue from `state`; `renew` the credentials first."""
 
     state: State
     pause: float
@@ -98,28 +100,41 @@ def after(state: State, outcome: Outcome, resource: Resource, *, chance: float) 
     if outcome.cause is Cause.ENDED and outcome.lasted >= STEADY:
         return Step(state, 0.0)
     listing = state.version is None
-    if listing and state.streaming and outcome.cause is Cause.REFUSED and outcome.code in {400, 422}:
-        return Step(replace(state, streaming=False), 0.0)  # the server does not know streaming lists, or has them switched off
-    # A stream that ends or falls silent before its list is complete may do so each time: a plain list is the safe way.
+    if (
+        listing
+        and state.streaming
+        and outcome.cause is Cause.REFUSED
+        and outcome.code in {400, 422}
+    ):
+        return Step(
+            replace(state, streaming=False), 0.0
+        )  # the server does not support streaming lists, or has them switched off
+    # A stream that ends or becomes silent before its list is complete may do so each time: a plain
+    # list is safe.
     if listing and outcome.cause in {Cause.ENDED, Cause.SILENT, Cause.FAILED}:
         state = replace(state, streaming=False)
     if outcome.code == 410:
-        # A server that says so is well: what failed before, an outage for instance, is no reason to wait for long.
+        # A server that says so is healthy: earlier failures, an outage for instance, are no reason
+        # for a long pause.
         state = replace(state, version=None, failures=0, expiries=state.expiries + 1)
         return Step(state, _pause(state.expiries, outcome, resource, chance))
-    state = replace(state, version=None if _forgotten(outcome) else state.version, failures=state.failures + 1)
+    state = replace(
+        state, version=None if _forgotten(outcome) else state.version, failures=state.failures + 1
+    )
     return Step(state, _pause(state.failures, outcome, resource, chance), renew=outcome.code == 401)
 
 
 def watch_seconds(state: State, resource: Resource, *, chance: float) -> int:
-    """Return how long the server is asked to let a watch stand.
+    """Return how long the server is asked to keep a watch.
 
-    A quiet stream that has to be heard of every 25 s would have to be torn down and built up again, TLS and all, and it would lose its
-    place, since bookmarks come once a minute. So the server is asked to end it shortly before that: if there is news, it sends a
-    bookmark 2 s before the end (seen on 1.36), and the next watch uses the same connection and goes on from there, without a list.
-    Only a server that is dead or frozen stays silent. That is a request every 20 s for each stream; in comparison, every
-    kubelet *writes* a lease every 10 s. A busy stream needs none of that: it ends after 5 to 10 minutes, at random, so that nodes do
-    not come back together. So does one that begins with a list, which may take long.
+    A quiet stream has to show a sign of life every 25 s. To tear it down would need a new
+    connection with TLS, and lose the version, because the server sends a bookmark once a minute. So
+    the server is asked to end the watch before that: if there is news, it sends a bookmark 2 s
+    before the end (seen on 1.36), and the next watch continues on the same connection, without a
+    list. Only a dead or frozen server stays silent. That is a request every 20 s for each stream;
+    in comparison, every kubelet *writes* a lease every 10 s. A busy stream does not need it: it
+    ends after 5 to 10 minutes, at random, so that nodes do not return together. So does one that
+    starts with a list, which may take long.
     """
     if state.quiet and state.version is not None:
         return int(resource.silence * 0.8)
@@ -127,11 +142,11 @@ def watch_seconds(state: State, resource: Resource, *, chance: float) -> int:
 
 
 def _forgotten(outcome: Outcome) -> bool:
-    """Whether to doubt the place in the history, so that everything has to be listed again."""
+    """Whether the version is in doubt, so that everything has to be listed again."""
     match outcome.cause:
         case Cause.FAILED:
             return True
-        case Cause.REFUSED:  # 400, 404, 422 and the like: the server can make nothing of the version
+        case Cause.REFUSED:  # 400, 404, 422 and the like: the server does not accept the version
             return 400 <= outcome.code < 500 and outcome.code not in {401, 403, 408, 429}
         case _:
             return False

@@ -1,4 +1,4 @@
-"""What a daemon needs of a source of objects, an API server or manifests."""
+"""What a daemon needs from a source of objects, an API server or manifests."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -8,27 +8,29 @@ from nftproxy.store import Store
 
 
 class Source(Protocol):
-    """Keeps a store like the objects of a cluster, or of files that stand for one."""
+    """Keeps a store in step with a cluster, or with files."""
 
     node_required: bool
-    """Whether a missing Node is a fault; a host without a cluster may have none."""
+    """Whether a missing Node is a fault; a host without a cluster needs no Node."""
 
     async def follow(self) -> None:
-        """Begin to deliver, and go on until cancelled or stopped; an error ends the process."""
+        """Deliver until cancelled or stopped; an error ends the process."""
 
     def wait_for_node(self, timeout: float, usable: Callable[[Node], bool] = ..., /) -> Node | None:
-        """Wait for the Node up to `timeout` seconds, as long as it may still come; None if it does not. Called in a thread."""
+        """Wait up to `timeout` seconds for the Node; None without one. Called in a thread."""
 
     def stop(self) -> None:
-        """End what goes on, and wake who waits. The store stays as it is."""
+        """End all work, and wake the waiting threads. The store stays unchanged."""
 
 
 class Sourcing(Protocol):
     """Makes a source that delivers into a store."""
 
-    def __call__(self, store: Store, *, changed: Callable[[], None], node_changed: Callable[[Node], None]) -> Source:
+    def __call__(
+        self, store: Store, *, changed: Callable[[], None], node_changed: Callable[[Node], None]
+    ) -> Source:
         """Return it; nothing is read before `follow`.
 
-        `changed` is called when there may be something to sync, `node_changed` with each version of the Node that differs from the
-        one before. Both may be called from any thread.
+        `changed` is called when there may be something to sync, `node_changed` with each version of
+        the Node that differs from the one before. Both may be called from any thread.
         """

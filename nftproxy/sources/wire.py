@@ -1,8 +1,8 @@
 """Lists and watch events as the API server sends them: bytes in, objects of `model` out.
 
-What is wrong with one object costs that object only: it comes out as `Broken`, with its name where it has one. What is no list or
-no event at all is a `WireError`. Unchanging parts of an answer that matter to the conversation alone (resource versions,
-continue tokens, bookmarks, Status) are known here and nowhere else.
+A fault in one object affects that object only: it becomes `Broken`, with its name where it has one.
+An answer that is no list or no event is a `WireError`. Only this module knows the parts of an
+answer that matter to the protocol alone (resource versions, continue tokens, bookmarks, Status).
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class WireError(SourceError):
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """An object that cannot be decoded; `key` None if not even its name can."""
+    """An object that cannot be decoded; without a readable name, `key` is None."""
 
     key: ObjectName | None
     problem: str
@@ -57,21 +57,21 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """An object is gone, or does not match the selectors any more (contract 1.1.5)."""
+    """An object was deleted, or no longer matches the selectors (contract 1.1.5)."""
 
     key: ObjectName
 
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """Nothing happened up to here; `complete` marks the end of the objects that existed when a streaming list began."""
+    """No event up to here; `complete` marks the end of the objects that existed at the start of a streaming list."""
 
     version: Version
     complete: bool
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """An error as the API tells it, in an answer's body or in a stream."""
+    """An error of the API, in an answer's body or in a stream."""
 
     code: int = 0
     reason: str = ""
@@ -79,11 +79,15 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     details: "StatusDetails | None" = None
 
     def __str__(self) -> str:
-        return f"{self.code} {self.reason}: {self.message!r:.300}" if self.message else f"{self.code} {self.reason}"
+        return (
+            f"{self.code} {self.reason}: {self.message!r:.300}"
+            if self.message
+            else f"{self.code} {self.reason}"
+        )
 
 
 class StatusDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """How long to wait before the next try, in seconds; 0 if the server does not care."""
+    """How long to wait before the next try, in seconds, or 0."""
 
     retry_after_seconds: int = 0
 
@@ -143,7 +147,7 @@ class Decoder:
         self._event: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Event[kind])  # type: ignore[valid-type]
 
     def page(self, answer: bytes) -> Page:
-        """Decode one page of a list; WireError if it is none."""
+        """Decode one page of a list; WireError if that is impossible."""
         try:
             found = self._list.decode(answer)
         except _UNDECODABLE:
@@ -151,18 +155,20 @@ class Decoder:
         return Page(found.items or [], [], found.metadata.resource_version, found.metadata.token)
 
     def event(self, line: bytes) -> Event:
-        """Decode one line of a watch; WireError if it is none."""
+        """Decode one line of a watch; WireError if that is impossible."""
         try:
             return Changed(self._event.decode(line).object)
         except _UNDECODABLE:
             return self._other_event(line)
 
     def _page_piecemeal(self, answer: bytes) -> Page:
-        """Decode the objects of a list one by one, since there is something wrong with one of them or with all."""
+        """Decode the objects of a list one by one, because at least one of them is broken."""
         try:
             found = _raw_list.decode(answer)
         except _UNDECODABLE as error:
-            raise WireError(f"the answer is no list of {self._kind.__name__} objects: {brief(str(error))}") from error
+            raise WireError(
+                f"the answer is no list of {self._kind.__name__} objects: {brief(str(error))}"
+            ) from error
         page = Page([], [], found.metadata.resource_version, found.metadata.token)
         for raw in found.items or ():
             item = self._decode(raw)
@@ -173,7 +179,7 @@ class Decoder:
         return page
 
     def _other_event(self, line: bytes) -> Event:
-        """Decode what is neither ADDED nor MODIFIED, or has something wrong with it."""
+        """Decode an event that is neither ADDED nor MODIFIED, or broken."""
         try:
             event = _any_event.decode(line)
             match event.type:
@@ -181,7 +187,10 @@ class Decoder:
                     return Removed(_key(_named.decode(event.object)))
                 case "BOOKMARK":
                     meta = _named.decode(event.object).metadata
-                    return Bookmark(meta.resource_version, complete=_INITIAL_EVENTS_END in (meta.annotations or ()))
+                    return Bookmark(
+                        meta.resource_version,
+                        complete=_INITIAL_EVENTS_END in (meta.annotations or ()),
+                    )
                 case "ERROR":
                     return _status.decode(event.object)
                 case "ADDED" | "MODIFIED":
@@ -190,7 +199,9 @@ class Decoder:
                 case other:
                     raise WireError(f"the type of a watch event is {other!r:.40}")
         except _UNDECODABLE as error:
-            raise WireError(f"a line of the stream is no watch event: {brief(str(error))}") from error
+            raise WireError(
+                f"a line of the stream is no watch event: {brief(str(error))}"
+            ) from error
 
     def _decode(self, raw: msgspec.Raw) -> Object | Broken:
         try:
@@ -204,7 +215,7 @@ class Decoder:
 
 
 def version_of(line: bytes) -> Version:
-    """Return the resource version that a line of a watch brings us to; empty if it has none."""
+    """Return the resource version in a line of a watch, or an empty text."""
     try:
         return _versioned.decode(line).object.metadata.resource_version
     except _UNDECODABLE:
@@ -212,7 +223,7 @@ def version_of(line: bytes) -> Version:
 
 
 def status(code: int, body: bytes) -> Status:
-    """Return the Status in the body of an answer other than 200; from the code alone where there is none."""
+    """Return the Status in the body of an answer other than 200, or one made from the code."""
     try:
         found = _status.decode(body)
     except _UNDECODABLE:

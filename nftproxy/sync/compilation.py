@@ -25,23 +25,33 @@ class Compilation:
         self._settings = settings
         self._notes: dict[ObjectName, list[str]] = {}
 
-    def portions(self, taken: Taken, report: Report, *, whole: bool) -> Iterator[dict[ObjectName, Compiled | None]]:
+    def portions(
+        self, taken: Taken, report: Report, *, whole: bool
+    ) -> Iterator[dict[ObjectName, Compiled | None]]:
         """Yield what is wanted of services: all at once, or in portions."""
         for services in _portions(taken.services, None if whole else PORTION):
             with report.timed("compile"):
                 wanted = self._compile(services, taken.zone)
             yield wanted
 
-    def _compile(self, services: dict[ObjectName, Pending], zone: str) -> dict[ObjectName, Compiled | None]:
+    def _compile(
+        self, services: dict[ObjectName, Pending], zone: str
+    ) -> dict[ObjectName, Compiled | None]:
         node_ip = self._settings.node_ips[self._family].text
         here = Locality(self._settings.node_name, zone)
-        context = Context(self._family, here, node_ip, external_ips=self._settings.allow_external_ips)
+        context = Context(
+            self._family, here, node_ip, external_ips=self._settings.allow_external_ips
+        )
         wanted: dict[ObjectName, Compiled | None] = {}
         for name, (service, slices) in services.items():
             notes: list[str] = []
-            wanted[name] = compile_service(service, slices, context, notes) if service is not None else None
+            wanted[name] = (
+                compile_service(service, slices, context, notes) if service is not None else None
+            )
             if notes or self._notes:
-                self._log(name, list(dict.fromkeys(notes)))  # every port of a service reads the same slices
+                self._log(
+                    name, list(dict.fromkeys(notes))
+                )  # every port of a service reads the same slices
         return wanted
 
     def _log(self, name: ObjectName, notes: list[str]) -> None:
@@ -54,7 +64,9 @@ class Compilation:
             self._notes.pop(name, None)
 
 
-def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator[dict[ObjectName, Pending]]:
+def _portions(
+    services: dict[ObjectName, Pending], size: int | None
+) -> Iterator[dict[ObjectName, Pending]]:
     """Yield services some at a time; all at once without a size.
 
     Only what exchanges a frontend must change together, and after reading back nobody is known to have had one. They come by
@@ -64,13 +76,17 @@ def _portions(services: dict[ObjectName, Pending], size: int | None) -> Iterator
         yield services
         return
 
-    cluster_ips = {ip for service, _ in services.values() if service for ip in _cluster_ips(service)}
+    cluster_ips = {
+        ip for service, _ in services.values() if service for ip in _cluster_ips(service)
+    }
 
     def precedence(item: tuple[ObjectName, Pending]) -> tuple[bool, bool, str, ObjectName]:
         name, (service, _) = item
         if service is None:
             return False, *age(name, "")
-        intrudes = not cluster_ips.isdisjoint(set(_external(service)).difference(_cluster_ips(service)))
+        intrudes = not cluster_ips.isdisjoint(
+            set(_external(service)).difference(_cluster_ips(service))
+        )
         return intrudes, *age(name, service.metadata.creation_timestamp or "")
 
     rest = iter(sorted(services.items(), key=precedence))

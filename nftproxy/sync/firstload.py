@@ -40,7 +40,12 @@ class FirstLoad:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def add(self, whole: Delta, affinities: Iterable[Affinity]) -> None:
@@ -48,9 +53,14 @@ class FirstLoad:
         if whole.removed:  # of two that claim a frontend the older one came later: what it replaces has to be there
             self._release()
         verdicts, addresses = Delta(), Delta()
-        for where in [*whole.verdict_maps(), *(w for w in whole.added if schema.declaration(w) in _MEMBERS)]:
+        for where in [
+            *whole.verdict_maps(),
+            *(w for w in whole.added if schema.declaration(w) in _MEMBERS),
+        ]:
             verdicts.take(whole, where)
-        for where in [where for where in whole.added if schema.declaration(where) is schema.CLUSTER_IPS]:
+        for where in [
+            where for where in whole.added if schema.declaration(where) is schema.CLUSTER_IPS
+        ]:
             addresses.take(whole, where)
         self._verdicts.append(verdicts)
         self._addresses.append(addresses)

@@ -28,11 +28,17 @@ class Forgetting:
             if old is None:
                 if any(memory in self._kernel.sets for memory, _ in new.memories(new.ports)):
                     return True
-            elif set(old.cluster) - set(new.cluster) or set(old.local) - set(new.local) or set(new.ports) - set(old.ports):
+            elif (
+                set(old.cluster) - set(new.cluster)
+                or set(old.local) - set(new.local)
+                or set(new.ports) - set(old.ports)
+            ):
                 return True
         return False
 
-    def forget_departed(self, change: Change, remembered: Remembered, whole: Delta, commit: Callable[[Delta], None]) -> None:
+    def forget_departed(
+        self, change: Change, remembered: Remembered, whole: Delta, commit: Callable[[Delta], None]
+    ) -> None:
         """Take endpoints that go out of the members, whose removal `whole` then no longer has, and make clients forget them.
 
         `commit` waits for packets that found their endpoint among the members, and are about to be remembered.
@@ -63,7 +69,9 @@ class Forgetting:
                     self._kernel.forget(memory, part)
 
 
-def _before_after(change: Change, remembered: Remembered) -> Iterator[tuple[Affinity | None, Affinity]]:
+def _before_after(
+    change: Change, remembered: Remembered
+) -> Iterator[tuple[Affinity | None, Affinity]]:
     """Yield the affinities that a change leaves, each with what it was."""
     for name, new in change.services.items():
         if new and new.affinities:

@@ -32,4 +32,10 @@ class Preparation:
 
     def _lacking(self, change: Change) -> list[Affinity]:
         """Return the ClientIP service ports of a change whose chains have to be made."""
-        return [a for new in change.services.values() if new for a in new.affinities if self._kernel.lacks(a)]
+        return [
+            a
+            for new in change.services.values()
+            if new
+            for a in new.affinities
+            if self._kernel.lacks(a)
+        ]

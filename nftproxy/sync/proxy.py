@@ -150,7 +150,9 @@ class Proxy:
     def _own_addresses(self) -> list[Address]:
         """Return the addresses of this machine's interfaces, as they were when one last changed: asking costs more than a sync."""
         if self._own is None:
-            every = all(networks is ALL for networks in self._table.settings.nodeport_addresses.values())
+            every = all(
+                networks is ALL for networks in self._table.settings.nodeport_addresses.values()
+            )
             self._own = [] if every else interfaces.addresses()
         return self._own
 
@@ -168,8 +170,12 @@ class Proxy:
         self._interference = max(self._interference, found.kind)
         loop = asyncio.get_running_loop()
         if self._repair is None:
-            logger.warning("somebody changed table inet nftproxy ({}); repairing it", found.who or "unknown")
-            self._repair = loop.call_at(max(loop.time(), self._repaired + REPAIR_PERIOD), self._start_repair)
+            logger.warning(
+                "somebody changed table inet nftproxy ({}); repairing it", found.who or "unknown"
+            )
+            self._repair = loop.call_at(
+                max(loop.time(), self._repaired + REPAIR_PERIOD), self._start_repair
+            )
 
     def _start_repair(self) -> None:
         self._repair = None

@@ -26,8 +26,12 @@ class Report:
     read_back: bool = False
     refused: dict[ObjectName, str] = field(default_factory=dict)
     looked_at: dict[ObjectName, Pending] = field(default_factory=dict)
-    postponed: dict[ObjectName, Pending] = field(default_factory=dict)  # not yet looked at; the next sync goes on with them
-    stages: dict[str, float] = field(default_factory=dict)  # seconds for compile, read_back, difference, kernel
+    postponed: dict[ObjectName, Pending] = field(
+        default_factory=dict
+    )  # not yet looked at; the next sync goes on with them
+    stages: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds for compile, read_back, difference, kernel
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -68,8 +72,19 @@ def _log_rivals(change: Change, remembered: Remembered) -> None:
     for frontend, claimants in change.claimants.items():
         if len(claimants) > 1 and remembered.rivals.get(frontend) != claimants:
             owner = change.services.get(claimants[0]) or remembered.services[claimants[0]]
-            why = "its ClusterIP" if owner.cluster_ip == frontend.address else "the oldest of those who claim it"
+            why = (
+                "its ClusterIP"
+                if owner.cluster_ip == frontend.address
+                else "the oldest of those who claim it"
+            )
             shared.setdefault((why, tuple(claimants)), []).append(frontend)
     for (why, (name, *others)), frontends in shared.items():
         more = f" and {len(frontends) - 1} more" if len(frontends) > 1 else ""
-        logger.error("Service {} has {}{}, as {}; without it: {}", name, frontends[0], more, why, ", ".join(map(str, others)))
+        logger.error(
+            "Service {} has {}{}, as {}; without it: {}",
+            name,
+            frontends[0],
+            more,
+            why,
+            ", ".join(map(str, others)),
+        )

@@ -74,10 +74,16 @@ class Runner:
             self.failing = True
             hint = f" ({error.hint})" if error.hint else ""
             logger.error(
-                "{}: sync failed, traffic goes on as before; next try in {:g} s: {}{}", self.name, self._retry_period, error, hint
+                "{}: sync failed, traffic goes on as before; next try in {:g} s: {}{}",
+                self.name,
+                self._retry_period,
+                error,
+                hint,
             )
         except Exception:  # noqa: BLE001 - contract 1.3.5: whatever happens, the next run must come
             self.failing = True
-            logger.exception("{}: sync failed unexpectedly; next try in {:g} s", self.name, self._retry_period)
+            logger.exception(
+                "{}: sync failed unexpectedly; next try in {:g} s", self.name, self._retry_period
+            )
         else:
             self.failing = False

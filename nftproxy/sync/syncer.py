@@ -39,18 +39,24 @@ from nftproxy.table.remembered import Change, Remembered
 class Syncer:
     """Keeps the part of the table that belongs to one family in step with the store; not for two threads at once."""
 
-    def __init__(self, family: Family, settings: NodeSettings, program: Program, kernel: Kernel, store: Store) -> None:
+    def __init__(
+        self, family: Family, settings: NodeSettings, program: Program, kernel: Kernel, store: Store
+    ) -> None:
         self.family = family
         self.remembered = Remembered(family)
         self._settings = settings
         self._program = program
         self._kernel = kernel
         self._store = store
-        self._generation = -1  # of the program that `remembered` stands on; -1: the table has to be read back
+        self._generation = (
+            -1
+        )  # of the program that `remembered` stands on; -1: the table has to be read back
         self._compilation = Compilation(family, settings)
         self._forgetting = Forgetting(kernel)
         self._preparation = Preparation(kernel, program)
-        self._names: dict[Affinity, tuple[str, ...]] = {}  # of chains and sets that ClientIP service ports need
+        self._names: dict[
+            Affinity, tuple[str, ...]
+        ] = {}  # of chains and sets that ClientIP service ports need
 
     def sync(self) -> Report:
         """Bring the table in step; KernelError when that failed and has to be tried again."""
@@ -61,7 +67,11 @@ class Syncer:
             except FirstLoadError:
                 taken = self._take_again(taken)
             except (MissingError, ExistsError) as error:
-                logger.warning("{}: the table is not what it was left as ({}); reading it back", self.family, error)
+                logger.warning(
+                    "{}: the table is not what it was left as ({}); reading it back",
+                    self.family,
+                    error,
+                )
                 taken = self._take_again(taken)
             return self._sync(taken, careful=True)
         except BaseException:
@@ -88,10 +98,14 @@ class Syncer:
         The names of a ClientIP service port take milliseconds, so they are kept; those of thousands would hold up a sync for seconds.
         """
         names: set[str] = set()
-        for target in {t for route in self.remembered.routes.values() for t in targets(route, self.family)}:
+        for target in {
+            t for route in self.remembered.routes.values() for t in targets(route, self.family)
+        }:
             names.update(self._program.pick(target) or (target,))
         affinities = dict.fromkeys(self.remembered.affinities)
-        self._names = {affinity: known for affinity, known in self._names.items() if affinity in affinities}
+        self._names = {
+            affinity: known for affinity, known in self._names.items() if affinity in affinities
+        }
         for affinity in affinities:
             if affinity not in self._names:
                 if busy():
@@ -122,7 +136,9 @@ class Syncer:
         with report.timed("difference"):
             self._commit_late(report)
         for stage in ("kernel", "compile"):
-            report.stages["difference"] -= report.stages.get(stage, 0)  # all but what these take of it
+            report.stages["difference"] -= report.stages.get(
+                stage, 0
+            )  # all but what these take of it
         if accepted is not None or taken.networks is not None:
             self.say_of_node(node_elements(self.family, accepted, taken.networks))
         if report.postponed:
@@ -144,7 +160,11 @@ class Syncer:
         large: list[Change] = []
         with report.timed("difference"):
             for batch in self._plan(taken, basis, report):
-                if isinstance(basis, InStep) and len(batch.changes) == 1 and self._preparation.is_large(batch.changes[0]):
+                if (
+                    isinstance(basis, InStep)
+                    and len(batch.changes) == 1
+                    and self._preparation.is_large(batch.changes[0])
+                ):
                     large += batch.changes
                 else:
                     self._apply(batch, basis, report)
@@ -197,7 +217,9 @@ class Syncer:
                 self._forget_departed(batch, report)
             self._commit(batch.delta, batch.affinities, report)
         except KernelError as error:
-            if not batch.changes or (isinstance(basis, InStep) and isinstance(error, MissingError | ExistsError)):
+            if not batch.changes or (
+                isinstance(basis, InStep) and isinstance(error, MissingError | ExistsError)
+            ):
                 raise
             self._kernel.probe()
             if len(batch.changes) == 1:
@@ -213,7 +235,10 @@ class Syncer:
         if self._forgetting.concerns(self.remembered, change):
             try:
                 self._forgetting.forget_departed(
-                    change, self.remembered, batch.delta, lambda departed: self._commit_and_wait(departed, report)
+                    change,
+                    self.remembered,
+                    batch.delta,
+                    lambda departed: self._commit_and_wait(departed, report),
                 )
             except BaseException:
                 self.distrust()
@@ -221,7 +246,9 @@ class Syncer:
 
     def _postpone(self, taken: Taken, report: Report) -> None:
         """Leave what is not done yet to the next sync."""
-        report.looked_at = {name: each for name, each in taken.services.items() if name not in report.postponed}
+        report.looked_at = {
+            name: each for name, each in taken.services.items() if name not in report.postponed
+        }
         report.services = len(report.looked_at)
         self._store.give_back(self.family, Taken(services=report.postponed))
 

@@ -27,17 +27,26 @@ class Table:
         self.kernel = kernel
         self.program = Program(settings)
         self.blocked: BlockedError | None = None  # as it was last noticed
-        self._accepted: dict[Family, tuple[Address, ...]] = {}  # what the table holds as accepting NodePorts
-        self.syncers = {family: Syncer(family, settings, self.program, kernel, store) for family in settings.families}
+        self._accepted: dict[
+            Family, tuple[Address, ...]
+        ] = {}  # what the table holds as accepting NodePorts
+        self.syncers = {
+            family: Syncer(family, settings, self.program, kernel, store)
+            for family in settings.families
+        }
 
     def sync(self, family: Family, own_addresses: Iterable[Address]) -> Report:
         """Bring one family in step; `own_addresses` are those of this machine's interfaces."""
         syncer = self.syncers[family]
         report = syncer.sync()
-        accepted, errors = accepted_nodeport_addresses({family: self.settings.nodeport_addresses[family]}, own_addresses)
+        accepted, errors = accepted_nodeport_addresses(
+            {family: self.settings.nodeport_addresses[family]}, own_addresses
+        )
         for error in errors:
             logger.error("{}", error)
-        if family in accepted and (report.read_back or accepted[family] != self._accepted.get(family)):
+        if family in accepted and (
+            report.read_back or accepted[family] != self._accepted.get(family)
+        ):
             self._accepted.pop(family, None)  # not known until it is written
             syncer.say_of_node(node_elements(family, accepted[family], None))
             self._accepted[family] = accepted[family]
@@ -60,7 +69,9 @@ class Table:
                 self.blocked.hint,
             )
         if blocked and not self.blocked:
-            logger.info("no other program's table keeps us from calling libnftables any more; everything is written again")
+            logger.info(
+                "no other program's table keeps us from calling libnftables any more; everything is written again"
+            )
             self.distrust(program=False)
             return True
         return False
@@ -83,10 +94,16 @@ class Table:
                 return True
             used = used | needed
         chains = self.kernel.chains - used
-        picks = {name for name in chains if self.program.pick(name)}  # not those of a family that is no longer served
+        picks = {
+            name for name in chains if self.program.pick(name)
+        }  # not those of a family that is no longer served
         if len(picks) <= SPARE_PICKS:
             chains -= picks
-        sets = {name for name in self.kernel.sets - used if schema.declaration(name) is not schema.ALLOWED}
+        sets = {
+            name
+            for name in self.kernel.sets - used
+            if schema.declaration(name) is not schema.ALLOWED
+        }
         for syncer in self.syncers.values():
             syncer.remembered.untidy = False
         try:

@@ -23,7 +23,9 @@ class Batch:
 
     changes: list[Change]
     delta: Delta  # all elements; whoever applies them may use them up
-    affinities: list[Affinity]  # the ClientIP service ports whose chains and sets have to be there first
+    affinities: list[
+        Affinity
+    ]  # the ClientIP service ports whose chains and sets have to be there first
     _comparison: "Comparison"
     _parts: list[Delta]  # the elements of each change but for the shared ones
 
@@ -49,7 +51,10 @@ class Comparison:
         """Return a change with the endpoints of its routes in the slots that the kernel holds."""
         if not self._reads:
             return change
-        routes = {frontend: (old, new and self._settled(new)) for frontend, (old, new) in change.routes.items()}
+        routes = {
+            frontend: (old, new and self._settled(new))
+            for frontend, (old, new) in change.routes.items()
+        }
         return Change(change.services, routes, change.claimants)
 
     def delta(self, change: Change) -> Delta:
@@ -67,9 +72,17 @@ class Comparison:
                 for element in elements(becomes, family):
                     found.add(element)
             elif was != becomes or reads:
-                self._compare(found, elements(becomes, family) if becomes else (), elements(was, family) if was else ())
+                self._compare(
+                    found,
+                    elements(becomes, family) if becomes else (),
+                    elements(was, family) if was else (),
+                )
         if before != after or reads:
-            self._compare(found, [e for a in after for e in members(a)], [e for a in before for e in members(a)])
+            self._compare(
+                found,
+                [e for a in after for e in members(a)],
+                [e for a in before for e in members(a)],
+            )
         return found
 
     def shared(self, changes: Iterable[Change]) -> Delta:
@@ -78,7 +91,9 @@ class Comparison:
         counts: dict[Element, int] = {}
         for change in changes:
             for name, new in change.services.items():
-                for element, count in claims(self._remembered.services.get(name), new, self._remembered.family):
+                for element, count in claims(
+                    self._remembered.services.get(name), new, self._remembered.family
+                ):
                     counts[element] = counts.get(element, 0) + count
         for element, count in counts.items():
             had = self._remembered.shared.get(element.where, {}).get(element.key, 0)
@@ -87,13 +102,23 @@ class Comparison:
                 found.add(element)
             elif had > 0 and had + count == 0:
                 # What nobody may learn about any more may go at once, which often saves the second transaction.
-                drop = found.remove if schema.declaration(element.where) is schema.MEMBERS else found.remove_late
+                drop = (
+                    found.remove
+                    if schema.declaration(element.where) is schema.MEMBERS
+                    else found.remove_late
+                )
                 drop(element.where, element.key)
         return found
 
     def batch(self, changes: list[Change], parts: list[Delta]) -> Batch:
         """Put changes together, each with the elements that are its own."""
-        affinities = [a for change in changes for new in change.services.values() if new for a in new.affinities]
+        affinities = [
+            a
+            for change in changes
+            for new in change.services.values()
+            if new
+            for a in new.affinities
+        ]
         whole = self.shared(changes)
         for part in parts:
             whole.merge(part)
@@ -113,7 +138,9 @@ class Comparison:
         if self._reads:
             for where, key, value in (new := list(new)):
                 if (where, key) not in before and (packed := self._take(where, key)) is not None:
-                    before[where, key] = value if packed == pack_value(value, _shape(where).value) else None
+                    before[where, key] = (
+                        value if packed == pack_value(value, _shape(where).value) else None
+                    )
         found.compare(new, before)
 
     def _take(self, where: str, key: Key) -> bytes | None:
@@ -121,12 +148,21 @@ class Comparison:
         return self._unclaimed.get(where, {}).pop(_shape(where).key.pack(key), None)
 
     def _settled(self, route: Route) -> Route:
-        maps = schema.maps(self._remembered.family, route.frontend.proto, route.frontend.is_node_port)
+        maps = schema.maps(
+            self._remembered.family, route.frontend.proto, route.frontend.is_node_port
+        )
         read = []
         for where, wanted in ((maps.endpoints, route.cluster), (maps.local_endpoints, route.local)):
-            known, pack, fields = self._unclaimed.get(where, {}), _shape(where).key.pack, _shape(where).value
+            known, pack, fields = (
+                self._unclaimed.get(where, {}),
+                _shape(where).key.pack,
+                _shape(where).value,
+            )
             assert fields is not None  # noqa: S101 - lists of endpoints have values
-            if all(known.get(pack(route.frontend.slot(n))) == fields.pack(endpoint) for n, endpoint in enumerate(wanted)):
+            if all(
+                known.get(pack(route.frontend.slot(n))) == fields.pack(endpoint)
+                for n, endpoint in enumerate(wanted)
+            ):
                 read.append(wanted)
                 continue
             slots: list[Endpoint] = []

@@ -56,7 +56,10 @@ class _Filling:
     def expression(self, packed: bytes) -> bytes:
         """Return an expression with what has to be filled in."""
         parts = netlink.parts(packed)
-        name, data = netlink.text(parts[Expression.NAME]), netlink.parts(parts.get(Expression.DATA, b""))
+        name, data = (
+            netlink.text(parts[Expression.NAME]),
+            netlink.parts(parts.get(Expression.DATA, b"")),
+        )
         if name == "numgen":
             data[Numgen.MODULUS] = int(_next(self._moduli)).to_bytes(4)
         elif name == "lookup":
@@ -68,7 +71,8 @@ class _Filling:
         else:
             return netlink.nested(netlink.LIST_ITEM, packed)
         return netlink.nested(
-            netlink.LIST_ITEM, netlink.named(Expression.NAME, name) + netlink.nested(Expression.DATA, _joined(data))
+            netlink.LIST_ITEM,
+            netlink.named(Expression.NAME, name) + netlink.nested(Expression.DATA, _joined(data)),
         )
 
 

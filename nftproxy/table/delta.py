@@ -26,7 +26,9 @@ class Delta:
         return bool(self.removed or self.added or self.late)
 
     def __len__(self) -> int:
-        return sum(len(keys) for part in (self.removed, self.added, self.late) for keys in part.values())
+        return sum(
+            len(keys) for part in (self.removed, self.added, self.late) for keys in part.values()
+        )
 
     def add(self, element: Element) -> None:
         """Have an element added."""
@@ -55,7 +57,9 @@ class Delta:
 
     def take_removed(self, other: "Delta", declarations: tuple[schema.Declaration, ...]) -> None:
         """Move what another delta removes from sets of some kinds into this one."""
-        for where in [where for where in other.removed if schema.declaration(where) in declarations]:
+        for where in [
+            where for where in other.removed if schema.declaration(where) in declarations
+        ]:
             self.removed.setdefault(where, {}).update(other.removed.pop(where))
 
     def cancel(self, added: Mapping[str, Mapping[Key, Value]]) -> None:
@@ -66,7 +70,11 @@ class Delta:
 
     def verdict_maps(self) -> list[str]:
         """Return the maps that verdicts are added to; what is in one map is all of one kind."""
-        return [where for where, items in self.added.items() if items and type(next(iter(items.values()))) is Verdict]
+        return [
+            where
+            for where, items in self.added.items()
+            if items and type(next(iter(items.values()))) is Verdict
+        ]
 
     def targets(self) -> set[str]:
         """Return the chains that added verdicts go to."""

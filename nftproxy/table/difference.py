@@ -22,15 +22,21 @@ def age(name: ObjectName, created: str) -> tuple[bool, str, ObjectName]:
     return not created, created, name
 
 
-def precedence(frontend: Frontend, name: ObjectName, cluster_ip: str, created: str) -> tuple[bool, bool, str, ObjectName]:
+def precedence(
+    frontend: Frontend, name: ObjectName, cluster_ip: str, created: str
+) -> tuple[bool, bool, str, ObjectName]:
     """Order those who claim a frontend: whose ClusterIP it is, then by age; nobody else chooses a ClusterIP, anybody an external IP."""
     return frontend.address != cluster_ip, *age(name, created)
 
 
-def difference(remembered: Remembered, wanted: Mapping[ObjectName, Compiled | None]) -> list[Change]:
+def difference(
+    remembered: Remembered, wanted: Mapping[ObjectName, Compiled | None]
+) -> list[Change]:
     """Return the changes that make `wanted` true (None: the service is gone); services not named stay as they are."""
     changed = {name: new for name, new in wanted.items() if remembered.services.get(name) != new}
-    touched: dict[Frontend, dict[ObjectName, Route | None]] = {}  # who has to do with it, and what each newly wants
+    touched: dict[
+        Frontend, dict[ObjectName, Route | None]
+    ] = {}  # who has to do with it, and what each newly wants
     for name, new in changed.items():
         old = remembered.services.get(name)
         for route in old.routes if old else ():
@@ -46,10 +52,15 @@ def difference(remembered: Remembered, wanted: Mapping[ObjectName, Compiled | No
         claimants += [name for name in standing if name not in changed]
         if len(claimants) > 1:
             claims = {name: _claimed(name, changed, remembered) for name in claimants}
-            claimants.sort(key=lambda n: precedence(frontend, n, claims[n].cluster_ip, claims[n].created))
+            claimants.sort(
+                key=lambda n: precedence(frontend, n, claims[n].cluster_ip, claims[n].created)
+            )
         before, after = remembered.routes.get(frontend), None
         if claimants:
-            after = settled(wishes.get(claimants[0]) or _wish(remembered.services[claimants[0]], frontend), before)
+            after = settled(
+                wishes.get(claimants[0]) or _wish(remembered.services[claimants[0]], frontend),
+                before,
+            )
         change.routes[frontend] = (before, after)
         change.claimants[frontend] = claimants
     return groups.changes()
@@ -83,7 +94,9 @@ def _wish(compiled: Compiled, frontend: Frontend) -> Route:
     return next(route for route in compiled.routes if route.frontend == frontend)
 
 
-def _claimed(name: ObjectName, changed: Mapping[ObjectName, Compiled | None], remembered: Remembered) -> Compiled:
+def _claimed(
+    name: ObjectName, changed: Mapping[ObjectName, Compiled | None], remembered: Remembered
+) -> Compiled:
     compiled = changed[name] if name in changed else remembered.services[name]
     assert compiled is not None  # noqa: S101 - only services that exist claim a frontend
     return compiled

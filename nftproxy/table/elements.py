@@ -23,20 +23,28 @@ def elements(route: Route, family: Family) -> Iterator[Element]:
     for slot, endpoint in enumerate(route.local):
         yield Element(maps.local_endpoints, frontend.slot(slot), endpoint)
     if route.refusal is not Refusal.NONE:
-        yield Element(maps.no_endpoints, frontend.key, route.refusal.value._replace(comment=route.name))
+        yield Element(
+            maps.no_endpoints, frontend.key, route.refusal.value._replace(comment=route.name)
+        )
     if affinity:
         yield Element(maps.new_clients, frontend.key)
         yield Element(maps.learn, frontend.key, Verdict("goto", affinity.learn))
     if route.sources is not None:
-        yield Element(schema.FIREWALL.name(family), frontend.key, Verdict("goto", schema.allowed(family)))
+        yield Element(
+            schema.FIREWALL.name(family), frontend.key, Verdict("goto", schema.allowed(family))
+        )
         for network in route.sources:
-            yield Element(schema.ALLOWED.name(family, network.length), (*frontend.key, network.text))
+            yield Element(
+                schema.ALLOWED.name(family, network.length), (*frontend.key, network.text)
+            )
 
 
 def pick(route: Route, family: Family) -> str:
     """Return the name of the chain that chooses an endpoint; empty if there is none to choose."""
     cluster, local, frontend = len(route.cluster), len(route.local), route.frontend
-    return schema.pick(route.policy, family, frontend.proto, cluster, local, node_port=frontend.is_node_port)
+    return schema.pick(
+        route.policy, family, frontend.proto, cluster, local, node_port=frontend.is_node_port
+    )
 
 
 def targets(route: Route, family: Family) -> Iterator[str]:
@@ -48,7 +56,10 @@ def targets(route: Route, family: Family) -> Iterator[str]:
 
 def members(affinity: Affinity) -> Iterator[Element]:
     """Yield the members: what the kernel may remember."""
-    for declaration, members in ((schema.CLUSTER_MEMBERS, affinity.cluster), (schema.LOCAL_MEMBERS, affinity.local)):
+    for declaration, members in (
+        (schema.CLUSTER_MEMBERS, affinity.cluster),
+        (schema.LOCAL_MEMBERS, affinity.local),
+    ):
         where = declaration.name(affinity.family, affinity.name)
         for member in members:
             yield Element(where, tuple(member))

@@ -217,9 +217,16 @@ def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
     return HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body
 
 
-def nf_tables(kind: int, flags: int, sequence: int, attributes_of_it: bytes, family: int = INET) -> bytes:
+def nf_tables(
+    kind: int, flags: int, sequence: int, attributes_of_it: bytes, family: int = INET
+) -> bytes:
     """Return a message to nf_tables."""
-    return message(NFTABLES << 8 | kind, REQUEST | flags, sequence, struct.pack("=BBH", family, 0, 0) + attributes_of_it)
+    return message(
+        NFTABLES << 8 | kind,
+        REQUEST | flags,
+        sequence,
+        struct.pack("=BBH", family, 0, 0) + attributes_of_it,
+    )
 
 
 def batch(kind: int, sequence: int) -> bytes:

@@ -64,12 +64,18 @@ def _packer(layout: struct.Struct, to_packed: list[Callable[[Any], Any]]) -> Cal
             return pack(first(one), second(last))
 
         return two
-    return lambda values: pack(*[convert(value) for convert, value in zip(to_packed, values, strict=True)])
+    return lambda values: pack(
+        *[convert(value) for convert, value in zip(to_packed, values, strict=True)]
+    )
 
 
-def _unpacker(layout: struct.Struct, from_packed: list[Callable[[Any], Any]]) -> Callable[[bytes], Key]:
+def _unpacker(
+    layout: struct.Struct, from_packed: list[Callable[[Any], Any]]
+) -> Callable[[bytes], Key]:
     unpack = layout.unpack
-    return lambda packed: tuple([convert(value) for convert, value in zip(from_packed, unpack(packed), strict=True)])
+    return lambda packed: tuple(
+        [convert(value) for convert, value in zip(from_packed, unpack(packed), strict=True)]
+    )
 
 
 @lru_cache(4096)
@@ -79,7 +85,10 @@ def shape(name: str) -> Shape | None:
     if place is None or place.declaration.interval:
         return None
     value = place.declaration.value
-    return Shape(Fields(place.key, place.family), Fields(value, place.family) if value not in {"", schema.VERDICT} else None)
+    return Shape(
+        Fields(place.key, place.family),
+        Fields(value, place.family) if value not in {"", schema.VERDICT} else None,
+    )
 
 
 def pack_value(value: Value, fields: Fields | None) -> bytes:
@@ -121,7 +130,11 @@ def comment(text: str) -> bytes:
 
 def unpack_comment(packed: bytes) -> str:
     """Return the comment in user data; empty when there is none."""
-    return packed[2 : 2 + packed[1]].rstrip(b"\0").decode(errors="replace") if len(packed) > 2 and packed[0] == 0 else ""
+    return (
+        packed[2 : 2 + packed[1]].rstrip(b"\0").decode(errors="replace")
+        if len(packed) > 2 and packed[0] == 0
+        else ""
+    )
 
 
 def _text4(packed: bytes) -> str:

@@ -42,7 +42,11 @@ Basis = InStep | Empty | ReadBack
 
 
 def plan(
-    remembered: Remembered, wanted: Iterable[Wanted], basis: Basis, *, alone: Sequence[Callable[[Change], bool]] = ()
+    remembered: Remembered,
+    wanted: Iterable[Wanted],
+    basis: Basis,
+    *,
+    alone: Sequence[Callable[[Change], bool]] = (),
 ) -> Iterator[Batch]:
     """Yield what makes `wanted` true, a portion of services at a time; services not named stay as they are.
 
@@ -50,7 +54,9 @@ def plan(
     reading back, a last batch without changes deletes what no service has.
     """
     read = basis.elements if isinstance(basis, ReadBack) else {}
-    comparison = Comparison(remembered, {where: dict(items) for where, items in read.items()}, any(read.values()))
+    comparison = Comparison(
+        remembered, {where: dict(items) for where, items in read.items()}, any(read.values())
+    )
     for portion in wanted:
         apart: list[Change] = []
         changes: list[Change] = []
@@ -75,7 +81,9 @@ def plan(
         yield comparison.batch([], [comparison.rest()])
 
 
-def node_elements(family: Family, accepted: Iterable[Address] | None, networks: Iterable[Network] | None) -> dict[str, list[Key]]:
+def node_elements(
+    family: Family, accepted: Iterable[Address] | None, networks: Iterable[Network] | None
+) -> dict[str, list[Key]]:
     """Return the sets that say something about the node, each with all its keys; what is None is not known and left out.
 
     `accepted` are the addresses that accept NodePorts, none if all do; `networks` the service CIDRs.

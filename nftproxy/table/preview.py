@@ -65,7 +65,9 @@ def preview(
         whole.merge(batch.delta)
         remembered.accept(batch.changes, batch.delta)
     affinities = tuple(a for compiled in wanted.values() if compiled for a in compiled.affinities)
-    return Preview(family, whole, affinities, node_elements(family, accepted, taken.networks), tuple(notes))
+    return Preview(
+        family, whole, affinities, node_elements(family, accepted, taken.networks), tuple(notes)
+    )
 
 
 def text(program: Program, previews: Iterable[Preview]) -> str:
@@ -84,7 +86,12 @@ def text(program: Program, previews: Iterable[Preview]) -> str:
     elements = [command for each in previews for command in _commands(each)]
     head = "# Made by nftproxy render. This replaces the table: nft -f applies it whole or not at all.\n"
     reset = "add table inet nftproxy\ndelete table inet nftproxy\n\n"
-    return head + reset + table([f"chain {program.marker} {{\n}}", body, *parts.values()]) + "\n".join(["", *elements, ""])
+    return (
+        head
+        + reset
+        + table([f"chain {program.marker} {{\n}}", body, *parts.values()])
+        + "\n".join(["", *elements, ""])
+    )
 
 
 def line(key: Key, value: Value = None) -> str:

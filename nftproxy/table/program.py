@@ -45,7 +45,9 @@ class Program:
             affinity = Affinity("", family, "tcp", 1, (Endpoint("", 1),), (), ())
             sample += self._of_service(affinity).values()
             for node_port in (False, True):
-                picked = schema.pick(Policy.PRESERVE, family, "tcp", 1, 1, node_port=node_port)  # goes to every other kind
+                picked = schema.pick(
+                    Policy.PRESERVE, family, "tcp", 1, 1, node_port=node_port
+                )  # goes to every other kind
                 sample += self.pick(picked).values()
                 sample += self._of_service(affinity, self._numbers(picked)).values()
         body = self.text()
@@ -161,8 +163,12 @@ class Program:
         return found
 
     def _lengths(self, family: Family, lengths: Iterable[int]) -> list[Variables]:
-        ones = Address(family, "255.255.255.255" if family is Family.IPv4 else ":".join(["ffff"] * 8))
-        return [{"length": length, "netmask": mask(ones, length).text} for length in sorted(lengths)]
+        ones = Address(
+            family, "255.255.255.255" if family is Family.IPv4 else ":".join(["ffff"] * 8)
+        )
+        return [
+            {"length": length, "netmask": mask(ones, length).text} for length in sorted(lengths)
+        ]
 
 
 def is_pick(name: str) -> bool:
@@ -189,7 +195,9 @@ def _read(name: str) -> str:
     return (shipped.folder("rulesets") / name).read_text()
 
 
-def _expand(text: str, variables: Variables, each: Mapping[str, Sequence[Variables]] | None = None) -> str:
+def _expand(
+    text: str, variables: Variables, each: Mapping[str, Sequence[Variables]] | None = None
+) -> str:
     """Fill in variables and obey markers: a line once for each of something, or only where something is so."""
     lines: list[str] = []
     block: tuple[str, list[str]] | None = None  # a marked declaration, up to its end
@@ -225,13 +233,19 @@ def _line(line: str) -> tuple[str, tuple[str, ...], Template]:
 
 def _headless(text: str) -> str:
     """Return text without headers, which stand once in the table."""
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#")).lstrip("\n")
+    return "".join(
+        line for line in text.splitlines(keepends=True) if not line.startswith("#")
+    ).lstrip("\n")
 
 
 def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int]:
     """Turn the settings of a node into the conditions of its rules (contract 4.1, 4.2, 2.6)."""
     detector = settings.detector
-    pods = detector.networks.get(family) if isinstance(detector, Cidr) else detector and detector.pattern
+    pods = (
+        detector.networks.get(family)
+        if isinstance(detector, Cidr)
+        else detector and detector.pattern
+    )
     listed = settings.nodeport_addresses[family] is not ALL
     return {
         "v": family.digit,
@@ -241,7 +255,8 @@ def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int]:
         "bit": f"{settings.masquerade_bit:#x}",
         "pods": str(pods),
         "pod network": bool(pods) and isinstance(detector, Cidr),
-        "pod interface": bool(pods) and not isinstance(detector, Cidr),  # also packets made on this node come from elsewhere
+        "pod interface": bool(pods)
+        and not isinstance(detector, Cidr),  # also packets made on this node come from elsewhere
         "masquerade all": settings.masquerade_all,
         "masquerade others": not settings.masquerade_all,
         "all addresses": not listed,

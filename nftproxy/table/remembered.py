@@ -15,7 +15,9 @@ class Change:
     """What one service, or several that exchange a frontend, change; applied whole or not at all."""
 
     services: dict[ObjectName, Compiled | None] = field(default_factory=dict)
-    routes: dict[Frontend, tuple[Route | None, Route | None]] = field(default_factory=dict)  # before, after
+    routes: dict[Frontend, tuple[Route | None, Route | None]] = field(
+        default_factory=dict
+    )  # before, after
     claimants: dict[Frontend, list[ObjectName]] = field(default_factory=dict)  # the owner first
 
 
@@ -27,7 +29,9 @@ class Remembered:
         self.services: dict[ObjectName, Compiled] = {}
         self.routes: dict[Frontend, Route] = {}
         self.owners: dict[Frontend, ObjectName] = {}
-        self.rivals: dict[Frontend, list[ObjectName]] = {}  # all who claim it where there are two or more, the owner first
+        self.rivals: dict[
+            Frontend, list[ObjectName]
+        ] = {}  # all who claim it where there are two or more, the owner first
         self.shared: dict[str, dict[Key, int]] = {}  # by set: how many services have the element
         self.late = Delta()  # deletions that are due: nothing points to these elements any more
         self.untidy = False  # whether chains or sets may have fallen out of use
@@ -70,7 +74,9 @@ class Remembered:
                 self.rivals.pop(frontend, None)
 
 
-def claims(old: Compiled | None, new: Compiled | None, family: Family) -> Iterator[tuple[Element, int]]:
+def claims(
+    old: Compiled | None, new: Compiled | None, family: Family
+) -> Iterator[tuple[Element, int]]:
     """Yield the shared elements that a service claims newly (1) or no longer (-1)."""
     after = dict.fromkeys(shared(new, family), 1) if new else {}
     if old is None:

@@ -68,15 +68,21 @@ NO_ENDPOINTS = Declaration("no_endpoints", _FRONTEND, VERDICT, twin=True, counte
 HAIRPIN = Declaration("hairpin", "aaps")
 MEMBERS = Declaration("members", "aps")
 LEARN = Declaration("learn", _FRONTEND, VERDICT, twin=True)
-ENDPOINTS = Declaration("endpoints", _SLOT, _ENDPOINT, Per.PROTOCOL, twin=True, counter=True, late=True)
-LOCAL_ENDPOINTS = Declaration("local_endpoints", _SLOT, _ENDPOINT, Per.PROTOCOL, twin=True, counter=True, late=True)
+ENDPOINTS = Declaration(
+    "endpoints", _SLOT, _ENDPOINT, Per.PROTOCOL, twin=True, counter=True, late=True
+)
+LOCAL_ENDPOINTS = Declaration(
+    "local_endpoints", _SLOT, _ENDPOINT, Per.PROTOCOL, twin=True, counter=True, late=True
+)
 ALLOWED = Declaration("allowed", "apsa", per=Per.LENGTH, late=True)
 CLUSTER_MEMBERS = Declaration("cluster_members", _ENDPOINT, per=Per.SERVICE_PORT)
 LOCAL_MEMBERS = Declaration("local_members", _ENDPOINT, per=Per.SERVICE_PORT)
 AFFINITY = Declaration("affinity", "a", "a", Per.ENDPOINT_PORT, learnt=True)
 LOCAL_AFFINITY = Declaration("local_affinity", "a", "a", Per.ENDPOINT_PORT, learnt=True)
 
-DECLARATIONS = {each.base: each for each in list(globals().values()) if isinstance(each, Declaration)}
+DECLARATIONS = {
+    each.base: each for each in list(globals().values()) if isinstance(each, Declaration)
+}
 _NAME = re.compile(rf"({_TWIN})?({'|'.join(DECLARATIONS)})([46])(?:-(.+))?", re.DOTALL)
 _DETAILS = {
     Per.PROTOCOL: re.compile("|".join(PROTOCOLS)),
@@ -130,7 +136,11 @@ def declaration(name: str) -> Declaration | None:
 def is_compared(name: str, family: Family) -> bool:
     """Whether a set holds elements of Services of a family: not the node's, not learnt, not another release's."""
     place = parse(name)
-    return bool(place and place.family is family and not (place.declaration.of_node or place.declaration.learnt))
+    return bool(
+        place
+        and place.family is family
+        and not (place.declaration.of_node or place.declaration.learnt)
+    )
 
 
 def is_allowed(name: str, family: Family) -> bool:
@@ -142,7 +152,9 @@ def is_allowed(name: str, family: Family) -> bool:
 def lengths(names: Iterable[str], family: Family) -> set[int]:
     """Return the prefix lengths that the sets of allowed sources among `names` are for."""
     places = filter(None, map(parse, names))
-    return {int(each.detail) for each in places if each.declaration is ALLOWED and each.family is family}
+    return {
+        int(each.detail) for each in places if each.declaration is ALLOWED and each.family is family
+    }
 
 
 class Maps(NamedTuple):
@@ -159,7 +171,10 @@ class Maps(NamedTuple):
 @cache
 def maps(family: Family, proto: str, node_port: bool) -> Maps:  # noqa: FBT001 - a cache key, asked for each frontend
     """Return the names of the sets and maps of frontends of a protocol: those with an address, or NodePorts."""
-    general = (each.name(family, node_port=node_port) for each in (SERVICES, NO_ENDPOINTS, NEW_CLIENTS, LEARN))
+    general = (
+        each.name(family, node_port=node_port)
+        for each in (SERVICES, NO_ENDPOINTS, NEW_CLIENTS, LEARN)
+    )
     slots = (each.name(family, proto, node_port=node_port) for each in (ENDPOINTS, LOCAL_ENDPOINTS))
     return Maps(*general, *slots)
 
@@ -186,10 +201,17 @@ class Policy(enum.Enum):
         return self is Policy.LOCAL or self is Policy.PRESERVE
 
 
-_PICKS = {Policy.CLUSTER: "pick", Policy.EXTERNAL: "external", Policy.LOCAL: "local", Policy.PRESERVE: "preserve"}
+_PICKS = {
+    Policy.CLUSTER: "pick",
+    Policy.EXTERNAL: "external",
+    Policy.LOCAL: "local",
+    Policy.PRESERVE: "preserve",
+}
 _POLICIES = {name: policy for policy, name in _PICKS.items()}
 _SIDE = "nodeport-"
-_PICK = re.compile(rf"({_SIDE})?({'|'.join(_POLICIES)})([46])-({'|'.join(PROTOCOLS)})-([1-9][0-9]*)(?:-([1-9][0-9]*))?")
+_PICK = re.compile(
+    rf"({_SIDE})?({'|'.join(_POLICIES)})([46])-({'|'.join(PROTOCOLS)})-([1-9][0-9]*)(?:-([1-9][0-9]*))?"
+)
 _STICKY = "sticky-"
 _ENTRY = re.compile(rf"(?:{_STICKY})?(?:{_SIDE})?({'|'.join(_POLICIES)})")
 _LEARN = re.compile(r"learn(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
@@ -216,7 +238,9 @@ class Pick(NamedTuple):
         return _SIDE if self.node_port else ""
 
 
-def pick(policy: Policy, family: Family, proto: str, cluster: int, local: int, *, node_port: bool) -> str:
+def pick(
+    policy: Policy, family: Family, proto: str, cluster: int, local: int, *, node_port: bool
+) -> str:
     """Return the name of the chain that chooses from lists of that many endpoints; empty if there is no endpoint."""
     side = _SIDE if node_port else ""
     if policy is Policy.LOCAL or (policy is Policy.PRESERVE and not cluster):
@@ -252,7 +276,9 @@ def is_sticky(chain: str) -> bool:
     return chain.startswith(_STICKY)
 
 
-def learn(family: Family, timeout: int, ports: str, service_port: str, *, cluster: bool, local: bool) -> str:
+def learn(
+    family: Family, timeout: int, ports: str, service_port: str, *, cluster: bool, local: bool
+) -> str:
     """Return the name of the chain that remembers clients, for the lists that are used."""
     step = "learn_both" if cluster and local else "learn_local" if local else "learn"
     return f"{step}{family.digit}-{timeout}-{ports}-{service_port}"

@@ -40,7 +40,12 @@ class Node:
             "kind": "KubeProxyConfiguration",
             "clientConnection": {"kubeconfig": str(self.cluster.kubeconfig("system:kube-proxy"))},
             "clusterCIDR": "10.244.0.0/16,fd00:244::/32",
-            "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+            "conntrack": {
+                "maxPerCore": 0,
+                "min": 0,
+                "tcpEstablishedTimeout": "0s",
+                "tcpCloseWaitTimeout": "0s",
+            },
         }
         self._config.write_text(yaml.dump(configuration))
         program = str(Path(sys.executable).with_name("kube-proxy"))
@@ -55,10 +60,14 @@ class Node:
         self._process = None
         return code
 
-    def connect(self, address: str, port: int = 80, protocol: str = "TCP", where: str = "pod1-1") -> Outcome:
+    def connect(
+        self, address: str, port: int = 80, protocol: str = "TCP", where: str = "pod1-1"
+    ) -> Outcome:
         return self.lab.connect(where, address, port, protocol, timeout=0.3)
 
-    def reached(self, address: str, port: int = 80, protocol: str = "TCP", where: str = "pod1-1") -> set[str]:
+    def reached(
+        self, address: str, port: int = 80, protocol: str = "TCP", where: str = "pod1-1"
+    ) -> set[str]:
         """The pods that answer in a dozen tries."""
         outcomes = [self.connect(address, port, protocol, where) for _ in range(12)]
         return {outcome.name for outcome in outcomes if isinstance(outcome, Answer)}
@@ -77,16 +86,26 @@ class Node:
                 "labels": {"kubernetes.io/service-name": service},
             },
             "addressType": str(family),
-            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "dns", "port": 9376, "protocol": "UDP"}],
+            "ports": [
+                {"name": "http", "port": 8080, "protocol": "TCP"},
+                {"name": "dns", "port": 9376, "protocol": "UDP"},
+            ],
             "endpoints": [
-                {"addresses": [known[pod].addresses[family]], "nodeName": known[pod].node, "conditions": {"ready": True}}
+                {
+                    "addresses": [known[pod].addresses[family]],
+                    "nodeName": known[pod].node,
+                    "conditions": {"ready": True},
+                }
                 for pod in pods
             ],
         }
 
 
 def service(name: str, ip: str, **spec: Any) -> Document:
-    ports = [{"name": "http", "port": 80, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"}]
+    ports = [
+        {"name": "http", "port": 80, "protocol": "TCP"},
+        {"name": "dns", "port": 53, "protocol": "UDP"},
+    ]
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -100,7 +119,10 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with Lab(unique_name(), nodes=2, pods=2) as lab, Cluster(lab.nodes[0].namespace) as cluster:
         found = Node(lab, cluster, tmp_path_factory.mktemp("node"))
         cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}})
-        addresses = [{"type": "InternalIP", "address": address} for address in lab.nodes[0].addresses.values()]
+        addresses = [
+            {"type": "InternalIP", "address": address}
+            for address in lab.nodes[0].addresses.values()
+        ]
         cluster.kubectl(
             "patch",
             "node",
@@ -120,7 +142,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 @pytest.fixture(autouse=True)
 def clean(node: Node) -> Iterator[None]:
     yield
-    node.cluster.kubectl("delete", "services,endpointslices", "--all", "--ignore-not-found", "-n", "default")
+    node.cluster.kubectl(
+        "delete", "services,endpointslices", "--all", "--ignore-not-found", "-n", "default"
+    )
 
 
 @pytest.mark.contract("10.2.1", "10.3.2", "10.3.5", "1.1.1", "1.1.2")
@@ -133,7 +157,9 @@ def test_packets_follow_what_kubectl_does(node: Node) -> None:
     node.cluster.kubectl("delete", "endpointslice", "web-ipv4")
     node.until(lambda: node.connect("10.96.10.1") == Refused())
     node.cluster.apply(service("np", "10.96.10.2", type="NodePort"), node.slice_of("np", "pod1-2"))
-    port = json.loads(node.cluster.kubectl("get", "service", "np", "-o", "json"))["spec"]["ports"][0]["nodePort"]
+    port = json.loads(node.cluster.kubectl("get", "service", "np", "-o", "json"))["spec"]["ports"][
+        0
+    ]["nodePort"]
     address = node.lab.nodes[0].addresses[V4]
     node.until(lambda: node.reached(address, port, where="client") == {"pod1-2"})
     node.cluster.kubectl("delete", "service", "np")
@@ -141,9 +167,15 @@ def test_packets_follow_what_kubectl_does(node: Node) -> None:
 
 
 def test_dual_stack(node: Node) -> None:
-    spec = {"clusterIPs": ["10.96.10.3", "fd00:10:96::a3"], "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"]}
+    spec = {
+        "clusterIPs": ["10.96.10.3", "fd00:10:96::a3"],
+        "ipFamilyPolicy": "RequireDualStack",
+        "ipFamilies": ["IPv4", "IPv6"],
+    }
     node.cluster.apply(
-        service("dual", "10.96.10.3", **spec), node.slice_of("dual", "pod1-2"), node.slice_of("dual", "pod2-2", family=V6)
+        service("dual", "10.96.10.3", **spec),
+        node.slice_of("dual", "pod1-2"),
+        node.slice_of("dual", "pod2-2", family=V6),
     )
     node.until(lambda: node.reached("10.96.10.3") == {"pod1-2"})
     node.until(lambda: node.reached("fd00:10:96::a3") == {"pod2-2"})
@@ -153,9 +185,13 @@ def test_dual_stack(node: Node) -> None:
 def test_a_label_takes_a_service_away_and_brings_it_back(node: Node) -> None:
     node.cluster.apply(service("labelled", "10.96.10.4"), node.slice_of("labelled", "pod1-2"))
     node.until(lambda: node.reached("10.96.10.4") == {"pod1-2"})
-    node.cluster.kubectl("label", "service", "labelled", "service.kubernetes.io/service-proxy-name=other")
+    node.cluster.kubectl(
+        "label", "service", "labelled", "service.kubernetes.io/service-proxy-name=other"
+    )
     node.until(lambda: node.reached("10.96.10.4") == set())
-    node.cluster.kubectl("label", "service", "labelled", "service.kubernetes.io/service-proxy-name-")
+    node.cluster.kubectl(
+        "label", "service", "labelled", "service.kubernetes.io/service-proxy-name-"
+    )
     node.until(lambda: node.reached("10.96.10.4") == {"pod1-2"})
 
 
@@ -183,7 +219,9 @@ def test_traffic_goes_on_without_the_api_server(node: Node, how: signal.Signals)
 def test_without_permission_traffic_goes_on(node: Node) -> None:
     node.cluster.apply(service("denied", "10.96.10.7"), node.slice_of("denied", "pod1-2"))
     node.until(lambda: node.reached("10.96.10.7") == {"pod1-2"})
-    binding = json.loads(node.cluster.kubectl("get", "clusterrolebinding", "system:node-proxier", "-o", "json"))
+    binding = json.loads(
+        node.cluster.kubectl("get", "clusterrolebinding", "system:node-proxier", "-o", "json")
+    )
     node.cluster.kubectl("delete", "clusterrolebinding", "system:node-proxier")
     node.stop(signal.SIGKILL)
     node.start()
@@ -198,8 +236,12 @@ def test_without_permission_traffic_goes_on(node: Node) -> None:
 @pytest.mark.contract("10.1.1")
 def test_the_starting_event_is_written(node: Node) -> None:
     def reasons() -> set[str]:
-        events = json.loads(node.cluster.kubectl("get", "events.events.k8s.io", "-n", "default", "-o", "json"))["items"]
-        return {event["reason"] for event in events if event.get("reportingController") == "kube-proxy"}
+        events = json.loads(
+            node.cluster.kubectl("get", "events.events.k8s.io", "-n", "default", "-o", "json")
+        )["items"]
+        return {
+            event["reason"] for event in events if event.get("reportingController") == "kube-proxy"
+        }
 
     node.until(lambda: "Starting" in reasons())
 
@@ -223,19 +265,29 @@ def test_the_api_server_accepts_the_manifests_of_deploy(node: Node) -> None:
         ("list", "servicecidrs"),
         ("patch", "events"),
     ):
-        said = node.cluster.kubectl("auth", "can-i", verb, resource, "--as=system:serviceaccount:kube-system:nftproxy")
+        said = node.cluster.kubectl(
+            "auth", "can-i", verb, resource, "--as=system:serviceaccount:kube-system:nftproxy"
+        )
         assert said.strip() == "yes", f"{verb} {resource}"
     node.cluster.kubectl("delete", "-f", "-", documents=documents)
 
 
 def test_restart_with_nothing_changed_writes_nothing(node: Node) -> None:
-    node.cluster.apply(service("same", "10.96.10.8", sessionAffinity="ClientIP"), node.slice_of("same", "pod1-2", "pod2-1"))
+    node.cluster.apply(
+        service("same", "10.96.10.8", sessionAffinity="ClientIP"),
+        node.slice_of("same", "pod1-2", "pod2-1"),
+    )
     node.until(lambda: node.reached("10.96.10.8") != set())
     kept = node.reached("10.96.10.8")
     assert len(kept) == 1
     assert node.stop() == 0
     before = len(node.log.read_text())
     node.start()
-    node.until(lambda: "IPv6: in step" in node.log.read_text()[before:] and "IPv4: in step" in node.log.read_text()[before:])
+    node.until(
+        lambda: (
+            "IPv6: in step" in node.log.read_text()[before:]
+            and "IPv4: in step" in node.log.read_text()[before:]
+        )
+    )
     assert node.log.read_text()[before:].count(" 0 elements written in 0 transactions") == 2
     assert node.reached("10.96.10.8") == kept

@@ -42,7 +42,11 @@ def endpoint_slice(name: str, of: str, *addresses: str) -> Document:
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": of}},
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": of},
+        },
         "addressType": "IPv6" if ":" in addresses[0] else "IPv4",
         "endpoints": [{"addresses": [each], "conditions": {"ready": True}} for each in addresses],
         "ports": [{"port": 8080}],
@@ -74,15 +78,19 @@ class Counter:
 
 
 class Running:
-    """A source at work as system:kube-proxy, with just the permissions of contract 10.2."""
+    """A source at work as system:kube-proxy, with the permissions of system:node-proxier alone (contract 10.2)."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.store = Store(list(Family))
         self.condition = threading.Condition()
         self.counter = Counter(self.condition)
         with cluster.entered():
-            connection = connect(str(cluster.kubeconfig("system:kube-proxy")), "", observer=self.counter)
-            self.source = KubeSource(connection, self.store, "node1", changed=self._notify, node_changed=self._notify)
+            connection = connect(
+                str(cluster.kubeconfig("system:kube-proxy")), "", observer=self.counter
+            )
+            self.source = KubeSource(
+                connection, self.store, "node1", changed=self._notify, node_changed=self._notify
+            )
             self.source.start()
 
     def names(self) -> set[str]:
@@ -90,7 +98,9 @@ class Running:
 
     def until(self, what: Callable[[], object]) -> None:
         with self.condition:
-            assert self.condition.wait_for(what, TIMEOUT), f"waited in vain; known are {sorted(self.names())}"
+            assert self.condition.wait_for(what, TIMEOUT), (
+                f"waited in vain; known are {sorted(self.names())}"
+            )
 
     def _notify(self, _: Node | None = None) -> None:
         with self.condition:
@@ -107,7 +117,9 @@ def running(cluster: Cluster) -> Iterator[Running]:
     finally:
         running.source.stop()
     assert [each.name for each in threading.enumerate() if each.name.startswith("watch-")] == []
-    cluster.kubectl("delete", "services", "-l", "!provider")  # the server brings back the Service of its own
+    cluster.kubectl(
+        "delete", "services", "-l", "!provider"
+    )  # the server brings back the Service of its own
     cluster.kubectl("delete", "endpointslices", "--all")
 
 
@@ -177,7 +189,12 @@ def test_the_server_freezes(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -
         with logged(condition=running.condition) as lines:
             cluster.pause_apiserver()
             running.counter.restarted.clear()
-            running.until(lambda: {"services", "endpointslices", "nodes", "servicecidrs"} <= running.counter.restarted)
+            running.until(
+                lambda: (
+                    {"services", "endpointslices", "nodes", "servicecidrs"}
+                    <= running.counter.restarted
+                )
+            )
             running.until(lambda: any("services: nothing is heard" in line for line in lines))
             assert "before" in running.names()
             cluster.resume_apiserver()
@@ -192,10 +209,14 @@ def test_the_server_freezes(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -
 def test_a_permission_is_revoked(cluster: Cluster, running: Running) -> None:
     cluster.apply(service("before"))
     running.until(lambda: "before" in running.names())
-    binding = json.loads(cluster.kubectl("get", "clusterrolebinding", "system:node-proxier", "-o", "json"))
+    binding = json.loads(
+        cluster.kubectl("get", "clusterrolebinding", "system:node-proxier", "-o", "json")
+    )
     binding["metadata"] = {"name": "system:node-proxier"}
     cluster.kubectl("delete", "clusterrolebinding", "system:node-proxier")
-    while cluster.kubectl("auth", "can-i", "list", "services", "--as", "system:kube-proxy", check=False).startswith("yes"):
+    while cluster.kubectl(
+        "auth", "can-i", "list", "services", "--as", "system:kube-proxy", check=False
+    ).startswith("yes"):
         pass  # the server needs a moment to know it
     standing = running.source._reflectors[1]._answer
     assert standing
@@ -207,7 +228,9 @@ def test_a_permission_is_revoked(cluster: Cluster, running: Running) -> None:
     running.until(lambda: "meanwhile" in running.names())
 
 
-def test_the_server_offers_streaming_lists_and_bookmarks(cluster: Cluster, running: Running) -> None:
+def test_the_server_offers_streaming_lists_and_bookmarks(
+    cluster: Cluster, running: Running
+) -> None:
     """What the short watches of quiet resources rest on: if there is news, the server sends a bookmark before it ends a watch."""
     nodes, services, *_ = running.source._reflectors
     assert services._state.streaming
@@ -219,8 +242,12 @@ def test_the_server_offers_streaming_lists_and_bookmarks(cluster: Cluster, runni
             "timeoutSeconds": "5",
             "resourceVersion": str(nodes._state.version),
         }
-        with connection.get(nodes.resource.path, {**nodes.resource.selectors, **query}, silence=10) as answer:
+        with connection.get(
+            nodes.resource.path, {**nodes.resource.selectors, **query}, silence=10
+        ) as answer:
             cluster.apply(NODE | {"metadata": {"name": "another"}})
-            received = [wire.Decoder(Node).event(line) for line in b"".join(answer.chunks()).splitlines()]
+            received = [
+                wire.Decoder(Node).event(line) for line in b"".join(answer.chunks()).splitlines()
+            ]
         connection.close()
     assert {type(each) for each in received} == {wire.Bookmark}

@@ -59,7 +59,13 @@ def plugin(folder: Path) -> str:
         ({"token": "inline"}, "Bearer inline"),
         ({"tokenFile": "FOLDER/token"}, "Bearer from-file"),
         (
-            {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "FOLDER/plugin", "interactiveMode": "Never"}},
+            {
+                "exec": {
+                    "apiVersion": "client.authentication.k8s.io/v1",
+                    "command": "FOLDER/plugin",
+                    "interactiveMode": "Never",
+                }
+            },
             "Bearer 1",
         ),
         ({"username": "a", "password": "b"}, "Basic " + base64.b64encode(b"a:b").decode()),
@@ -67,10 +73,14 @@ def plugin(folder: Path) -> str:
     ],
     ids=["token", "tokenFile", "exec", "basic", "anonymous"],
 )
-def test_kubeconfig(server: FakeApiServer, tmp_path: Path, user: dict[str, Any], expected: str) -> None:
+def test_kubeconfig(
+    server: FakeApiServer, tmp_path: Path, user: dict[str, Any], expected: str
+) -> None:
     (tmp_path / "token").write_text("from-file\n")
     plugin(tmp_path)
-    path = kubeconfig(tmp_path, server.url, **json.loads(json.dumps(user).replace("FOLDER", str(tmp_path))))
+    path = kubeconfig(
+        tmp_path, server.url, **json.loads(json.dumps(user).replace("FOLDER", str(tmp_path)))
+    )
     before = Path(path).read_bytes()
     connection = connect(path, "")
     assert ask(connection) == 200
@@ -82,7 +92,9 @@ def test_kubeconfig(server: FakeApiServer, tmp_path: Path, user: dict[str, Any],
 @pytest.mark.contract("8.5.1")
 @pytest.mark.parametrize("scheme", ["http://", ""])
 @pytest.mark.parametrize("with_file", [True, False], ids=["kubeconfig", "alone"])
-def test_master_replaces_the_server(server: FakeApiServer, tmp_path: Path, scheme: str, with_file: bool) -> None:  # noqa: FBT001
+def test_master_replaces_the_server(
+    server: FakeApiServer, tmp_path: Path, scheme: str, with_file: bool
+) -> None:
     path = kubeconfig(tmp_path, "http://192.0.2.1:1", token="t") if with_file else ""  # noqa: S106
     connection = connect(path, f"{scheme}127.0.0.1:{server.port}/")
     assert ask(connection) == 200
@@ -100,7 +112,9 @@ def test_in_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token.write_text("service-account")
     with FakeApiServer(tls=tls) as server:
         monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
-        monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(authority.own.certificate))
+        monkeypatch.setattr(
+            incluster_config, "SERVICE_CERT_FILENAME", str(authority.own.certificate)
+        )
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
         connection = connect("", "")
@@ -132,7 +146,16 @@ def test_in_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "7",
         '{"current-context": "x", "contexts": 5, "clusters": [], "users": []}',
     ],
-    ids=["missing", "empty", "no_yaml", "no_context", "context_unknown", "list", "number", "nonsense"],
+    ids=[
+        "missing",
+        "empty",
+        "no_yaml",
+        "no_context",
+        "context_unknown",
+        "list",
+        "number",
+        "nonsense",
+    ],
 )
 def test_unusable_kubeconfig(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "config"
@@ -175,7 +198,9 @@ def test_rotated_token_file_is_read_within_a_minute(server: FakeApiServer, tmp_p
 
 
 @pytest.mark.parametrize("trouble", ["kubeconfig", "token"])
-def test_what_cannot_be_read_any_more_stays_in_use(server: FakeApiServer, tmp_path: Path, trouble: str) -> None:
+def test_what_cannot_be_read_any_more_stays_in_use(
+    server: FakeApiServer, tmp_path: Path, trouble: str
+) -> None:
     token = tmp_path / "token"
     token.write_text("first")
     path = kubeconfig(tmp_path, server.url, tokenFile=str(token))
@@ -191,7 +216,11 @@ def test_what_cannot_be_read_any_more_stays_in_use(server: FakeApiServer, tmp_pa
 
 
 def test_exec_plugin_is_asked_again_after_a_refusal(server: FakeApiServer, tmp_path: Path) -> None:
-    user = {"apiVersion": "client.authentication.k8s.io/v1", "command": plugin(tmp_path), "interactiveMode": "Never"}
+    user = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": plugin(tmp_path),
+        "interactiveMode": "Never",
+    }
     connection = connect(kubeconfig(tmp_path, server.url, exec=user), "")
     ask(connection)
     connection.renew()
@@ -238,7 +267,12 @@ def test_a_dead_peer_is_noticed_within_30_seconds(server: FakeApiServer) -> None
         of = answer._response._connection.sock  # type: ignore[attr-defined]
         idle, interval, count, patience = (
             of.getsockopt(socket.IPPROTO_TCP, option)
-            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+            for option in (
+                socket.TCP_KEEPIDLE,
+                socket.TCP_KEEPINTVL,
+                socket.TCP_KEEPCNT,
+                socket.TCP_USER_TIMEOUT,
+            )
         )
         assert of.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert idle + interval * count <= 30

@@ -24,7 +24,10 @@ RECORDING_OF_A_MANAGED_FIELD = {
     "apiVersion": "v1",
     "time": "2026-11-23T02:49:00Z",
     "fieldsType": "FieldsV1",
-    "fieldsV1": {"f:metadata": {"f:labels": {".": {}, "f:app": {}}}, "f:spec": {"f:ports": {".": {}, "f:selector": {}}}},
+    "fieldsV1": {
+        "f:metadata": {"f:labels": {".": {}, "f:app": {}}},
+        "f:spec": {"f:ports": {".": {}, "f:selector": {}}},
+    },
 }
 
 
@@ -49,7 +52,10 @@ def service(number: int) -> Document:
             "clusterIP": ip,
             "clusterIPs": [ip],
             "ipFamilies": ["IPv4"],
-            "ports": [{"name": name, "port": port, "protocol": "TCP"} for name, port in (("http", 80), ("metrics", 9090))],
+            "ports": [
+                {"name": name, "port": port, "protocol": "TCP"}
+                for name, port in (("http", 80), ("metrics", 9090))
+            ],
             "sessionAffinity": "None",
             "internalTrafficPolicy": "Cluster",
         },
@@ -72,12 +78,15 @@ def endpoint_slice(number: int) -> Document:
         "metadata": metadata(f"{name}-abcde", **{"kubernetes.io/service-name": name}),
         "addressType": "IPv4",
         "endpoints": endpoints,
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "metrics", "port": 9090, "protocol": "TCP"}],
+        "ports": [
+            {"name": "http", "port": 8080, "protocol": "TCP"},
+            {"name": "metrics", "port": 9090, "protocol": "TCP"},
+        ],
     }
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["pages", "streaming_list"])
-def test_work_and_memory(streams: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+def test_work_and_memory(streams: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> Any:
         raise AssertionError("the slow path is for objects that are broken")
 
@@ -87,7 +96,9 @@ def test_work_and_memory(streams: bool, monkeypatch: pytest.MonkeyPatch) -> None
     with FakeApiServer(streams_lists=streams) as server:
         for number in range(COUNT):
             server.collections["services"].objects["default", f"service-{number}"] = service(number)
-            server.collections["endpointslices"].objects["default", f"service-{number}-abcde"] = endpoint_slice(number)
+            server.collections["endpointslices"].objects["default", f"service-{number}-abcde"] = (
+                endpoint_slice(number)
+            )
         store, time = Store(list(Family)), Time(server.condition)
 
         def changed() -> None:
@@ -95,7 +106,9 @@ def test_work_and_memory(streams: bool, monkeypatch: pytest.MonkeyPatch) -> None
                 changes.append(1)
                 server.condition.notify_all()
 
-        source = KubeSource(connect("", server.url), store, "node1", changed=changed, environment=time.environment)
+        source = KubeSource(
+            connect("", server.url), store, "node1", changed=changed, environment=time.environment
+        )
         filters = [
             tracemalloc.Filter(inclusive=True, filename_pattern=f"*/nftproxy/{each}.py")
             for each in ("wire", "store", "reflector")
@@ -106,7 +119,9 @@ def test_work_and_memory(streams: bool, monkeypatch: pytest.MonkeyPatch) -> None
             with server.condition:
                 assert server.condition.wait_for(lambda: store.complete, TIMEOUT)
             source.stop()
-            taken = sum(each.size for each in tracemalloc.take_snapshot().filter_traces(filters).traces)
+            taken = sum(
+                each.size for each in tracemalloc.take_snapshot().filter_traces(filters).traces
+            )
         finally:
             tracemalloc.stop()
             source.stop()

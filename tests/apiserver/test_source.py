@@ -15,7 +15,14 @@ from nftproxy.model import Node
 from nftproxy.sources.apiserver import connect
 from nftproxy.sources.kubesource import KubeSource
 from nftproxy.sync.table import Table
-from tests.support.fake_apiserver import TIMEOUT, Document, Exchange, FakeApiServer, recorded, refused
+from tests.support.fake_apiserver import (
+    TIMEOUT,
+    Document,
+    Exchange,
+    FakeApiServer,
+    recorded,
+    refused,
+)
 from tests.support.mirror import Synced, Time, contents, logged, same
 from tests.support.tables import bare_table
 
@@ -107,9 +114,12 @@ def running(server: FakeApiServer) -> Iterator[Running]:
 
 @pytest.mark.contract("1.1.1", "1.1.2", "1.1.3", "1.1.4", "1.1.8")
 def test_what_is_asked_for(server: FakeApiServer, running: Running) -> None:
-    running.until(lambda: len({each.resource for each in server.requests}) == 4 and running.store.complete)
+    running.until(
+        lambda: len({each.resource for each in server.requests}) == 4 and running.store.complete
+    )
     asked = {
-        each.resource: {key: value for key, value in each.query.items() if key.endswith("Selector")} for each in server.requests
+        each.resource: {key: value for key, value in each.query.items() if key.endswith("Selector")}
+        for each in server.requests
     }
     assert asked == {
         "services": {
@@ -176,11 +186,19 @@ class TestWaitForNode:
         server.put("nodes", node())
         with working(server) as running:
             running.until(lambda: running.store.complete)
-            assert (found := running.source.wait_for_node(0, lambda node: bool(node.spec.pod_cidrs)))
+            assert (
+                found := running.source.wait_for_node(0, lambda node: bool(node.spec.pod_cidrs))
+            )
             assert found.spec.pod_cidrs is None, "the last seen, although it is not usable"
-            changing = threading.Thread(target=server.put, args=("nodes", node(podCIDRs=["10.244.1.0/24"])))
+            changing = threading.Thread(
+                target=server.put, args=("nodes", node(podCIDRs=["10.244.1.0/24"]))
+            )
             changing.start()
-            assert (found := running.source.wait_for_node(TIMEOUT, lambda node: bool(node.spec.pod_cidrs)))
+            assert (
+                found := running.source.wait_for_node(
+                    TIMEOUT, lambda node: bool(node.spec.pod_cidrs)
+                )
+            )
             assert found.spec.pod_cidrs == ("10.244.1.0/24",)
             changing.join()
 
@@ -210,7 +228,9 @@ def test_node_changes_are_told_once(server: FakeApiServer, running: Running) -> 
     changes = running.changes
     server.put("nodes", node(podCIDRs=["10.244.1.0/24"]))
     server.put("nodes", node(podCIDRs=["10.244.1.0/24"]) | {"status": {"phase": "of the moon"}})
-    server.put("nodes", {"metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": "a"}}})
+    server.put(
+        "nodes", {"metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": "a"}}}
+    )
     running.until(lambda: running.store._zone == "a")
     assert [each.spec.pod_cidrs for each in running.nodes[1:]] == [("10.244.1.0/24",), None]
     running.until(lambda: running.changes > changes)
@@ -233,14 +253,17 @@ def test_stop_is_prompt(server: FakeApiServer, moment: str) -> None:
 
 
 def test_an_unchanged_list_changes_nothing(server: FakeApiServer, running: Running) -> None:
-    """Contract 1.1.9: what is listed again as it was leaves no service to look at."""
+    """An object that is listed again unchanged makes no Service dirty (contract 1.1.9)."""
     running.until(lambda: running.changes)
     before = len(running.synced.reports)
     for resource in ("services", "endpointslices"):
         server.expect(resource, refused(410), verb="watch")
         server.end_watches(resource)
     running.until(
-        lambda: all(len([e for e in server.asked(each) if e.streaming]) == 2 for each in ("services", "endpointslices"))
+        lambda: all(
+            len([e for e in server.asked(each) if e.streaming]) == 2
+            for each in ("services", "endpointslices")
+        )
     )
     server.delete("services", "web", "demo")
     running.until(lambda: not any(str(key) == "demo/web" for key in contents(running.store)))

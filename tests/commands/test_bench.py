@@ -30,11 +30,17 @@ from nftproxy.lab import build, namespace
 from tests.support.process import NFTPROXY, PATIENCE
 
 _numbers = itertools.count()
-ASKED = {Measure.FIRST_SYNC_ASKED, Measure.UPDATE_ASKED, Measure.RESTART_ASKED}  # a real kube-proxy has them
+ASKED = {
+    Measure.FIRST_SYNC_ASKED,
+    Measure.UPDATE_ASKED,
+    Measure.RESTART_ASKED,
+}  # a real kube-proxy has them
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def samples(mode: str, measure: Measure, *values: float, size: int = 100, place: str = "") -> list[Sample]:
+def samples(
+    mode: str, measure: Measure, *values: float, size: int = 100, place: str = ""
+) -> list[Sample]:
     return [Sample(size, 1, mode, measure, place, value) for value in values]
 
 
@@ -52,7 +58,9 @@ ORDER = ["none", "nftproxy", "iptables-legacy", "ipvs"]
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=50))
 def test_percentiles_are_those_of_the_standard_library(readings: list[float]) -> None:
     expected = standard.quantiles(readings, n=100, method="inclusive")
-    assert [percentile(sorted(readings), percent) for percent in range(1, 100)] == pytest.approx(expected)
+    assert [percentile(sorted(readings), percent) for percent in range(1, 100)] == pytest.approx(
+        expected
+    )
 
 
 def test_percentiles_of_a_single_reading_are_that() -> None:
@@ -112,14 +120,24 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_charts(tmp_path: Path) -> None:
-    assert charts.draw(Figures(SOME, ORDER), tmp_path) == ["latency.svg", "latency.png", "syncs.svg", "syncs.png"]
-    assert all((tmp_path / f"{name}.png").read_bytes().startswith(PNG) for name in ("latency", "syncs"))
+    assert charts.draw(Figures(SOME, ORDER), tmp_path) == [
+        "latency.svg",
+        "latency.png",
+        "syncs.svg",
+        "syncs.png",
+    ]
+    assert all(
+        (tmp_path / f"{name}.png").read_bytes().startswith(PNG) for name in ("latency", "syncs")
+    )
     assert all("</svg>" in (tmp_path / f"{name}.svg").read_text() for name in ("latency", "syncs"))
 
 
 def test_charts_of_what_there_is(tmp_path: Path) -> None:
     assert charts.draw(Figures([], ORDER), tmp_path) == []
-    assert charts.draw(Figures(samples("nftproxy", Measure.UPDATE, 1e-3), ORDER), tmp_path) == ["syncs.svg", "syncs.png"]
+    assert charts.draw(Figures(samples("nftproxy", Measure.UPDATE, 1e-3), ORDER), tmp_path) == [
+        "syncs.svg",
+        "syncs.png",
+    ]
 
 
 def test_no_charts_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +154,11 @@ def test_services_that_are_measured_are_none_for_something_else(size: int) -> No
     assert len({*places, offer.iperf, offer.datagrams}) == 5
     assert places == sorted(places)
     assert not {offer.iperf, offer.datagrams} & set(offer.spread(64))
-    protocols = [port.protocol.nft for number in range(size) for port in offer.load(number).service.spec.ports or ()]
+    protocols = [
+        port.protocol.nft
+        for number in range(size)
+        for port in offer.load(number).service.spec.ports or ()
+    ]
     assert protocols == ["tcp"] * (size - 1) + ["udp"]
     assert offer.target(offer.iperf, proxied=False).port == IPERF_PORT
 
@@ -161,7 +183,9 @@ def traffic() -> Iterator[Traffic]:
         yield traffic
 
 
-def test_what_takes_microseconds_is_measured_on_one_processor(traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_microseconds_is_measured_on_one_processor(
+    traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     processes = traffic._process.pid, traffic._bed.endpoints
 
     def where() -> list[tuple[set[int], int]]:
@@ -173,7 +197,11 @@ def test_what_takes_microseconds_is_measured_on_one_processor(traffic: Traffic, 
 
     ask, seen, before = Traffic._ask, list[object](), where()
     monkeypatch.setattr(Traffic, "_ask", look)
-    assert all(value > 0 for readings in (traffic.connections(3), traffic.datagrams(3)) for _, _, value in readings)
+    assert all(
+        value > 0
+        for readings in (traffic.connections(3), traffic.datagrams(3))
+        for _, _, value in readings
+    )
     last = {max(os.sched_getaffinity(0))}
     assert seen == [[(last, os.SCHED_OTHER), (last, os.SCHED_BATCH)]] * 2
     assert where() == before
@@ -189,7 +217,9 @@ def test_throughput(traffic: Traffic, monkeypatch: pytest.MonkeyPatch, program: 
 
 
 def test_iperf3_says_what_is_wrong(traffic: Traffic) -> None:
-    with pytest.raises(NftproxyError, match=r"iperf3 through 10\.128\.0\.0:1 failed: .*Connection refused"):
+    with pytest.raises(
+        NftproxyError, match=r"iperf3 through 10\.128\.0\.0:1 failed: .*Connection refused"
+    ):
         traffic._iperf_client(Target("10.128.0.0", 1), 1.0)
 
 
@@ -199,7 +229,9 @@ def bench(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     mark = f"test-{os.getpid()}-{next(_numbers)}"
     argv = [*NFTPROXY, "bench", *map(str, arguments)]
     environment = {**os.environ, "NFTPROXY_MARK": mark}
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     try:
         yield process
         assert process.poll() is not None
@@ -222,15 +254,25 @@ def marked(mark: str) -> list[int]:
 
 
 def test_a_run(tmp_path: Path) -> None:
-    with bench("--quick", "--services", "20", "--modes", "none,nftproxy", "--output", tmp_path / "out") as process:
+    with bench(
+        "--quick", "--services", "20", "--modes", "none,nftproxy", "--output", tmp_path / "out"
+    ) as process:
         output, complaints = process.communicate(timeout=60)
     assert (process.returncode, complaints) == (0, "")
     lines = output.splitlines()
     assert lines[0].split() == ["20", "services", "none", "nftproxy"]
-    assert lines[-1] == f"{tmp_path}/out: samples.csv, machine.csv, latency.svg, latency.png, syncs.svg, syncs.png"
+    assert (
+        lines[-1]
+        == f"{tmp_path}/out: samples.csv, machine.csv, latency.svg, latency.png, syncs.svg, syncs.png"
+    )
     rows = read(tmp_path / "out/samples.csv")
-    assert {row["measure"] for row in rows if row["mode"] == "nftproxy"} == set(Measure) - {Measure.PROGRAMS, *ASKED}
-    assert {row["measure"] for row in rows if row["mode"] == "none"} == {each for each in Measure if each.of_packets}
+    assert {row["measure"] for row in rows if row["mode"] == "nftproxy"} == set(Measure) - {
+        Measure.PROGRAMS,
+        *ASKED,
+    }
+    assert {row["measure"] for row in rows if row["mode"] == "none"} == {
+        each for each in Measure if each.of_packets
+    }
     assert {row["place"] for row in rows if row["measure"] == "connection"} == set(Place)
     assert all(float(row["value"]) > 0 for row in rows if row["measure"] != "kernel memory")
     machine = {row["property"]: row["value"] for row in read(tmp_path / "out/machine.csv")}
@@ -247,7 +289,9 @@ def test_a_run(tmp_path: Path) -> None:
 )
 def test_ended_early(tmp_path: Path, number: signal.Signals, first: str) -> None:
     """When the second mode is being set up."""
-    with bench("--quick", "--services", "20", "--modes", f"{first},iptables", "--output", tmp_path) as process:
+    with bench(
+        "--quick", "--services", "20", "--modes", f"{first},iptables", "--output", tmp_path
+    ) as process:
         deadline = time.monotonic() + PATIENCE
         while not namespace.processes(namespace.names(f"bench-{process.pid}-3")):
             assert time.monotonic() < deadline
@@ -265,7 +309,11 @@ def test_ended_early(tmp_path: Path, number: signal.Signals, first: str) -> None
     [
         pytest.param(["--services", "2"], "'2' is not a number from 5", id="too few"),
         pytest.param(["--services", "100,many"], "'many' is not a number", id="no number"),
-        pytest.param(["--services", "1000", "--endpoints", "0"], "too many to have addresses", id="no endpoints"),
+        pytest.param(
+            ["--services", "1000", "--endpoints", "0"],
+            "too many to have addresses",
+            id="no endpoints",
+        ),
         pytest.param(["--modes", "nftproxy,magic"], "there is no mode 'magic'", id="no such mode"),
     ],
 )

@@ -46,10 +46,19 @@ class Node:
         """A service with pods as its endpoints."""
         known = {pod.name: pod for pod in self.lab.pods}
         found = [endpoint(known[name].addresses[IPV4], known[name].node) for name in pods]
-        return Load(item, (endpoint_slice(item.metadata.name, found, protocol=protocol, port=port),))
+        return Load(
+            item, (endpoint_slice(item.metadata.name, found, protocol=protocol, port=port),)
+        )
 
     def answers(
-        self, where: str, address: str, port: int, protocol: str = "TCP", *, until: Iterable[str] = (), times: int = 1
+        self,
+        where: str,
+        address: str,
+        port: int,
+        protocol: str = "TCP",
+        *,
+        until: Iterable[str] = (),
+        times: int = 1,
     ) -> list[Answer]:
         """So many answers, or until all of some pods have answered."""
         wanted, found = set(until), []
@@ -65,7 +74,10 @@ class Node:
 
     def sources(self, answers: list[Answer]) -> set[str]:
         """Whom the endpoints saw, with `node` for any address of the node and `client` for whoever connected."""
-        return {"node" if a.source in self.addresses else "client" if a.source == a.client else a.source for a in answers}
+        return {
+            "node" if a.source in self.addresses else "client" if a.source == a.client else a.source
+            for a in answers
+        }
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +94,15 @@ def node(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Node]:
     if reason := mode.unavailable():
         assert mode.name == "ipvs", reason
         assert not Path("/proc/net/ip_vs").exists(), reason
-        pytest.skip(reason)  # this kernel has no ip_vs; those of Debian have it: see tests.tools.versions.kernels
+        pytest.skip(
+            reason
+        )  # this kernel has no ip_vs; those of Debian have it: see tests.tools.versions.kernels
     node = Node(lab, mode)
     try:
         # Two services, so that the second is found although it is not the first.
-        mode.start([node.load(service("first", "10.96.0.9"), "pod2-2"), web(node, "pod1-1", "pod2-1")])
+        mode.start(
+            [node.load(service("first", "10.96.0.9"), "pod2-2"), web(node, "pod1-1", "pod2-1")]
+        )
         yield node
     finally:
         processes = mode.processes()
@@ -104,8 +120,13 @@ def leftovers(lab: Lab) -> str:
     """What a mode that was stopped left in node1; empty built-in chains stay with iptables."""
     commands = ("nft list tables", "iptables-legacy-save", "iptables-nft-save", "ip -o link")
     with enter(lab.nodes[0].namespace):
-        said = [subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout for command in commands]
-    return "\n".join(line for line in "".join(said).splitlines() if "kube" in line.lower() or "nftproxy" in line)
+        said = [
+            subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout
+            for command in commands
+        ]
+    return "\n".join(
+        line for line in "".join(said).splitlines() if "kube" in line.lower() or "nftproxy" in line
+    )
 
 
 def web(node: Node, *pods: str) -> Load:
@@ -143,7 +164,9 @@ def test_a_large_cluster_is_not_tidied_by_an_update(lab: Lab) -> None:
 
 def own_chains(lab: Lab) -> int:
     with enter(lab.nodes[0].namespace):
-        saved = subprocess.run(["iptables-legacy-save", "-t", "nat"], capture_output=True, text=True, check=True).stdout
+        saved = subprocess.run(
+            ["iptables-legacy-save", "-t", "nat"], capture_output=True, text=True, check=True
+        ).stdout
     return sum(line.startswith((":KUBE-SVC-", ":KUBE-SEP-")) for line in saved.splitlines())
 
 
@@ -158,7 +181,9 @@ def own_chains(lab: Lab) -> int:
         pytest.param("node1", "192.168.50.11", 30080, "node", id="node-NodePort"),
     ],
 )
-def test_both_endpoints_answer_and_see(node: Node, where: str, address: str, port: int, source: str) -> None:
+def test_both_endpoints_answer_and_see(
+    node: Node, where: str, address: str, port: int, source: str
+) -> None:
     answers = node.answers(where, address, port, until=("pod1-1", "pod2-1"))
     assert {a.name for a in answers} == {"pod1-1", "pod2-1"}
     assert node.sources(answers) == {elsewhere(node, source)}
@@ -170,7 +195,9 @@ def test_a_pod_reaches_itself(node: Node) -> None:
 
 
 def test_datagrams(node: Node) -> None:
-    dns = node.load(service("dns", "10.96.0.53", 53, protocol="UDP"), "pod1-1", "pod2-1", protocol="UDP")
+    dns = node.load(
+        service("dns", "10.96.0.53", 53, protocol="UDP"), "pod1-1", "pod2-1", protocol="UDP"
+    )
     node.mode.update(put=[dns])
     answers = node.answers("pod1-2", "10.96.0.53", 53, "UDP", until=("pod1-1", "pod2-1"))
     assert node.sources(answers) == {elsewhere(node, "client")}
@@ -193,13 +220,20 @@ def test_a_service_comes_and_goes(node: Node) -> None:
         node.answers("pod1-2", "10.96.0.11", 80)
         node.answers("client", "192.168.50.11", 30081)
         node.mode.update(deleted=[new])
-        for where, address, port in (("pod1-2", "10.96.0.11", 80), ("client", "192.168.50.11", 30081)):
-            assert not isinstance(node.lab.connect(where, address, port, timeout=0.3 * SLOW), Answer)
+        for where, address, port in (
+            ("pod1-2", "10.96.0.11", 80),
+            ("client", "192.168.50.11", 30081),
+        ):
+            assert not isinstance(
+                node.lab.connect(where, address, port, timeout=0.3 * SLOW), Answer
+            )
     node.answers("pod1-2", "10.96.0.10", 80)
 
 
 def test_local(node: Node) -> None:
-    item = service("local", "10.96.0.12", node_port=30082, vips=[VIP], externalTrafficPolicy="Local")
+    item = service(
+        "local", "10.96.0.12", node_port=30082, vips=[VIP], externalTrafficPolicy="Local"
+    )
     balanced = node.load(item, "pod1-1", "pod2-1")
     node.mode.update(put=[balanced])
     if node.mode.name == "userspace":
@@ -214,13 +248,18 @@ def test_local(node: Node) -> None:
 
 
 def test_affinity(node: Node) -> None:
-    sticky = node.load(service("sticky", "10.96.0.13", sessionAffinity="ClientIP"), "pod1-1", "pod2-1", "pod2-2")
+    sticky = node.load(
+        service("sticky", "10.96.0.13", sessionAffinity="ClientIP"), "pod1-1", "pod2-1", "pod2-2"
+    )
     node.mode.update(put=[sticky])
     assert len({a.name for a in node.answers("pod1-2", "10.96.0.13", 80, times=16)}) == 1
     node.mode.update(deleted=[sticky])
 
 
-NOBODY: dict[str, type | tuple[type, ...]] = {"userspace": Unreachable, "ipvs": (Refused, Silent, Unreachable)}
+NOBODY: dict[str, type | tuple[type, ...]] = {
+    "userspace": Unreachable,
+    "ipvs": (Refused, Silent, Unreachable),
+}
 """What a client sees where nobody answers, in modes that do not refuse: the forwarder has accepted, and resets."""
 
 
@@ -246,7 +285,9 @@ def test_restart(node: Node) -> None:
     node.mode.update(put=[web(node, "pod1-1", "pod2-1")])
 
 
-STICKY = service("web", vips=[VIP], node_port=30080, externalTrafficPolicy="Local", sessionAffinity="ClientIP")
+STICKY = service(
+    "web", vips=[VIP], node_port=30080, externalTrafficPolicy="Local", sessionAffinity="ClientIP"
+)
 NAMES = {
     "CDGGSHYLG3RE2FKL": "WEB",
     "UIQK3OSOSTRHRPBX": "ONE",
@@ -328,9 +369,17 @@ def test_layout(layout: str) -> None:
         lines = [*rules.filter, *rules.dispatch, *chain.from_iterable(rules.chains.values())]
     else:
         nft = nft_rules.render(ports, "10.244.0.0/16")
-        lines = [*(element.added for element in nft.elements), *chain.from_iterable(nft.chains.values())]
+        lines = [
+            *(element.added for element in nft.elements),
+            *chain.from_iterable(nft.chains.values()),
+        ]
     text = "".join(f"{line}\n" for line in lines)
-    for name, short in {**NAMES, "add rule ip kube-proxy ": "", "ip kube-proxy ": "", "-m comment --comment ": ""}.items():
+    for name, short in {
+        **NAMES,
+        "add rule ip kube-proxy ": "",
+        "ip kube-proxy ": "",
+        "-m comment --comment ": "",
+    }.items():
         text = text.replace(name, short)
     assert text == LAYOUTS[layout]
 
@@ -348,7 +397,10 @@ COMMANDS = {  # programs that one changed endpoint costs; a mode without program
     "nftproxy-netlink": {0},
     "iptables-legacy": {2},  # save, restore
     "iptables-nft": {2},
-    "kube-proxy-nftables": {2, 3},  # list, transaction; before them what fell out of use a second ago
+    "kube-proxy-nftables": {
+        2,
+        3,
+    },  # list, transaction; before them what fell out of use a second ago
     "ipvs": {3},  # list, servers, rules
     "userspace": {1},
 }

@@ -23,7 +23,9 @@ from nftproxy.lab.namespace import enter
 from tests.commands.test_bench import bench, read
 from tests.support.process import PATIENCE
 
-OFFER = Offer(10, mix=Mix.MIXED)  # ClusterIP, LoadBalancer with policy Local and NodePort, ClientIP affinity, UDP
+OFFER = Offer(
+    10, mix=Mix.MIXED
+)  # ClusterIP, LoadBalancer with policy Local and NodePort, ClientIP affinity, UDP
 KUBE_PROXY = Path(os.environ.get("KUBEBUILDER_ASSETS", "/nonexistent"), "kube-proxy")
 needs_kube_proxy = pytest.mark.skipif(
     not all(KUBE_PROXY.with_name(each).is_file() for each in ("kube-proxy", *PROGRAMS)),
@@ -70,15 +72,23 @@ NOT_RENDERED = (
     "10.96.0.1",
     "health check node port",
 )  # the API server's own service; what modes.iptables names
-NO_RULE = re.compile(r"elements = \{|[{}]|\[\d+:\d+\]|^#.*| -m nfacct --nfacct-name +\w+", re.MULTILINE)
+NO_RULE = re.compile(
+    r"elements = \{|[{}]|\[\d+:\d+\]|^#.*| -m nfacct --nfacct-name +\w+", re.MULTILINE
+)
 
 
 def rules(bed: Bed, name: str) -> Counter[str]:
     """What is in the kernel, in any order: the original has its services in none. Without the counters of nfacct, which are left out."""
     with enter(bed.node):
-        listed = subprocess.run(LISTED[name].command.split(), capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            LISTED[name].command.split(), capture_output=True, text=True, check=True
+        ).stdout
     pieces = [piece.strip() for piece in NO_RULE.sub("", listed).replace(",", "\n").splitlines()]
-    return Counter(piece for piece in pieces if piece and not any(re.search(rf"{word}(?!\d)", piece) for word in NOT_RENDERED))
+    return Counter(
+        piece
+        for piece in pieces
+        if piece and not any(re.search(rf"{word}(?!\d)", piece) for word in NOT_RENDERED)
+    )
 
 
 @needs_kube_proxy
@@ -101,7 +111,17 @@ def test_ours_is_rendered_as_the_original_is(name: str, server: ControlPlane, be
 def test_a_run(tmp_path: Path) -> None:
     """Packets through both modes, to every kind of service."""
     modes = ",".join(REAL)
-    options: list[str | Path] = ["--quick", "--services", "10", "--mix", "mixed", "--modes", modes, "--kube-proxy", KUBE_PROXY]
+    options: list[str | Path] = [
+        "--quick",
+        "--services",
+        "10",
+        "--mix",
+        "mixed",
+        "--modes",
+        modes,
+        "--kube-proxy",
+        KUBE_PROXY,
+    ]
     with bench(*options, "--output", tmp_path) as process:
         _, complaints = process.communicate(timeout=120)
     assert (process.returncode, complaints) == (0, "")
@@ -110,18 +130,35 @@ def test_a_run(tmp_path: Path) -> None:
     assert {row["mode"] for row in rows} == set(REAL)
     assert {row["measure"] for row in rows if row["mode"] == REAL[0]} == set(Measure) - not_theirs
     assert {row["measure"] for row in rows if row["mode"] == REAL[1]} == set(Measure) - not_theirs
-    assert "Kubernetes v" in {row["property"]: row["value"] for row in read(tmp_path / "machine.csv")}["kube-proxy"]
+    assert (
+        "Kubernetes v"
+        in {row["property"]: row["value"] for row in read(tmp_path / "machine.csv")}["kube-proxy"]
+    )
 
 
 @pytest.mark.parametrize(
     ("script", "assets", "message"),
     [
         pytest.param(None, True, "kube-proxy cannot be run", id="no such file"),
-        pytest.param("echo something else", True, "is no kube-proxy: it says 'something else'", id="another program"),
-        pytest.param("echo Kubernetes v1.36.2", False, "KUBEBUILDER_ASSETS is not set", id="no API server"),
+        pytest.param(
+            "echo something else",
+            True,
+            "is no kube-proxy: it says 'something else'",
+            id="another program",
+        ),
+        pytest.param(
+            "echo Kubernetes v1.36.2", False, "KUBEBUILDER_ASSETS is not set", id="no API server"
+        ),
     ],
 )
-def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str, *, assets: bool) -> None:
+def test_mistakes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str | None,
+    message: str,
+    *,
+    assets: bool,
+) -> None:
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path) if assets else "")
     path = tmp_path / "kube-proxy"
     if script:
@@ -140,7 +177,9 @@ def test_a_mode_of_the_real_one_alone(tmp_path: Path) -> None:
     assert "--kube-proxy PATH" in complaints
 
 
-def test_an_api_server_that_does_not_get_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_server_that_does_not_get_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is rendered is measured all the same."""
     for name in PROGRAMS:
         program(tmp_path / name, "echo out of order; exit 3")
@@ -158,7 +197,7 @@ def test_an_api_server_that_does_not_get_ready(tmp_path: Path, monkeypatch: pyte
     with bench(*options, "--output", tmp_path / "out") as process:
         _, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
-    assert "etcd of KUBEBUILDER_ASSETS does not get ready" in complaints
+    assert "etcd of KUBEBUILDER_ASSETS does not become ready" in complaints
     assert "out of order" in complaints
     assert {row["mode"] for row in read(tmp_path / "out/samples.csv")} == {"nftproxy"}
 

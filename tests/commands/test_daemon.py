@@ -57,7 +57,12 @@ class Machine:
     def start(self, *arguments: str, **fields: Any) -> None:
         """Start the process with a configuration file."""
         self.configure(**fields)
-        flags = [f"--config={self.config}", "--hostname-override=node1", f"--master={self.api.url}", *arguments]
+        flags = [
+            f"--config={self.config}",
+            "--hostname-override=node1",
+            f"--master={self.api.url}",
+            *arguments,
+        ]
         with enter(self.netns), self.log.open("wb") as log:
             self.process = subprocess.Popen([*KUBE_PROXY, *flags], stderr=log, stdout=log)
 
@@ -82,7 +87,9 @@ class Machine:
         with enter(self.netns), contextlib.closing(Reader()) as reader:
             if not reader.table_exists():
                 return {}
-            return {name: reader.elements(name) for name in sorted(reader.sets()) if "cidrs" not in name}
+            return {
+                name: reader.elements(name) for name in sorted(reader.sets()) if "cidrs" not in name
+            }
 
     def services(self) -> set[str]:
         """The addresses that are served."""
@@ -97,7 +104,11 @@ class Machine:
         with contextlib.closing(client):
             client.request("GET", path)
             response = client.getresponse()
-            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read().decode()
+            return (
+                response.status,
+                {k.lower(): v for k, v in response.getheaders()},
+                response.read().decode(),
+            )
 
     def answers(self, port: int, path: str) -> Callable[[], bool]:
         """A condition: somebody answers 200 there."""
@@ -135,20 +146,33 @@ def node(**spec: Any) -> dict[str, Any]:
     }
 
 
-def service(name: str = "web", ip: str = "10.96.0.10", spec: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def service(
+    name: str = "web", ip: str = "10.96.0.10", spec: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     return {
         "metadata": {"name": name, "namespace": "default"},
-        "spec": {"clusterIP": ip, "ports": [{"name": "http", "port": 80, "protocol": "TCP"}], **(spec or {})},
+        "spec": {
+            "clusterIP": ip,
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+            **(spec or {}),
+        },
         "status": {"loadBalancer": {}},
     }
 
 
 def slice_of(name: str = "web", *addresses: str) -> dict[str, Any]:
     return {
-        "metadata": {"name": f"{name}-1", "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
+        "metadata": {
+            "name": f"{name}-1",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": name},
+        },
         "addressType": "IPv4",
         "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-        "endpoints": [{"addresses": [each], "nodeName": "node1", "conditions": {"ready": True}} for each in addresses],
+        "endpoints": [
+            {"addresses": [each], "nodeName": "node1", "conditions": {"ready": True}}
+            for each in addresses
+        ],
     }
 
 
@@ -159,7 +183,9 @@ def web(machine: Machine) -> None:
 
 @pytest.mark.contract("8.1.1", "1.2.7", "10.3.2", "10.3.5")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serves_until_told_to_stop_and_leaves_the_rules(machine: Machine, number: signal.Signals) -> None:
+def test_serves_until_told_to_stop_and_leaves_the_rules(
+    machine: Machine, number: signal.Signals
+) -> None:
     web(machine)
     machine.start()
     eventually(lambda: machine.services() == {"10.96.0.10"})
@@ -223,7 +249,11 @@ def test_the_swap_of_a_configmap_ends_the_process(machine: Machine, tmp_path: Pa
     machine.config.unlink()
     (tmp_path / "..data").symlink_to("one")
     machine.config.symlink_to("..data/config.conf")
-    flags = [f"--config={machine.config}", "--hostname-override=node1", f"--master={machine.api.url}"]
+    flags = [
+        f"--config={machine.config}",
+        "--hostname-override=node1",
+        f"--master={machine.api.url}",
+    ]
     with enter(machine.netns), machine.log.open("wb") as log:
         machine.process = subprocess.Popen([*KUBE_PROXY, *flags], stderr=log, stdout=log)
     eventually(machine.answers(10256, "/livez"))
@@ -241,14 +271,23 @@ def test_init_only_prepares_and_programs_nothing(machine: Machine) -> None:
     assert machine.code() == 0
     assert machine.elements() == {}
     with enter(machine.netns):
-        assert subprocess.run(["cat", f"/proc/sys/{timeout}"], check=True, capture_output=True).stdout.strip() == b"1020"
+        assert (
+            subprocess.run(
+                ["cat", f"/proc/sys/{timeout}"], check=True, capture_output=True
+            ).stdout.strip()
+            == b"1020"
+        )
 
 
 @pytest.mark.contract("6.1.5")
 def test_a_sysctl_that_cannot_be_set_is_fatal(machine: Machine) -> None:
     with machine.log.open("wb") as log, enter(machine.netns):
         machine.configure(conntrack={**QUIET, "tcpCloseWaitTimeout": "18m0s"})
-        flags = [f"--config={machine.config}", "--hostname-override=node1", f"--master={machine.api.url}"]
+        flags = [
+            f"--config={machine.config}",
+            "--hostname-override=node1",
+            f"--master={machine.api.url}",
+        ]
         # A mount namespace in which /proc/sys is read-only, as in a container without privileges.
         script = 'mount -o bind,ro /proc/sys /proc/sys && exec "$@"'
         machine.process = subprocess.Popen(
@@ -268,10 +307,17 @@ def test_a_port_that_is_taken(machine: Machine) -> None:
         assert machine.code() == 1
         assert "cannot listen on 127.0.0.1:10999" in machine.said()
         # The work begins at the same time, so it may have said that it starts.
-        eventually(lambda: "FailedToStartProxierHealthcheck" in {each["reason"] for each in machine.api.written})
+        eventually(
+            lambda: (
+                "FailedToStartProxierHealthcheck"
+                in {each["reason"] for each in machine.api.written}
+            )
+        )
         web(machine)
         machine.start(healthzBindAddress="127.0.0.1:10999")
-        eventually(lambda: machine.services() == {"10.96.0.10"})  # without hard fail it goes on without
+        eventually(
+            lambda: machine.services() == {"10.96.0.10"}
+        )  # without hard fail it goes on without
 
 
 @pytest.mark.contract("10.1", "10.1.1")
@@ -279,7 +325,11 @@ def test_the_starting_event(machine: Machine) -> None:
     machine.start()
     eventually(lambda: bool(machine.api.written))
     written = machine.api.written[0]
-    assert (written["reason"], written["type"], written["action"]) == ("Starting", "Normal", "StartKubeProxy")
+    assert (written["reason"], written["type"], written["action"]) == (
+        "Starting",
+        "Normal",
+        "StartKubeProxy",
+    )
     assert written["regarding"]["kind"] == "Node"
     assert written["reportingController"] == "kube-proxy"
 
@@ -341,14 +391,24 @@ def test_metrics_of_a_running_process(machine: Machine) -> None:
     web(machine)
     machine.start()
     eventually(lambda: machine.services() == {"10.96.0.10"})
-    eventually(lambda: 'sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1.0' in machine.get(10249, "/metrics")[2])
+    eventually(
+        lambda: (
+            'sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1.0'
+            in machine.get(10249, "/metrics")[2]
+        )
+    )
     text = machine.get(10249, "/metrics")[2]
-    assert "kubeproxy_sync_proxy_rules_service_changes_total 2.0" in text, "one Service, counted by both families"
+    assert "kubeproxy_sync_proxy_rules_service_changes_total 2.0" in text, (
+        "one Service, counted by both families"
+    )
     assert "kubeproxy_sync_proxy_rules_endpoint_changes_total 1.0" in text
     assert 'rest_client_requests_total{code="200"' in text
     assert 'nftproxy_map_elements{map="services4"} 1.0' in text
     for stage in ("compile", "read_back", "difference", "kernel"):
-        assert f'nftproxy_sync_stage_duration_seconds_count{{ip_family="IPv4",stage="{stage}"}}' in text
+        assert (
+            f'nftproxy_sync_stage_duration_seconds_count{{ip_family="IPv4",stage="{stage}"}}'
+            in text
+        )
     assert 'nftproxy_elements_written_total{ip_family="IPv4"}' in text
     configuration = json.loads(machine.get(10249, "/configz")[2])["kubeproxy.config.k8s.io"]
     assert configuration["mode"] == "nftables"
@@ -371,7 +431,9 @@ def test_what_another_mode_left_goes_when_the_table_is_there(machine: Machine) -
 
     def tables() -> str:
         with enter(machine.netns):
-            return subprocess.run(["nft", "list", "chains"], check=True, capture_output=True, text=True).stdout
+            return subprocess.run(
+                ["nft", "list", "chains"], check=True, capture_output=True, text=True
+            ).stdout
 
     eventually(lambda: "ip kube-proxy" not in tables() and "KUBE-SERVICES" not in tables())
     assert machine.services() == {"10.96.0.10"}
@@ -389,8 +451,15 @@ def test_cleanup_needs_no_api_server(machine: Machine) -> None:
     with enter(machine.netns):
         subprocess.run(["nft", "add table ip6 kube-proxy"], check=True)
         for _ in range(2):  # a missing table is no error
-            assert subprocess.run([*KUBE_PROXY, "--cleanup"], check=False, capture_output=True).returncode == 0
-        assert subprocess.run(["nft", "list", "tables"], check=True, capture_output=True).stdout == b""
+            assert (
+                subprocess.run(
+                    [*KUBE_PROXY, "--cleanup"], check=False, capture_output=True
+                ).returncode
+                == 0
+            )
+        assert (
+            subprocess.run(["nft", "list", "tables"], check=True, capture_output=True).stdout == b""
+        )
         machine.api.listen()
 
 
@@ -398,14 +467,22 @@ def test_cleanup_needs_no_api_server(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"mode": "iptables"}, "mode: iptables is not available, nftproxy has the nftables mode only; set it to nftables"),
-        ({"mode": "ipvs"}, "mode: ipvs is not available, nftproxy has the nftables mode only; set it to nftables"),
+        (
+            {"mode": "iptables"},
+            "mode: iptables is not available, nftproxy has the nftables mode only; set it to nftables",
+        ),
+        (
+            {"mode": "ipvs"},
+            "mode: ipvs is not available, nftproxy has the nftables mode only; set it to nftables",
+        ),
         ({"nftables": {"masqueradeBit": 40}, "oomScoreAdj": 2000}, "nftables.masqueradeBit: "),
         ({"kind": "Something"}, "kind: is 'Something', not 'KubeProxyConfiguration'"),
     ],
     ids=["iptables", "ipvs", "values", "kind"],
 )
-def test_a_configuration_that_cannot_be_used(machine: Machine, fields: dict[str, Any], message: str) -> None:
+def test_a_configuration_that_cannot_be_used(
+    machine: Machine, fields: dict[str, Any], message: str
+) -> None:
     machine.start(**fields)
     assert machine.code() == 1
     assert message in machine.said()
@@ -422,10 +499,16 @@ def test_a_second_instance_ends_with_one_clear_line(machine: Machine) -> None:
         "--healthz-port=10300",
         "--healthz-bind-address=127.0.0.1:10300",
     ]
-    quiet = ["--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"]
+    quiet = [
+        "--conntrack-max-per-core=0",
+        "--conntrack-tcp-timeout-established=0",
+        "--conntrack-tcp-timeout-close-wait=0",
+    ]
     with enter(machine.netns):
         second = subprocess.run(
-            [*KUBE_PROXY, *flags, *quiet, "--metrics-bind-address=127.0.0.1:10301"], check=False, capture_output=True
+            [*KUBE_PROXY, *flags, *quiet, "--metrics-bind-address=127.0.0.1:10301"],
+            check=False,
+            capture_output=True,
         )
     assert second.returncode == 1
     assert second.stderr.count(b"error:") == 1
@@ -438,7 +521,9 @@ def test_a_node_that_changes_its_address_is_told_of_and_served_as_before(machine
     web(machine)
     machine.start(nodePortAddresses=["primary"])
     eventually(lambda: set(machine.elements().get("nodeport_ips4", {})) == {("192.0.2.10",)})
-    subprocess.run(["ip", "-n", machine.netns, "addr", "add", "192.0.2.20/32", "dev", "lo"], check=True)
+    subprocess.run(
+        ["ip", "-n", machine.netns, "addr", "add", "192.0.2.20/32", "dev", "lo"], check=True
+    )
     moved = node()
     moved["status"] = {"addresses": [{"type": "InternalIP", "address": "192.0.2.20"}]}
     machine.api.put("nodes", moved)
@@ -460,12 +545,26 @@ def test_gates_of_other_components_are_warned_of(machine: Machine, where: str) -
     if where == "file":
         machine.start(featureGates={"JobManagedBy": True})
     else:
-        flags = [f"--master={machine.api.url}", "--hostname-override=node1", "--feature-gates=JobManagedBy=true"]
-        quiet = [f"--conntrack-{name}=0" for name in ("max-per-core", "tcp-timeout-established", "tcp-timeout-close-wait")]
+        flags = [
+            f"--master={machine.api.url}",
+            "--hostname-override=node1",
+            "--feature-gates=JobManagedBy=true",
+        ]
+        quiet = [
+            f"--conntrack-{name}=0"
+            for name in ("max-per-core", "tcp-timeout-established", "tcp-timeout-close-wait")
+        ]
         with enter(machine.netns), machine.log.open("wb") as log:
-            machine.process = subprocess.Popen([*KUBE_PROXY, *flags, *quiet], stderr=log, stdout=log)
+            machine.process = subprocess.Popen(
+                [*KUBE_PROXY, *flags, *quiet], stderr=log, stdout=log
+            )
     eventually(lambda: machine.services() == {"10.96.0.10"})
-    assert machine.said().count("featureGates: JobManagedBy: for other components; without effect here") == 1
+    assert (
+        machine.said().count(
+            "featureGates: JobManagedBy: for other components; without effect here"
+        )
+        == 1
+    )
 
 
 @pytest.mark.contract("8.3.1")
@@ -475,7 +574,9 @@ def test_a_gate_that_nobody_knows_ends_the_process(machine: Machine, where: str)
         machine.start(featureGates={"Bogus": True})
     else:
         with enter(machine.netns), machine.log.open("wb") as log:
-            machine.process = subprocess.Popen([*KUBE_PROXY, "--feature-gates=Bogus=true"], stderr=log, stdout=log)
+            machine.process = subprocess.Popen(
+                [*KUBE_PROXY, "--feature-gates=Bogus=true"], stderr=log, stdout=log
+            )
     assert machine.code() == 1
     assert "featureGates.Bogus: unknown feature gate" in machine.said()
 
@@ -508,7 +609,10 @@ def test_killed_and_started_again_writes_nothing(machine: Machine) -> None:
     machine.code()
     machine.start()
     eventually(lambda: "IPv6: in step" in machine.said())
-    assert "IPv4: in step: 1 services looked at, 0 elements written in 0 transactions" in machine.said()
+    assert (
+        "IPv4: in step: 1 services looked at, 0 elements written in 0 transactions"
+        in machine.said()
+    )
     assert machine.elements() == before
 
 
@@ -540,9 +644,15 @@ def test_an_address_that_is_added_later_accepts_nodeports(machine: Machine) -> N
     web(machine)
     machine.start(nodePortAddresses=["192.0.2.0/24"])
     eventually(lambda: set(machine.elements().get("nodeport_ips4", {})) == {("192.0.2.10",)})
-    subprocess.run(["ip", "-n", machine.netns, "addr", "add", "192.0.2.77/32", "dev", "lo"], check=True)
-    eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",), ("192.0.2.77",)})
-    subprocess.run(["ip", "-n", machine.netns, "addr", "del", "192.0.2.10/32", "dev", "lo"], check=True)
+    subprocess.run(
+        ["ip", "-n", machine.netns, "addr", "add", "192.0.2.77/32", "dev", "lo"], check=True
+    )
+    eventually(
+        lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",), ("192.0.2.77",)}
+    )
+    subprocess.run(
+        ["ip", "-n", machine.netns, "addr", "del", "192.0.2.10/32", "dev", "lo"], check=True
+    )
     eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.77",)})
 
 
@@ -556,8 +666,13 @@ def test_a_service_with_very_many_chains_holds_up_nobody(machine: Machine) -> No
     def served(reader: Reader) -> set[str]:
         return {str(key[0]) for key in reader.elements("services4")}
 
-    ports = [{"name": f"p{n}", "port": 1000 + n, "protocol": "UDP", "nodePort": 30000 + n} for n in range(1000)]
-    large = service("large", "10.96.9.9", {"type": "NodePort", "sessionAffinity": "ClientIP", "ports": ports})
+    ports = [
+        {"name": f"p{n}", "port": 1000 + n, "protocol": "UDP", "nodePort": 30000 + n}
+        for n in range(1000)
+    ]
+    large = service(
+        "large", "10.96.9.9", {"type": "NodePort", "sessionAffinity": "ClientIP", "ports": ports}
+    )
     piece = slice_of("large", "10.244.9.2", "10.244.9.3")
     piece["ports"] = [{"name": port["name"], "port": 8053, "protocol": "UDP"} for port in ports]
     with enter(machine.netns), contextlib.closing(Reader()) as reader:
@@ -574,7 +689,9 @@ def test_a_service_with_very_many_chains_holds_up_nobody(machine: Machine) -> No
         machine.api.delete("services", "s0", namespace="default")
         eventually(lambda: "10.96.1.0" not in served(reader), 60)
         assert "10.96.9.9" not in served(reader)
-        subprocess.run(["nft", "delete element inet nftproxy services4 { 10.96.0.10 . tcp . 80 }"], check=True)
+        subprocess.run(
+            ["nft", "delete element inet nftproxy services4 { 10.96.0.10 . tcp . 80 }"], check=True
+        )
         eventually(lambda: "10.96.0.10" in served(reader), 60)
         assert "10.96.9.9" not in served(reader), "also the repair came first"
         eventually(lambda: "10.96.9.9" in served(reader), 120)
@@ -586,7 +703,11 @@ def test_a_kernel_without_conntrack_files_is_warned_of(machine: Machine) -> None
     web(machine)
     machine.configure(conntrack={})
     hide = 'mount -t tmpfs none /proc/sys/net/netfilter && exec "$0" "$@"'
-    flags = [f"--config={machine.config}", "--hostname-override=node1", f"--master={machine.api.url}"]
+    flags = [
+        f"--config={machine.config}",
+        "--hostname-override=node1",
+        f"--master={machine.api.url}",
+    ]
     with enter(machine.netns), machine.log.open("wb") as log:
         argv = ["unshare", "--mount", "sh", "-c", hide, *KUBE_PROXY, *flags]
         machine.process = subprocess.Popen(argv, stderr=log, stdout=log)
@@ -599,15 +720,22 @@ def test_a_kernel_without_conntrack_files_is_warned_of(machine: Machine) -> None
 def test_another_table_that_drops_is_warned_of(machine: Machine) -> None:
     web(machine)
     with enter(machine.netns), Kernel() as kernel:
-        kernel._run("table inet firewall { chain late { type filter hook postrouting priority 0; policy drop; accept; }\n}\n")
+        kernel._run(
+            "table inet firewall { chain late { type filter hook postrouting priority 0; policy drop; accept; }\n}\n"
+        )
     machine.start()
     eventually(lambda: "drops by default" in machine.said())
-    assert "table inet firewall, chain late, hook postrouting drops by default: Services fail unless it accepts" in machine.said()
+    assert (
+        "table inet firewall, chain late, hook postrouting drops by default: Services fail unless it accepts"
+        in machine.said()
+    )
 
 
 @pytest.mark.contract("2.6.5", "6.2.7")
 @pytest.mark.parametrize("accepted", ["192.168.50.0/24", "0.0.0.0/0"])
-def test_a_udp_client_that_was_sending_reaches_an_address_that_comes_later(tmp_path: Path, accepted: str) -> None:
+def test_a_udp_client_that_was_sending_reaches_an_address_that_comes_later(
+    tmp_path: Path, accepted: str
+) -> None:
     """One socket sends all the time to a NodePort at an address that node1 gets, loses and gets again."""
     floating = "192.168.50.77"
     with Lab(unique_name(), nodes=1, pods=1) as lab:
@@ -616,7 +744,9 @@ def test_a_udp_client_that_was_sending_reaches_an_address_that_comes_later(tmp_p
         port = {"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053}
         machine.api.put("services", service(spec={"type": "NodePort", "ports": [port]}))
         piece = slice_of("web", lab.place("pod1-1").addresses[Family.IPv4])
-        machine.api.put("endpointslices", {**piece, "ports": [{"name": "dns", "port": 8080, "protocol": "UDP"}]})
+        machine.api.put(
+            "endpointslices", {**piece, "ports": [{"name": "dns", "port": 8080, "protocol": "UDP"}]}
+        )
         try:
             machine.start(nodePortAddresses=[accepted])
             eventually(lambda: "IPv4: in step" in machine.said())
@@ -650,11 +780,27 @@ def test_a_udp_client_that_was_sending_reaches_an_address_that_comes_later(tmp_p
 @pytest.mark.contract("7.2.8")
 def test_health_check_ports_without_a_health_server(machine: Machine) -> None:
     machine.api.put(
-        "services", service(spec={"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000})
+        "services",
+        service(
+            spec={
+                "type": "LoadBalancer",
+                "externalTrafficPolicy": "Local",
+                "healthCheckNodePort": 32000,
+            }
+        ),
     )
     machine.api.put("endpointslices", slice_of("web", "10.244.1.2"))
-    flags = ["--hostname-override=node1", f"--master={machine.api.url}", "--healthz-port=0", "--conntrack-max-per-core=0"]
-    quiet = ["--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0", "--connection-metrics=off"]
+    flags = [
+        "--hostname-override=node1",
+        f"--master={machine.api.url}",
+        "--healthz-port=0",
+        "--conntrack-max-per-core=0",
+    ]
+    quiet = [
+        "--conntrack-tcp-timeout-established=0",
+        "--conntrack-tcp-timeout-close-wait=0",
+        "--connection-metrics=off",
+    ]
     with enter(machine.netns), machine.log.open("wb") as log:
         machine.process = subprocess.Popen([*KUBE_PROXY, *flags, *quiet], stderr=log, stdout=log)
 

@@ -29,7 +29,11 @@ def name() -> Iterator[str]:
 
 def left_of(name: str) -> list[str]:
     spaces = namespace.names(name)
-    return [*spaces, *(path.name for path in state.DIRECTORY.glob(f"{name}*")), *map(str, namespace.processes(spaces))]
+    return [
+        *spaces,
+        *(path.name for path in state.DIRECTORY.glob(f"{name}*")),
+        *map(str, namespace.processes(spaces)),
+    ]
 
 
 def test_the_walk(name: str, tmp_path: Path) -> None:
@@ -39,7 +43,17 @@ def test_the_walk(name: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     titles = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
     for number, word in enumerate(
-        ("ClusterIP", "NodePort", "Cluster", "Local", "node2", "affinity", "An endpoint goes", "No endpoints"), 1
+        (
+            "ClusterIP",
+            "NodePort",
+            "Cluster",
+            "Local",
+            "node2",
+            "affinity",
+            "An endpoint is removed",
+            "No endpoints",
+        ),
+        1,
     ):
         assert titles[number - 1].startswith(f"{number}  ")
         assert word in titles[number - 1]
@@ -55,7 +69,11 @@ def test_the_walk(name: str, tmp_path: Path) -> None:
 def test_stopped_in_the_middle_it_leaves_nothing(name: str, tmp_path: Path, number: int) -> None:
     argv = [*NFTPROXY, "lab", "demo", "--name", name]
     process = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)}, text=True
+        argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        text=True,
     )
     assert process.stdout
     for line in process.stdout:
@@ -63,7 +81,10 @@ def test_stopped_in_the_middle_it_leaves_nothing(name: str, tmp_path: Path, numb
             break
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors.strip()) == (130 if number == signal.SIGINT else 128 + number, "")
+    assert (process.returncode, errors.strip()) == (
+        130 if number == signal.SIGINT else 128 + number,
+        "",
+    )
     assert (left_of(name), list(tmp_path.iterdir())) == ([], [])
 
 
@@ -80,12 +101,16 @@ def test_it_notices_what_is_wrong(name: str) -> None:
     wrong = {
         "one more than expected": Check("pod2-3", "10.96.0.10", 80, web - {"pod1-1"}),
         "one less than expected": Check("pod2-3", "10.96.0.10", 80, web | {"pod2-2"}),
-        "another source": Check("client", "203.0.113.30", 443, {"pod1-2", "pod2-2"}, source="node2"),
+        "another source": Check(
+            "client", "203.0.113.30", 443, {"pod1-2", "pod2-2"}, source="node2"
+        ),
         "no affinity": Check("pod2-3", "10.96.0.10", 80, web, one=True),
         "answered, not refused": Check("pod2-3", "10.96.0.10", 80, Refused, times=3),
         "refused, not silent": Check("pod2-3", "10.96.0.60", 80, Silent, times=1),
         "refused, not answered": Check("pod2-3", "10.96.0.60", 80, web, times=3),
-        "silent, but nothing dropped it": Check("pod2-3", "10.96.0.99", 80, Silent, times=1, drops="node1"),
+        "silent, but nothing dropped it": Check(
+            "pod2-3", "10.96.0.99", 80, Silent, times=1, drops="node1"
+        ),
     }
     with _quiet_signals(), Demo(name) as walked:
         assert [what for what, check in wrong.items() if walked.check(check).right] == []
@@ -98,7 +123,11 @@ def test_it_notices_what_is_wrong(name: str) -> None:
 def test_a_packet_that_does_otherwise_is_exit_code_1(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = Step("Wrong", "Because.", (Check("pod2-3", "10.96.0.10", 80, {"pod1-1"}), Check("pod2-3", "10.96.0.60", 80, Refused)))
+    wrong = Step(
+        "Wrong",
+        "Because.",
+        (Check("pod2-3", "10.96.0.10", 80, {"pod1-1"}), Check("pod2-3", "10.96.0.60", 80, Refused)),
+    )
     monkeypatch.setattr(demo, "walk", lambda _: iter([wrong]))
     with _quiet_signals():
         assert run(command, ["lab", "demo", "--name", name]) == 1
@@ -110,7 +139,10 @@ def test_a_packet_that_does_otherwise_is_exit_code_1(
 @contextlib.contextmanager
 def _quiet_signals() -> Iterator[None]:
     """Give this process its signal handlers back, which a demo takes for its end."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:

@@ -84,7 +84,9 @@ def counted(lab: Lab, where: str, counter: str) -> int:
 def left_of(name: str) -> list[str]:
     """What exists of a lab."""
     spaces = namespace.names(name)
-    files = [path.name for path in state.DIRECTORY.glob(f"{name}*")] if state.DIRECTORY.exists() else []
+    files = (
+        [path.name for path in state.DIRECTORY.glob(f"{name}*")] if state.DIRECTORY.exists() else []
+    )
     return spaces + [f"process {pid}" for pid in namespace.processes(spaces)] + files
 
 
@@ -94,7 +96,11 @@ def left_of(name: str) -> list[str]:
 def test_names_and_addresses() -> None:
     plan = make_plan(Shape(name="x", nodes=12, pods=2, clients=2))
     node, pod, client = plan.place("node12"), plan.place("pod12-2"), plan.place("client2")
-    assert (node.namespace, pod.namespace, client.namespace) == ("x.node12", "x.pod12-2", "x.client2")
+    assert (node.namespace, pod.namespace, client.namespace) == (
+        "x.node12",
+        "x.pod12-2",
+        "x.client2",
+    )
     assert list(node.addresses.values()) == ["192.168.50.22", "fd00:50::22"]
     assert list(pod.addresses.values()) == ["10.244.12.3", "fd00:244:12::3"]
     assert list(client.addresses.values()) == ["192.168.50.202", "fd00:50::202"]
@@ -110,7 +116,9 @@ def test_addresses_nest_and_are_unique() -> None:
             assert ipaddress.ip_network(cidr).subnet_of(ipaddress.ip_network(CLUSTER_CIDRS[family]))  # type: ignore[arg-type]
             inside = [node.gateways[family], *(pod.addresses[family] for pod in node.pods)]
             assert all(parse_network(cidr).contains(parse_address(address)) for address in inside)
-            assert not parse_network(SERVICE_CIDRS[family]).contains(parse_address(node.addresses[family]))
+            assert not parse_network(SERVICE_CIDRS[family]).contains(
+                parse_address(node.addresses[family])
+            )
 
 
 def test_commands_stay_inside_the_lab() -> None:
@@ -158,19 +166,33 @@ def test_everybody_reaches_every_pod(wired: Lab, protocol: str, family: Family) 
         for pod in wired.pods:
             answer = wired.connect(source, pod.addresses[family], 8080, protocol)
             assert isinstance(answer, Answer), (source.name, pod.name)
-            assert (answer.name, answer.port, answer.address) == (pod.name, 8080, pod.addresses[family])
-            assert (answer.source, answer.source_port) == (answer.client, answer.client_port), "nobody masquerades"
+            assert (answer.name, answer.port, answer.address) == (
+                pod.name,
+                8080,
+                pod.addresses[family],
+            )
+            assert (answer.source, answer.source_port) == (answer.client, answer.client_port), (
+                "nobody masquerades"
+            )
             if source not in wired.nodes:
                 assert answer.source == source.addresses[family]
 
 
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("endpoint", ["pod1-1", "pod1-2", "pod2-1"], ids=["itself", "same node", "other node"])
-def test_pod_reaches_pods_through_a_service(wired: Lab, endpoint: str, protocol: str, family: Family) -> None:
+@pytest.mark.parametrize(
+    "endpoint", ["pod1-1", "pod1-2", "pod2-1"], ids=["itself", "same node", "other node"]
+)
+def test_pod_reaches_pods_through_a_service(
+    wired: Lab, endpoint: str, protocol: str, family: Family
+) -> None:
     """DNAT without masquerading (but for a pod to itself) works only if every answer passes the node again."""
     service, pod, client = SERVICE[family], wired.place(endpoint), wired.place("pod1-1")
-    ip, target = ("ip", pod.addresses[family]) if family is Family.IPv4 else ("ip6", f"[{pod.addresses[family]}]")
+    ip, target = (
+        ("ip", pod.addresses[family])
+        if family is Family.IPv4
+        else ("ip6", f"[{pod.addresses[family]}]")
+    )
     nft(
         wired,
         "node1",
@@ -189,14 +211,18 @@ def test_pod_reaches_pods_through_a_service(wired: Lab, endpoint: str, protocol:
     finally:
         wired.run("node1", ["nft", "flush", "ruleset"])
     seen = wired.nodes[0].gateways[family] if pod is client else client.addresses[family]
-    assert [(o.name, o.port, o.source) for o in outcomes if isinstance(o, Answer)] == [(endpoint, 9376, seen)] * 3
+    assert [(o.name, o.port, o.source) for o in outcomes if isinstance(o, Answer)] == [
+        (endpoint, 9376, seen)
+    ] * 3
 
 
 def test_vxlan_carries_what_crosses_nodes(name: str) -> None:
     with Lab(name, pods=1, vxlan=True) as lab:
         for family, device in ((Family.IPv4, "flannel.1"), (Family.IPv6, "flannel-v6.1")):
             assert isinstance(lab.connect("pod1-1", lab.pods[1].addresses[family], 8080), Answer)
-            link = json.loads(lab.run("node2", ["ip", "-s", "-j", "link", "show", device]).stdout)[0]
+            link = json.loads(lab.run("node2", ["ip", "-s", "-j", "link", "show", device]).stdout)[
+                0
+            ]
             assert link["stats64"]["rx"]["packets"] >= 3
 
 
@@ -291,7 +317,9 @@ def test_connection_stays_open(lab: Lab, protocol: str) -> None:
         assert [connection.again() for _ in range(3)] == [connection.answer] * 3
         lab.ip("pod1-1", "link set eth0 down")
         assert isinstance(connection.again(timeout=0.1), Silent | Unreachable)
-    lab.ip("pod1-1", "link set eth0 up")  # without its IPv6 addresses and routes, which the kernel dropped
+    lab.ip(
+        "pod1-1", "link set eth0 up"
+    )  # without its IPv6 addresses and routes, which the kernel dropped
     lab.ip("pod1-1", f"addr add {lab.place('pod1-1').addresses[Family.IPv6]}/64 dev eth0 nodad")
     lab.ip("pod1-1", f"route add default via {lab.nodes[0].gateways[Family.IPv6]}")
     lab.ip("pod1-1", f"route replace default via {lab.nodes[0].gateways[Family.IPv4]}")
@@ -301,7 +329,9 @@ def test_source_address_and_port_can_be_chosen(lab: Lab) -> None:
     lab.ip("client", "addr add 192.168.50.250/32 dev eth0")
     for protocol in PROTOCOLS:
         pod = lab.pods[0].addresses[Family.IPv4]
-        answer = lab.connect("client", pod, 8080, protocol, source="192.168.50.250", source_port=4321)
+        answer = lab.connect(
+            "client", pod, 8080, protocol, source="192.168.50.250", source_port=4321
+        )
         assert isinstance(answer, Answer)
         assert (answer.source, answer.source_port) == ("192.168.50.250", 4321)
 
@@ -330,7 +360,10 @@ def test_node_answers_from_the_address_it_was_asked_at(lab: Lab, family: Family)
     lab.listen("node1", [53], families=[family])
     node = lab.nodes[0]
     try:
-        for source, address in (("pod1-1", node.addresses[family]), ("client", node.gateways[family])):
+        for source, address in (
+            ("pod1-1", node.addresses[family]),
+            ("client", node.gateways[family]),
+        ):
             for protocol in PROTOCOLS:
                 answer = lab.connect(source, address, 53, protocol)
                 assert isinstance(answer, Answer)
@@ -344,7 +377,9 @@ def test_servers_come_and_go_and_count(lab: Lab) -> None:
     address = pod.addresses[Family.IPv4]
     lab.listen(pod, [7000], ["TCP"], name="other")
     lab.counts.clear()
-    assert [getattr(lab.connect("client", address, 7000), "name", None) for _ in range(3)] == ["other"] * 3
+    assert [getattr(lab.connect("client", address, 7000), "name", None) for _ in range(3)] == [
+        "other"
+    ] * 3
     assert lab.connect("client", address, 7000, "UDP") == Refused()
     assert lab.counts == {Listener("other", 7000, "TCP"): 3}
     lab.silence(pod, [7000])
@@ -370,11 +405,15 @@ def test_servers_in_another_process(name: str) -> None:
 def test_a_thousand_connections_in_a_row(name: str) -> None:
     with Lab(name, nodes=1, pods=2, echo="process") as lab:
         for _ in range(1000):
-            assert isinstance(lab.connect("pod1-1", lab.pods[1].addresses[Family.IPv4], 8080), Answer)
+            assert isinstance(
+                lab.connect("pod1-1", lab.pods[1].addresses[Family.IPv4], 8080), Answer
+            )
 
 
 def test_something_else_than_an_echo_server(lab: Lab) -> None:
-    server = lab.popen("pod1-1", [sys.executable, "-c", _GREETER], stdout=subprocess.PIPE, text=True)
+    server = lab.popen(
+        "pod1-1", [sys.executable, "-c", _GREETER], stdout=subprocess.PIPE, text=True
+    )
     assert server.stdout
     port = int(server.stdout.readline())
     with server, pytest.raises(NftproxyError, match=r"no echo server of a lab: it said b'hello"):
@@ -406,7 +445,10 @@ def test_enter_always_comes_back(lab: Lab) -> None:
             raise ZeroDivisionError
         assert _here() == node
     assert _here() == home
-    with pytest.raises(NftproxyError, match="no network namespace 'nowhere'"), namespace.enter("nowhere"):
+    with (
+        pytest.raises(NftproxyError, match="no network namespace 'nowhere'"),
+        namespace.enter("nowhere"),
+    ):
         pass
     assert _here() == home
 
@@ -431,9 +473,14 @@ def test_other_threads_stay_at_home(lab: Lab) -> None:
 def test_run_in_a_place(lab: Lab) -> None:
     assert "192.168.50.12" in lab.run("node2", ["ip", "-4", "addr", "show", "eth0"]).stdout
     assert lab.run("node2", ["false"], check=False).returncode == 1
-    with pytest.raises(NftproxyError, match=rf"`ip -n {lab.name}.node1 route add 192.0.2.1 via 192.0.2.2` failed: Error"):
+    with pytest.raises(
+        NftproxyError,
+        match=rf"`ip -n {lab.name}.node1 route add 192.0.2.1 via 192.0.2.2` failed: Error",
+    ):
         lab.ip("node1", "link set lo up", "route add 192.0.2.1 via 192.0.2.2", "link set lo up")
-    with pytest.raises(NftproxyError, match=r"`sh -c 'echo why >&2; exit 3'` on node2 exited with 3: why"):
+    with pytest.raises(
+        NftproxyError, match=r"`sh -c 'echo why >&2; exit 3'` on node2 exited with 3: why"
+    ):
         lab.run("node2", ["sh", "-c", "echo why >&2; exit 3"])
 
 
@@ -480,9 +527,9 @@ def test_down_without_the_file_and_with_a_namespace_never_mounted(name: str) -> 
     Lab(name, nodes=1, pods=1, echo="background").up()
     state.release(name)
     (namespace.DIRECTORY / f"{name}.pod9-9").touch()
-    with pytest.raises(NftproxyError, match="in pieces"):
+    with pytest.raises(NftproxyError, match="incomplete"):
         Lab(name).up()
-    with pytest.raises(NftproxyError, match="in pieces"):
+    with pytest.raises(NftproxyError, match="incomplete"):
         Lab.attach(name)
     assert tear_down(name)
     assert left_of(name) == []
@@ -490,7 +537,9 @@ def test_down_without_the_file_and_with_a_namespace_never_mounted(name: str) -> 
 
 def test_servers_end_with_a_killed_test(name: str) -> None:
     script = f"from nftproxy.lab.lab import Lab; Lab({name!r}, echo='process').up(); print('up', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout
         assert process.stdout.readline() == b"up\n"
         spaces = namespace.names(name)
@@ -528,7 +577,9 @@ def test_commands(name: str) -> None:
 
     suggested = shlex.split(shown.splitlines()[-1])
     assert suggested[:2] == ["nftproxy", "lab"]
-    said = subprocess.run([*COMMAND, *suggested[2:]], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [*COMMAND, *suggested[2:]], capture_output=True, text=True, check=True
+    ).stdout
     assert json.loads(said)["name"] == "pod2-1"
 
     lab = Lab.attach(name)
@@ -536,7 +587,7 @@ def test_commands(name: str) -> None:
     answer = lab.connect("client", lab.pods[1].addresses[Family.IPv6], 9376)
     assert isinstance(answer, Answer)
     assert answer.name == "pod2-1"
-    with pytest.raises(NftproxyError, match="take no orders"):
+    with pytest.raises(NftproxyError, match="accept no commands"):
         lab.listen("pod1-1", [1])
 
     status = json.loads(_invoke("status", "--name", name, "--output", "json"))
@@ -563,13 +614,26 @@ def test_commands(name: str) -> None:
 
 def test_exec(name: str) -> None:
     with Lab(name, nodes=1, pods=1, ports=[]):
-        shown = ["exec", "--name", name, "pod1-1", "--", "sh", "-c", "ls /sys/class/net; ip -br addr show eth0; exit 7"]
+        shown = [
+            "exec",
+            "--name",
+            name,
+            "pod1-1",
+            "--",
+            "sh",
+            "-c",
+            "ls /sys/class/net; ip -br addr show eth0; exit 7",
+        ]
         result = subprocess.run([*COMMAND, *shown], capture_output=True, text=True, check=False)
         assert result.returncode == 7
         assert "eth0" in result.stdout.split()
         assert "10.244.1.2/24" in result.stdout
         for argv, message, hint in (
-            (["nobody", "--", "true"], "nothing in lab .* is called 'nobody'", "known: node1, pod1-1, client"),
+            (
+                ["nobody", "--", "true"],
+                "nothing in lab .* has the name 'nobody'",
+                "known: node1, pod1-1, client",
+            ),
             (["node1", "--", "no-such-program"], "no program 'no-such-program'", "places share"),
         ):
             with pytest.raises(NftproxyError, match=message) as caught:
@@ -583,7 +647,9 @@ def test_commands_about_a_lab_that_is_not_there(name: str) -> None:
             _invoke(argv[0], "--name", name, *argv[1:])
 
 
-@pytest.mark.parametrize("argv", [["up"], ["down"], ["exec", "node1", "true"]], ids=lambda argv: argv[0])
+@pytest.mark.parametrize(
+    "argv", [["up"], ["down"], ["exec", "node1", "true"]], ids=lambda argv: argv[0]
+)
 def test_without_root(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UnusableError, match="needs root"):
@@ -598,7 +664,9 @@ def test_without_iproute2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 def test_without_a_kernel_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topology, "cables", lambda plan: [f"link add x netns {plan.underlay} type nonesuch"])
+    monkeypatch.setattr(
+        topology, "cables", lambda plan: [f"link add x netns {plan.underlay} type nonesuch"]
+    )
     with pytest.raises(UnusableError, match="nonesuch") as caught:
         _invoke("up", "--name", name)
     assert "modprobe" in caught.value.hint
@@ -606,7 +674,9 @@ def test_without_a_kernel_module(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_help_loads_nothing_of_the_lab() -> None:
     script = "import sys; from nftproxy.lab.cli import lab; print(*sorted(m for m in sys.modules if m.startswith('nftproxy')))"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert loaded == ["nftproxy", "nftproxy.errors", "nftproxy.lab", "nftproxy.lab.cli"]
 
 

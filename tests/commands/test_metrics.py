@@ -45,13 +45,18 @@ class Clock:
 def values(registry: CollectorRegistry, prefix: str = "") -> dict[str, float]:
     """All samples, by name and labels as they are written."""
     lines = [line for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line.startswith(prefix))}
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines if line.startswith(prefix))
+    }
 
 
 def triggered(text: str, name: str = "", family: str = "IPv4") -> EndpointSlice:
     piece = endpoint_slice(endpoints=[endpoint("10.244.1.2")], name=name, family=family)
     annotated = {**msgspec.to_builtins(piece)}
-    annotated["metadata"]["annotations"] = {"endpoints.kubernetes.io/last-change-trigger-time": text}
+    annotated["metadata"]["annotations"] = {
+        "endpoints.kubernetes.io/last-change-trigger-time": text
+    }
     return msgspec.convert(annotated, EndpointSlice)
 
 
@@ -117,7 +122,9 @@ def test_syncs() -> None:
     metrics.sync_done(report(V6), 20, full=True)
     found = values(metrics.registry, "kubeproxy_sync_")
     counts = {
-        (name, family): found.get(f'kubeproxy_sync_{name}duration_seconds_count{{ip_family="{family}"}}', 0)
+        (name, family): found.get(
+            f'kubeproxy_sync_{name}duration_seconds_count{{ip_family="{family}"}}', 0
+        )
         for name in ("proxy_rules_", "full_proxy_rules_", "partial_proxy_rules_")
         for family in Family
     }
@@ -129,7 +136,9 @@ def test_syncs() -> None:
         ("partial_proxy_rules_", V4): 1,
         ("partial_proxy_rules_", V6): 0,
     }
-    assert found['kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"}'] == START + 10
+    assert (
+        found['kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"}'] == START + 10
+    )
     failures = "kubeproxy_sync_proxy_rules_nftables_sync_failures_total"
     assert [found[f'{failures}{{ip_family="{family}"}}'] for family in Family] == [1, 0]
 
@@ -144,10 +153,19 @@ def test_buckets() -> None:
     text = generate_latest(metrics.registry).decode()
 
     def bounds(name: str) -> list[str]:
-        return [line.split('le="')[1].split('"')[0] for line in text.splitlines() if line.startswith(f"{name}_bucket")]
+        return [
+            line.split('le="')[1].split('"')[0]
+            for line in text.splitlines()
+            if line.startswith(f"{name}_bucket")
+        ]
 
     exponential = [f"{0.001 * 2**step:.3f}".rstrip("0") for step in range(15)] + ["+Inf"]
-    for name in ("sync_proxy_rules", "sync_full_proxy_rules", "sync_partial_proxy_rules", "conntrack_reconciler_sync"):
+    for name in (
+        "sync_proxy_rules",
+        "sync_full_proxy_rules",
+        "sync_partial_proxy_rules",
+        "conntrack_reconciler_sync",
+    ):
         assert bounds(f"kubeproxy_{name}_duration_seconds") == exponential
     latency = [0.25, 0.5, *map(float, (*range(1, 60), *range(60, 116, 5), *range(120, 301, 30)))]
     assert bounds("kubeproxy_network_programming_duration_seconds") == [*map(str, latency), "+Inf"]
@@ -185,15 +203,35 @@ def test_changes_seen_and_pending() -> None:
     store.put(endpoint_slice(endpoints=[endpoint("10.244.1.2")]))
     store.put(endpoint_slice(endpoints=[endpoint("fd00::2")], family="IPv6", name="six"))
     store.put(endpoint_slice(family="FQDN", name="fqdn"))
-    assert found() == {"service total": 2, "service pending": 2, "endpoint total": 2, "endpoint pending": 2}
+    assert found() == {
+        "service total": 2,
+        "service pending": 2,
+        "endpoint total": 2,
+        "endpoint pending": 2,
+    }
     sync(V4)
-    assert found() == {"service total": 2, "service pending": 1, "endpoint total": 2, "endpoint pending": 1}
+    assert found() == {
+        "service total": 2,
+        "service pending": 1,
+        "endpoint total": 2,
+        "endpoint pending": 1,
+    }
     metrics.sync_failed(V6, 0, full=False)
     assert found()["service pending"] == 1, "a failed sync applies nothing"
     sync(V6)
-    assert found() == {"service total": 2, "service pending": 0, "endpoint total": 2, "endpoint pending": 0}
+    assert found() == {
+        "service total": 2,
+        "service pending": 0,
+        "endpoint total": 2,
+        "endpoint pending": 0,
+    }
     store.remove(EndpointSlice, ObjectName("default", "six"))
-    assert found() == {"service total": 2, "service pending": 0, "endpoint total": 3, "endpoint pending": 1}
+    assert found() == {
+        "service total": 2,
+        "service pending": 0,
+        "endpoint total": 3,
+        "endpoint pending": 1,
+    }
 
 
 @pytest.mark.contract("7.4.8", "7.4.16", "5.11")
@@ -206,8 +244,12 @@ def test_latency_of_endpoint_changes() -> None:
     metrics.sync_failed(V4, 0.1, full=False)
     metrics.sync_done(report(V4), 0.1, full=False)
     name = "kubeproxy_network_programming_duration_seconds"
-    assert metrics.registry.get_sample_value(f"{name}_sum", {"ip_family": "IPv4"}) == pytest.approx(3)
-    assert metrics.registry.get_sample_value(f"{name}_count", {"ip_family": "IPv6"}) is None, "each family for itself"
+    assert metrics.registry.get_sample_value(f"{name}_sum", {"ip_family": "IPv4"}) == pytest.approx(
+        3
+    )
+    assert metrics.registry.get_sample_value(f"{name}_count", {"ip_family": "IPv6"}) is None, (
+        "each family for itself"
+    )
     metrics.slice_changed(triggered("2027-01-15T08:00:03Z", name="a"))
     metrics.slice_deleted(triggered("2027-01-15T08:00:03Z", name="b"))
     metrics.sync_done(report(V4), 0.1, full=False)
@@ -222,7 +264,9 @@ def test_no_local_endpoints() -> None:
     found = values(metrics.registry, name)
     assert found == {
         f'{name}{{ip_family="{family}",traffic_policy="{policy}"}}': value
-        for (family, policy), value in zip(itertools.product(Family, ("internal", "external")), (2, 3, 0, 0), strict=True)
+        for (family, policy), value in zip(
+            itertools.product(Family, ("internal", "external")), (2, 3, 0, 0), strict=True
+        )
     }
 
 
@@ -235,7 +279,10 @@ def test_other_counters() -> None:
     metrics.watch_restarted("services")
     metrics.repaired(V4)
     metrics.sync_done(
-        report(written=3, transactions=2, read_back=True, refused={WEB: "why"}), 0, full=True, stages={"compile": 0.25}
+        report(written=3, transactions=2, read_back=True, refused={WEB: "why"}),
+        0,
+        full=True,
+        stages={"compile": 0.25},
     )
     found = values(metrics.registry)
     expected = {
@@ -259,7 +306,11 @@ def test_what_this_is() -> None:
     metrics = Metrics(Family, {"AllAlpha": True, "ComponentFlagz": False})
     found = values(metrics.registry)
     names = {name.partition("{")[0] for name in found}
-    assert {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"} <= names
+    assert {
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+    } <= names
     build = next(name for name in found if name.startswith("kubernetes_build_info"))
     assert 'major="1"' in build
     assert 'minor="36"' in build
@@ -268,7 +319,11 @@ def test_what_this_is() -> None:
     assert found['kubernetes_feature_enabled{name="ComponentFlagz",stage="BETA"}'] == 0
     assert found['kubernetes_feature_enabled{name="LoggingAlphaOptions",stage="ALPHA"}'] == 1
     assert found['kubernetes_feature_enabled{name="NFTablesProxyMode",stage=""}'] == 1
-    assert not [name for name in names if "iptables" in name or name.startswith("go_") or name.endswith("_created")]
+    assert not [
+        name
+        for name in names
+        if "iptables" in name or name.startswith("go_") or name.endswith("_created")
+    ]
 
 
 # ---- figures from counters, without a kernel
@@ -321,27 +376,51 @@ def totals(ledger: Ledger) -> dict[str, int]:
             {"connections": 10, "by_affinity": 6},
             id="affinity: who is not known is in both",
         ),
-        pytest.param([{"v": 0, "c": 0}, {"v": 10, "c": 0}], {"connections": 10, "by_affinity": 10}, id="only known clients"),
-        pytest.param([{"v": 0, "c": 0}, {"v": 10, "c": 10}], {"connections": 10}, id="only new clients"),
-        pytest.param([{"v": 10, "n": 4}], {"connections": 6, "refused": 4}, id="policy Local, no endpoint here"),
+        pytest.param(
+            [{"v": 0, "c": 0}, {"v": 10, "c": 0}],
+            {"connections": 10, "by_affinity": 10},
+            id="only known clients",
+        ),
+        pytest.param(
+            [{"v": 0, "c": 0}, {"v": 10, "c": 10}], {"connections": 10}, id="only new clients"
+        ),
+        pytest.param(
+            [{"v": 10, "n": 4}],
+            {"connections": 6, "refused": 4},
+            id="policy Local, no endpoint here",
+        ),
         pytest.param(
             [{"v": 0, "c": 0, "n": 0}, {"v": 10, "c": 8, "n": 4}],
             {"connections": 6, "by_affinity": 2, "refused": 4},
             id="the same with affinity",
         ),
-        pytest.param([{"v": 10, "c": 4}], {"connections": 10}, id="affinity of a frontend that was never read before"),
+        pytest.param(
+            [{"v": 10, "c": 4}],
+            {"connections": 10},
+            id="affinity of a frontend that was never read before",
+        ),
         pytest.param([{"n": 5}], {"refused": 5}, id="no endpoint at all"),
         pytest.param([{"n": 5}, {"v": 2}], {"refused": 5, "connections": 2}, id="endpoints came"),
         pytest.param([{"v": 2}, {"n": 5}], {"refused": 5, "connections": 2}, id="endpoints went"),
-        pytest.param([{"v": 5}, {"v": 6, "c": 1}], {"connections": 6}, id="affinity was switched on"),
-        pytest.param([{"v": 0, "c": 0}, {"v": 9, "c": 5}, {"v": 10}], {"connections": 10, "by_affinity": 4}, id="and off"),
+        pytest.param(
+            [{"v": 5}, {"v": 6, "c": 1}], {"connections": 6}, id="affinity was switched on"
+        ),
+        pytest.param(
+            [{"v": 0, "c": 0}, {"v": 9, "c": 5}, {"v": 10}],
+            {"connections": 10, "by_affinity": 4},
+            id="and off",
+        ),
         pytest.param(
             [{"v": 0, "c": 0}, {"v": 9, "c": 4}, {"v": 3, "c": 5}],
             {"connections": 12, "by_affinity": 5},
             id="only services rewritten",
         ),
         pytest.param([{"v": 3, "e": 3}], {"connections": 3, "endpoint": 3}, id="an endpoint"),
-        pytest.param([{"v": 3, "e": 3}, {"v": 0, "e": 5}], {"connections": 3, "endpoint": 5}, id="its slot stayed"),
+        pytest.param(
+            [{"v": 3, "e": 3}, {"v": 0, "e": 5}],
+            {"connections": 3, "endpoint": 5},
+            id="its slot stayed",
+        ),
     ],
 )
 def test_ledger(readings: list[dict[str, int]], expected: dict[str, int]) -> None:
@@ -362,7 +441,9 @@ def test_ledger_knows_a_rewrite_by_its_value() -> None:
     ledger = Ledger(limit=100)
     enter(ledger, [counted("services4", 5, Verdict("goto", "pick4-tcp-2", NAME))])
     enter(ledger, [counted("services4", 8, Verdict("goto", "pick4-tcp-3", NAME))])
-    assert totals(ledger) == {"connections": 13}, "8 since the rewrite, though that is more than before it"
+    assert totals(ledger) == {"connections": 13}, (
+        "8 since the rewrite, though that is more than before it"
+    )
 
 
 def test_ledger_forgets_what_is_gone() -> None:
@@ -375,7 +456,9 @@ def test_ledger_forgets_what_is_gone() -> None:
         ("default", "web", "http", "10.244.9.9:8080"): 1,
     }
     enter(ledger, [counted("services4", 1, Verdict("goto", "pick4-tcp-2", "default/other:http"))])
-    assert [subject.labels()[2] for _, subject in ledger.figures] == ["other"], "another Service has the frontend now"
+    assert [subject.labels()[2] for _, subject in ledger.figures] == ["other"], (
+        "another Service has the frontend now"
+    )
     enter(ledger, [])
     assert not ledger.figures
 
@@ -383,7 +466,14 @@ def test_ledger_forgets_what_is_gone() -> None:
 def test_ledger_has_a_limit() -> None:
     def frontends(*ports: int) -> list[Counted]:
         return [
-            Counted(Element("services4", ("10.96.0.10", "tcp", port), Verdict("goto", "pick4-tcp-1", f"default/s{port}")), port)
+            Counted(
+                Element(
+                    "services4",
+                    ("10.96.0.10", "tcp", port),
+                    Verdict("goto", "pick4-tcp-1", f"default/s{port}"),
+                ),
+                port,
+            )
             for port in ports
         ]
 
@@ -395,7 +485,9 @@ def test_ledger_has_a_limit() -> None:
     assert ledger.left_out == 0, "nobody came to the others since"
     enter(ledger, [])
     enter(ledger, frontends(3, 4))
-    assert [subject.labels()[2] for _, subject in ledger.figures] == ["s3", "s4"], "room for others now"
+    assert [subject.labels()[2] for _, subject in ledger.figures] == ["s3", "s4"], (
+        "room for others now"
+    )
 
 
 def test_labels() -> None:
@@ -403,8 +495,18 @@ def test_labels() -> None:
     enter(
         ledger,
         [
-            Counted(Element("nodeport_services6", ("udp", 30053), Verdict("goto", "x", "kube-system/dns:dns")), 1),
-            Counted(Element("services6", ("fd00::a", "tcp", 80), Verdict("goto", "x", "default/plain")), 1),
+            Counted(
+                Element(
+                    "nodeport_services6",
+                    ("udp", 30053),
+                    Verdict("goto", "x", "kube-system/dns:dns"),
+                ),
+                1,
+            ),
+            Counted(
+                Element("services6", ("fd00::a", "tcp", 80), Verdict("goto", "x", "default/plain")),
+                1,
+            ),
             Counted(Element("local_endpoints6-tcp", ("fd00::a", 80, 0), ("fd00:1::2", 8080)), 1),
             Counted(Element("nodeport_endpoints6-udp", (30053, 3), ("fd00:1::3", 5353)), 1),
         ],
@@ -435,12 +537,16 @@ def test_figures_only_grow_and_never_count_twice(steps: list[tuple[str, str, int
         if step == "connect":
             counters["v"] += amount
             truth["connections"] += amount
-            for counter, figure in (("c", ""), ("e", "endpoint")) if what == "new" else (("", "by_affinity"),):
+            for counter, figure in (
+                (("c", ""), ("e", "endpoint")) if what == "new" else (("", "by_affinity"),)
+            ):
                 counters[counter] += amount
                 truth[figure] += amount
         elif step == "rewrite":
             counters[what] = 0
-            if what == "c":  # affinity was switched off, and on again: the verdict is the one of before
+            if (
+                what == "c"
+            ):  # affinity was switched off, and on again: the verdict is the one of before
                 counters["v"] = 0
             generation[what] += 1
         else:
@@ -448,7 +554,9 @@ def test_figures_only_grow_and_never_count_twice(steps: list[tuple[str, str, int
                 ledger,
                 [
                     counted("new_clients4", counters["c"]),
-                    counted("services4", counters["v"], Verdict("goto", f"pick{generation['v']}", NAME)),
+                    counted(
+                        "services4", counters["v"], Verdict("goto", f"pick{generation['v']}", NAME)
+                    ),
                     counted("endpoints4-tcp", counters["e"], ("10.244.1.2", 8080)),
                 ],
             )
@@ -457,7 +565,9 @@ def test_figures_only_grow_and_never_count_twice(steps: list[tuple[str, str, int
             assert all(value <= truth[figure] for figure, value in now.items())
             before = now
     if not any(generation.values()):
-        assert totals(ledger) == {figure: count for figure, count in truth.items() if figure and count}
+        assert totals(ledger) == {
+            figure: count for figure, count in truth.items() if figure and count
+        }
 
 
 # ---- figures from a real table
@@ -485,7 +595,11 @@ class Scrapes:
                     labels = sample.labels
                     place = labels.get("frontend") or labels["endpoint"]
                     now[name, labels["service"], place] += int(sample.value)
-        grown = {key[1:]: count - self._before[key] for key, count in now.items() if count != self._before[key]}
+        grown = {
+            key[1:]: count - self._before[key]
+            for key, count in now.items()
+            if count != self._before[key]
+        }
         self._before.update({(name, *key): count for key, count in grown.items()})
         return grown
 
@@ -525,7 +639,9 @@ def wire(host: str, port: int, proto: str) -> str:
     return f"{f'[{host}]' if ':' in host else host}:{port}/{proto.lower()}"
 
 
-def test_connections_of_every_kind_of_frontend(world: World, scrapes: Scrapes, family: Family, proto: str) -> None:
+def test_connections_of_every_kind_of_frontend(
+    world: World, scrapes: Scrapes, family: Family, proto: str
+) -> None:
     """From a pod, the node itself and outside, to ClusterIP, VIP and NodePort: each connection once, at its frontend."""
     cluster_ip, vip, node = CLUSTER_IP[family], VIP[family], world.address("node1", family)
     world.apply(
@@ -549,32 +665,53 @@ def test_connections_of_every_kind_of_frontend(world: World, scrapes: Scrapes, f
         ("web", f"*:30080/{proto.lower()}"): 3,
     }
     assert scrapes.grown("endpoint_connections") == {
-        ("web", wire(world.address(pod, family), 8080, "").rstrip("/")): times for pod, times in answered.items()
+        ("web", wire(world.address(pod, family), 8080, "").rstrip("/")): times
+        for pod, times in answered.items()
     }
     assert scrapes.grown("frontend_affinity_connections") == {}
 
 
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
-def test_connections_with_affinity(world: World, scrapes: Scrapes, family: Family, proto: str, policy: str) -> None:
+def test_connections_with_affinity(
+    world: World, scrapes: Scrapes, family: Family, proto: str, policy: str
+) -> None:
     """Each client's first connection is an endpoint's, the others are affinity's; the sum is the frontend's."""
     cluster_ip, vip = CLUSTER_IP[family], VIP[family]
-    name = f"{policy}-{proto}".lower()  # what the kernel remembers of a name outlives the Service for a moment
+    name = (
+        f"{policy}-{proto}".lower()
+    )  # what the kernel remembers of a name outlives the Service for a moment
     world.apply(
-        service(name, cluster_ip, vips=[vip], protocol=proto, sessionAffinity="ClientIP", externalTrafficPolicy=policy),
+        service(
+            name,
+            cluster_ip,
+            vips=[vip],
+            protocol=proto,
+            sessionAffinity="ClientIP",
+            externalTrafficPolicy=policy,
+        ),
         world.endpoints("pod1-1", "pod1-3", "pod2-1", of=name, family=family, protocol=proto),
     )
     scrapes.grown("frontend_connections")
-    for where, address in [("pod1-2", cluster_ip), ("node1", cluster_ip), ("client", vip), ("pod1-2", vip)]:
+    for where, address in [
+        ("pod1-2", cluster_ip),
+        ("node1", cluster_ip),
+        ("client", vip),
+        ("pod1-2", vip),
+    ]:
         world.answers(where, address, 80, proto, times=5)
     expected = {(name, wire(cluster_ip, 80, proto)): 10, (name, wire(vip, 80, proto)): 10}
     assert scrapes.grown("frontend_connections") == expected
     picked = sum(scrapes.grown("endpoint_connections").values())
     by_affinity = sum(scrapes.grown("frontend_affinity_connections").values())
     assert picked + by_affinity == 20
-    assert picked == 3, "three clients; the pod is known at the second frontend, which has the same memory"
+    assert picked == 3, (
+        "three clients; the pod is known at the second frontend, which has the same memory"
+    )
 
 
-def test_connections_with_policy_local(world: World, scrapes: Scrapes, family: Family, proto: str) -> None:
+def test_connections_with_policy_local(
+    world: World, scrapes: Scrapes, family: Family, proto: str
+) -> None:
     """Outside clients fall through `internal` to the local list, and are one connection all the same."""
     cluster_ip, vip = CLUSTER_IP[family], VIP[family]
     world.apply(
@@ -592,7 +729,9 @@ def test_refused_with_policy_local(world: World, scrapes: Scrapes, family: Famil
     """No endpoint here: pods are served by the cluster list, outside clients dropped; each is counted as what happened to it."""
     vip = VIP[family]
     world.apply(
-        service(cluster_ip=CLUSTER_IP[family], vips=[vip], protocol="UDP", externalTrafficPolicy="Local"),
+        service(
+            cluster_ip=CLUSTER_IP[family], vips=[vip], protocol="UDP", externalTrafficPolicy="Local"
+        ),
         world.endpoints("pod2-1", family=family, protocol="UDP"),
     )
     scrapes.grown("frontend_connections")
@@ -603,7 +742,9 @@ def test_refused_with_policy_local(world: World, scrapes: Scrapes, family: Famil
     assert scrapes.grown("frontend_refused_packets") == {("web", wire(vip, 80, "UDP")): 2}
 
 
-def test_refused_without_endpoints(world: World, scrapes: Scrapes, family: Family, proto: str) -> None:
+def test_refused_without_endpoints(
+    world: World, scrapes: Scrapes, family: Family, proto: str
+) -> None:
     cluster_ip = CLUSTER_IP[family]
     world.apply(service(cluster_ip=cluster_ip, protocol=proto))
     for _ in range(3):
@@ -626,7 +767,9 @@ def test_figures_grow_through_rewrites_and_restarts(world: World, scrapes: Scrap
     made += world.answers("pod1-2", CLUSTER_IP[V4], 80, times=6).total()
     scrapes.grown("frontend_connections")
     figures = scrapes.collector._ledger.figures
-    assert [value for (figure, _), value in figures.items() if figure is Figure.CONNECTIONS] == [made]
+    assert [value for (figure, _), value in figures.items() if figure is Figure.CONNECTIONS] == [
+        made
+    ]
 
     with closing(Scrapes(world)) as again:
         assert again.grown("frontend_connections") == {}, "a process that starts begins at 0"
@@ -666,9 +809,18 @@ def test_elements_by_map(world: World, scrapes: Scrapes) -> None:
     )
     found = values(scrapes.metrics.registry, "nftproxy_map_elements")
     sizes = {name.split('"')[1]: int(size) for name, size in found.items()}
-    expected = {"services4": 2, "endpoints4-tcp": 4, "cluster_ips4": 2, "cluster_members4": 4, "new_clients4": 2, "services6": 0}
+    expected = {
+        "services4": 2,
+        "endpoints4-tcp": 4,
+        "cluster_ips4": 2,
+        "cluster_members4": 4,
+        "new_clients4": 2,
+        "services6": 0,
+    }
     assert {name: sizes[name] for name in expected} == expected
-    assert not [name for name in sizes if "default" in name], "what each service has of its own counts together"
+    assert not [name for name in sizes if "default" in name], (
+        "what each service has of its own counts together"
+    )
 
 
 def test_without_a_table_figures_stay(world: World) -> None:
@@ -692,7 +844,9 @@ def test_without_a_table_figures_stay(world: World) -> None:
         assert list(values(registry, "nftproxy_frontend").values()) == [2]
 
 
-def test_a_table_that_cannot_be_read(world: World, scrapes: Scrapes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_cannot_be_read(
+    world: World, scrapes: Scrapes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.apply(service(cluster_ip=CLUSTER_IP[V4]), world.endpoints("pod1-1"))
     world.ask("pod1-2", CLUSTER_IP[V4], 80)
     before = values(scrapes.metrics.registry, "nftproxy_frontend")

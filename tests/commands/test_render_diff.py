@@ -19,7 +19,12 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "pods by address": ("--cluster-cidr", ",".join(CLUSTER_CIDRS.values())),
     "no pods": (),
     "pods by bridge": ("--detect-local-mode", "BridgeInterface", "--pod-bridge-interface", "cni0"),
-    "pods by prefix": ("--detect-local-mode", "InterfaceNamePrefix", "--pod-interface-name-prefix", "veth"),
+    "pods by prefix": (
+        "--detect-local-mode",
+        "InterfaceNamePrefix",
+        "--pod-interface-name-prefix",
+        "veth",
+    ),
     "pods by the node": ("--detect-local-mode", "NodeCIDR"),
     "all masqueraded": ("--masquerade-all", "--masquerade-bit", "20"),
     "NodePorts everywhere": ("--nodeport-addresses", "0.0.0.0/0,::/0"),
@@ -50,12 +55,16 @@ def rendered(folder: Path, *options: str) -> str:
 
 def nft(where: str, text: str, *options: str) -> None:
     with namespace.enter(where):
-        done = subprocess.run(["nft", *options, "-f", "-"], input=text, text=True, capture_output=True, check=False)
+        done = subprocess.run(
+            ["nft", *options, "-f", "-"], input=text, text=True, capture_output=True, check=False
+        )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
-def test_rendered_and_loaded_by_nft_is_what_run_makes(folder: Path, where: str, options: tuple[str, ...]) -> None:
+def test_rendered_and_loaded_by_nft_is_what_run_makes(
+    folder: Path, where: str, options: tuple[str, ...]
+) -> None:
     text = rendered(folder, *options)
     nft(where, text)
     by_nft = everything(where)
@@ -75,21 +84,29 @@ def test_what_render_says_as_json_is_what_is_in_the_table(folder: Path, where: s
     found = json.loads(rendered(folder, "--output", "json"))
     table = everything(where)
     assert f"program-{found['program']}" in table["chains"]
-    assert found["serviceCIDRs"] == [str(n) for family in "46" for n in table[f"service_cidrs{family}"]]
+    assert found["serviceCIDRs"] == [
+        str(n) for family in "46" for n in table[f"service_cidrs{family}"]
+    ]
     in_table = {
-        name for name, items in table.items() if items and name not in {"chains", "rules", "service_cidrs4", "service_cidrs6"}
+        name
+        for name, items in table.items()
+        if items and name not in {"chains", "rules", "service_cidrs4", "service_cidrs6"}
     }
     assert set(found["elements"]) == in_table
     for name in in_table:
         assert {tuple(item["key"]) for item in found["elements"][name]} == set(table[name]), name
-    (element,) = [item for item in found["elements"]["services4"] if item["key"] == ["10.96.0.10", "tcp", 80]]
+    (element,) = [
+        item for item in found["elements"]["services4"] if item["key"] == ["10.96.0.10", "tcp", 80]
+    ]
     assert element["value"] == {"verdict": "goto pick4-tcp-3", "service": "default/web:http"}
 
 
 def test_render_needs_no_privileges(folder: Path) -> None:
     allowed = nftproxy("render", "--manifests", folder, *NODE)
     bare = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
-    assert nftproxy("render", "--manifests", folder, *NODE, before=bare).stdout == allowed.stdout != ""
+    assert (
+        nftproxy("render", "--manifests", folder, *NODE, before=bare).stdout == allowed.stdout != ""
+    )
 
 
 def test_manifests_may_be_files_and_folders(folder: Path) -> None:
@@ -98,7 +115,9 @@ def test_manifests_may_be_files_and_folders(folder: Path) -> None:
 
 
 def test_render_warns_where_only_the_node_itself_knows(folder: Path) -> None:
-    done = nftproxy("render", "--manifests", folder, *NODE, "--nodeport-addresses", "192.168.50.0/24")
+    done = nftproxy(
+        "render", "--manifests", folder, *NODE, "--nodeport-addresses", "192.168.50.0/24"
+    )
     assert done.returncode == 0
     assert "192.168.50.0/24" in done.stderr
     assert "add element inet nftproxy nodeport_ips4" not in done.stdout
@@ -120,7 +139,15 @@ def test_bad_input_is_refused_by_name(folder: Path, where: str, command: str) ->
 
 def test_diff_tells_what_a_sync_would_change_and_changes_nothing(folder: Path, where: str) -> None:
     def diff(*options: str) -> tuple[int, list[str]]:
-        done = nftproxy("diff", "--manifests", folder, *NODE, *SETTINGS["pods by address"], *options, where=where)
+        done = nftproxy(
+            "diff",
+            "--manifests",
+            folder,
+            *NODE,
+            *SETTINGS["pods by address"],
+            *options,
+            where=where,
+        )
         assert done.stderr == ""
         return done.returncode, done.stdout.splitlines()
 
@@ -128,7 +155,10 @@ def test_diff_tells_what_a_sync_would_change_and_changes_nothing(folder: Path, w
     assert code == 1
     assert lines[0].startswith("+ program ")
     assert {line[0] for line in lines} == {"+"}
-    assert nftproxy("cleanup", where=where).stdout == "there is no table inet nftproxy, nothing to remove\n"
+    assert (
+        nftproxy("cleanup", where=where).stdout
+        == "there is no table inet nftproxy, nothing to remove\n"
+    )
 
     nft(where, rendered(folder, *SETTINGS["pods by address"]))
     before = everything(where)
@@ -152,7 +182,9 @@ def test_diff_tells_what_a_sync_would_change_and_changes_nothing(folder: Path, w
         "- cluster_members4-default/cart/tcp/http 10.244.2.3 . 8080",
     }
     changes = json.loads("\n".join(diff("--output", "json")[1]))
-    assert {f"{change['change']} {change['where']} {change['element']}" for change in changes} == set(lines)
+    assert {
+        f"{change['change']} {change['where']} {change['element']}" for change in changes
+    } == set(lines)
     assert everything(where) == before
 
 
@@ -178,9 +210,15 @@ def test_cleanup_removes_the_table_and_nothing_else(folder: Path, where: str) ->
     assert done.stdout.startswith("removed table inet nftproxy with ")
     with namespace.enter(where):
         assert (
-            subprocess.run(["nft", "list", "tables"], text=True, capture_output=True, check=True).stdout == "table inet other\n"
+            subprocess.run(
+                ["nft", "list", "tables"], text=True, capture_output=True, check=True
+            ).stdout
+            == "table inet other\n"
         )
-    assert nftproxy("cleanup", where=where).stdout == "there is no table inet nftproxy, nothing to remove\n"
+    assert (
+        nftproxy("cleanup", where=where).stdout
+        == "there is no table inet nftproxy, nothing to remove\n"
+    )
 
 
 def test_cleanup_does_not_pull_the_table_from_under_a_proxy(folder: Path, where: str) -> None:
@@ -189,7 +227,9 @@ def test_cleanup_does_not_pull_the_table_from_under_a_proxy(folder: Path, where:
         before = everything(where)
         done = nftproxy("cleanup", where=where)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("error: another nftproxy already keeps this node's table\nhint: ")
+        assert done.stderr.startswith(
+            "error: another nftproxy already keeps this node's table\nhint: "
+        )
         assert everything(where) == before
 
 
@@ -199,7 +239,13 @@ def test_a_chart_without_addresses_can_be_rendered(tmp_path: Path) -> None:
     for document in (chart, both):
         for name in ("clusterIP", "clusterIPs"):
             del document["spec"][name]
-    write(tmp_path / "chart.yaml", chart, both, service("fixed", "10.96.0.1"), endpoints("10.244.1.2", of="chart"))
+    write(
+        tmp_path / "chart.yaml",
+        chart,
+        both,
+        service("fixed", "10.96.0.1"),
+        endpoints("10.244.1.2", of="chart"),
+    )
     argv = ("render", "--manifests", tmp_path, *NODE)
     without = nftproxy(*argv)
     assert without.returncode == 0

@@ -27,7 +27,9 @@ from tests.support.world import VIP, World
 HERE = Locality("node1", "")
 
 
-def table(*compiled: Compiled, counts: dict[tuple[str, str], int] | None = None) -> dict[str, list[Counted]]:
+def table(
+    *compiled: Compiled, counts: dict[tuple[str, str], int] | None = None
+) -> dict[str, list[Counted]]:
     """The elements of services as the kernel would return them; `counts` by map and key as text."""
     found: dict[str, list[Counted]] = {}
     for one in compiled:
@@ -50,7 +52,9 @@ def compiled(item: Service, *addresses: tuple[str, str]) -> Compiled:
 
 
 def only(ports: tuple[ServicePort, ...], frontend: str) -> Shown:
-    return next(shown for port in ports for shown in port.frontends if str(shown.frontend) == frontend)
+    return next(
+        shown for port in ports for shown in port.frontends if str(shown.frontend) == frontend
+    )
 
 
 @given(
@@ -62,7 +66,13 @@ def only(ports: tuple[ServicePort, ...], frontend: str) -> Shown:
     elsewhere=st.integers(0, 3),
 )
 def test_what_was_compiled_is_what_is_shown(
-    *, external_local: bool, internal_local: bool, affinity: bool, ranges: bool, here: int, elsewhere: int
+    *,
+    external_local: bool,
+    internal_local: bool,
+    affinity: bool,
+    ranges: bool,
+    here: int,
+    elsewhere: int,
 ) -> None:
     item = service(
         node_port=30080,
@@ -73,7 +83,9 @@ def test_what_was_compiled_is_what_is_shown(
         sessionAffinity="ClientIP" if affinity else "None",
         loadBalancerSourceRanges=["10.0.0.0/8", "192.168.50.0/24"] if ranges else [],
     )
-    pods = [(f"10.244.1.{n}", "node1") for n in range(here)] + [(f"10.244.2.{n}", "node2") for n in range(elsewhere)]
+    pods = [(f"10.244.1.{n}", "node1") for n in range(here)] + [
+        (f"10.244.2.{n}", "node2") for n in range(elsewhere)
+    ]
     done = compiled(item, *pods)
     (port,) = services(table(done))
     assert port.name == "default/web:http"
@@ -89,17 +101,25 @@ def check(one: Shown, route: Route) -> None:
     refusals = {Refusal.NONE: None, Refusal.REJECT: "reject", Refusal.DROP: "drop"}
     assert (one.refused.verdict if one.refused else None) == refusals[route.refusal]
     assert one.policy is (None if route.refusal is Refusal.REJECT else route.policy)
-    assert (one.affinity.timeout_seconds if one.affinity else None) == (10800 if route.affinity else None)
+    assert (one.affinity.timeout_seconds if one.affinity else None) == (
+        10800 if route.affinity else None
+    )
     assert (None if one.sources is None else set(one.sources)) == (
         None if route.sources is None else {str(n) for n in route.sources}
     )
     kinds = {"10.96.0.10": Kind.CLUSTER_IP, "": Kind.NODE_PORT, "198.51.100.1": Kind.EXTERNAL}
-    assert one.kind is kinds.get(one.address, Kind.EXTERNAL if route.sources is None else Kind.LOAD_BALANCER)
+    assert one.kind is kinds.get(
+        one.address, Kind.EXTERNAL if route.sources is None else Kind.LOAD_BALANCER
+    )
 
 
 def test_a_connection_is_counted_once_however_many_look_ups_it_takes() -> None:
     item = service(
-        node_port=30080, externalIPs=["198.51.100.1"], externalTrafficPolicy="Local", sessionAffinity="ClientIP", type="NodePort"
+        node_port=30080,
+        externalIPs=["198.51.100.1"],
+        externalTrafficPolicy="Local",
+        sessionAffinity="ClientIP",
+        type="NodePort",
     )
     done = compiled(item, ("10.244.1.2", "node1"), ("10.244.2.2", "node2"))
     key = "198.51.100.1 . tcp . 80"
@@ -119,10 +139,14 @@ def test_a_connection_is_counted_once_however_many_look_ups_it_takes() -> None:
 
 
 def test_remembered_clients_by_endpoint() -> None:
-    done = compiled(service(sessionAffinity="ClientIP"), ("10.244.1.2", "node1"), ("10.244.2.2", "node2"))
+    done = compiled(
+        service(sessionAffinity="ClientIP"), ("10.244.1.2", "node1"), ("10.244.2.2", "node2")
+    )
     found = table(done)
     memory = "affinity4-default/web/tcp/http-8080"
-    found[memory] = [Counted(Element(memory, (f"10.0.0.{n}",), f"10.244.{1 + n % 2}.2"), 0) for n in range(5)]
+    found[memory] = [
+        Counted(Element(memory, (f"10.0.0.{n}",), f"10.244.{1 + n % 2}.2"), 0) for n in range(5)
+    ]
     affinity = only(services(found), "10.96.0.10:80/tcp").affinity
     assert affinity
     assert affinity.clients == {"10.244.1.2:8080": 3, "10.244.2.2:8080": 2}
@@ -134,7 +158,10 @@ def test_what_is_left_of_a_frontend_between_two_transactions_is_no_service() -> 
 
 
 def test_order_is_that_of_people() -> None:
-    many = [service("b", "10.96.0.9"), service("a", "10.96.0.10", node_port=30080, externalIPs=["9.9.9.9", "100.9.9.9"])]
+    many = [
+        service("b", "10.96.0.9"),
+        service("a", "10.96.0.10", node_port=30080, externalIPs=["9.9.9.9", "100.9.9.9"]),
+    ]
     ports = services(table(*(compiled(item) for item in many)))
     assert [port.name for port in ports] == ["default/a:http", "default/b:http"]
     assert [str(one.frontend) for one in ports[0].frontends] == [
@@ -158,10 +185,23 @@ def world() -> Iterator[World]:
             world.endpoints(*pods, of="web"),
             service("cart", "10.96.0.11", sessionAffinity="ClientIP"),
             world.endpoints(*pods, of="cart"),
-            service("mail", "10.96.0.12", 25, port_name="smtp", node_port=30025, vips=vips, externalTrafficPolicy="Local"),
+            service(
+                "mail",
+                "10.96.0.12",
+                25,
+                port_name="smtp",
+                node_port=30025,
+                vips=vips,
+                externalTrafficPolicy="Local",
+            ),
             world.endpoints("pod2-1", of="mail", port_name="smtp"),
             service("none", "10.96.0.13"),
-            service("kept", "10.96.0.14", vips=["203.0.113.14"], loadBalancerSourceRanges=["198.51.100.0/24"]),
+            service(
+                "kept",
+                "10.96.0.14",
+                vips=["203.0.113.14"],
+                loadBalancerSourceRanges=["198.51.100.0/24"],
+            ),
             world.endpoints("pod1-1", of="kept"),
         )
         for _ in range(12):
@@ -199,7 +239,10 @@ def test_a_client_that_comes_back_is_counted_at_the_frontend(world: World) -> No
 def test_refusals_are_counted_with_their_reason(world: World) -> None:
     mail, none = frontends(world, "default/mail"), frontends(world, "default/none:http")
     refused = mail[VIP[Family.IPv4]]["refused"]
-    assert (refused["verdict"], refused["reason"]) == ("drop", "no endpoint on this node (policy Local)")
+    assert (refused["verdict"], refused["reason"]) == (
+        "drop",
+        "no endpoint on this node (policy Local)",
+    )
     assert refused["packets"] >= 1
     assert mail[""]["connections"] == 1
     refused = none["10.96.0.13"]["refused"]
@@ -211,11 +254,30 @@ def test_refusals_are_counted_with_their_reason(world: World) -> None:
     ("name", "words"),
     [
         ("default/web", ["10.96.0.10:80/tcp", "ClusterIP", "12", "any endpoint"]),
-        ("default/cart", ["a client keeps its endpoint for 10800 s (1 remembered)", "CLIENTS REMEMBERED"]),
-        ("default/mail", ["*:30025/tcp", "NodePort IPv4", "no endpoint on this node (policy Local): ", "packets dropped"]),
+        (
+            "default/cart",
+            ["a client keeps its endpoint for 10800 s (1 remembered)", "CLIENTS REMEMBERED"],
+        ),
+        (
+            "default/mail",
+            [
+                "*:30025/tcp",
+                "NodePort IPv4",
+                "no endpoint on this node (policy Local): ",
+                "packets dropped",
+            ],
+        ),
         ("default/mail", ["endpoints on this node; pods and this node get any (policy Local)"]),
         ("default/none", ["no endpoint in the cluster: ", "packets rejected"]),
-        ("default/kept", ["203.0.113.14:80/tcp", "LoadBalancer", "any endpoint, masqueraded", "only from 198.51.100.0/24"]),
+        (
+            "default/kept",
+            [
+                "203.0.113.14:80/tcp",
+                "LoadBalancer",
+                "any endpoint, masqueraded",
+                "only from 198.51.100.0/24",
+            ],
+        ),
     ],
 )
 def test_details_in_words(world: World, name: str, words: list[str]) -> None:
@@ -225,7 +287,15 @@ def test_details_in_words(world: World, name: str, words: list[str]) -> None:
 
 def test_the_overview_has_a_line_for_each_frontend(world: World) -> None:
     lines = shown(world).stdout.splitlines()
-    assert lines[0].split() == ["SERVICE", "FRONTEND", "KIND", "CONNECTIONS", "ENDPOINTS", "WHAT", "HAPPENS"]
+    assert lines[0].split() == [
+        "SERVICE",
+        "FRONTEND",
+        "KIND",
+        "CONNECTIONS",
+        "ENDPOINTS",
+        "WHAT",
+        "HAPPENS",
+    ]
     assert [line.split()[:2] for line in lines if line.startswith("default/mail")] == [
         ["default/mail:smtp", "10.96.0.12:25/tcp"],
         ["default/mail:smtp", "203.0.113.10:25/tcp"],
@@ -238,7 +308,9 @@ def test_a_terminal_gets_no_less(world: World) -> None:
     screen, end = pty.openpty()
     with namespace.enter(world.lab.place("node1").namespace):
         process = subprocess.Popen(
-            [*NFTPROXY, "show", "default/web"], stdout=end, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+            [*NFTPROXY, "show", "default/web"],
+            stdout=end,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
         )
     os.close(end)
     text = b""
@@ -249,7 +321,10 @@ def test_a_terminal_gets_no_less(world: World) -> None:
         pass
     os.close(screen)
     assert process.wait() == 0
-    assert all(word in text.decode() for word in ("10.96.0.10:80/tcp", "ClusterIP", "any endpoint", "10.244.1.2:8080", "\x1b["))
+    assert all(
+        word in text.decode()
+        for word in ("10.96.0.10:80/tcp", "ClusterIP", "any endpoint", "10.244.1.2:8080", "\x1b[")
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,7 +333,7 @@ def test_a_terminal_gets_no_less(world: World) -> None:
         ("web", "did you mean default/web?"),
         ("default/wep", "did you mean default/web"),
         ("default/web:https", "did you mean default/web:http"),
-        ("kube-system/dns", "nftproxy show lists all there is"),
+        ("kube-system/dns", "nftproxy show lists all services"),
     ],
 )
 def test_an_unknown_name_is_answered_with_those_like_it(world: World, name: str, hint: str) -> None:
@@ -274,7 +349,8 @@ def test_without_a_table() -> None:
         done = nftproxy("show", where=where)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: there is no table inet nftproxy here, so nothing is programmed\nhint: nftproxy run makes it; in a lab: nftproxy lab demo\n"
+        "error: there is no table inet nftproxy here, so no service is programmed\n"
+        "hint: nftproxy run makes it; in a lab: nftproxy lab demo\n"
     )
 
 

@@ -8,8 +8,13 @@ import pytest
 from tests.tools.consoles import PROJECT, Step, play, steps
 
 PAGES = sorted([PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")])
-OTHERS = [PROJECT / "vagrant/README.md", PROJECT / "rulesets/README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "SECURITY.md"]
-_LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
+OTHERS = [
+    PROJECT / "vagrant/README.md",
+    PROJECT / "rulesets/README.md",
+    PROJECT / "CONTRIBUTING.md",
+    PROJECT / "SECURITY.md",
+]
+_LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
 def name(path: Path) -> str:
@@ -58,12 +63,18 @@ def test_pages_print_what_they_say(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target, anchor in _LINK.findall(page.read_text()):
         if not target.startswith(("http:", "https:", "mailto:")):
-            found = page.parent / target
+            found = page.parent / target if target else page
             assert found.exists(), f"{name(page)} links to {target}"
             if anchor:
-                assert anchor in _anchors(found.read_text()), f"{name(page)} links to {target}#{anchor}"
+                assert anchor in _anchors(found.read_text()), (
+                    f"{name(page)} links to {target}#{anchor}"
+                )
 
 
 def _anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    named = re.findall(r'<a id="([^"]+)">', text)
+    return {
+        *named,
+        *(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings),
+    }

@@ -52,11 +52,20 @@ def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def direction(kind: int, source: Endpoint, destination: Endpoint, protocol: int, *, shuffled: bool = False) -> bytes:
+def direction(
+    kind: int, source: Endpoint, destination: Endpoint, protocol: int, *, shuffled: bool = False
+) -> bytes:
     """One tuple as the kernel writes it, or with its parts in another order."""
     first, second = (3, 4) if ":" in source.address else (1, 2)
-    addresses = [attribute(first, pack(source.address)), attribute(second, pack(destination.address))]
-    ports = [attribute(1, bytes([protocol])), attribute(2, source.port.to_bytes(2)), attribute(3, destination.port.to_bytes(2))]
+    addresses = [
+        attribute(first, pack(source.address)),
+        attribute(second, pack(destination.address)),
+    ]
+    ports = [
+        attribute(1, bytes([protocol])),
+        attribute(2, source.port.to_bytes(2)),
+        attribute(3, destination.port.to_bytes(2)),
+    ]
     if shuffled:
         addresses.reverse()
         ports.reverse()
@@ -65,7 +74,9 @@ def direction(kind: int, source: Endpoint, destination: Endpoint, protocol: int,
 
 
 def tuples(entry: Entry, *, shuffled: bool = False) -> bytes:
-    client = Endpoint("fd00::77" if ":" in entry.asked.address else "10.9.9.9", next(_numbers) % 60000 + 1024)
+    client = Endpoint(
+        "fd00::77" if ":" in entry.asked.address else "10.9.9.9", next(_numbers) % 60000 + 1024
+    )
     original = direction(1, client, entry.asked, entry.protocol, shuffled=shuffled)
     reply = direction(2, entry.answers, client, entry.protocol, shuffled=shuffled)
     return reply + original if shuffled else original + reply
@@ -94,7 +105,11 @@ def put(entries: Iterable[Entry]) -> None:
             if entry.protocol == SCTP:
                 tags = attribute(2, (1).to_bytes(4)) + attribute(3, (1).to_bytes(4))
                 extra += attribute(0x8004, attribute(0x8003, attribute(1, b"\4") + tags))
-            netlink.send(message(_DUMP, 0x1 | 0x4 | 0x200 | 0x400, 1, family_of(entry) + tuples(entry) + extra))
+            netlink.send(
+                message(
+                    _DUMP, 0x1 | 0x4 | 0x200 | 0x400, 1, family_of(entry) + tuples(entry) + extra
+                )
+            )
             assert not any(netlink.recv(4096)[16:20]), entry
     finally:
         netlink.close()
@@ -105,7 +120,9 @@ def present(protocol: int | None = None) -> dict[int, Entry]:
 
     def end(part: Any, version: str, which: str) -> Endpoint:
         address = part.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{version}_{which}")
-        return Endpoint(address, part.get_attr("CTA_TUPLE_PROTO").get_attr(f"CTA_PROTO_{which}_PORT"))
+        return Endpoint(
+            address, part.get_attr("CTA_TUPLE_PROTO").get_attr(f"CTA_PROTO_{which}_PORT")
+        )
 
     found = {}
     for number, version in ((2, "V4"), (10, "V6")):
@@ -115,7 +132,9 @@ def present(protocol: int | None = None) -> dict[int, Entry]:
                 kind = asked.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM")
                 if kind in {TCP, UDP, SCTP} and protocol in {None, kind}:
                     zone = item.get_attr("CTA_ZONE") or 0
-                    found[item.get_attr("CTA_ID")] = Entry(end(asked, version, "DST"), end(answers, version, "SRC"), kind, zone)
+                    found[item.get_attr("CTA_ID")] = Entry(
+                        end(asked, version, "DST"), end(answers, version, "SRC"), kind, zone
+                    )
     return found
 
 
@@ -130,7 +149,9 @@ def empty_namespace() -> Iterator[None]:
         namespace.delete(name)
 
 
-def clean(expected: Expected, family: Family = Family.IPv4, here: Iterable[str] = (NODE,)) -> Cleaned:
+def clean(
+    expected: Expected, family: Family = Family.IPv4, here: Iterable[str] = (NODE,)
+) -> Cleaned:
     conntrack = Conntrack()
     try:
         return conntrack.clean(family, expected, frozenset(here))
@@ -151,7 +172,12 @@ CASES = [
     ("a NodePort, leads to an endpoint", Entry(AT_NODEPORT, GOOD), False, True),
     ("a NodePort, leads to another pod", Entry(AT_NODEPORT, BAD), True, True),
     ("a NodePort, was never translated", Entry(AT_NODEPORT, AT_NODEPORT), True, False),
-    ("the NodePort's number elsewhere", Entry(Endpoint("8.8.8.8", 30053), Endpoint("8.8.8.8", 30053)), False, False),
+    (
+        "the NodePort's number elsewhere",
+        Entry(Endpoint("8.8.8.8", 30053), Endpoint("8.8.8.8", 30053)),
+        False,
+        False,
+    ),
     ("the NodePort of another node", Entry(Endpoint("192.168.50.12", 30053), BAD), False, False),
     ("TCP", Entry(AT_DNS, BAD, TCP), False, False),
     ("TCP to a NodePort", Entry(AT_NODEPORT, BAD, TCP), False, False),
@@ -165,22 +191,32 @@ CASES = [
 class TestInTheKernel:
     @pytest.mark.parametrize("has_endpoint", [True, False])
     @pytest.mark.contract("6.2.3", "6.2.4", "6.2.5", "6.2.6")
-    def test_exactly_the_stale_ones_go(self, has_endpoint: bool) -> None:  # noqa: FBT001
+    def test_exactly_the_stale_ones_go(self, has_endpoint: bool) -> None:
         put(entry for _, entry, _, _ in CASES)
         before = present()
         cleaned = clean(WITH_ENDPOINT if has_endpoint else WITHOUT)
-        gone = [what for what, _, with_endpoint, without in CASES if (with_endpoint if has_endpoint else without)]
+        gone = [
+            what
+            for what, _, with_endpoint, without in CASES
+            if (with_endpoint if has_endpoint else without)
+        ]
         after = present()
         assert {what for what, entry, _, _ in CASES if entry not in after.values()} == set(gone)
         assert after.items() <= before.items(), "what stays is the very same entry"
         assert (cleaned.deleted, cleaned.complete) == (len(gone), True)
 
     def test_ipv6_and_only_that(self) -> None:
-        asked, good, bad = Endpoint("fd00:10:96::10", 53), Endpoint("fd00:244:1::2", 8053), Endpoint("fd00:244:9::9", 8053)
+        asked, good, bad = (
+            Endpoint("fd00:10:96::10", 53),
+            Endpoint("fd00:244:1::2", 8053),
+            Endpoint("fd00:244:9::9", 8053),
+        )
         put([Entry(asked, good), Entry(asked, bad), Entry(asked, bad, TCP), Entry(AT_DNS, BAD)])
         cleaned = clean({Frontend(asked.address, "udp", 53): frozenset({good})}, Family.IPv6)
         assert cleaned.deleted == 1
-        assert sorted(present().values()) == sorted([Entry(asked, good), Entry(asked, bad, TCP), Entry(AT_DNS, BAD)])
+        assert sorted(present().values()) == sorted(
+            [Entry(asked, good), Entry(asked, bad, TCP), Entry(AT_DNS, BAD)]
+        )
 
     @pytest.mark.contract("6.2.6")
     def test_many_at_once(self) -> None:
@@ -192,7 +228,10 @@ class TestInTheKernel:
     @pytest.mark.contract("6.2.6")
     def test_cost_is_entries_plus_services_not_their_product(self) -> None:
         put([Entry(Endpoint("8.8.8.8", 53), Endpoint("8.8.8.8", 53))] * 5000)
-        services = {Frontend(f"10.96.{n // 250}.{n % 250}", "udp", 53): frozenset({GOOD}) for n in range(5000)}
+        services = {
+            Frontend(f"10.96.{n // 250}.{n % 250}", "udp", 53): frozenset({GOOD})
+            for n in range(5000)
+        }
         start = time.process_time()
         assert clean(services).deleted == 0
         assert time.process_time() - start < 2, "the product would be 25 million comparisons"
@@ -212,26 +251,43 @@ class TestInTheKernel:
             conntrack.close()
 
 
-FRONTENDS = {DNS: AT_DNS, Frontend("10.96.0.11", "udp", 53): Endpoint("10.96.0.11", 53), NODEPORT: AT_NODEPORT}
-ASKED = [*FRONTENDS.values(), Endpoint("192.168.50.12", 30053), Endpoint("10.96.0.10", 30053), Endpoint("10.96.0.11", 54)]
+FRONTENDS = {
+    DNS: AT_DNS,
+    Frontend("10.96.0.11", "udp", 53): Endpoint("10.96.0.11", 53),
+    NODEPORT: AT_NODEPORT,
+}
+ASKED = [
+    *FRONTENDS.values(),
+    Endpoint("192.168.50.12", 30053),
+    Endpoint("10.96.0.10", 30053),
+    Endpoint("10.96.0.11", 54),
+]
 ANSWERS = [*ASKED, GOOD, BAD, GOOD._replace(port=53)]
 
 
 def as_defined(entry: Entry, expected: Expected) -> bool:
-    """Contract 6.2.3 and the definition in `udpflows`, word by word."""
+    """Whether an entry is stale by the definition in `udpflows`, word by word (contract 6.2.3)."""
     for frontend, endpoints in expected.items():
-        meant = entry.asked.port == frontend.port and entry.asked.address == (frontend.address or NODE)
+        meant = entry.asked.port == frontend.port and entry.asked.address == (
+            frontend.address or NODE
+        )
         if meant and entry.protocol == UDP:
             return entry.answers not in endpoints if endpoints else entry.answers != entry.asked
     return False
 
 
 @given(
-    entry=st.builds(Entry, st.sampled_from(ASKED), st.sampled_from(ANSWERS), st.sampled_from([TCP, UDP, SCTP])),
-    expected=st.dictionaries(st.sampled_from(sorted(FRONTENDS)), st.frozensets(st.sampled_from([GOOD, BAD]))),
+    entry=st.builds(
+        Entry, st.sampled_from(ASKED), st.sampled_from(ANSWERS), st.sampled_from([TCP, UDP, SCTP])
+    ),
+    expected=st.dictionaries(
+        st.sampled_from(sorted(FRONTENDS)), st.frozensets(st.sampled_from([GOOD, BAD]))
+    ),
     shuffled=st.booleans(),
 )
-def test_the_bytes_are_read_as_they_are_meant(entry: Entry, expected: Expected, shuffled: bool) -> None:  # noqa: FBT001
+def test_the_bytes_are_read_as_they_are_meant(
+    entry: Entry, expected: Expected, shuffled: bool
+) -> None:
     before = message(_DUMP, 0, 1, b"\2\0\0\0" + tuples(Entry(AT_DNS, BAD)))
     text = message(_DUMP, 0, 1, b"\2\0\0\0" + tuples(entry, shuffled=shuffled))
     judge = Judge(Family.IPv4, expected, {NODE})
@@ -257,7 +313,10 @@ class Script:
             return len(data)
         self.dumps += 1
         stray = message(_DUMP, 0, sequence - 1, b"\2\0\0\0" + tuples(Entry(AT_DNS, BAD)))
-        shown = [message(_DUMP, self.flags, sequence, b"\2\0\0\0" + tuples(entry)) for entry in self.entries]
+        shown = [
+            message(_DUMP, self.flags, sequence, b"\2\0\0\0" + tuples(entry))
+            for entry in self.entries
+        ]
         self.pending.append(stray + b"".join(shown))
         self.pending.append(message(_DONE, 0, sequence, struct.pack("=i", -self.codes.pop(0))))
         return len(data)
@@ -282,15 +341,29 @@ class TestInterrupted:
         flows = due()
         cleaned = Conntrack(script).reconcile(flows)
         assert cleaned is not None
-        assert (cleaned.deleted, cleaned.complete, script.dumps, script.deletions) == (1, True, 3, 1)
+        assert (cleaned.deleted, cleaned.complete, script.dumps, script.deletions) == (
+            1,
+            True,
+            3,
+            1,
+        )
         assert not flows.due
 
-    @pytest.mark.parametrize("script", [Script([errno.EINTR] * 9), Script([0] * 9, flags=0x10)], ids=["error", "flag"])
-    def test_after_five_times_the_partial_result_is_used_and_the_rest_stays_due(self, script: Script) -> None:
+    @pytest.mark.parametrize(
+        "script", [Script([errno.EINTR] * 9), Script([0] * 9, flags=0x10)], ids=["error", "flag"]
+    )
+    def test_after_five_times_the_partial_result_is_used_and_the_rest_stays_due(
+        self, script: Script
+    ) -> None:
         flows = due()
         cleaned = Conntrack(script).reconcile(flows)
         assert cleaned is not None
-        assert (cleaned.deleted, cleaned.complete, script.dumps, script.deletions) == (1, False, ATTEMPTS, 1)
+        assert (cleaned.deleted, cleaned.complete, script.dumps, script.deletions) == (
+            1,
+            False,
+            ATTEMPTS,
+            1,
+        )
         assert flows.due
 
     def test_any_other_failure_skips_the_clean_up_and_leaves_it_due(self) -> None:
@@ -370,7 +443,14 @@ def node(world: World) -> Iterator[Node]:
 
 def dns(family: Family, **spec: Any) -> Service:
     return service(
-        **{"name": "dns", "cluster_ip": CLUSTER_IP[family], "port": 53, "protocol": "UDP", "node_port": 30053, **spec},
+        **{
+            "name": "dns",
+            "cluster_ip": CLUSTER_IP[family],
+            "port": 53,
+            "protocol": "UDP",
+            "node_port": 30053,
+            **spec,
+        },
         vips=[VIP[family]],
     )
 
@@ -396,12 +476,18 @@ def target(world: World, family: Family, kind: str) -> tuple[str, int]:
 PATHS = [
     pytest.param("pod1-2", "ClusterIP", {}, id="ClusterIP from a pod"),
     pytest.param("node1", "ClusterIP", {}, id="ClusterIP from the host"),
-    pytest.param("pod1-2", "ClusterIP", {"internalTrafficPolicy": "Local"}, id="iTP Local from a pod"),
-    pytest.param("node1", "ClusterIP", {"internalTrafficPolicy": "Local"}, id="iTP Local from the host"),
+    pytest.param(
+        "pod1-2", "ClusterIP", {"internalTrafficPolicy": "Local"}, id="iTP Local from a pod"
+    ),
+    pytest.param(
+        "node1", "ClusterIP", {"internalTrafficPolicy": "Local"}, id="iTP Local from the host"
+    ),
     pytest.param("client", "NodePort", {}, id="NodePort from outside"),
     pytest.param("pod1-2", "NodePort", {}, id="NodePort from a pod"),
     pytest.param("node1", "NodePort", {}, id="NodePort from the host"),
-    pytest.param("client", "NodePort", {"externalTrafficPolicy": "Local"}, id="NodePort, eTP Local"),
+    pytest.param(
+        "client", "NodePort", {"externalTrafficPolicy": "Local"}, id="NodePort, eTP Local"
+    ),
     pytest.param("client", "VIP", {}, id="VIP from outside"),
     pytest.param("pod1-2", "VIP", {}, id="VIP from a pod"),
     pytest.param("client", "VIP", {"sessionAffinity": "ClientIP"}, id="VIP with affinity"),
@@ -428,16 +514,22 @@ def test_an_open_socket_reaches_the_replacement(
 
 
 @pytest.mark.parametrize("family", list(Family))
-@pytest.mark.parametrize(("where", "kind"), [("client", "NodePort"), ("pod1-2", "NodePort"), ("node1", "NodePort")])
+@pytest.mark.parametrize(
+    ("where", "kind"), [("client", "NodePort"), ("pod1-2", "NodePort"), ("node1", "NodePort")]
+)
 @pytest.mark.contract("6.2.7", "6.2.4")
-def test_the_first_backend_is_reached_by_who_sent_before(world: World, node: Node, family: Family, where: str, kind: str) -> None:
+def test_the_first_backend_is_reached_by_who_sent_before(
+    world: World, node: Node, family: Family, where: str, kind: str
+) -> None:
     address, port = target(world, family, kind)
     source_port = 50000 + next(_numbers) % 10000
     # No Service yet: the datagram reaches the node itself, and conntrack notes "not translated" for this client.
     assert isinstance(world.connect(where, address, port, "UDP", source_port=source_port), Refused)
     node.after(world.apply(dns(family)))
     reports = world.apply(endpoints(world, family, "pod1-1"))
-    assert isinstance(world.connect(where, address, port, "UDP", source_port=source_port), Refused), "not yet cleaned"
+    assert isinstance(
+        world.connect(where, address, port, "UDP", source_port=source_port), Refused
+    ), "not yet cleaned"
     assert node.after(reports) == 1
     assert world.ask(where, address, port, "UDP", source_port=source_port).name == "pod1-1"
 
@@ -448,7 +540,9 @@ def test_scaled_to_zero_and_back(world: World, node: Node, family: Family, kind:
     node.after(world.apply(dns(family), endpoints(world, family, "pod1-1")))
     with talk(world, "pod1-2", *target(world, family, kind)) as client:
         assert node.after(world.apply(endpoints(world, family))) == 1
-        assert client.again() == Refused(), "the client is told, instead of talking to a pod that is gone"
+        assert client.again() == Refused(), (
+            "the client is told, instead of talking to a pod that is gone"
+        )
         node.after(world.apply(endpoints(world, family, "pod1-3")))
         answer = client.again()
         assert isinstance(answer, Answer)
@@ -519,7 +613,9 @@ def test_what_became_stale_while_nobody_ran_goes_at_the_start(world: World, node
         assert answer.name == "pod1-3"
 
 
-def test_a_failed_sync_keeps_the_clean_up_due(world: World, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_sync_keeps_the_clean_up_due(
+    world: World, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node.after(world.apply(dns(Family.IPv4), endpoints(world, Family.IPv4, "pod1-1")))
     with talk(world, "pod1-2", CLUSTER_IP[Family.IPv4], 53) as client:
         kernel = world.tables["node1"].kernel
@@ -558,7 +654,9 @@ def test_what_the_kernel_takes_at_last_gets_its_clean_up(world: World, node: Nod
     assert [name.name for name in report.refused] == ["dns"]
     node.after([report])
     address, source_port = world.address("node1"), 50000 + next(_numbers) % 10000
-    assert isinstance(world.connect("client", address, 30053, "UDP", source_port=source_port), Refused)
+    assert isinstance(
+        world.connect("client", address, 30053, "UDP", source_port=source_port), Refused
+    )
     table.distrust(program=False)
     assert node.after(world.sync()) == 1
     assert world.ask("client", address, 30053, "UDP", source_port=source_port).name == "pod1-1"
@@ -592,7 +690,11 @@ def test_a_pods_own_flows_to_the_number_of_a_nodeport_stay(world: World, node: N
     world.lab.listen("pod1-1", [30053], ["UDP"])
     node.after(world.apply(dns(Family.IPv4), endpoints(world, Family.IPv4, "pod1-1")))
     with talk(world, "node1", world.address("pod1-1"), 30053) as direct:
-        number = next(n for n, e in node.entries(UDP).items() if e.asked == Endpoint(world.address("pod1-1"), 30053))
+        number = next(
+            n
+            for n, e in node.entries(UDP).items()
+            if e.asked == Endpoint(world.address("pod1-1"), 30053)
+        )
         node.after(world.apply(endpoints(world, Family.IPv4, "pod1-3")))
         assert number in node.entries(UDP)
         assert direct.again() == direct.answer

@@ -29,8 +29,18 @@ from tests.support.tables import Watched, bare_table, new_namespace, table_in, w
 
 BYTES = 90  # of JSON at most for each element, and for each command
 ADDRESSES = {
-    Family.IPv4: {"ip": "10.96.0.{}", "vip": "203.0.113.{}", "pod": "10.244.1.{}", "ranges": ("198.51.100.0/24", "192.0.2.0/25")},
-    Family.IPv6: {"ip": "fd00:10:96::{}", "vip": "fd00:beef::{}", "pod": "fd00:244:1::{}", "ranges": ("fd01::/32", "fd02::/48")},
+    Family.IPv4: {
+        "ip": "10.96.0.{}",
+        "vip": "203.0.113.{}",
+        "pod": "10.244.1.{}",
+        "ranges": ("198.51.100.0/24", "192.0.2.0/25"),
+    },
+    Family.IPv6: {
+        "ip": "fd00:10:96::{}",
+        "vip": "fd00:beef::{}",
+        "pod": "fd00:244:1::{}",
+        "ranges": ("fd01::/32", "fd02::/48"),
+    },
 }
 
 
@@ -56,12 +66,24 @@ KINDS = {
     "ClientIP": Kind("14/1/8+1", "6/2/6", "5/1/5+1", "5/3/5", "14/2/8", (2, 2), spec=(CLIENT_IP,)),
     "external IP": Kind("10/1/4", "4/1/2", "6/1/3", "6/2/3", "10/2/4", spec=("external-ip",)),
     "NodePort": Kind("10/1/6", "4/1/4", "6/1/6", "6/2/6", "10/2/6", spec=("node-port",)),
-    "NodePort, Local": Kind("11/1/7", "4/1/4", "6/1/6", "6/2/6", "11/2/7", spec=("node-port", POLICY_LOCAL)),
+    "NodePort, Local": Kind(
+        "11/1/7", "4/1/4", "6/1/6", "6/2/6", "11/2/7", spec=("node-port", POLICY_LOCAL)
+    ),
     "LoadBalancer": Kind("14/1/6", "6/1/4", "9/1/6", "9/2/6", "14/2/6", spec=("node-port", "vip")),
-    "source ranges": Kind("17/1/9", "6/1/4", "9/1/6", "9/2/6", "17/2/9", spec=("node-port", "vip", "ranges")),
-    "LoadBalancer, Local": Kind("16/1/8", "6/1/4", "9/1/6", "9/2/6", "16/2/8", spec=("node-port", "vip", POLICY_LOCAL)),
+    "source ranges": Kind(
+        "17/1/9", "6/1/4", "9/1/6", "9/2/6", "17/2/9", spec=("node-port", "vip", "ranges")
+    ),
+    "LoadBalancer, Local": Kind(
+        "16/1/8", "6/1/4", "9/1/6", "9/2/6", "16/2/8", spec=("node-port", "vip", POLICY_LOCAL)
+    ),
     "everything": Kind(
-        "29/1/15+1", "10/2/8", "11/1/8+1", "11/3/8", "29/2/15", (7, 4), spec=("node-port", "vip", POLICY_LOCAL, CLIENT_IP)
+        "29/1/15+1",
+        "10/2/8",
+        "11/1/8+1",
+        "11/3/8",
+        "29/2/15",
+        (7, 4),
+        spec=("node-port", "vip", POLICY_LOCAL, CLIENT_IP),
     ),
 }
 
@@ -84,7 +106,10 @@ def objects(kind: Kind, number: int, family: Family, *pods: int) -> tuple[Servic
     for word in kind.spec:
         spec |= words[word]
     protocol = spec.get("protocol", "TCP")
-    found = [endpoint(str(known["pod"]).format(pod), "node2" if place else "node1") for place, pod in enumerate(pods)]
+    found = [
+        endpoint(str(known["pod"]).format(pod), "node2" if place else "node1")
+        for place, pod in enumerate(pods)
+    ]
     name = f"web{number}"
     return (
         service(name, str(known["ip"]).format(number), **spec),
@@ -118,9 +143,15 @@ def counted(table: Table) -> Iterator[Callable[..., str]]:
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_what_a_change_takes(kind: Kind, family: Family) -> None:
     """As elements/transactions/commands; an unchanged object takes nothing, and nothing is read."""
-    others = [item for number, pods in ((1, (2, 3, 4)), (2, (2, 3, 4, 5))) for item in objects(kind, number, family, *pods)]
+    others = [
+        item
+        for number, pods in ((1, (2, 3, 4)), (2, (2, 3, 4, 5)))
+        for item in objects(kind, number, family, *pods)
+    ]
     with bare_table(*others, families=[family]) as table:
-        table.sync(family, [])  # others have made what is shared: picks, and sets of allowed sources
+        table.sync(
+            family, []
+        )  # others have made what is shared: picks, and sets of allowed sources
         shapes = len(table.kernel.chains), len(table.kernel.sets)
         with counted(table) as sync:
             made, piece = objects(kind, 3, family, 6, 7, 8)
@@ -145,7 +176,9 @@ def test_what_a_change_takes(kind: Kind, family: Family) -> None:
             memories = {f"affinity{family.digit}"} if CLIENT_IP in kind.spec else set()
             if memories and POLICY_LOCAL in kind.spec:
                 memories.add(f"local_affinity{family.digit}")
-            assert looked_at == memories, "remembered clients are looked at when an endpoint goes; nothing else is"
+            assert looked_at == memories, (
+                "remembered clients are looked at when an endpoint goes; nothing else is"
+            )
 
 
 def _reads(kernel: Kernel) -> list[str]:

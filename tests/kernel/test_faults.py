@@ -55,7 +55,11 @@ def table(netns: str, *objects: Object) -> Iterator[Table]:
 
 def elements(found: Table) -> dict[str, dict[Key, Value]]:
     found.kernel.refresh()
-    return {name: found.kernel.elements(name) for name in sorted(found.kernel.sets) if "cidrs" not in name}
+    return {
+        name: found.kernel.elements(name)
+        for name in sorted(found.kernel.sets)
+        if "cidrs" not in name
+    }
 
 
 def cluster(*counts: int, affinity: str = "None", policy: str = "Cluster") -> list[Object]:
@@ -68,9 +72,17 @@ def cluster(*counts: int, affinity: str = "None", policy: str = "Cluster") -> li
             "loadBalancerSourceRanges": ["198.51.100.0/24"],
         }
         found.append(
-            service(f"web{number}", f"10.96.0.{10 + number}", node_port=30080 + number, vips=[f"203.0.113.{number + 1}"], **spec)
+            service(
+                f"web{number}",
+                f"10.96.0.{10 + number}",
+                node_port=30080 + number,
+                vips=[f"203.0.113.{number + 1}"],
+                **spec,
+            )
         )
-        members = [endpoint(f"10.244.1.{2 + e}", "node1" if e % 2 else "node2") for e in range(count)]
+        members = [
+            endpoint(f"10.244.1.{2 + e}", "node1" if e % 2 else "node2") for e in range(count)
+        ]
         found.append(endpoint_slice(f"web{number}", members))
     return found
 
@@ -94,7 +106,13 @@ def test_a_refused_service_is_set_aside_alone(netns: str) -> None:
         fail_on(found.kernel, '"10.96.0.17"', lambda: KernelError("no"))
         report = found.sync(Family.IPv4, [])
         assert [str(name) for name in report.refused] == ["default/web7"]
-        assert len({key[0] for key in elements(found)["services4"]} & {f"10.96.0.{10 + n}" for n in range(20)}) == 19
+        assert (
+            len(
+                {key[0] for key in elements(found)["services4"]}
+                & {f"10.96.0.{10 + n}" for n in range(20)}
+            )
+            == 19
+        )
         assert len([line for line in log if "default/web7" in line]) == 1
         assert found.sync(Family.IPv4, []).refused == {}  # unchanged: not tried again
         found.kernel.library = library  # the kernel accepts everything again
@@ -105,19 +123,25 @@ def test_a_refused_service_is_set_aside_alone(netns: str) -> None:
     logger.remove(sink)
 
 
-def test_an_element_that_libnftables_itself_refuses(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_element_that_libnftables_itself_refuses(
+    netns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nftproxy.kernel import transactions as kernel_module
 
     honest = kernel_module._json
 
     def bad(key: Key, value: Value) -> object:
-        return honest((("no.such.address.invalid"), *key[1:]) if key[0] == "10.96.0.12" else key, value)
+        return honest(
+            (("no.such.address.invalid"), *key[1:]) if key[0] == "10.96.0.12" else key, value
+        )
 
     with table(netns, *cluster(2, 2, 2, 2)) as found:
         monkeypatch.setattr(kernel_module, "_json", bad)
         report = found.sync(Family.IPv4, [])
         assert [str(name) for name in report.refused] == ["default/web2"]
-        assert {key[0] for key in elements(found)["services4"] if str(key[0]).startswith("10.")} == {
+        assert {
+            key[0] for key in elements(found)["services4"] if str(key[0]).startswith("10.")
+        } == {
             "10.96.0.10",
             "10.96.0.11",
             "10.96.0.13",
@@ -154,7 +178,9 @@ def fresh(*objects: Object) -> dict[str, dict[Key, Value]]:
         namespace.delete(name)
 
 
-def same_but_for_slots(left: dict[str, dict[Key, Value]], right: dict[str, dict[Key, Value]]) -> bool:
+def same_but_for_slots(
+    left: dict[str, dict[Key, Value]], right: dict[str, dict[Key, Value]]
+) -> bool:
     """Whether two tables are equal up to the order of slots (design: "equal to a fresh start")."""
 
     def comparable(where: str, items: dict[Key, Value]) -> Any:
@@ -163,7 +189,10 @@ def same_but_for_slots(left: dict[str, dict[Key, Value]], right: dict[str, dict[
         return sorted((key[:-1], value) for key, value in items.items()), sorted(items)
 
     names = {name for name in {*left, *right} if left.get(name) or right.get(name)}
-    return all(comparable(name, left.get(name, {})) == comparable(name, right.get(name, {})) for name in names)
+    return all(
+        comparable(name, left.get(name, {})) == comparable(name, right.get(name, {}))
+        for name in names
+    )
 
 
 STATES = {
@@ -228,13 +257,19 @@ def test_rules_of_others_that_this_library_may_not_understand(netns: str) -> Non
             ["-m", "conntrack", "--ctstate", "NEW"],
         ):
             subprocess.run(["iptables-nft", "-A", "INPUT", *match, "-j", "ACCEPT"], check=True)
-        held = subprocess.run(["iptables-nft-save"], check=True, capture_output=True, text=True).stdout.splitlines()
+        held = subprocess.run(
+            ["iptables-nft-save"], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
     with table(netns, *cluster(3, 2)) as found:
         assert found.sync(Family.IPv4, []).refused == {}
         assert same_but_for_slots(elements(found), fresh(*cluster(3, 2)))
     with enter(netns):
-        after = subprocess.run(["iptables-nft-save"], check=True, capture_output=True, text=True).stdout.splitlines()
-    assert [line for line in held if line.startswith("-A")] == [line for line in after if line.startswith("-A")]
+        after = subprocess.run(
+            ["iptables-nft-save"], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+    assert [line for line in held if line.startswith("-A")] == [
+        line for line in after if line.startswith("-A")
+    ]
 
 
 def test_two_releases_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,13 +286,17 @@ def test_two_releases_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         for release in range(6):
             extra = "" if release % 2 else "\nchain of-another-release {\n    counter\n}\n"
             monkeypatch.setattr(
-                program_module, "_read", lambda name, extra=extra: read(name) + (extra if name == "hooks.nft" else "")
+                program_module,
+                "_read",
+                lambda name, extra=extra: read(name) + (extra if name == "hooks.nft" else ""),
             )
             world.start("node1")
             report = world.apply(*objects)[0]
             assert report.read_back
             assert report.written == 0, "a reload touches no element"
-            assert all(isinstance(world.connect("pod1-2", "10.96.0.10", 80), Answer) for _ in range(20))
+            assert all(
+                isinstance(world.connect("pod1-2", "10.96.0.10", 80), Answer) for _ in range(20)
+            )
             assert world.answers("pod1-2", "10.96.0.11", 80, times=5) == {kept: 5}
             found = world.tables["node1"]
             found.tidy()

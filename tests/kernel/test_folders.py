@@ -22,7 +22,15 @@ asyncio.run(follow())
 
 def test_without_inotify_folders_are_looked_at_every_second(tmp_path: Path) -> None:
     """In a user namespace, whose limit is its own."""
-    argv = ["unshare", "--user", "--map-root-user", sys.executable, "-c", WITHOUT_INOTIFY, str(tmp_path)]
+    argv = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        sys.executable,
+        "-c",
+        WITHOUT_INOTIFY,
+        str(tmp_path),
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (warning,) = done.stderr.splitlines()

@@ -39,7 +39,11 @@ def proxy(netns: str) -> Iterator[Running]:
             service("sticky", "10.96.0.11", sessionAffinity="ClientIP"),
             endpoint_slice("sticky", [endpoint("10.244.1.5")]),
         )
-        eventually(lambda: "endpoints4-tcp" in picture(netns)[2] and len(picture(netns)[2]["services4"]) == 2)
+        eventually(
+            lambda: (
+                "endpoints4-tcp" in picture(netns)[2] and len(picture(netns)[2]["services4"]) == 2
+            )
+        )
         eventually(found.settled)
         yield found
 
@@ -52,7 +56,11 @@ def picture(netns: str) -> Picture:
         if not reader.table_exists():
             return 0, frozenset(), {}
         names = sorted(reader.sets())
-        return reader.rules(), frozenset(reader.chains()), {name: reader.elements(name) for name in names if "cidrs" not in name}
+        return (
+            reader.rules(),
+            frozenset(reader.chains()),
+            {name: reader.elements(name) for name in names if "cidrs" not in name},
+        )
 
 
 def nft(netns: str, command: str) -> None:
@@ -83,7 +91,9 @@ def test_repair(proxy: Running, netns: str, command: str) -> None:
     proxy.log.clear()
     repairs = proxy.proxy.repairs
     nft(netns, command)
-    eventually(lambda: proxy.proxy.repairs > repairs and proxy.settled() and picture(netns) == before)
+    eventually(
+        lambda: proxy.proxy.repairs > repairs and proxy.settled() and picture(netns) == before
+    )
     assert len(proxy.logged("somebody changed table inet nftproxy (nft, process")) == 1
 
 
@@ -106,15 +116,22 @@ def test_a_repair_writes_what_is_missing_and_no_more(command: str, elements: int
             for number in range(200):
                 web = f"web{number}"
                 proxy.apply(
-                    service(web, f"10.96.0.{number + 1}"), endpoint_slice(web, [endpoint(f"10.244.1.{n}") for n in (2, 3, 4)])
+                    service(web, f"10.96.0.{number + 1}"),
+                    endpoint_slice(web, [endpoint(f"10.244.1.{n}") for n in (2, 3, 4)]),
                 )
-            eventually(lambda: proxy.settled() and len(picture(name)[2].get("services4", ())) == 200)
+            eventually(
+                lambda: proxy.settled() and len(picture(name)[2].get("services4", ())) == 200
+            )
             proxy.log.clear()
             repairs = proxy.proxy.repairs
             nft(name, command)
             eventually(lambda: proxy.proxy.repairs > repairs and proxy.settled())
             assert (
-                sum(int(count) for line in proxy.logged("in step") for count in re.findall(r"(\d+) elements written", line))
+                sum(
+                    int(count)
+                    for line in proxy.logged("in step")
+                    for count in re.findall(r"(\d+) elements written", line)
+                )
                 == elements
             )
             assert len(picture(name)[2]["services4"]) == 200
@@ -135,9 +152,17 @@ def test_changes_of_other_tables_cost_no_read_back(proxy: Running, netns: str) -
     repairs = proxy.proxy.repairs
     proxy.log.clear()
     for _ in range(20):
-        nft(netns, "add table inet other; add chain inet other c { type filter hook input priority 0; }; delete table inet other")
-        nft(netns, "add table ip nftproxy; add chain ip nftproxy services4; delete table ip nftproxy")
-    nft(netns, "add chain inet nftproxy marker-of-the-test")  # what came before it has been looked at when this is noticed
+        nft(
+            netns,
+            "add table inet other; add chain inet other c { type filter hook input priority 0; }; delete table inet other",
+        )
+        nft(
+            netns,
+            "add table ip nftproxy; add chain ip nftproxy services4; delete table ip nftproxy",
+        )
+    nft(
+        netns, "add chain inet nftproxy marker-of-the-test"
+    )  # what came before it has been looked at when this is noticed
     eventually(lambda: proxy.proxy.repairs > repairs)
     eventually(proxy.settled)
     assert proxy.proxy.repairs == repairs + 1
@@ -148,17 +173,31 @@ def test_listener_tells_elements_from_program() -> None:
     name = f"{unique_name()}.listener"
     namespace.create(name)
     try:
-        with enter(name), Kernel() as kernel, contextlib.closing(Listener(kernel.ports)) as listener:
+        with (
+            enter(name),
+            Kernel() as kernel,
+            contextlib.closing(Listener(kernel.ports)) as listener,
+        ):
             subprocess.run(
-                ["nft", "add table inet nftproxy; add set inet nftproxy nodeport_ips4 { type ipv4_addr; }"], check=True
+                [
+                    "nft",
+                    "add table inet nftproxy; add set inet nftproxy nodeport_ips4 { type ipv4_addr; }",
+                ],
+                check=True,
             )
             assert listener.look().kind is Kind.PROGRAM
-            subprocess.run(["nft", "add element inet nftproxy nodeport_ips4 { 192.0.2.9 }"], check=True)
+            subprocess.run(
+                ["nft", "add element inet nftproxy nodeport_ips4 { 192.0.2.9 }"], check=True
+            )
             found = listener.look()
             assert found.kind is Kind.ELEMENTS
             assert found.who.startswith("nft, process")
             subprocess.run(
-                ["nft", "add table inet other; add set inet other s { type inet_service; elements = { 1 } }"], check=True
+                [
+                    "nft",
+                    "add table inet other; add set inet other s { type inet_service; elements = { 1 } }",
+                ],
+                check=True,
             )
             assert listener.look().kind is Kind.NOTHING
             kernel.probe()
@@ -174,7 +213,9 @@ def test_traffic_flows_again() -> None:
         table.kernel.close()
         with running(world.lab.place("node1").namespace, table.settings) as proxy:
             proxy.apply(service(), world.endpoints("pod1-1", "pod2-1"))
-            eventually(lambda: isinstance(world.connect("pod1-2", "10.96.0.10", 80, timeout=0.2), Answer))
+            eventually(
+                lambda: isinstance(world.connect("pod1-2", "10.96.0.10", 80, timeout=0.2), Answer)
+            )
             eventually(proxy.settled)
             nft(world.lab.place("node1").namespace, "delete table inet nftproxy")
             eventually(lambda: proxy.proxy.repairs == 1 and proxy.settled())

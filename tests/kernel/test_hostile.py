@@ -24,10 +24,18 @@ from tests.support.hostile import BAD, PLACES, Document, from_files, from_the_ap
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.world import World
 
-QUICK = 20.0  # seconds that a sync may take at most, on the slowest of machines; hundredths are usual
+QUICK = (
+    20.0  # seconds that a sync may take at most, on the slowest of machines; hundredths are usual
+)
 
 GOOD: list[Object] = [
-    service("good", ("10.96.0.10", "fd00:10:96::10"), node_port=30080, vips=["203.0.113.10"], created="2026-01-01T00:00:00Z"),
+    service(
+        "good",
+        ("10.96.0.10", "fd00:10:96::10"),
+        node_port=30080,
+        vips=["203.0.113.10"],
+        created="2026-01-01T00:00:00Z",
+    ),
     endpoint_slice("good", [endpoint("10.244.1.2", "node1")]),
 ]
 
@@ -64,7 +72,16 @@ class Proxy:
         found: dict[tuple[str, object], object] = {}
         for name in sorted(self.table.kernel.sets):
             if name.startswith(
-                ("services", "endpoints", "nodeport", "no_endpoints", "cluster_ips", "firewall", "new_clients", "learn")
+                (
+                    "services",
+                    "endpoints",
+                    "nodeport",
+                    "no_endpoints",
+                    "cluster_ips",
+                    "firewall",
+                    "new_clients",
+                    "learn",
+                )
             ):
                 for key, value in self.table.kernel.elements(name).items():
                     if addresses & set(map(str, key)) or 30080 in key:
@@ -73,7 +90,11 @@ class Proxy:
 
     def owner(self, address: str) -> str:
         """The service port that an address belongs to, by the comment that people see; empty if it belongs to none."""
-        found = [value for (_, key), value in all_elements(self, "services").items() if address in map(str, cast("Any", key))]
+        found = [
+            value
+            for (_, key), value in all_elements(self, "services").items()
+            if address in map(str, cast("Any", key))
+        ]
         return cast("Any", found[0]).comment if found else ""
 
     def suffer(self, *objects: Object) -> None:
@@ -105,7 +126,11 @@ def proxy() -> Iterator[Proxy]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.contract("2.1.5", "2.7.1", "3.1.3", "3.1.5")
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=250,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(changes=st.lists(st.tuples(st.sampled_from(PLACES), junk), min_size=1, max_size=4))
 def test_any_field_may_hold_anything(
     proxy: Proxy, tmp_path: Path, changes: list[tuple[tuple[str, tuple[str | int, ...]], Any]]
@@ -118,13 +143,23 @@ def test_any_field_may_hold_anything(
 @pytest.mark.contract("3.1.5")
 def test_no_message_is_as_long_as_what_it_quotes(tmp_path: Path) -> None:
     """A field with a list of values is the one whose value the decoder quotes."""
-    documents = spoilt([(("Service", ("status", "loadBalancer", "ingress", 0, "ipMode")), "x" * 100_000)])
-    [broken] = Decoder(KINDS["Service"]).page(json.dumps({"metadata": {}, "items": [documents[0]]}).encode()).broken
+    documents = spoilt(
+        [(("Service", ("status", "loadBalancer", "ingress", 0, "ipMode")), "x" * 100_000)]
+    )
+    [broken] = (
+        Decoder(KINDS["Service"])
+        .page(json.dumps({"metadata": {}, "items": [documents[0]]}).encode())
+        .broken
+    )
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(documents[0]))
     [problem] = Manifests([tmp_path]).scan().problems
     for message in (str(broken), problem):
         assert len(message) < 1000
-        assert message.count("nvalid enum value 'xxx") == message.count("status.loadBalancer.ingress[0].ipMode") == 1
+        assert (
+            message.count("nvalid enum value 'xxx")
+            == message.count("status.loadBalancer.ingress[0].ipMode")
+            == 1
+        )
 
 
 @settings(max_examples=200, deadline=None)
@@ -158,7 +193,9 @@ def slice_at(address: str) -> Document:
         "::1.2.3.\u0664",
     ],
 )  # fmt: skip
-def test_endpoint_addresses_that_no_pod_has_are_refused(proxy: Proxy, tmp_path: Path, address: str) -> None:
+def test_endpoint_addresses_that_no_pod_has_are_refused(
+    proxy: Proxy, tmp_path: Path, address: str
+) -> None:
     """Over the API the endpoint is left out, and its slice goes on; a manifest is told what is wrong with it."""
     document = slice_at(address)
     items = from_the_api([BAD["Service"], document, BAD["Node"], BAD["ServiceCIDR"]])
@@ -173,7 +210,12 @@ def test_endpoint_addresses_that_no_pod_has_are_refused(proxy: Proxy, tmp_path: 
 
 def all_elements(proxy: Proxy, prefix: str) -> dict[tuple[str, object], object]:
     kernel = proxy.table.kernel
-    return {(n, k): v for n in sorted(kernel.sets) if n.startswith(prefix) for k, v in kernel.elements(n).items()}
+    return {
+        (n, k): v
+        for n in sorted(kernel.sets)
+        if n.startswith(prefix)
+        for k, v in kernel.elements(n).items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -203,7 +245,9 @@ def all_elements(proxy: Proxy, prefix: str) -> dict[tuple[str, object], object]:
 )  # fmt: skip
 def test_a_manifest_is_told_what_is_wrong(tmp_path: Path, change: Any, problem: str) -> None:
     kind = change[0][0]
-    (tmp_path / "bad.yaml").write_text(yaml.safe_dump_all(d for d in spoilt([change]) if d["kind"] == kind))
+    (tmp_path / "bad.yaml").write_text(
+        yaml.safe_dump_all(d for d in spoilt([change]) if d["kind"] == kind)
+    )
     scan = Manifests([tmp_path]).scan()
     assert not any(scan.objects.values())
     (told,) = scan.problems
@@ -220,14 +264,24 @@ def named(name: str, cluster_ip: str, *, created: str, **spec: Any) -> list[Obje
 
 
 @pytest.mark.contract("2.2.3")
-def test_two_services_that_claim_one_address_are_named_and_the_older_one_has_it(proxy: Proxy) -> None:
+def test_two_services_that_claim_one_address_are_named_and_the_older_one_has_it(
+    proxy: Proxy,
+) -> None:
     messages: list[str] = []
-    sink = logger.add(lambda message: messages.append(str(message)), level="ERROR", format="{message}")
+    sink = logger.add(
+        lambda message: messages.append(str(message)), level="ERROR", format="{message}"
+    )
     logger.enable("nftproxy")
     world = proxy.world
     try:
         young = named("young", "10.96.0.20", created="2026-03-01", externalIPs=["203.0.113.5"])
-        old = named("old", "10.96.0.21", created="2026-02-01", vips=["203.0.113.5"], sessionAffinity="ClientIP")
+        old = named(
+            "old",
+            "10.96.0.21",
+            created="2026-02-01",
+            vips=["203.0.113.5"],
+            sessionAffinity="ClientIP",
+        )
         world.apply(*young)
         assert not messages
         for _ in range(2):  # the second time nothing is new
@@ -237,7 +291,14 @@ def test_two_services_that_claim_one_address_are_named_and_the_older_one_has_it(
             assert part in messages[0]
         assert proxy.owner("203.0.113.5") == "default/old:http"
         world.apply(
-            service("young", "10.96.0.20", created="2026-03-01T00:00:00Z", externalIPs=["203.0.113.5"], port=80, node_port=30555)
+            service(
+                "young",
+                "10.96.0.20",
+                created="2026-03-01T00:00:00Z",
+                externalIPs=["203.0.113.5"],
+                port=80,
+                node_port=30555,
+            )
         )
         assert len(messages) == 1
         world.delete(*old)
@@ -253,7 +314,9 @@ def test_two_services_that_claim_one_address_are_named_and_the_older_one_has_it(
 def test_the_nodes_own_address_as_external_ip_takes_that_port_alone(proxy: Proxy) -> None:
     world = proxy.world
     world.lab.listen("node1", [80, 2222])
-    bad = named("bad", "10.96.0.66", created="2026-03-01", externalIPs=["192.168.50.11", "10.244.1.1"])
+    bad = named(
+        "bad", "10.96.0.66", created="2026-03-01", externalIPs=["192.168.50.11", "10.244.1.1"]
+    )
     world.apply(*bad)
     try:
         for source in ("client", "pod1-1", "node1"):
@@ -269,7 +332,9 @@ def test_the_nodes_own_address_as_external_ip_takes_that_port_alone(proxy: Proxy
 
 def ranges(count: int) -> list[str]:
     """Different networks, some inside others."""
-    return [f"{1 + n % 200}.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}/{32 - n % 9}" for n in range(count)]
+    return [
+        f"{1 + n % 200}.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}/{32 - n % 9}" for n in range(count)
+    ]
 
 
 @pytest.mark.timeout(300)

@@ -46,7 +46,9 @@ def netns() -> Iterator[str]:
         ("something", {}, True),
     ],
 )
-def test_which_kernels_are_accepted(release: str, environment: dict[str, str], *, accepted: bool) -> None:
+def test_which_kernels_are_accepted(
+    release: str, environment: dict[str, str], *, accepted: bool
+) -> None:
     if accepted:
         require_kernel(release, environment)
         return
@@ -59,7 +61,9 @@ def test_which_kernels_are_accepted(release: str, environment: dict[str, str], *
 def test_the_probe_leaves_nothing(netns: str) -> None:
     with enter(netns), Kernel() as kernel:
         kernel.require()
-        assert subprocess.run(["nft", "list", "tables"], check=True, capture_output=True).stdout == b""
+        assert (
+            subprocess.run(["nft", "list", "tables"], check=True, capture_output=True).stdout == b""
+        )
 
 
 @pytest.mark.contract("5.2.1", "5.2.2")
@@ -68,7 +72,10 @@ def test_hooks_and_priorities(netns: str) -> None:
     with enter(netns), Kernel() as kernel:
         kernel.load(Program(settings()))
         listed = subprocess.run(
-            ["nft", "-y", "list", "table", "inet", "nftproxy"], check=True, capture_output=True, text=True
+            ["nft", "-y", "list", "table", "inet", "nftproxy"],
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
     found: dict[str, tuple[str, str, str]] = {}
     name = ""
@@ -96,10 +103,14 @@ def test_hooks_and_priorities(netns: str) -> None:
 def test_a_base_chain_of_another_release_is_replaced(netns: str) -> None:
     with enter(netns), Kernel() as kernel:
         other = "add table inet nftproxy; add chain inet nftproxy nat-prerouting { type nat hook prerouting priority -99; }"
-        gone = "add chain inet nftproxy old-hook { type filter hook forward priority 5; policy drop; }"
+        gone = (
+            "add chain inet nftproxy old-hook { type filter hook forward priority 5; policy drop; }"
+        )
         subprocess.run(["nft", f"{other}; {gone}"], check=True)
         kernel.load(Program(settings()))
-        listed = subprocess.run(["nft", "-y", "list", "chains"], check=True, capture_output=True, text=True).stdout
+        listed = subprocess.run(
+            ["nft", "-y", "list", "chains"], check=True, capture_output=True, text=True
+        ).stdout
     assert "priority -99" not in listed
     assert "old-hook" not in listed
 
@@ -133,7 +144,11 @@ def debugging() -> Iterator[Callable[[int], None]]:
 @pytest.mark.parametrize("count", [1, 200], ids=["short", "long"])
 @pytest.mark.parametrize("verbosity", [3, 4])
 def test_refused_commands_are_logged_for_debugging(
-    netns: str, debugging: Callable[[int], None], capsys: pytest.CaptureFixture[str], count: int, verbosity: int
+    netns: str,
+    debugging: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+    count: int,
+    verbosity: int,
 ) -> None:
     """As they were sent, so that they can be tried with `nft -j -f -`; but not megabytes of them."""
     refused = Delta()

@@ -27,7 +27,15 @@ from nftproxy.monitoring.metrics import Metrics
 from nftproxy.node.conntrack import Conntrack
 from nftproxy.table.program import Program
 from tests.support import process
-from tests.support.neighbour import CONSTANT, PAYLOAD, flush_chain, move_in, move_out, user_data, writing
+from tests.support.neighbour import (
+    CONSTANT,
+    PAYLOAD,
+    flush_chain,
+    move_in,
+    move_out,
+    user_data,
+    writing,
+)
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.process import Run, endpoints, network, nftproxy, write
 from tests.support.running import eventually, running
@@ -59,8 +67,12 @@ def netns() -> Iterator[str]:
         pytest.param(b"", True, id="nothing"),
         pytest.param(user_data(CONSTANT), False, id="type ipv4_addr"),
         pytest.param(user_data(PAYLOAD), True, id="typeof ip saddr"),
-        pytest.param(user_data(PAYLOAD) + user_data(CONSTANT, 4), False, id="typeof ip saddr : type"),
-        pytest.param(user_data(13) + user_data(1, 4), True, id="typeof ip saddr . tcp dport : verdict"),
+        pytest.param(
+            user_data(PAYLOAD) + user_data(CONSTANT, 4), False, id="typeof ip saddr : type"
+        ),
+        pytest.param(
+            user_data(13) + user_data(1, 4), True, id="typeof ip saddr . tcp dport : verdict"
+        ),
         pytest.param(bytes((0, 4, 2, 0, 0, 0)), True, id="byte order alone"),
         pytest.param(bytes((7, 2)) + b"x\0", True, id="comment"),
         pytest.param(bytes((3, 0)), False, id="declared by nothing"),
@@ -74,7 +86,15 @@ def test_what_is_safe(data: bytes, *, safe: bool) -> None:
 
 def test_what_is_suspicious_is_named(netns: str) -> None:
     subprocess.run(
-        ["ip", "netns", "exec", netns, "nft", "add table inet fine; add set inet fine s { typeof ip saddr; }"], check=True
+        [
+            "ip",
+            "netns",
+            "exec",
+            netns,
+            "nft",
+            "add table inet fine; add set inet fine s { typeof ip saddr; }",
+        ],
+        check=True,
     )
     move_in(netns)
     move_in(netns, "more", "t", user_data(PAYLOAD) + user_data(CONSTANT, 4))
@@ -87,7 +107,9 @@ def test_the_child_meets_what_nft_meets(netns: str, *, suspect: bool) -> None:
     """It has the library that nft on this machine has, and is asked in the namespace of the table, not in that of the asker."""
     if suspect:
         move_in(netns)
-    nft = subprocess.run(["ip", "netns", "exec", netns, "nft", "list", "sets"], check=False, capture_output=True)
+    nft = subprocess.run(
+        ["ip", "netns", "exec", netns, "nft", "list", "sets"], check=False, capture_output=True
+    )
     assert suspect or nft.returncode == 0
     with enter(netns), Path("/proc/thread-self/ns/net").open() as place:
         assert survives(place.fileno()) is (nft.returncode == 0)
@@ -122,11 +144,15 @@ def test_it_is_noticed_and_forgotten(netns: str) -> None:
         kernel.probe()
 
 
-def test_our_own_transactions_cost_no_look_at_all_sets(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_transactions_cost_no_look_at_all_sets(
+    netns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with table_in(netns, service(), endpoint_slice(endpoints=[endpoint("10.244.1.2")])) as table:
         table.sync(Family.IPv4, [])
         table.sync(Family.IPv4, [])
-        monkeypatch.setattr(neighbours, "suspicious", lambda _: pytest.fail("all sets were looked at"))
+        monkeypatch.setattr(
+            neighbours, "suspicious", lambda _: pytest.fail("all sets were looked at")
+        )
         for number in range(3, 8):
             table.store.put(endpoint_slice(endpoints=[endpoint(f"10.244.1.{number}")]))
             assert table.sync(Family.IPv4, []).written
@@ -134,7 +160,10 @@ def test_our_own_transactions_cost_no_look_at_all_sets(netns: str, monkeypatch: 
 
 def test_elements_are_written_on(netns: str) -> None:
     """A sync while the library must not be called leaves what it leaves else; what needs a set waits, alone, until it may be called."""
-    first: list[Object] = [service(), endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")])]
+    first: list[Object] = [
+        service(),
+        endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")]),
+    ]
     changed = endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.4")])
     more: list[Object] = [
         service("sticky", "10.96.0.11", sessionAffinity="ClientIP"),
@@ -150,7 +179,9 @@ def test_elements_are_written_on(netns: str) -> None:
         eventually(lambda: "10.244.1.4" in addresses(netns))
         assert "10.244.1.3" not in addresses(netns)
         proxy.apply(*more)
-        eventually(lambda: "10.244.1.8" in addresses(netns) and bool(proxy.logged("needs a chain or set")))
+        eventually(
+            lambda: "10.244.1.8" in addresses(netns) and bool(proxy.logged("needs a chain or set"))
+        )
         assert "10.244.1.9" not in addresses(netns)
         assert len(proxy.logged("was written by a newer nft")) == 1
         move_out(netns)
@@ -170,12 +201,19 @@ def elements(netns: str, where: str) -> int:
 
 def addresses(netns: str) -> set[str]:
     with process.reading(netns) as reader:
-        return {str(value[0]) for value in reader.elements("endpoints4-tcp").values() if isinstance(value, tuple)}
+        return {
+            str(value[0])
+            for value in reader.elements("endpoints4-tcp").values()
+            if isinstance(value, tuple)
+        }
 
 
 def test_a_restart_serves_what_is_there(netns: str) -> None:
     """With the right program in the kernel, a process that may not call the library takes over and goes on."""
-    objects: list[Object] = [service(), endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")])]
+    objects: list[Object] = [
+        service(),
+        endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")]),
+    ]
     with table_in(netns, *objects) as table:
         table.sync(Family.IPv4, [])
     move_in(netns)
@@ -199,11 +237,15 @@ def test_without_a_program_it_is_one_clear_error(netns: str) -> None:
 
 def test_rules_that_somebody_changed_wait_but_elements_do_not(netns: str) -> None:
     with running(netns, settings(families=[Family.IPv4])) as proxy:
-        proxy.apply(service(), endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")]))
+        proxy.apply(
+            service(), endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")])
+        )
         eventually(lambda: elements(netns, "services4") == 1 and proxy.settled())
         move_in(netns)
         flush_chain(netns, "filter-forward")
-        eventually(lambda: bool(proxy.logged("cannot be loaded again, elements are written all the same")))
+        eventually(
+            lambda: bool(proxy.logged("cannot be loaded again, elements are written all the same"))
+        )
         proxy.apply(endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.4")]))
         eventually(lambda: "10.244.1.4" in addresses(netns))
 
@@ -214,9 +256,15 @@ def test_traffic_flows_on() -> None:
         world.apply(service(), world.endpoints("pod1-1", "pod2-1"))
         for node in world.lab.nodes:
             move_in(node.namespace)
-        assert {world.ask("pod1-1", "10.96.0.10", 80).name for _ in range(20)} == {"pod1-1", "pod2-1"}
+        assert {world.ask("pod1-1", "10.96.0.10", 80).name for _ in range(20)} == {
+            "pod1-1",
+            "pod2-1",
+        }
         world.apply(world.endpoints("pod1-2", "pod2-2"))
-        assert {world.ask("pod1-1", "10.96.0.10", 80).name for _ in range(20)} == {"pod1-2", "pod2-2"}
+        assert {world.ask("pod1-1", "10.96.0.10", 80).name for _ in range(20)} == {
+            "pod1-2",
+            "pod2-2",
+        }
 
 
 def test_the_health_server_says_so(netns: str) -> None:
@@ -225,7 +273,16 @@ def test_the_health_server_says_so(netns: str) -> None:
 
     async def look(kernel: Kernel, conntrack: Conntrack) -> tuple[int, str]:
         metrics = Metrics([Family.IPv4], {})
-        after = Aftermath(chosen, [], kernel, conntrack, health=health, metrics=metrics, record=lambda *_: None, judged=True)
+        after = Aftermath(
+            chosen,
+            [],
+            kernel,
+            conntrack,
+            health=health,
+            metrics=metrics,
+            record=lambda *_: None,
+            judged=True,
+        )
         with contextlib.closing(after):
             after.noticed(kernel.blocked)
         answer = health.livez()
@@ -242,7 +299,9 @@ def test_the_health_server_says_so(netns: str) -> None:
         assert asyncio.run(look(kernel, conntrack)) == (200, "")
 
 
-def test_others_may_change_their_tables_all_the_time(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_may_change_their_tables_all_the_time(
+    netns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then what was last seen counts: a sync must not fail because nobody can look at all sets at once."""
     with table_in(netns, service(), endpoint_slice(endpoints=[endpoint("10.244.1.2")])) as table:
         table.sync(Family.IPv4, [])

@@ -16,7 +16,11 @@ from tests.support.tables import bare_table
 def everything(family: Family) -> list[Object]:
     """Services of every kind, so that each map and set holds something."""
     four = family is Family.IPv4
-    ip, pod, vip = ("10.96.0.", "10.244.1.", "203.0.113.") if four else ("fd00:10:96::", "fd00:244:1::", "fd00:beef::")
+    ip, pod, vip = (
+        ("10.96.0.", "10.244.1.", "203.0.113.")
+        if four
+        else ("fd00:10:96::", "fd00:244:1::", "fd00:beef::")
+    )
     allowed = ["198.51.100.0/24", "192.0.2.1/32"] if four else ["2001:db8::/32"]
     local = {"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"}
     specs: list[tuple[dict[str, Any], list[str]]] = [
@@ -51,7 +55,10 @@ def test_the_kernel_packs_as_we_do(family: Family) -> None:
                 fields = shape(where)
                 assert fields is not None
                 elements: dict[Key, Value] = table.kernel.elements(where)
-                packed = {fields.key.pack(key): pack_value(value, fields.value) for key, value in elements.items()}
+                packed = {
+                    fields.key.pack(key): pack_value(value, fields.value)
+                    for key, value in elements.items()
+                }
                 assert table.kernel.packed(where) == packed, where
                 filled += bool(packed)
         assert filled > 20

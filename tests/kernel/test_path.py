@@ -35,11 +35,20 @@ def path(sync: Any) -> list[str]:
     def enter(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         file = Path(code.co_filename)
-        if event != "call" or code in seen or PACKAGE not in file.parents or code.co_name.startswith("<"):
+        if (
+            event != "call"
+            or code in seen
+            or PACKAGE not in file.parents
+            or code.co_name.startswith("<")
+        ):
             return
         seen.add(code)
         name = str(file.relative_to(PACKAGE))
-        if name not in VALUES and not code.co_qualname.startswith("Frontend.") and found[-1:] != [name]:
+        if (
+            name not in VALUES
+            and not code.co_qualname.startswith("Frontend.")
+            and found[-1:] != [name]
+        ):
             found.append(name)
 
     sys.setprofile(enter)
@@ -56,7 +65,11 @@ def test_a_sync_seldom_returns_to_a_file_it_left() -> None:
         service("other", "10.96.0.11"),
         endpoint_slice("other", [endpoint("10.244.1.2")]),
     ]  # its pick is there already
-    with bare_table(service(), endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")]), *other) as table:
+    with bare_table(
+        service(),
+        endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")]),
+        *other,
+    ) as table:
         own = [parse_address("192.168.50.11")]
         table.sync(Family.IPv4, own)
         deliver(table, endpoint_slice(endpoints=[endpoint("10.244.1.2")]))

@@ -23,7 +23,15 @@ from nftproxy.table.program import Program, blocks, is_pick
 from nftproxy.table.schema import PROTOCOLS, Policy
 from tests.support.frontends import WIRES, Kind, Web, listing, masked, route_outside
 from tests.support.objects import endpoint, endpoint_slice, service
-from tests.support.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in
+from tests.support.tables import (
+    bare_table,
+    contents,
+    deliver,
+    generation,
+    new_namespace,
+    reading,
+    table_in,
+)
 from tests.support.world import CLUSTER, World, settings
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -64,14 +72,26 @@ def test_every_setting_loads(options: dict[str, Any]) -> None:
                     "loadBalancerSourceRanges": ["198.51.100.0/24", "2001:db8::/32"],
                 }
                 name = f"{family.lower()}-{protocol.lower()}"
-                items.append(service(name, f"10.96.0.{number + 1}" if v4 else f"fd00:10:96::{number + 1}", **spec))
+                items.append(
+                    service(
+                        name, f"10.96.0.{number + 1}" if v4 else f"fd00:10:96::{number + 1}", **spec
+                    )
+                )
                 pod = "10.244.1.2" if v4 else "fd00:244:1::2"
-                items.append(endpoint_slice(name, [endpoint(pod, "node1")], protocol=protocol, family=family))
+                items.append(
+                    endpoint_slice(name, [endpoint(pod, "node1")], protocol=protocol, family=family)
+                )
             deliver(table, *items)
             assert table.sync(family, []).refused == {}
         assert table.program.names() <= table.kernel.chains | table.kernel.sets
-        held = {name for name in table.kernel.chains | table.kernel.sets if re.fullmatch(r"[a-z_-]+[46](-.*)?", name)}
-        assert {re.sub(r"^[a-z_-]+([46]).*", r"\1", name) for name in held} == {f.digit for f in options["families"]}
+        held = {
+            name
+            for name in table.kernel.chains | table.kernel.sets
+            if re.fullmatch(r"[a-z_-]+[46](-.*)?", name)
+        }
+        assert {re.sub(r"^[a-z_-]+([46]).*", r"\1", name) for name in held} == {
+            f.digit for f in options["families"]
+        }
 
 
 @pytest.mark.contract("9.6", "9.7")
@@ -81,7 +101,9 @@ def test_the_text_is_a_function_of_the_settings(options: dict[str, Any]) -> None
     assert text == Program(settings(**options)).text()
     assert "$" not in text
     assert "None" not in text
-    assert not re.search(r"^[^#]*\baccept\b", text, re.MULTILINE), "contract 9.6, 9.7: no rule of ours keeps others from dropping"
+    assert not re.search(r"^[^#]*\baccept\b", text, re.MULTILINE), (
+        "contract 9.6, 9.7: no rule of ours keeps others from dropping"
+    )
 
 
 @pytest.mark.contract("8.6.4")
@@ -94,17 +116,25 @@ def test_the_address_of_the_node_is_not_part_of_the_program() -> None:
 def test_every_setting_has_a_digest_of_its_own() -> None:
     found = {name: Program(settings(**options)).digest for name, options in SETTINGS.items()}
     assert len(set(found.values())) == len(found)
-    assert Program(settings(node="another")).digest == found["plain"], "the name of the node is not part of it"
+    assert Program(settings(node="another")).digest == found["plain"], (
+        "the name of the node is not part of it"
+    )
 
 
 @pytest.mark.parametrize("file", ["pick.nft", "affinity.nft"])
-def test_every_chain_made_on_demand_is_part_of_the_digest(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_chain_made_on_demand_is_part_of_the_digest(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a release that changes only this one would leave it as it stands in the table."""
     before, read = Program(settings()).digest, program_module._read
     for name in [name for name, block in blocks(read(file)).items() if block.startswith("chain")]:
 
         def changed(other: str, name: str = name) -> str:
-            return read(other).replace(f"chain {name} {{", f"chain {name} {{\n    counter") if other == file else read(other)
+            return (
+                read(other).replace(f"chain {name} {{", f"chain {name} {{\n    counter")
+                if other == file
+                else read(other)
+            )
 
         with monkeypatch.context() as patched:
             patched.setattr(program_module, "_read", changed)
@@ -122,10 +152,18 @@ def test_only_chains_of_services_have_a_slash_in_their_names() -> None:
         ("pick4-tcp-3", ["pick4-tcp-3"]),
         ("external4-udp-1", ["pick4-udp-1", "external4-udp-1"]),
         ("preserve6-sctp-2", ["pick6-sctp-2", "external6-sctp-2", "preserve6-sctp-2"]),
-        ("preserve4-udp-3-2", ["pick4-udp-3", "external4-udp-3", "local4-udp-2", "preserve4-udp-3-2"]),
+        (
+            "preserve4-udp-3-2",
+            ["pick4-udp-3", "external4-udp-3", "local4-udp-2", "preserve4-udp-3-2"],
+        ),
         (
             "nodeport-preserve4-tcp-2-1",
-            ["nodeport-pick4-tcp-2", "nodeport-external4-tcp-2", "nodeport-local4-tcp-1", "nodeport-preserve4-tcp-2-1"],
+            [
+                "nodeport-pick4-tcp-2",
+                "nodeport-external4-tcp-2",
+                "nodeport-local4-tcp-1",
+                "nodeport-preserve4-tcp-2-1",
+            ],
         ),
         ("nodeport-local6-tcp-5000", ["nodeport-local6-tcp-5000"]),
         ("pick4-tcp-0", []),
@@ -152,11 +190,15 @@ def test_a_family_that_is_not_served_has_no_picks() -> None:
     assert Program(settings(families=[Family.IPv4])).pick("pick6-tcp-1") == {}
 
 
-def affinity(cluster: Iterable[int] = (8080,), local: Iterable[int] = (), timeout: int = 100) -> Affinity:
+def affinity(
+    cluster: Iterable[int] = (8080,), local: Iterable[int] = (), timeout: int = 100
+) -> Affinity:
     """One that needs everything that there is."""
     lists = [tuple(Endpoint("10.244.1.2", port) for port in ports) for ports in (cluster, local)]
     entries = ((Policy.CLUSTER, False), (Policy.PRESERVE, False), (Policy.PRESERVE, True))
-    return Affinity("default/web/tcp/http", Family.IPv4, "tcp", timeout, lists[0], lists[1], entries)
+    return Affinity(
+        "default/web/tcp/http", Family.IPv4, "tcp", timeout, lists[0], lists[1], entries
+    )
 
 
 @pytest.mark.contract("2.4.6")
@@ -171,8 +213,12 @@ def test_a_chain_of_affinity_is_told_by_its_name() -> None:
             assert seen.setdefault(name, text) == text
             assert len(name) <= 255
         own_chains = [name for name in made if name.endswith("default/web/tcp/http")]
-        assert len(own_chains) == 2 + 7, "members; three chains for addresses, three for NodePorts, one to learn"
-        assert sum(name not in own_chains for name in made) == (6 + 2 * own) + 2 * len(ports), "picks, and memories"
+        assert len(own_chains) == 2 + 7, (
+            "members; three chains for addresses, three for NodePorts, one to learn"
+        )
+        assert sum(name not in own_chains for name in made) == (6 + 2 * own) + 2 * len(ports), (
+            "picks, and memories"
+        )
 
 
 def test_blocks_are_found_by_name() -> None:
@@ -211,7 +257,10 @@ def spread(count: int) -> list[Object]:
             "vips": [f"203.0.{high}.{low + 1}"],
             "externalIPs": [f"198.18.{high}.{low + 1}"],
         }
-        members = [endpoint(f"10.{10 + pod}.{high}.{low + 1}", f"node{pod % 2 + 1}") for pod in range(endpoints)]
+        members = [
+            endpoint(f"10.{10 + pod}.{high}.{low + 1}", f"node{pod % 2 + 1}")
+            for pod in range(endpoints)
+        ]
         found.append(service(f"s{number}", f"10.96.{high}.{low + 1}", **frontends, **spec))
         found.append(endpoint_slice(f"s{number}", members))
     return found
@@ -232,18 +281,30 @@ def test_services_are_data() -> None:
 
 
 @pytest.mark.contract("5.5.2", "5.5.3")
-@pytest.mark.parametrize(("policy", "chains", "sets"), [("Cluster", 3, 2), ("Local", 5, 4)], ids=["Cluster", "Local"])
+@pytest.mark.parametrize(
+    ("policy", "chains", "sets"), [("Cluster", 3, 2), ("Local", 5, 4)], ids=["Cluster", "Local"]
+)
 def test_a_client_ip_service_is_a_constant_few_objects(policy: str, chains: int, sets: int) -> None:
     """With 3 or with 500 endpoints; and ten cost ten times as much as one."""
 
     def extra(services: int, endpoints: int) -> dict[str, int]:
         counts = []
         for affinity in ("None", "ClientIP"):
-            members = [endpoint(f"10.244.{number // 250}.{number % 250 + 1}", "node1") for number in range(endpoints)]
+            members = [
+                endpoint(f"10.244.{number // 250}.{number % 250 + 1}", "node1")
+                for number in range(endpoints)
+            ]
             items: list[Object] = []
             for number in range(services):
-                spec: dict[str, Any] = {"sessionAffinity": affinity, "externalTrafficPolicy": policy, "node_port": 30000 + number}
-                items += [service(f"s{number}", f"10.96.0.{number + 1}", **spec), endpoint_slice(f"s{number}", members)]
+                spec: dict[str, Any] = {
+                    "sessionAffinity": affinity,
+                    "externalTrafficPolicy": policy,
+                    "node_port": 30000 + number,
+                }
+                items += [
+                    service(f"s{number}", f"10.96.0.{number + 1}", **spec),
+                    endpoint_slice(f"s{number}", members),
+                ]
             with new_namespace() as netns, table_in(netns, *items) as table:
                 assert table.sync(Family.IPv4, []).refused == {}
                 counts.append(Counter(shape_of(table, netns)))
@@ -272,10 +333,14 @@ def test_a_known_digest_is_no_reload() -> None:
             report = table.sync(Family.IPv4, [])
             assert (report.read_back, report.transactions) == (True, 0)
         assert generation(reader) == before
-        with table_in(netns, *items, chosen=settings(families=[Family.IPv4], detector=None)) as table:
+        with table_in(
+            netns, *items, chosen=settings(families=[Family.IPv4], detector=None)
+        ) as table:
             report = table.sync(Family.IPv4, [])
             assert (report.read_back, report.written) == (True, 0)
-            assert [name for name in reader.chains() if name.startswith("program-")] == [table.program.marker]
+            assert [name for name in reader.chains() if name.startswith("program-")] == [
+                table.program.marker
+            ]
         assert generation(reader) == before + 1
 
 
@@ -304,11 +369,17 @@ def test_reloading_under_traffic(world: World) -> None:
     """Services of one to nine endpoints, with affinity and without, both policies: no connection fails, no element changes."""
     webs = []
     for count in range(1, 10):
-        for spec in ({}, {"sessionAffinity": "ClientIP"}, {"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"}):
+        for spec in (
+            {},
+            {"sessionAffinity": "ClientIP"},
+            {"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"},
+        ):
             web = Web(world)
             pods = [*PLACES, *PLACES][:count]
             objects = (
-                [*web.slices(*pods[:7]), *web.slices(*pods[7:], port=9376, suffix="-more")] if count > 7 else web.slices(*pods)
+                [*web.slices(*pods[:7]), *web.slices(*pods[7:], port=9376, suffix="-more")]
+                if count > 7
+                else web.slices(*pods)
             )
             world.apply(web.service(**spec), *objects)
             webs.append(web)
@@ -321,9 +392,15 @@ def test_reloading_under_traffic(world: World) -> None:
         for wire in WIRES
         for where in sources
     }
-    with enter(world.lab.place("node1").namespace):  # on a slow machine this takes longer than an idle UDP flow lives
+    with enter(
+        world.lab.place("node1").namespace
+    ):  # on a slow machine this takes longer than an idle UDP flow lives
         Path("/proc/sys/net/netfilter/nf_conntrack_udp_timeout").write_text("600")
-    opened = [world.lab.open_connection("client", *web.at("nodeport", wire)) for web in webs[::5] for wire in WIRES]
+    opened = [
+        world.lab.open_connection("client", *web.at("nodeport", wire))
+        for web in webs[::5]
+        for wire in WIRES
+    ]
     chains = set(table.kernel.chains)
     stopping = threading.Event()
     reloads = 0
@@ -379,18 +456,29 @@ def test_other_settings_reach_every_chain(world: World) -> None:
                 web.assert_dropped("pod1-2", kind, wire)
             else:
                 answer = world.ask("pod1-2", *web.at(kind, wire))
-                assert (answer.name, answer.source) == ("pod2-1", world.address("pod1-2", wire.family))
+                assert (answer.name, answer.source) == (
+                    "pod2-1",
+                    world.address("pod1-2", wire.family),
+                )
     start_with(world, masquerade_all=True)
     world.sync()
     for wire in WIRES:
-        assert world.ask("pod1-2", *far[1].at("cluster", wire)).source == masked(world, "node1", "pod2-1", wire.family)
+        assert world.ask("pod1-2", *far[1].at("cluster", wire)).source == masked(
+            world, "node1", "pod2-1", wire.family
+        )
 
 
 @pytest.mark.contract("5.1.3")
 def test_only_our_own_table_is_touched(world: World) -> None:
-    world.lab.run("node1", ["nft", "add", "table", "ip", "nftproxy"])  # even one of the same name in another family
+    world.lab.run(
+        "node1", ["nft", "add", "table", "ip", "nftproxy"]
+    )  # even one of the same name in another family
     world.lab.run("node1", ["nft", "add", "table", "inet", "others"])
-    handles = {item["table"]["handle"] for item in listing(world, "node1", "tables") if item["table"]["name"] == "others"}
+    handles = {
+        item["table"]["handle"]
+        for item in listing(world, "node1", "tables")
+        if item["table"]["name"] == "others"
+    }
     web = Web(world)
     web.apply("pod1-1")
     table = world.tables["node1"]
@@ -398,7 +486,8 @@ def test_only_our_own_table_is_touched(world: World) -> None:
     table.tidy()
     table.kernel.delete_table()
     left = {
-        (item["table"]["family"], item["table"]["name"]): item["table"]["handle"] for item in listing(world, "node1", "tables")
+        (item["table"]["family"], item["table"]["name"]): item["table"]["handle"]
+        for item in listing(world, "node1", "tables")
     }
     assert left.keys() == {("ip", "nftproxy"), ("inet", "others")}
     assert {left["inet", "others"]} == handles

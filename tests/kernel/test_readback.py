@@ -66,7 +66,12 @@ def test_only_our_table_is_read(table: Table, reader: Reader) -> None:
     """Others may have chains and sets of the same names, in tables of the same name."""
     before = reader.chains(), reader.sets(), reader.rules()
     for family in ("ip", "ip6", "bridge", "arp"):
-        run(table, f"add table {family} nftproxy", f"add chain {family} nftproxy services4", f"add chain {family} nftproxy mine")
+        run(
+            table,
+            f"add table {family} nftproxy",
+            f"add chain {family} nftproxy services4",
+            f"add chain {family} nftproxy mine",
+        )
     run(
         table,
         "add table inet nftproxy2",
@@ -85,24 +90,80 @@ VALUES: list[tuple[str, str, Any, Any]] = [
     ("cluster_ips4", "10.96.0.10", ("10.96.0.10",), None),
     ("cluster_ips6", "fd00::10", ("fd00::10",), None),
     ("cluster_ips6", "::c000:201", ("::c000:201",), None),
-    ("hairpin4", "10.0.0.1 . 10.0.0.1 . sctp . 65535", ("10.0.0.1", "10.0.0.1", "sctp", 65535), None),
+    (
+        "hairpin4",
+        "10.0.0.1 . 10.0.0.1 . sctp . 65535",
+        ("10.0.0.1", "10.0.0.1", "sctp", 65535),
+        None,
+    ),
     ("hairpin6", "fd00::1 . fd00::1 . udp . 1", ("fd00::1", "fd00::1", "udp", 1), None),
-    ("services4", "10.96.0.10 . tcp . 80 : goto reject-new", ("10.96.0.10", "tcp", 80), Verdict("goto", "reject-new")),
-    ("services6", "fd00::1 . udp . 53 : jump reject-new", ("fd00::1", "udp", 53), Verdict("jump", "reject-new")),
-    ("no_endpoints4", '10.96.0.10 . tcp . 80 comment "a/b:c" : drop', ("10.96.0.10", "tcp", 80), Verdict("drop", "", "a/b:c")),
-    ("no_endpoints4", "10.96.0.10 . 47 . 80 : accept", ("10.96.0.10", "47", 80), Verdict("accept")),  # by somebody's hand
+    (
+        "services4",
+        "10.96.0.10 . tcp . 80 : goto reject-new",
+        ("10.96.0.10", "tcp", 80),
+        Verdict("goto", "reject-new"),
+    ),
+    (
+        "services6",
+        "fd00::1 . udp . 53 : jump reject-new",
+        ("fd00::1", "udp", 53),
+        Verdict("jump", "reject-new"),
+    ),
+    (
+        "no_endpoints4",
+        '10.96.0.10 . tcp . 80 comment "a/b:c" : drop',
+        ("10.96.0.10", "tcp", 80),
+        Verdict("drop", "", "a/b:c"),
+    ),
+    (
+        "no_endpoints4",
+        "10.96.0.10 . 47 . 80 : accept",
+        ("10.96.0.10", "47", 80),
+        Verdict("accept"),
+    ),  # by somebody's hand
     ("no_endpoints4", "10.96.0.10 . tcp . 80 : return", ("10.96.0.10", "tcp", 80), Verdict("-5")),
-    ("nodeport_services4", "tcp . 30080 : goto reject-new", ("tcp", 30080), Verdict("goto", "reject-new")),
-    ("endpoints4-tcp", "10.96.0.10 . 80 . 0 : 10.244.1.2 . 8080", ("10.96.0.10", 80, 0), ("10.244.1.2", 8080)),
-    ("endpoints6-sctp", "fd00::1 . 80 . 65535 : fd00::2 . 65535", ("fd00::1", 80, 65535), ("fd00::2", 65535)),
-    ("nodeport_endpoints4-udp", "30080 . 257 : 10.244.1.2 . 8080", (30080, 257), ("10.244.1.2", 8080)),
-    ("local_endpoints4-tcp", "10.96.0.10 . 80 . 0 : 10.244.1.2 . 8080", ("10.96.0.10", 80, 0), ("10.244.1.2", 8080)),
+    (
+        "nodeport_services4",
+        "tcp . 30080 : goto reject-new",
+        ("tcp", 30080),
+        Verdict("goto", "reject-new"),
+    ),
+    (
+        "endpoints4-tcp",
+        "10.96.0.10 . 80 . 0 : 10.244.1.2 . 8080",
+        ("10.96.0.10", 80, 0),
+        ("10.244.1.2", 8080),
+    ),
+    (
+        "endpoints6-sctp",
+        "fd00::1 . 80 . 65535 : fd00::2 . 65535",
+        ("fd00::1", 80, 65535),
+        ("fd00::2", 65535),
+    ),
+    (
+        "nodeport_endpoints4-udp",
+        "30080 . 257 : 10.244.1.2 . 8080",
+        (30080, 257),
+        ("10.244.1.2", 8080),
+    ),
+    (
+        "local_endpoints4-tcp",
+        "10.96.0.10 . 80 . 0 : 10.244.1.2 . 8080",
+        ("10.96.0.10", 80, 0),
+        ("10.244.1.2", 8080),
+    ),
 ]
 
 
 @pytest.mark.contract("5.7.4a")
-@pytest.mark.parametrize(("where", "text", "key", "value"), VALUES, ids=[f"{where}: {text}" for where, text, _, _ in VALUES])
-def test_elements(table: Table, reader: Reader, where: str, text: str, key: Any, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("where", "text", "key", "value"),
+    VALUES,
+    ids=[f"{where}: {text}" for where, text, _, _ in VALUES],
+)
+def test_elements(
+    table: Table, reader: Reader, where: str, text: str, key: Any, value: Any
+) -> None:
     """Whatever a tool would print: protocols by number, mapped addresses with dots."""
     run(table, f"add element inet nftproxy {where} {{ {text} }}")
     assert reader.elements(where) == {key: value}
@@ -135,7 +196,11 @@ def test_networks(table: Table, reader: Reader, texts: list[str]) -> None:
     assert found == [parse_network(text) for text in expected]
 
 
-@pytest.mark.parametrize("texts", [["::/0"], ["fd00::/112", "fd00::1:0/112"], ["ffff::/16"], ["fd00::1/128"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "texts",
+    [["::/0"], ["fd00::/112", "fd00::1:0/112"], ["ffff::/16"], ["fd00::1/128"]],
+    ids=" ".join,
+)
 def test_ipv6_networks(table: Table, reader: Reader, texts: list[str]) -> None:
     for text in texts:
         run(table, f"add element inet nftproxy service_cidrs6 {{ {text} }}")
@@ -147,7 +212,11 @@ def test_ipv6_networks(table: Table, reader: Reader, texts: list[str]) -> None:
 def test_a_range_that_is_no_network(table: Table, reader: Reader) -> None:
     """By somebody's hand."""
     run(table, "add element inet nftproxy service_cidrs4 { 10.0.0.5-10.0.0.8 }")
-    assert [str(n) for n in reader.networks("service_cidrs4", Family.IPv4)] == ["10.0.0.5/32", "10.0.0.6/31", "10.0.0.8/32"]
+    assert [str(n) for n in reader.networks("service_cidrs4", Family.IPv4)] == [
+        "10.0.0.5/32",
+        "10.0.0.6/31",
+        "10.0.0.8/32",
+    ]
 
 
 def test_sets_that_are_not_ours(table: Table, reader: Reader) -> None:
@@ -198,7 +267,11 @@ def test_a_picture_that_something_disturbs_is_taken_again(netns: str, reader: Re
     Without waiting for the transaction that is being committed, about one reading in eighty misses elements or mixes two states.
     """
     objects: list[list[Object]] = [
-        [service(), endpoint_slice(endpoints=[endpoint(f"10.244.{state}.{pod}") for pod in range(2, 202)])] for state in (1, 2)
+        [
+            service(),
+            endpoint_slice(endpoints=[endpoint(f"10.244.{state}.{pod}") for pod in range(2, 202)]),
+        ]
+        for state in (1, 2)
     ]
     with table_in(netns, *objects[0]) as table:
         table.sync(Family.IPv4, [])
@@ -220,7 +293,16 @@ def test_a_picture_that_something_disturbs_is_taken_again(netns: str, reader: Re
                 except KernelError as error:  # told to the user when it goes on for ever
                     complaints.append(str(error))
                     continue
-                assert len({str(value[0]).rpartition(".")[0] for value in values if isinstance(value, tuple)}) == 1
+                assert (
+                    len(
+                        {
+                            str(value[0]).rpartition(".")[0]
+                            for value in values
+                            if isinstance(value, tuple)
+                        }
+                    )
+                    == 1
+                )
                 assert len(values) == 200
         finally:
             stopping.set()

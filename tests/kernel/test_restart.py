@@ -18,7 +18,15 @@ from nftproxy.sync.table import Table
 from nftproxy.table.program import is_pick
 from tests.support.frontends import KINDS, WIRES, Web, Wire, each_wire, nft, route_outside
 from tests.support.objects import endpoint, endpoint_slice, service, service_cidr
-from tests.support.tables import contents, deliver, generation, new_namespace, reading, table_in, unordered
+from tests.support.tables import (
+    contents,
+    deliver,
+    generation,
+    new_namespace,
+    reading,
+    table_in,
+    unordered,
+)
 from tests.support.world import World, settings
 
 STICKY = {"sessionAffinity": "ClientIP"}
@@ -34,7 +42,11 @@ def netns() -> Iterator[str]:
 def cluster(*, scale: int = 3) -> list[Object]:
     """Some services of every kind."""
     specs: list[dict[str, Any]] = [
-        {"node_port": 30001, "vips": ["203.0.113.1"], "loadBalancerSourceRanges": ["198.51.100.0/24", "10.0.0.0/8"]},
+        {
+            "node_port": 30001,
+            "vips": ["203.0.113.1"],
+            "loadBalancerSourceRanges": ["198.51.100.0/24", "10.0.0.0/8"],
+        },
         {"node_port": 30002, "vips": ["203.0.113.2"], "externalIPs": ["198.51.100.2"], **LOCAL},
         {"node_port": 30003, "vips": ["203.0.113.3"], **STICKY, **LOCAL},
         {"node_port": 30004, **STICKY},
@@ -43,7 +55,10 @@ def cluster(*, scale: int = 3) -> list[Object]:
     ]
     found: list[Object] = [service_cidr("kubernetes", "10.96.0.0/16")]
     for number, spec in enumerate(specs):
-        members = [endpoint(f"10.244.{pod % 2 + 1}.{10 * number + pod + 2}", f"node{pod % 2 + 1}") for pod in range(scale)]
+        members = [
+            endpoint(f"10.244.{pod % 2 + 1}.{10 * number + pod + 2}", f"node{pod % 2 + 1}")
+            for pod in range(scale)
+        ]
         protocol = spec.get("protocol", "TCP")
         found.append(service(f"s{number}", f"10.96.0.{10 + number}", **spec))
         found.append(endpoint_slice(f"s{number}", members, protocol=protocol))
@@ -68,7 +83,9 @@ def same_as_fresh(table: Table, *items: Object) -> None:
     with new_namespace() as netns, table_in(netns, *items, chosen=table.settings) as fresh:
         synced(fresh)
         assert unordered(contents(table)) == unordered(contents(fresh))
-        assert table.kernel.networks("service_cidrs4", Family.IPv4) == fresh.kernel.networks("service_cidrs4", Family.IPv4)
+        assert table.kernel.networks("service_cidrs4", Family.IPv4) == fresh.kernel.networks(
+            "service_cidrs4", Family.IPv4
+        )
         assert table.kernel.elements("nodeport_ips4") == fresh.kernel.elements("nodeport_ips4")
         chains, sets = objects_of(table)
         assert objects_of(fresh)[0] <= chains
@@ -87,7 +104,9 @@ def test_with_nothing_changed_nothing_is_written(netns: str) -> None:
         before = generation(reader)
         with table_in(netns, *reversed(items), chosen=settings()) as table:
             for family in Family:
-                report = table.sync(family, [parse_address("192.168.50.11"), parse_address("fd00:50::11")])
+                report = table.sync(
+                    family, [parse_address("192.168.50.11"), parse_address("fd00:50::11")]
+                )
                 assert (report.read_back, report.transactions, report.written) == (True, 0, 0)
             table.tidy()
         assert generation(reader) == before
@@ -97,7 +116,11 @@ def test_one_change_while_nobody_looked_is_one_change(netns: str) -> None:
     items = cluster()
     with table_in(netns, *items) as table:
         synced(table)
-    changed = endpoint_slice("s4", [endpoint("10.244.1.42"), endpoint("10.244.2.43"), endpoint("10.244.9.9")], protocol="UDP")
+    changed = endpoint_slice(
+        "s4",
+        [endpoint("10.244.1.42"), endpoint("10.244.2.43"), endpoint("10.244.9.9")],
+        protocol="UDP",
+    )
     with table_in(netns, *items, changed) as table:
         report = table.sync(Family.IPv4, [parse_address("192.168.50.11")])
         # Two frontends have one slot of three rewritten; the endpoints that went were here and had hairpin entries.
@@ -171,7 +194,12 @@ def declared_by_type(text: str) -> str:
         "th dport": "inet_service",
     }
     of = re.compile("|".join(names))
-    return re.sub(r"^    typeof (?!.*numgen).*$", lambda line: of.sub(lambda m: names[m[0]], line[0]), text, flags=re.MULTILINE)
+    return re.sub(
+        r"^    typeof (?!.*numgen).*$",
+        lambda line: of.sub(lambda m: names[m[0]], line[0]),
+        text,
+        flags=re.MULTILINE,
+    )
 
 
 def test_a_table_declared_by_type_is_taken_over(netns: str) -> None:
@@ -181,7 +209,9 @@ def test_a_table_declared_by_type_is_taken_over(netns: str) -> None:
         text = declared_by_type(table.program.text())
         assert "    type ipv4_addr . inet_proto . inet_service : verdict" in text
         old = "chain program-0123456789abcdef {\n}\n"
-        table.kernel._run(f"table inet nftproxy {{\n{old}{text}\n}}\nadd element inet nftproxy cluster_ips4 {{ 10.96.0.10 }}\n")
+        table.kernel._run(
+            f"table inet nftproxy {{\n{old}{text}\n}}\nadd element inet nftproxy cluster_ips4 {{ 10.96.0.10 }}\n"
+        )
     with table_in(netns, *items) as table:
         synced(table)
         same_as_fresh(table, *items)
@@ -195,7 +225,9 @@ def test_leftovers_disappear(netns: str, rules: str) -> None:
     with table_in(netns, *items) as table:
         synced(table)
         text = rules.replace("{marker}", table.program.marker)
-        table.kernel.library.run("\n".join(line.strip() for line in text.strip().splitlines()) + "\n")
+        table.kernel.library.run(
+            "\n".join(line.strip() for line in text.strip().splitlines()) + "\n"
+        )
     with table_in(netns, *items) as table:
         synced(table)
         same_as_fresh(table, *items)
@@ -232,7 +264,10 @@ def test_remembered_clients_are_checked(netns: str) -> None:
         )
     with table_in(netns, *items) as table:
         synced(table)
-        assert table.kernel.elements(f"affinity4-{name}") == {("192.0.2.1",): here, ("192.0.2.2",): elsewhere}
+        assert table.kernel.elements(f"affinity4-{name}") == {
+            ("192.0.2.1",): here,
+            ("192.0.2.2",): elsewhere,
+        }
         assert table.kernel.elements(f"local_affinity4-{name}") == {("192.0.2.1",): here}
 
 
@@ -249,15 +284,23 @@ OTHERS: dict[str, dict[str, Any]] = {
 @pytest.mark.contract("5.7.8", "5.7.3", "5.7.6")
 @pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("back", [False, True], ids=["changed", "changed back"])
-def test_other_settings(netns: str, options: dict[str, Any], back: bool) -> None:  # noqa: FBT001
+def test_other_settings(netns: str, options: dict[str, Any], back: bool) -> None:
     """Node settings that changed with the restart leave nothing of the old ones behind."""
-    items = [*cluster(), service("six", "fd00::10"), endpoint_slice("six", [endpoint("fd00:244:1::2")], family="IPv6")]
+    items = [
+        *cluster(),
+        service("six", "fd00::10"),
+        endpoint_slice("six", [endpoint("fd00:244:1::2")], family="IPv6"),
+    ]
     old, new = settings(), settings(**options)
     for chosen in (old, new, old) if back else (old, new):
         with table_in(netns, *items, chosen=chosen) as table:
             synced(table)
             same_as_fresh(table, *items)
-            assert not [name for name in table.kernel.chains if name.startswith("program-") and name != table.program.marker]
+            assert not [
+                name
+                for name in table.kernel.chains
+                if name.startswith("program-") and name != table.program.marker
+            ]
 
 
 @pytest.mark.contract("5.7.8")
@@ -291,7 +334,9 @@ def restart(world: World, *items: Object) -> None:
 @pytest.mark.contract("5.7.7", "2.4.5", "2.9.1")
 def test_restarts_under_load(world: World) -> None:
     """Clients connect without pause to services of every kind while node1 starts ten times anew: none fails, and affinity stays."""
-    webs: list[tuple[Web, dict[str, Any]]] = [(Web(world), spec) for spec in ({}, STICKY, LOCAL, {**STICKY, **LOCAL})]
+    webs: list[tuple[Web, dict[str, Any]]] = [
+        (Web(world), spec) for spec in ({}, STICKY, LOCAL, {**STICKY, **LOCAL})
+    ]
     items: list[Object] = []
     for web, spec in webs:
         items += [web.service(**spec), *web.slices("pod1-1", "pod1-2", "pod2-1")]
@@ -335,7 +380,10 @@ def test_an_endpoint_that_went_meanwhile(world: World, wire: Wire) -> None:
     web = Web(world, wire)
     everybody, fewer = web.slices("pod1-1", "pod2-1"), web.slices("pod2-1")
     restart(world, web.service(**STICKY), *everybody)
-    where = {place: world.ask(place, *web.at("cluster", wire)).name for place in ("pod1-2", "pod1-3", "node1", "client")}
+    where = {
+        place: world.ask(place, *web.at("cluster", wire)).name
+        for place in ("pod1-2", "pod1-3", "node1", "client")
+    }
     restart(world, web.service(**STICKY), *fewer)
     for place in where:
         assert web.answers(place, "cluster", wire, times=8) == {"pod2-1"}

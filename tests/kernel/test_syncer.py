@@ -21,7 +21,17 @@ from nftproxy.sync import table as table_module
 from nftproxy.sync.table import Table
 from nftproxy.table import plan as plan_module
 from tests.support.objects import endpoint, endpoint_slice, service, service_cidr
-from tests.support.tables import bare_table, contents, deliver, generation, new_namespace, reading, table_in, unordered, watched
+from tests.support.tables import (
+    bare_table,
+    contents,
+    deliver,
+    generation,
+    new_namespace,
+    reading,
+    table_in,
+    unordered,
+    watched,
+)
 
 OWN = [parse_address("192.168.50.11"), parse_address("fd00:50::11")]
 STICKY = {"sessionAffinity": "ClientIP"}
@@ -29,8 +39,13 @@ STICKY = {"sessionAffinity": "ClientIP"}
 
 def web(number: int = 0, pods: int = 2, **spec: Any) -> list[Object]:
     """A Service and its slice."""
-    members = [endpoint(f"10.244.{number + 1}.{pod + 2}", f"node{pod % 2 + 1}") for pod in range(pods)]
-    return [service(f"web{number}", f"10.96.0.{10 + number}", **spec), endpoint_slice(f"web{number}", members)]
+    members = [
+        endpoint(f"10.244.{number + 1}.{pod + 2}", f"node{pod % 2 + 1}") for pod in range(pods)
+    ]
+    return [
+        service(f"web{number}", f"10.96.0.{10 + number}", **spec),
+        endpoint_slice(f"web{number}", members),
+    ]
 
 
 def webs(count: int, pods: int = 2, **spec: Any) -> list[Object]:
@@ -73,7 +88,13 @@ def recorded(table: Table) -> Iterator[list[list[tuple[str, str, int]]]]:
             for command in json.loads(text)["nftables"]:
                 ((verb, what),) = command.items()
                 ((kind, body),) = what.items()
-                steps.append((verb if kind == "element" else f"{verb} {kind}", body["name"], len(body.get("elem", ()))))
+                steps.append(
+                    (
+                        verb if kind == "element" else f"{verb} {kind}",
+                        body["name"],
+                        len(body.get("elem", ())),
+                    )
+                )
             found.append(steps)
 
     with watched(table.kernel, recording):
@@ -94,9 +115,16 @@ def test_nothing_to_do_is_no_transaction() -> None:
         sync(table)
         before = generation(reader)
         report = sync(table)
-        assert (report.services, report.written, report.transactions, report.read_back) == (0, 0, 0, False)
+        assert (report.services, report.written, report.transactions, report.read_back) == (
+            0,
+            0,
+            0,
+            False,
+        )
         table.store.remove(Service, ObjectName("default", "web0"))
-        report = sync(table, *web(0, healthCheckNodePort=1), service_cidr("c", "10.96.0.0/16"), *web(1))
+        report = sync(
+            table, *web(0, healthCheckNodePort=1), service_cidr("c", "10.96.0.0/16"), *web(1)
+        )
         assert (report.services, report.written, report.transactions) == (1, 0, 0)
         assert generation(reader) == before
 
@@ -187,26 +215,40 @@ def test_at_a_first_start_refusals_come_last(table: Table, monkeypatch: pytest.M
     assert sum(any(where == "cluster_ips4" for _, where, _ in step) for step in made) > 1
 
 
-def test_at_a_first_start_verdicts_come_together(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_a_first_start_verdicts_come_together(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel validates all that there are in each transaction with one."""
     monkeypatch.setattr(plan_module, "BATCH", 5)
     items = webs(40, 3)
     with recorded(table) as made:
         sync(table, *items)
-    slots = [number for number, step in enumerate(made) if any(where == "endpoints4-tcp" for _, where, _ in step)]
-    verdicts = [number for number, step in enumerate(made) if any(where == "services4" for _, where, _ in step)]
+    slots = [
+        number
+        for number, step in enumerate(made)
+        if any(where == "endpoints4-tcp" for _, where, _ in step)
+    ]
+    verdicts = [
+        number
+        for number, step in enumerate(made)
+        if any(where == "services4" for _, where, _ in step)
+    ]
     assert len(verdicts) <= len(slots) / 2
     assert same_as_fresh(table, *items)
 
 
-def test_at_a_first_start_chains_of_services_come_together(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_a_first_start_chains_of_services_come_together(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As each transaction with a chain has all verdicts validated, too; elements of a service come after its own sets."""
     monkeypatch.setattr(plan_module, "BATCH", 5)
     items = webs(40, 3, **STICKY)
     made: list[str] = []
 
     def recording(text: str) -> None:
-        made.append("slots" if '"endpoints4-tcp"' in text else "chains" if "chain sticky-" in text else "")
+        made.append(
+            "slots" if '"endpoints4-tcp"' in text else "chains" if "chain sticky-" in text else ""
+        )
 
     with watched(table.kernel, recording):
         assert sync(table, *items).read_back
@@ -222,25 +264,33 @@ def test_forgetting_comes_before_the_change(table: Table, monkeypatch: pytest.Mo
     monkeypatch.setattr(forgetting, "FORGET", 2)
     sync(table, *web(0, 3, **STICKY))
     memory = "affinity4-default/web0/tcp/http-8080"
-    clients = ", ".join(f"192.0.2.{number} timeout 1h : 10.244.1.{2 + number % 3}" for number in range(15))
+    clients = ", ".join(
+        f"192.0.2.{number} timeout 1h : 10.244.1.{2 + number % 3}" for number in range(15)
+    )
     table.kernel.library.run(f"add element inet nftproxy {memory} {{ {clients} }}\n")
     with recorded(table) as made:
         sync(table, *web(0, 2, **STICKY))
     members = "cluster_members4-default/web0/tcp/http"
     assert made[0] == [("delete", members, 1)]
-    assert made[1:4] == [[("add", memory, 2), ("delete", memory, 2)]] * 2 + [[("add", memory, 1), ("delete", memory, 1)]]
+    assert made[1:4] == [[("add", memory, 2), ("delete", memory, 2)]] * 2 + [
+        [("add", memory, 1), ("delete", memory, 1)]
+    ]
     assert any(where == "services4" for _, where, _ in made[4])
     assert len(table.kernel.elements(memory)) == 10
 
 
 @pytest.mark.contract("2.4.5")
-def test_an_entry_that_expires_while_it_is_forgotten(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_that_expires_while_it_is_forgotten(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Deleting what is not there any more would fail the whole transaction."""
     sync(table, *web(0, 3, **STICKY))
     memory = "affinity4-default/web0/tcp/http-8080"
     honest = table.kernel.elements
     expired = {("192.0.2.1",): "10.244.1.4"}
-    monkeypatch.setattr(table.kernel, "elements", lambda where: expired if where == memory else honest(where))
+    monkeypatch.setattr(
+        table.kernel, "elements", lambda where: expired if where == memory else honest(where)
+    )
     report = sync(table, *web(0, 2, **STICKY))
     assert (report.refused, report.read_back) == ({}, False)
 
@@ -265,7 +315,9 @@ MEETS = {
 
 
 @pytest.mark.contract("5.10.3", "5.7.4", "5.8.4")
-@pytest.mark.parametrize(("change", "hand"), [(change, hand) for change in MEETS for hand in sorted(MEETS[change])])
+@pytest.mark.parametrize(
+    ("change", "hand"), [(change, hand) for change in MEETS for hand in sorted(MEETS[change])]
+)
 def test_what_others_did_is_read_back_and_repaired(
     table: Table, warnings: list[str], change: str, hand: str
 ) -> None:  # fmt: skip
@@ -284,7 +336,8 @@ def test_what_others_did_is_read_back_and_repaired(
 
 @pytest.mark.contract("5.7.4")
 @pytest.mark.parametrize(
-    ("change", "hand"), [(change, hand) for change in MEETS for hand in sorted(HANDS.keys() - MEETS[change])]
+    ("change", "hand"),
+    [(change, hand) for change in MEETS for hand in sorted(HANDS.keys() - MEETS[change])],
 )
 def test_what_others_did_elsewhere_is_repaired_when_it_is_read_back(
     table: Table, warnings: list[str], change: str, hand: str
@@ -326,7 +379,9 @@ def test_nodeport_addresses_that_could_not_be_written_are_written_later(table: T
 
 
 @contextlib.contextmanager
-def failing(table: Table, when: Callable[[str], bool], error: type[KernelError] = KernelError) -> Iterator[list[str]]:
+def failing(
+    table: Table, when: Callable[[str], bool], error: type[KernelError] = KernelError
+) -> Iterator[list[str]]:
     """Have transactions fail; yields those that did."""
     failed: list[str] = []
 
@@ -342,9 +397,14 @@ def failing(table: Table, when: Callable[[str], bool], error: type[KernelError] 
 @pytest.mark.contract("5.10.1", "5.10.2")
 def test_a_failed_second_transaction_is_made_up_for(table: Table) -> None:
     sync(table, *web(0, 3))
-    with failing(table, lambda text: '"delete"' in text and '"add"' not in text), pytest.raises(KernelError):
+    with (
+        failing(table, lambda text: '"delete"' in text and '"add"' not in text),
+        pytest.raises(KernelError),
+    ):
         sync(table, *web(0, 1))
-    assert ("10.96.0.10", 80, 2) in table.kernel.elements("endpoints4-tcp"), "nothing points to it, and it is still there"
+    assert ("10.96.0.10", 80, 2) in table.kernel.elements("endpoints4-tcp"), (
+        "nothing points to it, and it is still there"
+    )
     sync(table)
     assert same_as_fresh(table, *web(0, 1))
 
@@ -352,7 +412,10 @@ def test_a_failed_second_transaction_is_made_up_for(table: Table) -> None:
 @pytest.mark.contract("5.10.1")
 def test_a_failed_second_transaction_does_not_delete_what_came_back(table: Table) -> None:
     sync(table, *web(0, 3))
-    with failing(table, lambda text: '"delete"' in text and '"add"' not in text), pytest.raises(KernelError):
+    with (
+        failing(table, lambda text: '"delete"' in text and '"add"' not in text),
+        pytest.raises(KernelError),
+    ):
         sync(table, *web(0, 1))
     report = sync(table, *web(0, 3))
     assert report.refused == {}
@@ -361,11 +424,17 @@ def test_a_failed_second_transaction_does_not_delete_what_came_back(table: Table
 
 
 @pytest.mark.contract("5.10.1")
-@pytest.mark.parametrize("needle", ["10.96.0.13", "cluster_ips4", "pick4-tcp-2", "service_cidrs4", "nodeport_ips4", "table inet"])
+@pytest.mark.parametrize(
+    "needle",
+    ["10.96.0.13", "cluster_ips4", "pick4-tcp-2", "service_cidrs4", "nodeport_ips4", "table inet"],
+)
 def test_whatever_fails_at_a_first_start_is_tried_again(table: Table, needle: str) -> None:
     items = [*webs(6), service_cidr("c", "10.96.0.0/16")]
     deliver(table, *items)
-    with failing(table, lambda text: needle in text or text.startswith("add table")), pytest.raises(KernelError):
+    with (
+        failing(table, lambda text: needle in text or text.startswith("add table")),
+        pytest.raises(KernelError),
+    ):
         table.sync(Family.IPv4, OWN)
     assert sync(table).refused == {}
     assert same_as_fresh(table, *items)
@@ -385,9 +454,21 @@ def test_of_many_only_the_refused_ones_are_set_aside(table: Table, warnings: lis
     assert len(warnings) == 3
     held = contents(table)["services4"]
     counts = {str(key[0]): str(verdict) for key, verdict in held.items()}
-    assert {ip for ip, verdict in counts.items() if verdict == "goto pick4-tcp-2"} == bad, "they stay as they were"
+    assert {ip for ip, verdict in counts.items() if verdict == "goto pick4-tcp-2"} == bad, (
+        "they stay as they were"
+    )
     assert sync(table).services == 0, "not tried again until they change"
-    assert sync(table, *[item for item in webs(30, 4) if item.metadata.name.startswith(("web3", "web4", "web29"))]).refused == {}
+    assert (
+        sync(
+            table,
+            *[
+                item
+                for item in webs(30, 4)
+                if item.metadata.name.startswith(("web3", "web4", "web29"))
+            ],
+        ).refused
+        == {}
+    )
 
 
 @pytest.mark.contract("5.10.1")
@@ -413,7 +494,9 @@ def test_services_that_exchange_a_frontend_are_set_aside_together(table: Table) 
 
 
 @pytest.mark.parametrize("error", [MissingError, ExistsError])
-def test_an_error_that_reading_back_does_not_mend_is_a_refusal(table: Table, error: type[KernelError]) -> None:
+def test_an_error_that_reading_back_does_not_mend_is_a_refusal(
+    table: Table, error: type[KernelError]
+) -> None:
     """It cannot go on for ever."""
     sync(table, *webs(3))
     with failing(table, lambda text: '"10.96.0.11"' in text, error):
@@ -432,7 +515,9 @@ def test_one_family_does_not_stop_the_other() -> None:
         endpoint_slice("dual", [endpoint("fd00:244::2")], family="IPv6"),
     ]
     with bare_table(dual, *slices, families=list(Family)) as table:
-        with failing(table, lambda text: '"fd00::10"' in text or text == "add table inet nftproxy\n"):
+        with failing(
+            table, lambda text: '"fd00::10"' in text or text == "add table inet nftproxy\n"
+        ):
             assert table.sync(Family.IPv4, OWN).refused == {}
             with pytest.raises(KernelError):
                 table.sync(Family.IPv6, OWN)
@@ -449,14 +534,24 @@ def test_one_family_does_not_stop_the_other() -> None:
 
 @pytest.mark.contract("2.7.1", "3.1.5")
 def test_what_is_ignored_is_said_once_until_it_changes(table: Table, warnings: list[str]) -> None:
-    bad = service(externalIPs=["nonsense"], ports=[{"name": "a", "port": 1}, {"name": "b", "port": 2}])
+    bad = service(
+        externalIPs=["nonsense"], ports=[{"name": "a", "port": 1}, {"name": "b", "port": 2}]
+    )
     sync(table, bad)
     assert len(warnings) == 1
     sync(table, bad, endpoint_slice(endpoints=[endpoint("10.244.1.2")], port_name="a"))
     assert len(warnings) == 1
-    sync(table, endpoint_slice(endpoints=[endpoint("127.0.0.1")], ports=[{"name": "a", "port": 1}, {"name": "b", "port": 2}]))
+    sync(
+        table,
+        endpoint_slice(
+            endpoints=[endpoint("127.0.0.1")],
+            ports=[{"name": "a", "port": 1}, {"name": "b", "port": 2}],
+        ),
+    )
     assert [line for line in warnings[1:] if "127.0.0.1" in line] == warnings[2:] != []
-    assert len(set(warnings[1:])) == len(warnings[1:]), "each of them once, whatever the number of ports"
+    assert len(set(warnings[1:])) == len(warnings[1:]), (
+        "each of them once, whatever the number of ports"
+    )
     del warnings[:]
     sync(table, service(), endpoint_slice())
     assert warnings == []
@@ -467,7 +562,11 @@ def test_what_is_ignored_is_said_once_until_it_changes(table: Table, warnings: l
 @pytest.mark.contract("2.2.3")
 def test_rivals_are_named_once(table: Table, warnings: list[str]) -> None:
     claim: dict[str, Any] = {"vips": ["203.0.113.1", "203.0.113.2"]}
-    sync(table, *web(0, created="2026-01-01T00:00:00Z", **claim), *web(1, created="2026-01-02T00:00:00Z", **claim))
+    sync(
+        table,
+        *web(0, created="2026-01-01T00:00:00Z", **claim),
+        *web(1, created="2026-01-02T00:00:00Z", **claim),
+    )
     assert warnings == [
         "Service default/web0 has 203.0.113.1:80/tcp and 1 more, as the oldest of those who claim it; without it: default/web1\n"
     ]
@@ -482,7 +581,9 @@ def test_a_restart_never_gives_a_cluster_ip_to_the_intruder(
     monkeypatch.setattr(compilation, "PORTION", 1)
     victim = web(1, created="2026-01-02T00:00:00Z")
     sync(table, *web(0, created="2026-01-01T00:00:00Z", externalIPs=["10.96.0.11"]), *victim)
-    assert [line.partition(",")[2] for line in warnings] == [" as its ClusterIP; without it: default/web0\n"]
+    assert [line.partition(",")[2] for line in warnings] == [
+        " as its ClusterIP; without it: default/web0\n"
+    ]
     table.distrust(program=False)
     report = sync(table)
     assert (report.read_back, report.written) == (True, 0)
@@ -502,7 +603,9 @@ def many_ports(count: int, pods: int = 2) -> list[Object]:
     ]
 
 
-def test_what_needs_very_many_chains_lets_others_go_first(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_needs_very_many_chains_lets_others_go_first(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparation, "PREPARED", 4)
     sync(table, *web(0))
     report = sync(table, *many_ports(10), *web(0, 3))
@@ -512,7 +615,10 @@ def test_what_needs_very_many_chains_lets_others_go_first(table: Table, monkeypa
     assert "endpoints4-udp" not in contents(table)
     assert table.store.pending(Family.IPv4)
     report = sync(table, *web(1))
-    assert (list(report.postponed), list(report.looked_at)) == ([ObjectName("default", "large")], [ObjectName("default", "web1")])
+    assert (list(report.postponed), list(report.looked_at)) == (
+        [ObjectName("default", "large")],
+        [ObjectName("default", "web1")],
+    )
     assert ("10.96.0.11", "tcp", 80) in contents(table)["services4"]
     assert sync(table).postponed
     report = sync(table)
@@ -520,7 +626,9 @@ def test_what_needs_very_many_chains_lets_others_go_first(table: Table, monkeypa
     assert len(contents(table)["endpoints4-udp"]) == 20
     assert not table.store.pending(Family.IPv4)
     assert same_as_fresh(table, *many_ports(10), *web(0, 3), *web(1))
-    assert sync(table, *many_ports(10, pods=3)).postponed, "another number of endpoints needs other chains"
+    assert sync(table, *many_ports(10, pods=3)).postponed, (
+        "another number of endpoints needs other chains"
+    )
     assert not sync(table, *many_ports(10)).postponed, "the old ones are still there"
 
 
@@ -536,7 +644,9 @@ def test_chains_that_the_kernel_refuses_set_their_service_aside(
     assert any("Service default/large IPv4: the kernel refuses it" in line for line in warnings)
 
 
-def test_reading_back_does_it_all_at_once_but_last(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_back_does_it_all_at_once_but_last(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the table holds of it must not be taken for something that nobody wants."""
     monkeypatch.setattr(preparation, "PREPARED", 4)
     sync(table, *web(0))
@@ -579,7 +689,11 @@ def test_tidying_keeps_what_is_used_and_some_spare_picks(monkeypatch: pytest.Mon
         sync(table, *web(0, 5, node_port=30080))
         table.tidy()
         chains, sets = reader.chains(), reader.sets()
-        assert {name for name in chains if "-tcp-" in name} == {"pick4-tcp-5", "nodeport-pick4-tcp-5", "nodeport-external4-tcp-5"}
+        assert {name for name in chains if "-tcp-" in name} == {
+            "pick4-tcp-5",
+            "nodeport-pick4-tcp-5",
+            "nodeport-external4-tcp-5",
+        }
         assert not [name for name in {*chains, *sets} if "default/" in name]
         before = generation(reader)
         table.tidy()
@@ -608,7 +722,9 @@ def test_a_slice_of_names_is_logged_once_per_family() -> None:
     names = structs.replace(endpoint_slice(endpoints=[endpoint("db.example")]), address_type="FQDN")
     try:
         ports = [{"name": name, "port": port} for name, port in (("http", 80), ("alt", 81))]
-        with bare_table(service(cluster_ip=["10.96.0.10", "fd00::10"], ports=ports), families=Family) as table:
+        with bare_table(
+            service(cluster_ip=["10.96.0.10", "fd00::10"], ports=ports), families=Family
+        ) as table:
             for family in Family:
                 table.sync(family, [])
             assert lines == []
@@ -619,5 +735,6 @@ def test_a_slice_of_names_is_logged_once_per_family() -> None:
     finally:
         logger.remove(sink)
     assert [line for line in lines if "FQDN" in line] == [
-        f"Service default/web {family}: EndpointSlice web-ipv4: addressType FQDN; ignored\n" for family in Family
+        f"Service default/web {family}: EndpointSlice web-ipv4: addressType FQDN; ignored\n"
+        for family in Family
     ]

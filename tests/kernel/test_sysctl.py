@@ -13,10 +13,20 @@ from nftproxy.configuration.duration import HOUR, SECOND, Duration
 from nftproxy.errors import KernelError, UnusableError
 from nftproxy.kernel.reader import Reader
 from nftproxy.lab import namespace
-from nftproxy.node.sysctl import Setting, apply, cpu_count, load_conntrack, max_entries, set_oom_score, wanted
+from nftproxy.node.sysctl import (
+    Setting,
+    apply,
+    cpu_count,
+    load_conntrack,
+    max_entries,
+    set_oom_score,
+    wanted,
+)
 from tests.support.world import unique_name
 
-LEAVE_ALONE = Conntrack(max_per_core=0, tcp_established_timeout=Duration(0), tcp_close_wait_timeout=Duration(0))
+LEAVE_ALONE = Conntrack(
+    max_per_core=0, tcp_established_timeout=Duration(0), tcp_close_wait_timeout=Duration(0)
+)
 
 
 @pytest.mark.parametrize(
@@ -85,13 +95,22 @@ class Machine:
         self.netfilter = self.proc / "sys/net/netfilter"
         self.hashsize = self.sys / "module/nf_conntrack/parameters/hashsize"
         for setting in wanted(
-            Conntrack(tcp_be_liberal=True, udp_timeout=Duration(SECOND), udp_stream_timeout=Duration(SECOND)), 1
+            Conntrack(
+                tcp_be_liberal=True,
+                udp_timeout=Duration(SECOND),
+                udp_stream_timeout=Duration(SECOND),
+            ),
+            1,
         ):
             self.put(self.netfilter / setting.name, 7)
         self.put(self.hashsize, hashsize)
         for number in range(cpus):
             (self.sys / f"devices/system/cpu/cpu{number}/topology").mkdir(parents=True)
-        for other in ("cpufreq/topology", "cpuidle", f"cpu{cpus}"):  # the last one is offline: it has no topology
+        for other in (
+            "cpufreq/topology",
+            "cpuidle",
+            f"cpu{cpus}",
+        ):  # the last one is offline: it has no topology
             (self.sys / "devices/system/cpu" / other).mkdir(parents=True)
 
     def put(self, path: Path, value: object) -> None:
@@ -141,7 +160,11 @@ def test_settings_and_hash_table_are_written(machine: Machine) -> None:
         "nf_conntrack_tcp_timeout_established",
         "nf_conntrack_tcp_timeout_close_wait",
     ]
-    untouched = {"nf_conntrack_tcp_be_liberal": 7, "nf_conntrack_udp_timeout": 7, "nf_conntrack_udp_timeout_stream": 7}
+    untouched = {
+        "nf_conntrack_tcp_be_liberal": 7,
+        "nf_conntrack_udp_timeout": 7,
+        "nf_conntrack_udp_timeout_stream": 7,
+    }
     assert machine.values() == {k: v for k, v in written.items() if k != "hashsize"} | untouched
     assert machine.hashsize.read_text().strip() == "40960"
 
@@ -149,7 +172,9 @@ def test_settings_and_hash_table_are_written(machine: Machine) -> None:
 @pytest.mark.contract("6.1.3")
 def test_what_is_right_is_not_written(machine: Machine) -> None:
     machine.apply(Conntrack())
-    before = {path: path.stat().st_mtime_ns for path in (*machine.netfilter.iterdir(), machine.hashsize)}
+    before = {
+        path: path.stat().st_mtime_ns for path in (*machine.netfilter.iterdir(), machine.hashsize)
+    }
     assert machine.apply(Conntrack()) == {}
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -164,14 +189,20 @@ def test_hash_table_only_grows(tmp_path: Path, hashsize: int, after: int) -> Non
 
 @pytest.mark.contract("6.1.5")
 class TestFailures:
-    @pytest.mark.parametrize("name", ["nf_conntrack_tcp_timeout_established", "nf_conntrack_udp_timeout"])
+    @pytest.mark.parametrize(
+        "name", ["nf_conntrack_tcp_timeout_established", "nf_conntrack_udp_timeout"]
+    )
     def test_a_missing_file_is_fatal_and_named(self, machine: Machine, name: str) -> None:
         (machine.netfilter / name).unlink()
         with pytest.raises(UnusableError, match=f"{name} cannot be read: No such file"):
             machine.apply(Conntrack(udp_timeout=Duration(SECOND)))
 
-    @pytest.mark.parametrize(("content", "reason"), [(None, "No such file"), ("many", "invalid literal")])
-    def test_an_unreadable_hashsize_is_fatal_and_named(self, machine: Machine, content: str | None, reason: str) -> None:
+    @pytest.mark.parametrize(
+        ("content", "reason"), [(None, "No such file"), ("many", "invalid literal")]
+    )
+    def test_an_unreadable_hashsize_is_fatal_and_named(
+        self, machine: Machine, content: str | None, reason: str
+    ) -> None:
         machine.hashsize.unlink()
         if content:
             machine.hashsize.write_text(content)
@@ -189,7 +220,9 @@ class TestFailures:
         try:
             with namespace.enter(name):
                 held = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
-                with pytest.raises(UnusableError, match=r"nf_conntrack_max cannot be set to \d+: ") as caught:
+                with pytest.raises(
+                    UnusableError, match=r"nf_conntrack_max cannot be set to \d+: "
+                ) as caught:
                     apply(Conntrack(max_per_core=1, min=held + 1))
                 assert "conntrack.maxPerCore: 0" in caught.value.hint
                 assert int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text()) == held
@@ -214,7 +247,9 @@ class TestWithoutConntrack:
         assert written["nf_conntrack_max"] == machine.values()["nf_conntrack_max"] == 163840
         assert written["hashsize"] == 40960
 
-    def test_a_module_that_cannot_be_loaded_is_a_warning(self, machine: Machine, warnings: list[str]) -> None:
+    def test_a_module_that_cannot_be_loaded_is_a_warning(
+        self, machine: Machine, warnings: list[str]
+    ) -> None:
         shutil.rmtree(machine.netfilter)
 
         def load() -> None:
@@ -252,7 +287,9 @@ def test_for_real_in_a_network_namespace() -> None:
             written = apply(conntrack)
             assert [setting.value for setting in written] == [7201, 61, 1, 32, 182]
             for setting in written:
-                assert int(Path("/proc/sys/net/netfilter", setting.name).read_text()) == setting.value
+                assert (
+                    int(Path("/proc/sys/net/netfilter", setting.name).read_text()) == setting.value
+                )
             assert apply(conntrack) == []
     finally:
         namespace.delete(name)
@@ -274,4 +311,6 @@ class TestOomScore:
         finally:
             logger.remove(sink)
         assert len(lines) == 1
-        assert lines[0].startswith(f"WARNING {tmp_path}/self/oom_score_adj cannot be set to -999: No such file")
+        assert lines[0].startswith(
+            f"WARNING {tmp_path}/self/oom_score_adj cannot be set to -999: No such file"
+        )

@@ -58,7 +58,10 @@ def kube_proxy_rules(world: World, family: Family, pods: Iterable[str]) -> str:
     """What kube-proxy's iptables mode makes of one Service with TCP and UDP ports and a NodePort."""
     cluster_ip, length = CLUSTER_IP[family], family.bits
     chains, rules, places = [], [], [world.address(pod, family) for pod in pods]
-    for proto, service_chain in (("tcp", "KUBE-SVC-TTTTTTTTTTTTTTTT"), ("udp", "KUBE-SVC-UUUUUUUUUUUUUUUU")):
+    for proto, service_chain in (
+        ("tcp", "KUBE-SVC-TTTTTTTTTTTTTTTT"),
+        ("udp", "KUBE-SVC-UUUUUUUUUUUUUUUU"),
+    ):
         external = service_chain.replace("SVC", "EXT")
         chains += [service_chain, external]
         rules += [
@@ -71,7 +74,9 @@ def kube_proxy_rules(world: World, family: Family, pods: Iterable[str]) -> str:
             endpoint = f"KUBE-SEP-{proto.upper()}{number:013}"
             chains.append(endpoint)
             chance = (
-                f"-m statistic --mode random --probability {1 / (len(places) - number):.11f} " if number + 1 < len(places) else ""
+                f"-m statistic --mode random --probability {1 / (len(places) - number):.11f} "
+                if number + 1 < len(places)
+                else ""
             )
             target = f"[{address}]:8080" if ":" in address else f"{address}:8080"
             rules += [
@@ -79,7 +84,14 @@ def kube_proxy_rules(world: World, family: Family, pods: Iterable[str]) -> str:
                 f"-A {endpoint} -s {address}/{length} -j KUBE-MARK-MASQ",
                 f"-A {endpoint} -p {proto} -m {proto} -j DNAT --to-destination {target}",
             ]
-    nat = ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", "KUBE-PROXY-CANARY", *chains]
+    nat = [
+        "KUBE-SERVICES",
+        "KUBE-NODEPORTS",
+        "KUBE-POSTROUTING",
+        "KUBE-MARK-MASQ",
+        "KUBE-PROXY-CANARY",
+        *chains,
+    ]
     return "\n".join(
         [
             "*mangle",
@@ -126,13 +138,25 @@ def program(family: Family, backend: str, verb: str) -> str:
 
 
 def restore(family: Family, backend: str, rules: str) -> None:
-    subprocess.run([program(family, backend, "restore"), "--noflush"], input=rules, text=True, check=True, capture_output=True)
+    subprocess.run(
+        [program(family, backend, "restore"), "--noflush"],
+        input=rules,
+        text=True,
+        check=True,
+        capture_output=True,
+    )
 
 
 def saved(family: Family, backend: str) -> list[str]:
     """All rules and chains, without times and counters."""
-    done = subprocess.run([program(family, backend, "save")], text=True, check=True, capture_output=True)
-    return [re.sub(r" \[\d+:\d+\]$", "", line) for line in done.stdout.splitlines() if not line.startswith("#")]
+    done = subprocess.run(
+        [program(family, backend, "save")], text=True, check=True, capture_output=True
+    )
+    return [
+        re.sub(r" \[\d+:\d+\]$", "", line)
+        for line in done.stdout.splitlines()
+        if not line.startswith("#")
+    ]
 
 
 @pytest.fixture
@@ -201,8 +225,12 @@ class Load:
 @pytest.mark.parametrize("family", list(Family))
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.contract("5.12.1", "5.12.2", "5.12.4")
-def test_over_and_back_under_load_without_a_failed_connection(world: World, family: Family, backend: str) -> None:
-    ports = [{"name": p, "protocol": p.upper(), "port": 80, "nodePort": 30080} for p in ("tcp", "udp")]
+def test_over_and_back_under_load_without_a_failed_connection(
+    world: World, family: Family, backend: str
+) -> None:
+    ports = [
+        {"name": p, "protocol": p.upper(), "port": 80, "nodePort": 30080} for p in ("tcp", "udp")
+    ]
     web = service(cluster_ip=CLUSTER_IP[family], ports=ports, type="NodePort")
     slice_ports = [{"name": p, "protocol": p.upper(), "port": 8080} for p in ("tcp", "udp")]
     endpoints = world.endpoints("pod1-1", "pod1-2", family=family, ports=slice_ports)
@@ -224,7 +252,9 @@ def test_over_and_back_under_load_without_a_failed_connection(world: World, fami
                 with world.lab.enter("node1"):
                     found, problems = take_over(table.kernel)
                     assert (bool(found), problems) == (True, [])
-                    assert saved(family, backend) == before, "kubelet's chains and all foreign rules, byte for byte"
+                    assert saved(family, backend) == before, (
+                        "kubelet's chains and all foreign rules, byte for byte"
+                    )
                     assert not leftovers(), "idempotent"
                 load.wait(30)
                 assert sum(world.counters("node1", f"endpoints{family.digit}-tcp").values()) > 5, (
@@ -242,7 +272,11 @@ def test_over_and_back_under_load_without_a_failed_connection(world: World, fami
         with world.lab.enter("node1"):
             table.kernel.delete_table()
             take_over(table.kernel)
-            restore(family, backend, "".join(f"*{t}\n-F\n-X\nCOMMIT\n" for t in ("mangle", "filter", "nat")))
+            restore(
+                family,
+                backend,
+                "".join(f"*{t}\n-F\n-X\nCOMMIT\n" for t in ("mangle", "filter", "nat")),
+            )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -266,14 +300,23 @@ class TestIptables:
             "KUBE-IPVS-OUT-FILTER",
             "KUBE-PROXY-FIREWALL",
         ]
-        lines = ["*nat", *(f":{c} - [0:0]" for c in nat), "-A KUBE-SERVICES -j KUBE-SVC-A", "-A KUBE-SVC-A -j KUBE-SEP-A"]
-        lines += [f"-A {chain} -j KUBE-SERVICES" for chain in ("PREROUTING", "OUTPUT", "POSTROUTING")]
+        lines = [
+            "*nat",
+            *(f":{c} - [0:0]" for c in nat),
+            "-A KUBE-SERVICES -j KUBE-SVC-A",
+            "-A KUBE-SVC-A -j KUBE-SEP-A",
+        ]
+        lines += [
+            f"-A {chain} -j KUBE-SERVICES" for chain in ("PREROUTING", "OUTPUT", "POSTROUTING")
+        ]
         lines += ["COMMIT", "*filter", *(f":{c} - [0:0]" for c in filters)]
         lines += [f"-A {chain} -g KUBE-IPVS-FILTER" for chain in ("INPUT", "FORWARD", "OUTPUT")]
         for family in Family:
             restore(family, backend, "\n".join([*lines, "COMMIT", ""]))
         found = leftovers()
-        assert sorted((r.program, r.table, len(r.jumps), sorted(r.chains)) for r in found.rules) == sorted(
+        assert sorted(
+            (r.program, r.table, len(r.jumps), sorted(r.chains)) for r in found.rules
+        ) == sorted(
             (program(family, backend, "").removesuffix("-"), table, 3, sorted(chains))
             for family in Family
             for table, chains in (("nat", nat), ("filter", filters))
@@ -286,21 +329,38 @@ class TestIptables:
     @pytest.mark.contract("5.12.2")
     def test_chains_that_foreign_rules_use(self, kernel: Kernel, backend: str) -> None:
         """The marking chain stays as it is, others stay but do nothing: the foreign rules are as they were."""
-        theirs = ["-A MINE -p tcp -m tcp --dport 4712 -j KUBE-MARK-MASQ", "-A MINE -j KUBE-SERVICES"]
+        theirs = [
+            "-A MINE -p tcp -m tcp --dport 4712 -j KUBE-MARK-MASQ",
+            "-A MINE -j KUBE-SERVICES",
+        ]
         marks = "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000"
         restore(
             Family.IPv4,
             backend,
             "\n".join(
                 [
-                    *("*nat", ":MINE - [0:0]", ":KUBE-SERVICES - [0:0]", ":KUBE-MARK-MASQ - [0:0]", ":KUBE-SVC-A - [0:0]"),
+                    *(
+                        "*nat",
+                        ":MINE - [0:0]",
+                        ":KUBE-SERVICES - [0:0]",
+                        ":KUBE-MARK-MASQ - [0:0]",
+                        ":KUBE-SVC-A - [0:0]",
+                    ),
                     *("-A PREROUTING -j MINE", "-A OUTPUT -j KUBE-SERVICES", *theirs, marks),
-                    *("-A KUBE-SERVICES -j KUBE-SVC-A", "-A KUBE-SVC-A -j KUBE-MARK-MASQ", "COMMIT", ""),
+                    *(
+                        "-A KUBE-SERVICES -j KUBE-SVC-A",
+                        "-A KUBE-SVC-A -j KUBE-MARK-MASQ",
+                        "COMMIT",
+                        "",
+                    ),
                 ]
             ),
         )
         found = leftovers()
-        assert (found.rules[0].chains, found.rules[0].emptied) == (("KUBE-SVC-A",), ("KUBE-SERVICES",))
+        assert (found.rules[0].chains, found.rules[0].emptied) == (
+            ("KUBE-SVC-A",),
+            ("KUBE-SERVICES",),
+        )
         assert remove(found, kernel) == []
         rules = [line for line in saved(Family.IPv4, backend) if line.startswith("-A")]
         assert sorted(rules) == sorted(["-A PREROUTING -j MINE", *theirs, marks])
@@ -311,9 +371,13 @@ class TestIptables:
     ) -> None:
         restore(Family.IPv4, backend, "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SEP-A - [0:0]\nCOMMIT\n")
         stale = leftovers()
-        restore(Family.IPv4, backend, "*nat\n:KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -j KUBE-SEP-A\nCOMMIT\n")
+        restore(
+            Family.IPv4, backend, "*nat\n:KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -j KUBE-SEP-A\nCOMMIT\n"
+        )
         assert len(remove(stale, kernel)) == 1
-        assert "KUBE-SERVICES" in "".join(saved(Family.IPv4, backend)), "one transaction: all or nothing"
+        assert "KUBE-SERVICES" in "".join(saved(Family.IPv4, backend)), (
+            "one transaction: all or nothing"
+        )
 
         once = iter([stale])
         monkeypatch.setattr(takeover, "leftovers", lambda: next(once, None) or leftovers())
@@ -328,7 +392,11 @@ class TestIptables:
             backend,
             "*filter\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\nCOMMIT\n*raw\n:PREROUTING DROP [0:0]\nCOMMIT\n",
         )
-        restore(Family.IPv6, backend, "*filter\n:INPUT DROP [0:0]\nCOMMIT\n*mangle\n:POSTROUTING DROP [0:0]\nCOMMIT\n")
+        restore(
+            Family.IPv6,
+            backend,
+            "*filter\n:INPUT DROP [0:0]\nCOMMIT\n*mangle\n:POSTROUTING DROP [0:0]\nCOMMIT\n",
+        )
         ip, ip6 = ("iptables-legacy", "ip6tables-legacy") if backend == "legacy" else ("ip", "ip6")
         assert set(dropping_chains()) == {
             (f"{ip} filter", "FORWARD", "forward"),
@@ -402,7 +470,10 @@ def test_nftables_mode(kernel: Kernel) -> None:
 
 @pytest.mark.contract("5.12.1")
 def test_interface_and_ip_sets_of_ipvs_mode(kernel: Kernel) -> None:
-    for name in ("kube-ipvs0", "kube-other"):  # a bridge will do: not every kernel has dummy interfaces
+    for name in (
+        "kube-ipvs0",
+        "kube-other",
+    ):  # a bridge will do: not every kernel has dummy interfaces
         subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
     with IPSet() as sets:
         for name in ("KUBE-CLUSTER-IP", "KUBE-6-CLUSTER-IP", "KUBE-SRC-NETWORKPOLICY", "mine"):
@@ -419,8 +490,16 @@ def test_interface_and_ip_sets_of_ipvs_mode(kernel: Kernel) -> None:
     assert remove(replace(found, rules=()), kernel) == [], "what is gone already is no problem"
     assert not leftovers()
     with IPSet() as sets:
-        assert {item.get_attr("IPSET_ATTR_SETNAME") for item in sets.list()} == {"KUBE-SRC-NETWORKPOLICY", "mine"}
-    assert subprocess.run(["ip", "link", "show", "kube-other"], check=False, capture_output=True).returncode == 0
+        assert {item.get_attr("IPSET_ATTR_SETNAME") for item in sets.list()} == {
+            "KUBE-SRC-NETWORKPOLICY",
+            "mine",
+        }
+    assert (
+        subprocess.run(
+            ["ip", "link", "show", "kube-other"], check=False, capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def has_ipvs() -> bool:
@@ -430,14 +509,20 @@ def has_ipvs() -> bool:
     return Path("/proc/net/ip_vs").exists()
 
 
-@pytest.mark.skipif(not has_ipvs(), reason="this kernel has no IPVS; those that tests/tools/versions boots have")
+@pytest.mark.skipif(
+    not has_ipvs(), reason="this kernel has no IPVS; those that tests/tools/versions boots have"
+)
 @pytest.mark.contract("5.12.1")
 def test_virtual_services_of_ipvs_mode(kernel: Kernel) -> None:
     """All of them go if kube-proxy's interface is there; without it they are somebody else's."""
     with IPVS() as netlink:
         for address, protocol in (("10.96.0.10", 6), ("10.96.0.10", 17), ("fd00:10:96::10", 6)):
-            six = {"netmask": "128.0.0.0"} if ":" in address else {}  # a prefix length, where pyroute2 writes an IPv4 address
-            netlink.service("add", IPVSService(addr=address, port=80, protocol=protocol, sched_name="rr", **six))
+            six = (
+                {"netmask": "128.0.0.0"} if ":" in address else {}
+            )  # a prefix length, where pyroute2 writes an IPv4 address
+            netlink.service(
+                "add", IPVSService(addr=address, port=80, protocol=protocol, sched_name="rr", **six)
+            )
     assert not leftovers()
     subprocess.run(["ip", "link", "add", "kube-ipvs0", "type", "bridge"], check=True)
     found = leftovers()
@@ -452,22 +537,34 @@ def test_virtual_services_of_ipvs_mode(kernel: Kernel) -> None:
 def test_a_set_in_use_is_reported(kernel: Kernel) -> None:
     with IPSet() as sets:
         sets.create("KUBE-LOOP-BACK", "hash:ip")
-    restore(Family.IPv4, "nft", "*filter\n-A INPUT -m set --match-set KUBE-LOOP-BACK src -j ACCEPT\nCOMMIT\n")
+    restore(
+        Family.IPv4,
+        "nft",
+        "*filter\n-A INPUT -m set --match-set KUBE-LOOP-BACK src -j ACCEPT\nCOMMIT\n",
+    )
     _, problems = take_over(kernel)
     assert len(problems) == 1
     assert problems[0].startswith("IP set KUBE-LOOP-BACK: ")
 
 
 @pytest.mark.contract("5.12.3")
-def test_without_any_program(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_any_program(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     restore(Family.IPv4, "legacy", "*nat\n:KUBE-SERVICES - [0:0]\nCOMMIT\n")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert take_over(kernel) == (Leftovers(), [])
     assert dropping_chains() == []
 
 
-def test_where_the_backends_have_no_names_of_their_own(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    restore(Family.IPv4, "legacy", "*nat\n:KUBE-SERVICES - [0:0]\nCOMMIT\n*filter\n:INPUT DROP [0:0]\nCOMMIT\n")
+def test_where_the_backends_have_no_names_of_their_own(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    restore(
+        Family.IPv4,
+        "legacy",
+        "*nat\n:KUBE-SERVICES - [0:0]\nCOMMIT\n*filter\n:INPUT DROP [0:0]\nCOMMIT\n",
+    )
     real = shutil.which("xtables-legacy-multi")
     assert real
     for verb in ("save", "restore"):
@@ -475,12 +572,16 @@ def test_where_the_backends_have_no_names_of_their_own(kernel: Kernel, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     assert dropping_chains() == [("iptables filter", "INPUT", "input")]
     found, problems = take_over(kernel)
-    assert [str(r) for r in found.rules] == ["iptables table nat: 0 jumps, 1 chains (KUBE-SERVICES)"]
+    assert [str(r) for r in found.rules] == [
+        "iptables table nat: 0 jumps, 1 chains (KUBE-SERVICES)"
+    ]
     assert problems == []
     assert not leftovers()
 
 
-def test_a_program_that_fails_is_reported(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_program_that_fails_is_reported(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     broken = tmp_path / "iptables-nft-save"
     broken.write_text("#!/bin/sh\necho 'cannot do that' >&2\necho more >&2\nexit 3\n")
     broken.chmod(0o755)
@@ -494,12 +595,26 @@ class TestPlan:
     """The pure part."""
 
     def test_nothing_of_kube_proxys_is_nothing_to_do(self) -> None:
-        assert [rules_left("iptables", table) for table in parse(KUBELET_AND_FOREIGN)] == [None, None, None]
+        assert [rules_left("iptables", table) for table in parse(KUBELET_AND_FOREIGN)] == [
+            None,
+            None,
+            None,
+        ]
 
     def test_many_services(self) -> None:
         names = [f"KUBE-SVC-{number}" for number in range(20000)]
         rules = [f"-A KUBE-SERVICES -j {name}" for name in names]
-        [table] = parse("\n".join(["*nat", ":KUBE-SERVICES - [0:0]", *(f":{name} - [0:0]" for name in names), *rules, "COMMIT"]))
+        [table] = parse(
+            "\n".join(
+                [
+                    "*nat",
+                    ":KUBE-SERVICES - [0:0]",
+                    *(f":{name} - [0:0]" for name in names),
+                    *rules,
+                    "COMMIT",
+                ]
+            )
+        )
         start = time.process_time()
         found = rules_left("iptables", table)
         assert found is not None
@@ -552,7 +667,9 @@ class TestPlan:
         [("DROP", ["INPUT", "FORWARD", "OUTPUT"]), ("ACCEPT", ["OUTPUT"])],
     )
     def test_policies(self, policies: str, named: list[str]) -> None:
-        [table] = parse(f"*filter\n:INPUT {policies} [0:0]\n:FORWARD {policies} [3:180]\n:OUTPUT DROP [0:0]\nCOMMIT\n")
+        [table] = parse(
+            f"*filter\n:INPUT {policies} [0:0]\n:FORWARD {policies} [3:180]\n:OUTPUT DROP [0:0]\nCOMMIT\n"
+        )
         assert dropping(table) == named
 
     def test_names_of_sets_fit_into_the_kernel(self) -> None:

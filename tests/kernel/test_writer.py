@@ -53,7 +53,10 @@ def filled(family: Family, *, by_netlink: bool) -> Iterator[Table]:
 
 @pytest.fixture(scope="module", params=Family)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    with filled(request.param, by_netlink=False) as one, filled(request.param, by_netlink=True) as other:
+    with (
+        filled(request.param, by_netlink=False) as one,
+        filled(request.param, by_netlink=True) as other,
+    ):
         yield one, other
 
 
@@ -83,9 +86,14 @@ def deltas(draw: st.DrawFn, table: Table, family: Family) -> Delta:
     base = "10.9.0.{}" if family is Family.IPv4 else "fd00:9::{:x}"
 
     def fields(letters: str) -> Key:
-        return tuple(base.format(draw(st.integers(1, 40))) if each == "a" else draw(NUMBERS[each]) for each in letters)
+        return tuple(
+            base.format(draw(st.integers(1, 40))) if each == "a" else draw(NUMBERS[each])
+            for each in letters
+        )
 
-    wheres = [w for w in sorted(table.kernel.sets) if schema.is_compared(w, family) or "affinity" in w]
+    wheres = [
+        w for w in sorted(table.kernel.sets) if schema.is_compared(w, family) or "affinity" in w
+    ]
     found = Delta()
     for where in draw(st.lists(st.sampled_from(wheres), min_size=1, max_size=5, unique=True)):
         place = schema.parse(where)
@@ -100,14 +108,22 @@ def deltas(draw: st.DrawFn, table: Table, family: Family) -> Delta:
                 words = st.text(string.ascii_letters + string.digits + "/:-.", max_size=127)
                 verdicts = [
                     Verdict("drop"),
-                    *(Verdict("goto", name) for name in chains if name not in {"remember4", "remember6"}),
+                    *(
+                        Verdict("goto", name)
+                        for name in chains
+                        if name not in {"remember4", "remember6"}
+                    ),
                 ]
                 value = draw(st.sampled_from(verdicts))._replace(comment=draw(words))
             found.added.setdefault(where, {})[fields(place.key)] = value
     return found
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(data=st.data())
 def test_any_elements(pair: Pair, data: st.DataObject) -> None:
     """Added, rewritten, forgotten and deleted."""
@@ -131,13 +147,25 @@ def test_any_elements(pair: Pair, data: st.DataObject) -> None:
     assert raw(pair[1]) == raw(pair[0])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(data=st.data())
 def test_any_networks_and_addresses(pair: Pair, data: st.DataObject) -> None:
     family = pair[0].settings.families[0]
     v = family.digit
     texts = (
-        ["0.0.0.0/2", "64.0.0.0/2", "10.96.0.0/16", "10.97.0.0/16", "9.0.0.0/8", "198.51.100.7/32", "255.255.255.0/24"]
+        [
+            "0.0.0.0/2",
+            "64.0.0.0/2",
+            "10.96.0.0/16",
+            "10.97.0.0/16",
+            "9.0.0.0/8",
+            "198.51.100.7/32",
+            "255.255.255.0/24",
+        ]
         if family is Family.IPv4
         else ["::/16", "fd00:10:96::/112", "fd00:10:97::/64", "2001:db8::1/128", "ff00::/8"]
     )
@@ -158,7 +186,9 @@ def test_what_the_kernel_refuses(pair: Pair) -> None:
     missing, there = Delta(), Delta()
     missing.removed = {f"cluster_ips{family.digit}": {(address,): None}}
     missing.added = {f"nodeport_ips{family.digit}": {(address,): None}}
-    there.added = {f"nodeport_services{family.digit}": {("tcp", 99): Verdict("goto", "no-such-chain")}}
+    there.added = {
+        f"nodeport_services{family.digit}": {("tcp", 99): Verdict("goto", "no-such-chain")}
+    }
     before = raw(pair[1])
     for table in pair:
         for delta in (missing, there):
@@ -175,7 +205,9 @@ def test_what_the_kernel_refuses(pair: Pair) -> None:
         with pytest.raises(Exception, match=r".") as caught:
             table.kernel.commit(other)
         errors.append(caught.type)
-        table.kernel.commit_late(Delta(late={where: dict.fromkeys(items) for where, items in twice.added.items()}))
+        table.kernel.commit_late(
+            Delta(late={where: dict.fromkeys(items) for where, items in twice.added.items()})
+        )
     assert errors == [ExistsError, ExistsError]
     assert raw(pair[1]) == before
 
@@ -198,4 +230,6 @@ def test_a_transaction_of_many(pair: Pair) -> None:
         table.kernel.commit(many)
     assert raw(pair[1]) == raw(pair[0])
     for table in pair:
-        table.kernel.commit_late(Delta(late={where: dict.fromkeys(items) for where, items in many.added.items()}))
+        table.kernel.commit_late(
+            Delta(late={where: dict.fromkeys(items) for where, items in many.added.items()})
+        )

@@ -57,7 +57,10 @@ class Sticky(Web):
 
     def service(self, **spec: Any) -> Any:
         timeout = spec.pop("timeout", 10800)
-        affinity = {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": timeout}}}
+        affinity = {
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": timeout}},
+        }
         return super().service(**{**affinity, **spec})
 
     def memory_name(self, wire: Wire, which: str = "affinity", port: int = 8080) -> str:
@@ -96,7 +99,9 @@ def lifetime(world: World, sticky: Sticky, wire: Wire) -> dict[str, tuple[int, i
 @each_wire
 @each_kind
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
-def test_a_client_stays_and_clients_differ(sticky: Sticky, wire: Wire, kind: Kind, policy: str) -> None:
+def test_a_client_stays_and_clients_differ(
+    sticky: Sticky, wire: Wire, kind: Kind, policy: str
+) -> None:
     sticky.apply(*PODS, internalTrafficPolicy=policy, externalTrafficPolicy=policy)
     first = sticky.ask_all(kind, wire)
     assert set(first.values()) == ({"pod1-1", "pod1-2"} if policy == "Local" else set(PODS))
@@ -110,7 +115,12 @@ def test_a_client_stays_and_clients_differ(sticky: Sticky, wire: Wire, kind: Kin
 def test_a_service_with_nothing_but_a_cluster_ip(sticky: Sticky, wire: Wire, policy: str) -> None:
     """It uses one list alone, and so has the objects for that list alone."""
     ports = [{"name": wire.protocol.lower(), "protocol": wire.protocol, "port": 80}]
-    spec: dict[str, Any] = {"ports": ports, "vips": [], "externalIPs": [], "internalTrafficPolicy": policy}
+    spec: dict[str, Any] = {
+        "ports": ports,
+        "vips": [],
+        "externalIPs": [],
+        "internalTrafficPolicy": policy,
+    }
     sticky.apply(*PODS, **spec)
     first = sticky.ask_all("cluster", wire)
     assert set(first.values()) == ({"pod1-1", "pod1-2"} if policy == "Local" else set(PODS))
@@ -118,7 +128,9 @@ def test_a_service_with_nothing_but_a_cluster_ip(sticky: Sticky, wire: Wire, pol
     sticky.apply("pod1-1", "pod2-1", **spec)
     after = sticky.ask_all("cluster", wire)
     assert set(after.values()) <= {"pod1-1", "pod2-1"}
-    assert {client for client, name in first.items() if name == "pod1-1"} <= {c for c, name in after.items() if name == "pod1-1"}
+    assert {client for client, name in first.items() if name == "pod1-1"} <= {
+        c for c, name in after.items() if name == "pod1-1"
+    }
 
 
 @pytest.mark.contract("2.4.1")
@@ -126,7 +138,9 @@ def test_a_service_with_nothing_but_a_cluster_ip(sticky: Sticky, wire: Wire, pol
 @each_kind
 @pytest.mark.parametrize("where", ["pod1-1", "pod1-3", "node1"])
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
-def test_pods_and_the_node_stay_too(sticky: Sticky, wire: Wire, kind: Kind, where: str, policy: str) -> None:
+def test_pods_and_the_node_stay_too(
+    sticky: Sticky, wire: Wire, kind: Kind, where: str, policy: str
+) -> None:
     sticky.apply(*PODS, internalTrafficPolicy=policy, externalTrafficPolicy=policy)
     assert len(sticky.answers(where, kind, wire, times=16)) == 1
 
@@ -134,19 +148,29 @@ def test_pods_and_the_node_stay_too(sticky: Sticky, wire: Wire, kind: Kind, wher
 @pytest.mark.contract("2.4.2")
 @each_wire
 @pytest.mark.parametrize("first", KINDS)
-def test_remembered_at_every_address_of_the_port(world: World, sticky: Sticky, wire: Wire, first: Kind) -> None:
+def test_remembered_at_every_address_of_the_port(
+    world: World, sticky: Sticky, wire: Wire, first: Kind
+) -> None:
     sticky.apply(*PODS)
     chosen = sticky.ask_all(first, wire)
     for kind in KINDS:
         assert sticky.ask_all(kind, wire) == chosen
-    assert sticky.memory(wire) == {source: world.address(name, wire.family) for source, name in chosen.items()}
+    assert sticky.memory(wire) == {
+        source: world.address(name, wire.family) for source, name in chosen.items()
+    }
 
 
 @pytest.mark.contract("2.4.2")
 @each_wire
 def test_not_shared_between_ports(world: World, sticky: Sticky, wire: Wire) -> None:
-    ports = [{"name": name, "protocol": wire.protocol, "port": port} for name, port in (("a", 80), ("b", 81))]
-    world.apply(sticky.service(ports=ports), *sticky.slices(*PODS, names={"a": wire.protocol, "b": wire.protocol}))
+    ports = [
+        {"name": name, "protocol": wire.protocol, "port": port}
+        for name, port in (("a", 80), ("b", 81))
+    ]
+    world.apply(
+        sticky.service(ports=ports),
+        *sticky.slices(*PODS, names={"a": wire.protocol, "b": wire.protocol}),
+    )
     at_a = sticky.ask_all("cluster", wire)
     kernel = world.tables["node1"].kernel
     family, protocol = wire.family.digit, wire.protocol.lower()
@@ -160,7 +184,9 @@ def test_not_shared_between_ports(world: World, sticky: Sticky, wire: Wire) -> N
 
 @pytest.mark.contract("2.4.2")
 @each_wire
-def test_the_source_port_is_ignored_and_the_original_source_counts(sticky: Sticky, wire: Wire) -> None:
+def test_the_source_port_is_ignored_and_the_original_source_counts(
+    sticky: Sticky, wire: Wire
+) -> None:
     """Masqueraded connections are remembered by the client, not by the address they get."""
     sticky.apply(*PODS)
     sticky.ask_from(CLIENTS[wire.family][0], "nodeport", wire)
@@ -178,7 +204,9 @@ def test_the_timer(world: World) -> None:
     while time.monotonic() < started + 2.5:
         asked = time.monotonic()
         answers = {wire: sticky.ask_from(clients[wire], "vip", wire) for wire in WIRES}
-        assert time.monotonic() - asked < 1.5, "this machine is too slow to renew a timer of two seconds"
+        assert time.monotonic() - asked < 1.5, (
+            "this machine is too slow to renew a timer of two seconds"
+        )
         assert answers == first
         time.sleep(0.3)
     deadline = time.monotonic() + 4
@@ -186,7 +214,9 @@ def test_the_timer(world: World) -> None:
         assert time.monotonic() < deadline, "remembered beyond the timeout"
         time.sleep(0.05)
     for wire in WIRES:  # forgotten: any endpoint may come now, and is remembered again
-        assert sticky.ask_from(clients[wire], "vip", wire) == sticky.ask_from(clients[wire], "vip", wire)
+        assert sticky.ask_from(clients[wire], "vip", wire) == sticky.ask_from(
+            clients[wire], "vip", wire
+        )
         assert set(sticky.memory(wire)) == {clients[wire]}
 
 
@@ -197,7 +227,11 @@ def test_renewal_is_to_the_full_timeout(world: World, sticky: Sticky, wire: Wire
     client = CLIENTS[wire.family][0]
     # As if it had been learnt long ago; for the member that the kernel would have learnt.
     address = world.address("pod1-1", wire.family)
-    nft(world, "node1", f"add element inet nftproxy {sticky.memory_name(wire)} {{ {client} timeout 100s : {address} }}")
+    nft(
+        world,
+        "node1",
+        f"add element inet nftproxy {sticky.memory_name(wire)} {{ {client} timeout 100s : {address} }}",
+    )
     assert lifetime(world, sticky, wire)[client][1] <= 100
     sticky.ask_from(client, "cluster", wire)
     assert lifetime(world, sticky, wire)[client][1] > 10000
@@ -232,7 +266,9 @@ GONE: dict[str, tuple[Ready, ...]] = {
 @pytest.mark.contract("2.4.1", "2.4.5")
 @each_wire
 @pytest.mark.parametrize("places", GONE.values(), ids=GONE)
-def test_an_endpoint_that_goes(world: World, sticky: Sticky, wire: Wire, places: tuple[Ready, ...]) -> None:
+def test_an_endpoint_that_goes(
+    world: World, sticky: Sticky, wire: Wire, places: tuple[Ready, ...]
+) -> None:
     """Nobody is sent there any more, everybody else stays, and it has to win its clients anew when it comes back."""
     sticky.apply(*PODS)
     before = sticky.ask_all("cluster", wire)
@@ -241,7 +277,9 @@ def test_an_endpoint_that_goes(world: World, sticky: Sticky, wire: Wire, places:
     assert gone not in sticky.memory(wire).values()
     after = sticky.ask_all("cluster", wire)
     assert "pod2-1" not in after.values()
-    assert {c: e for c, e in before.items() if e != "pod2-1"} == {c: e for c, e in after.items() if before[c] != "pod2-1"}
+    assert {c: e for c, e in before.items() if e != "pod2-1"} == {
+        c: e for c, e in after.items() if before[c] != "pod2-1"
+    }
     sticky.apply(*PODS)
     assert sticky.ask_all("cluster", wire) == after
 
@@ -268,7 +306,9 @@ def test_an_endpoint_that_changes_its_port(world: World, sticky: Sticky, wire: W
     sticky.apply("pod1-1", "pod2-1", port=9376)
     answers = [world.ask("client", *sticky.at("cluster", wire), source=source) for source in before]
     assert {answer.port for answer in answers} == {9376}
-    assert sticky.ask_all("cluster", wire) == {source: a.name for source, a in zip(before, answers, strict=True)}
+    assert sticky.ask_all("cluster", wire) == {
+        source: a.name for source, a in zip(before, answers, strict=True)
+    }
     sticky.apply("pod1-1", "pod2-1", port=8080)
     answers = [world.ask("client", *sticky.at("cluster", wire), source=source) for source in before]
     assert {answer.port for answer in answers} == {8080}
@@ -278,11 +318,17 @@ def test_an_endpoint_that_changes_its_port(world: World, sticky: Sticky, wire: W
 @each_wire
 def test_endpoints_with_several_port_numbers(world: World, sticky: Sticky, wire: Wire) -> None:
     """Also two endpoints with one address."""
-    slices = [*sticky.slices("pod1-1", "pod2-1", suffix="-a"), *sticky.slices("pod1-1", port=9376, suffix="-b")]
+    slices = [
+        *sticky.slices("pod1-1", "pod2-1", suffix="-a"),
+        *sticky.slices("pod1-1", port=9376, suffix="-b"),
+    ]
     world.apply(sticky.service(), *slices)
 
     def ask_all() -> dict[str, tuple[str, int]]:
-        answers = {s: world.ask("client", *sticky.at("external", wire), source=s) for s in CLIENTS[wire.family]}
+        answers = {
+            s: world.ask("client", *sticky.at("external", wire), source=s)
+            for s in CLIENTS[wire.family]
+        }
         return {source: (answer.name, answer.port) for source, answer in answers.items()}
 
     before = ask_all()
@@ -323,15 +369,23 @@ def test_leaving_one_list_only(sticky: Sticky, wire: Wire) -> None:
     assert set(sticky.ask_all("vip", wire).values()) == {"pod1-1"}
     sticky.apply("pod1-1", ("pod1-2", {"node": "node2"}), externalTrafficPolicy="Local")
     assert set(sticky.ask_all("vip", wire).values()) == {"pod1-1"}
-    sticky.apply(("pod1-1", {"node": "node2"}), ("pod1-2", {"node": "node1"}), externalTrafficPolicy="Local")
+    sticky.apply(
+        ("pod1-1", {"node": "node2"}), ("pod1-2", {"node": "node1"}), externalTrafficPolicy="Local"
+    )
     assert set(sticky.ask_all("vip", wire).values()) == {"pod1-2"}
 
 
 @pytest.mark.contract("2.4.1", "2.3.7")
 @each_wire
-@pytest.mark.parametrize("before", [{}, LOCAL, {"internalTrafficPolicy": "Local"}, {"externalTrafficPolicy": "Local"}], ids=str)
+@pytest.mark.parametrize(
+    "before",
+    [{}, LOCAL, {"internalTrafficPolicy": "Local"}, {"externalTrafficPolicy": "Local"}],
+    ids=str,
+)
 @pytest.mark.parametrize("after", [{}, LOCAL], ids=str)
-def test_a_policy_that_changes(sticky: Sticky, wire: Wire, before: dict[str, Any], after: dict[str, Any]) -> None:
+def test_a_policy_that_changes(
+    sticky: Sticky, wire: Wire, before: dict[str, Any], after: dict[str, Any]
+) -> None:
     """Only endpoints of the list that applies now."""
     sticky.apply(*PODS, **before)
     for kind in KINDS:
@@ -362,7 +416,9 @@ def test_switched_off_and_on(sticky: Sticky, wire: Wire) -> None:
 @pytest.mark.contract("2.4.1", "2.4.5")
 @each_wire
 @pytest.mark.parametrize("where", ["client", "pod1-1", "node1"])
-def test_an_endpoint_on_the_node_itself(world: World, sticky: Sticky, wire: Wire, where: str) -> None:
+def test_an_endpoint_on_the_node_itself(
+    world: World, sticky: Sticky, wire: Wire, where: str
+) -> None:
     """Its connections end on the input path, or never leave the node."""
     sticky.apply("node1")
     sticky.answers(where, "cluster", wire, times=1)
@@ -394,7 +450,9 @@ def test_a_restart_forgets_nobody(world: World, sticky: Sticky, wire: Wire) -> N
 @each_wire
 @pytest.mark.parametrize("kind", ["cluster", "vip"])
 @pytest.mark.parametrize("priority", [-150, 99, 100])
-def test_somebody_else_masquerades_first(world: World, sticky: Sticky, wire: Wire, kind: Kind, priority: int) -> None:
+def test_somebody_else_masquerades_first(
+    world: World, sticky: Sticky, wire: Wire, kind: Kind, priority: int
+) -> None:
     """A CNI plugin may have a rule in front of ours: clients are remembered all the same, and by their own address."""
     ip = "ip6" if wire.family is Family.IPv6 else "ip"
     rules = f"""
@@ -441,7 +499,9 @@ def test_the_longest_names_and_many_port_numbers(world: World, sticky: Sticky, w
     items += [
         piece
         for number in numbers
-        for piece in sticky.slices("pod1-1", "pod2-1", port=number, suffix=f"-{number}", names={port_name: wire.protocol})
+        for piece in sticky.slices(
+            "pod1-1", "pod2-1", port=number, suffix=f"-{number}", names={port_name: wire.protocol}
+        )
     ]
     documents = [msgspec.to_builtins(item) for item in items]
     for document in documents:
@@ -450,7 +510,10 @@ def test_the_longest_names_and_many_port_numbers(world: World, sticky: Sticky, w
             document["metadata"]["labels"]["kubernetes.io/service-name"] = name
         else:
             document["metadata"]["name"] = name
-    objects = [msgspec.convert(document, type(item)) for document, item in zip(documents, items, strict=True)]
+    objects = [
+        msgspec.convert(document, type(item))
+        for document, item in zip(documents, items, strict=True)
+    ]
     for pod in ("pod1-1", "pod2-1"):
         world.lab.silence(pod, numbers)
         world.lab.listen(pod, numbers, [wire.protocol], [wire.family])
@@ -475,8 +538,14 @@ def test_a_full_memory_costs_affinity_not_service(world: World, sticky: Sticky, 
     endpoints = [world.address(pod, wire.family) for pod in ("pod1-1", "pod2-1")]
     base = int(ipaddress.ip_address("100.64.0.0" if wire.family is Family.IPv4 else "fd00:100::"))
     made_up = (str(type(ipaddress.ip_address(known))(base + number)) for number in range(65535))
-    for part in itertools.batched(made_up, 16384) if hasattr(itertools, "batched") else _batched(made_up, 16384):
-        elements = ", ".join(f"{client} timeout 3h : {endpoints[number % 2]}" for number, client in enumerate(part))
+    for part in (
+        itertools.batched(made_up, 16384)
+        if hasattr(itertools, "batched")
+        else _batched(made_up, 16384)
+    ):
+        elements = ", ".join(
+            f"{client} timeout 3h : {endpoints[number % 2]}" for number, client in enumerate(part)
+        )
         nft(world, "node1", f"add element inet nftproxy {name} {{ {elements} }}")
     assert len(sticky.memory(wire)) == 65536
     for client in new:
@@ -498,7 +567,10 @@ def test_sctp(world: World, family: Family) -> None:
     """This kernel cannot send SCTP: the elements and rules are there, for this protocol and no other."""
     sticky = Sticky(world)
     ports = [{"name": "sctp", "protocol": "SCTP", "port": 80, "nodePort": sticky.node_port}]
-    world.apply(sticky.service(ports=ports, externalTrafficPolicy="Local"), *sticky.slices(*PODS, names={"sctp": "SCTP"}))
+    world.apply(
+        sticky.service(ports=ports, externalTrafficPolicy="Local"),
+        *sticky.slices(*PODS, names={"sctp": "SCTP"}),
+    )
     table, v = world.tables["node1"], family.digit
     key: Key = (sticky.address("cluster", family), "sctp", 80)
     for where, expected in (
@@ -508,12 +580,20 @@ def test_sctp(world: World, family: Family) -> None:
         value: Value = table.kernel.elements(where)[key]
         assert str(value) == f"{expected}default/{sticky.name}/sctp/sctp"
         chain = str(value).split()[1]
-        rules = [item["rule"]["expr"] for item in listing(world, "node1", f"chain inet nftproxy {chain}") if "rule" in item]
+        rules = [
+            item["rule"]["expr"]
+            for item in listing(world, "node1", f"chain inet nftproxy {chain}")
+            if "rule" in item
+        ]
         assert rules
         assert all("sctp" in str(rule) for rule in rules if "@new_clients" not in str(rule))
-        assert not any("tcp'" in str(rule).replace("sctp", "") or "udp" in str(rule) for rule in rules)
+        assert not any(
+            "tcp'" in str(rule).replace("sctp", "") or "udp" in str(rule) for rule in rules
+        )
     looked_up = listing(world, "node1", f"chain inet nftproxy remember{v}")
-    rights = [str(item["rule"]["expr"][0]["match"]["right"]) for item in looked_up if "rule" in item]
+    rights = [
+        str(item["rule"]["expr"][0]["match"]["right"]) for item in looked_up if "rule" in item
+    ]
     by_protocol = [right for right in rights if right in PROTOCOLS]
     assert by_protocol == ["tcp", "udp", "sctp"] * 2, "by address, then by NodePort"
 

@@ -16,7 +16,9 @@ def test_nothing_is_refused_or_lost_while_services_change() -> None:
         outcome = churn(8, 100, seed)
     finally:
         logger.enable("nftproxy")
-    assert not outcome.problems, "\n".join([f"seed {seed}, {len(outcome.problems)} problems", *outcome.problems[:20]])
+    assert not outcome.problems, "\n".join(
+        [f"seed {seed}, {len(outcome.problems)} problems", *outcome.problems[:20]]
+    )
     assert outcome.connections > 200
     assert outcome.continued > 20
     assert outcome.changes.total() > 20

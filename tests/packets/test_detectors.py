@@ -11,7 +11,9 @@ from nftproxy.lab.plan import CLUSTER_CIDRS
 from tests.support.frontends import Kind, Web, Wire, each_external, each_wire, masked, route_outside
 from tests.support.world import CLUSTER, World
 
-NODE = Cidr({Family.IPv4: parse_network("10.244.1.0/24"), Family.IPv6: parse_network("fd00:244:1::/64")})
+NODE = Cidr(
+    {Family.IPv4: parse_network("10.244.1.0/24"), Family.IPv6: parse_network("fd00:244:1::/64")}
+)
 ONLY_IPV4 = Cidr({Family.IPv4: parse_network(CLUSTER_CIDRS[Family.IPv4])})
 
 
@@ -31,10 +33,14 @@ SETUPS = {
     "ClusterCIDR": Setup({"detector": CLUSTER}, both("pod1-1", "pod2-1")),
     "NodeCIDR": Setup({"detector": NODE}, both("pod1-1")),
     "BridgeInterface": Setup({"detector": BridgeInterface("cni0")}, both("pod1-1")),
-    "InterfaceNamePrefix": Setup({"detector": InterfaceNamePrefix("veth"), "lab": {"wiring": "routed"}}, both("pod1-1")),
+    "InterfaceNamePrefix": Setup(
+        {"detector": InterfaceNamePrefix("veth"), "lab": {"wiring": "routed"}}, both("pod1-1")
+    ),
     "whole name as a prefix": Setup({"detector": InterfaceNamePrefix("cni0")}, both("pod1-1")),
     "one family": Setup(
-        {"detector": ONLY_IPV4}, {Family.IPv4: {"pod1-1", "pod2-1"}, Family.IPv6: set()}, frozenset({Family.IPv4})
+        {"detector": ONLY_IPV4},
+        {Family.IPv4: {"pod1-1", "pod2-1"}, Family.IPv6: set()},
+        frozenset({Family.IPv4}),
     ),
     "none": Setup({"detector": None}, both(), frozenset()),
     "masqueradeAll": Setup({"detector": CLUSTER, "masquerade_all": True}, both("pod1-1", "pod2-1")),
@@ -57,14 +63,20 @@ def world(setup: Setup) -> Iterator[World]:
 
 
 def source_seen(world: World, where: str, answered_by: str, wire: Wire, *, masquerade: bool) -> str:
-    return masked(world, "node1", answered_by, wire.family) if masquerade else world.address(where, wire.family)
+    return (
+        masked(world, "node1", answered_by, wire.family)
+        if masquerade
+        else world.address(where, wire.family)
+    )
 
 
 @pytest.mark.contract("4.1.1", "4.1.2", "4.1.6", "4.1.7", "4.2.1", "4.2.2", "4.2.3", "4.2.5")
 @each_wire
 @pytest.mark.parametrize("spec", [{}, {"internalTrafficPolicy": "Local"}], ids=["cluster", "local"])
 @pytest.mark.parametrize("where", ["pod1-1", "node1", "client"])
-def test_cluster_ip(world: World, setup: Setup, wire: Wire, where: str, spec: dict[str, Any]) -> None:
+def test_cluster_ip(
+    world: World, setup: Setup, wire: Wire, where: str, spec: dict[str, Any]
+) -> None:
     """Who is no local pod is masqueraded; iTP has no influence."""
     web = Web(world)
     web.apply("pod1-2", **spec)
@@ -89,10 +101,14 @@ def test_hairpin_needs_no_detector(world: World, wire: Wire) -> None:
 @each_wire
 @each_external
 @pytest.mark.parametrize("where", ["pod1-1", "node1", "client"])
-def test_external_addresses_are_always_masqueraded(world: World, wire: Wire, kind: Kind, where: str) -> None:
+def test_external_addresses_are_always_masqueraded(
+    world: World, wire: Wire, kind: Kind, where: str
+) -> None:
     web = Web(world)
     web.apply("pod1-2")
-    assert world.ask(where, *web.at(kind, wire)).source == masked(world, "node1", "pod1-2", wire.family)
+    assert world.ask(where, *web.at(kind, wire)).source == masked(
+        world, "node1", "pod1-2", wire.family
+    )
 
 
 @pytest.mark.contract("2.3.7", "2.3.9", "4.1.4", "4.1.6", "4.1.7", "4.2.2")
@@ -110,7 +126,9 @@ def test_external_policy_local(world: World, setup: Setup, wire: Wire, kind: Kin
     else:
         far.assert_dropped("pod1-1", kind, wire)
         assert near.answers("pod1-1", kind, wire) == {"pod1-2"}
-        assert world.ask("pod1-1", *near.at(kind, wire)).source == world.address("pod1-1", wire.family)
+        assert world.ask("pod1-1", *near.at(kind, wire)).source == world.address(
+            "pod1-1", wire.family
+        )
     answer = world.ask("node1", *far.at(kind, wire))
     assert (answer.name, answer.source) == ("pod2-2", masked(world, "node1", "pod2-2", wire.family))
     far.assert_dropped("client", kind, wire)
@@ -124,7 +142,9 @@ def test_a_pod_of_another_node(world: World, setup: Setup, wire: Wire) -> None:
     """At a NodePort of node1; with a CIDR of the whole cluster it is a pod like any other."""
     web = Web(world)
     web.apply("pod1-2", externalTrafficPolicy="Local")
-    assert world.ask("pod2-1", *web.at("nodeport", wire)).source == world.address("pod2-1", wire.family)
+    assert world.ask("pod2-1", *web.at("nodeport", wire)).source == world.address(
+        "pod2-1", wire.family
+    )
     web.apply(
         "pod1-2", ("pod1-1", {"node": "node2"}), externalTrafficPolicy="Local"
     )  # as if it were remote; it answers through node1

@@ -8,7 +8,17 @@ from msgspec import structs
 
 from nftproxy.lab.client import Answer, Connection
 from nftproxy.model import EndpointSlice
-from tests.support.frontends import SILENCE, Kind, Ready, Web, Wire, each_kind, each_wire, masked, route_outside
+from tests.support.frontends import (
+    SILENCE,
+    Kind,
+    Ready,
+    Web,
+    Wire,
+    each_kind,
+    each_wire,
+    masked,
+    route_outside,
+)
 from tests.support.objects import node
 from tests.support.world import World
 
@@ -34,7 +44,10 @@ CONDITIONS: dict[str, tuple[tuple[Ready, ...], set[str]]] = {
     "not ready is left out": (("pod1-1", ("pod2-1", NOT_READY)), {"pod1-1"}),
     "serving alone is left out": (("pod1-1", ("pod2-1", SERVING)), {"pod1-1"}),
     "draining waits for need": (("pod1-1", ("pod2-1", DRAINING)), {"pod1-1"}),
-    "draining when none is ready": ((("pod1-1", DRAINING), ("pod2-1", DRAINING), ("pod2-2", NOT_READY)), {"pod1-1", "pod2-1"}),
+    "draining when none is ready": (
+        (("pod1-1", DRAINING), ("pod2-1", DRAINING), ("pod2-2", NOT_READY)),
+        {"pod1-1", "pod2-1"},
+    ),
     "draining counts, serving does not": ((("pod1-1", DRAINING), ("pod2-1", SERVING)), {"pod1-1"}),
     "draining counts, ending does not": ((("pod1-1", DRAINING), ("pod2-1", ENDING)), {"pod1-1"}),
     "ready is trusted": ((("pod1-1", READY_TERMINATING), "pod2-1"), {"pod1-1", "pod2-1"}),
@@ -46,7 +59,9 @@ CONDITIONS: dict[str, tuple[tuple[Ready, ...], set[str]]] = {
 @pytest.mark.contract("3.1.6", "3.4.1", "3.4.2", "3.4.7")
 @each_wire
 @pytest.mark.parametrize(("endpoints", "answering"), CONDITIONS.values(), ids=CONDITIONS)
-def test_conditions(world: World, wire: Wire, endpoints: tuple[Ready, ...], answering: set[str]) -> None:
+def test_conditions(
+    world: World, wire: Wire, endpoints: tuple[Ready, ...], answering: set[str]
+) -> None:
     web = Web(world)
     web.apply(*endpoints)
     assert web.answers("pod1-3", "cluster", wire) == answering
@@ -56,8 +71,12 @@ def test_conditions(world: World, wire: Wire, endpoints: tuple[Ready, ...], answ
 @pytest.mark.contract("3.4.7", "3.4.6")
 @each_wire
 @each_kind
-@pytest.mark.parametrize("conditions", [NOT_READY, SERVING, ENDING], ids=["not ready", "serving alone", "ending"])
-def test_conditions_that_are_never_used(world: World, wire: Wire, kind: Kind, conditions: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "conditions", [NOT_READY, SERVING, ENDING], ids=["not ready", "serving alone", "ending"]
+)
+def test_conditions_that_are_never_used(
+    world: World, wire: Wire, kind: Kind, conditions: dict[str, Any]
+) -> None:
     web = Web(world)
     web.apply(("pod1-1", conditions))
     web.assert_refused("client", kind, wire)
@@ -72,8 +91,12 @@ LOCAL_CONDITIONS: dict[str, tuple[tuple[Ready, ...], set[str]]] = {
 
 @pytest.mark.contract("3.4.3", "3.4.4")
 @each_wire
-@pytest.mark.parametrize(("endpoints", "answering"), LOCAL_CONDITIONS.values(), ids=LOCAL_CONDITIONS)
-def test_conditions_in_the_local_list(world: World, wire: Wire, endpoints: tuple[Ready, ...], answering: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("endpoints", "answering"), LOCAL_CONDITIONS.values(), ids=LOCAL_CONDITIONS
+)
+def test_conditions_in_the_local_list(
+    world: World, wire: Wire, endpoints: tuple[Ready, ...], answering: set[str]
+) -> None:
     web = Web(world)
     web.apply(*endpoints, internalTrafficPolicy="Local", externalTrafficPolicy="Local")
     assert web.answers("pod1-3", "cluster", wire) == answering
@@ -96,12 +119,19 @@ def test_local_means_exactly_this_node(world: World, wire: Wire, name: str) -> N
 def test_slices_are_merged(world: World, wire: Wire) -> None:
     """Two slices of one Service; one pod in both with different port numbers is two endpoints."""
     web = Web(world)
-    one, two = web.slices("pod1-1", "pod2-1", suffix="-a"), web.slices("pod1-1", port=9376, suffix="-b")
+    one, two = (
+        web.slices("pod1-1", "pod2-1", suffix="-a"),
+        web.slices("pod1-1", port=9376, suffix="-b"),
+    )
     world.apply(web.service(), *one, *two)
-    seen = {(a.name, a.port) for a in (world.ask("pod1-2", *web.at("cluster", wire)) for _ in range(48))}
+    seen = {
+        (a.name, a.port) for a in (world.ask("pod1-2", *web.at("cluster", wire)) for _ in range(48))
+    }
     assert seen == {("pod1-1", 8080), ("pod2-1", 8080), ("pod1-1", 9376)}
     world.delete(*one)
-    seen = {(a.name, a.port) for a in (world.ask("pod1-2", *web.at("cluster", wire)) for _ in range(12))}
+    seen = {
+        (a.name, a.port) for a in (world.ask("pod1-2", *web.at("cluster", wire)) for _ in range(12))
+    }
     assert seen == {("pod1-1", 9376)}
 
 
@@ -116,7 +146,11 @@ def test_a_terminating_duplicate_never_wins(world: World, wire: Wire, order: str
     assert web.answers("pod1-3", "cluster", wire) == {"pod1-1", "pod2-1"}
     v, proto = wire.family.digit, wire.protocol.lower()
     address = web.address("cluster", wire.family)
-    slots = [key for key in world.tables["node1"].kernel.elements(f"endpoints{v}-{proto}") if key[0] == address]
+    slots = [
+        key
+        for key in world.tables["node1"].kernel.elements(f"endpoints{v}-{proto}")
+        if key[0] == address
+    ]
     assert len(slots) == 2
 
 
@@ -151,7 +185,14 @@ def test_a_slice_that_changes_its_service_moves(world: World, wire: Wire) -> Non
 def test_scaling(world: World, wire: Wire) -> None:
     """Through every number of endpoints: exactly those that are there answer, and established connections stay."""
     web = Web(world)
-    steps = [("pod1-1",), ("pod1-1", "pod2-1"), ("pod2-1", "pod2-2", "pod1-2", "pod1-1"), ("pod2-2",), (), ("pod1-3", "pod2-3")]
+    steps = [
+        ("pod1-1",),
+        ("pod1-1", "pod2-1"),
+        ("pod2-1", "pod2-2", "pod1-2", "pod1-1"),
+        ("pod2-2",),
+        (),
+        ("pod1-3", "pod2-3"),
+    ]
     opened: list[Connection] = []
     try:
         for places in [*steps, *reversed(steps)]:
@@ -181,7 +222,9 @@ def test_endpoints_on_the_node_itself(world: World, wire: Wire, kind: Kind, wher
     assert (answer.name, answer.port) == ("node1", 8080)
     # What ends on the node that translated it never passes postrouting: there is nothing to masquerade for.
     through = entry == "node2" and (kind != "cluster" or not where.startswith("pod"))
-    expected = masked(world, entry, "node1", wire.family) if through else world.address(where, wire.family)
+    expected = (
+        masked(world, entry, "node1", wire.family) if through else world.address(where, wire.family)
+    )
     assert answer.source == expected
 
 
@@ -221,7 +264,9 @@ TOPOLOGY: dict[str, tuple[str, tuple[Ready, ...], set[str]]] = {
 @pytest.mark.contract("3.3.1", "3.3.2", "3.3.3", "3.3.4", "3.3.5", "3.3.6", "3.4.1", "3.4.2")
 @each_wire
 @pytest.mark.parametrize(("zone", "endpoints", "answering"), TOPOLOGY.values(), ids=TOPOLOGY)
-def test_topology(world: World, wire: Wire, zone: str, endpoints: tuple[Ready, ...], answering: set[str]) -> None:
+def test_topology(
+    world: World, wire: Wire, zone: str, endpoints: tuple[Ready, ...], answering: set[str]
+) -> None:
     """As node1 sees it; every node believes that it is in `zone`."""
     web = Web(world)
     world.apply(node(zone=zone))

@@ -12,7 +12,10 @@ from tests.support.world import World
 
 CONNECTIONS = 3000
 TOO_RARE = 1e-5  # four tests: one run in 25 000 fails though the choice is fair
-SEVEN = tuple(f"pod{node}-{number}" for node, number in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (2, 3)))
+SEVEN = tuple(
+    f"pod{node}-{number}"
+    for node, number in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (2, 3))
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +43,13 @@ def chance(counts: Counter[str], endpoints: int) -> float:
         (WIRES[1], "vip", SEVEN),
         (WIRES[2], "nodeport", SEVEN[:3]),
     ],
-    ids=lambda value: str(value) if not isinstance(value, tuple) or isinstance(value, Wire) else str(len(value)),
+    ids=lambda value: (
+        str(value) if not isinstance(value, tuple) or isinstance(value, Wire) else str(len(value))
+    ),
 )
-def test_every_endpoint_gets_its_share(world: World, wire: Wire, kind: Kind, endpoints: tuple[str, ...]) -> None:
+def test_every_endpoint_gets_its_share(
+    world: World, wire: Wire, kind: Kind, endpoints: tuple[str, ...]
+) -> None:
     web = Web(world)
     web.apply(*endpoints)
     counts: Counter[str] = Counter()
@@ -65,6 +72,8 @@ def test_every_endpoint_gets_its_share(world: World, wire: Wire, kind: Kind, end
         ({**dict.fromkeys("abcdef", 410), "g": 540}, 7, False),
     ],
 )
-def test_the_bound_tells_fair_from_unfair(counts: dict[str, int], endpoints: int, fair: bool) -> None:  # noqa: FBT001
+def test_the_bound_tells_fair_from_unfair(
+    counts: dict[str, int], endpoints: int, fair: bool
+) -> None:
     """12 percent more than the others are noticed; what a fair choice may do by chance is not."""
     assert (chance(Counter(counts), endpoints) > TOO_RARE) == fair

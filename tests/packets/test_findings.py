@@ -55,7 +55,9 @@ def test_a_chain_of_an_older_program_may_be_deleted_and_come_back() -> None:
     with World(lab={"nodes": 1, "pods": 1, "families": ["IPv4"]}) as world:
         first, second = (world.endpoints("pod1-1", port=port) for port in (8080, 9376))
         world.apply(web, first)
-        table = world.start("node1", masquerade_all=True)  # another program; chains for ClientIP services stay until they change
+        table = world.start(
+            "node1", masquerade_all=True
+        )  # another program; chains for ClientIP services stay until they change
         world.apply(web, second)
         table.tidy()
         reports = world.apply(first)
@@ -67,12 +69,18 @@ def test_a_chain_of_an_older_program_may_be_deleted_and_come_back() -> None:
 @pytest.mark.parametrize("family", Family)
 def test_a_cluster_ip_with_the_port_of_a_node_port_teaches_it_nothing(family: Family) -> None:
     """With NodePorts on all addresses any original destination but a loopback one passed for an address of the node."""
-    ips = {Family.IPv4: ("10.96.0.10", "10.96.0.11"), Family.IPv6: ("fd00:10:96::10", "fd00:10:96::11")}[family]
+    ips = {
+        Family.IPv4: ("10.96.0.10", "10.96.0.11"),
+        Family.IPv6: ("fd00:10:96::10", "fd00:10:96::11"),
+    }[family]
     with World(lab={"nodes": 1, "pods": 1, "families": [family]}, nodeports={family: ALL}) as world:
         world.apply(
             service("sticky", ips[0], node_port=30080, sessionAffinity="ClientIP"),
             service("plain", ips[1], 30080),
-            *(world.endpoints("pod1-1", of=name, name=name, family=family) for name in ("sticky", "plain")),
+            *(
+                world.endpoints("pod1-1", of=name, name=name, family=family)
+                for name in ("sticky", "plain")
+            ),
         )
         memory = f"affinity{family.digit}-default/sticky/tcp/http-8080"
         assert world.ask("client", ips[1], 30080).port == 8080

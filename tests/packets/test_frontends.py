@@ -45,7 +45,10 @@ def web(world: World) -> Web:
 
 
 def expected_source(world: World, where: str, kind: Kind, answer: Answer, wire: Wire) -> str:
-    """Contract 4.1 with a CIDR detector and eTP Cluster; all these sources enter at node1 but pod2-2."""
+    """Return the source that the endpoint sees with a CIDR detector and eTP Cluster (contract 4.1).
+
+    All these sources enter at node1 but pod2-2.
+    """
     entry = "node2" if where == "pod2-2" and kind != "nodeport" else "node1"
     hairpin = where == answer.name
     if hairpin or kind in EXTERNAL or not where.startswith("pod"):
@@ -53,11 +56,15 @@ def expected_source(world: World, where: str, kind: Kind, answer: Answer, wire: 
     return world.address(where, wire.family)
 
 
-@pytest.mark.contract("2.2", "2.2.1", "2.3.3", "2.3.5", "2.3.6", "3.4.1", "3.4.9", "4.1.2", "4.1.3", "4.1.5", "4.1.6")
+@pytest.mark.contract(
+    "2.2", "2.2.1", "2.3.3", "2.3.5", "2.3.6", "3.4.1", "3.4.9", "4.1.2", "4.1.3", "4.1.5", "4.1.6"
+)
 @each_wire
 @each_kind
 @pytest.mark.parametrize("where", ["pod1-1", "pod1-3", "pod2-2", "node1", "client"])
-def test_every_frontend_reaches_every_endpoint(world: World, web: Web, wire: Wire, kind: Kind, where: str) -> None:
+def test_every_frontend_reaches_every_endpoint(
+    world: World, web: Web, wire: Wire, kind: Kind, where: str
+) -> None:
     answers = [world.ask(where, *web.at(kind, wire)) for _ in range(48)]
     assert {answer.name for answer in answers} == set(PODS)
     assert {answer.port for answer in answers} == {8080}
@@ -68,7 +75,9 @@ def test_every_frontend_reaches_every_endpoint(world: World, web: Web, wire: Wir
 @pytest.mark.contract("2.2.2")
 @each_wire
 @pytest.mark.parametrize("kind", ["external", "vip"])
-def test_another_port_of_an_external_address_is_not_touched(world: World, web: Web, wire: Wire, kind: Kind) -> None:
+def test_another_port_of_an_external_address_is_not_touched(
+    world: World, web: Web, wire: Wire, kind: Kind
+) -> None:
     address, _, protocol = web.at(kind, wire)
     to = "ip6 daddr" if ":" in address else "ip daddr"
     rules = f"""
@@ -94,7 +103,9 @@ def test_another_port_of_a_node_is_its_own(world: World, web: Web, wire: Wire) -
 @pytest.mark.contract("2.2.2", "2.5.6")
 @each_wire
 @pytest.mark.parametrize("where", ["pod1-1", "node1", "client"])
-def test_another_port_of_a_cluster_ip_is_refused(world: World, web: Web, wire: Wire, where: str) -> None:
+def test_another_port_of_a_cluster_ip_is_refused(
+    world: World, web: Web, wire: Wire, where: str
+) -> None:
     address, _, protocol = web.at("cluster", wire)
     assert world.connect(where, address, 81, protocol) == Refused()
 
@@ -107,7 +118,9 @@ def test_the_same_number_may_be_another_port_in_each_protocol(world: World, wire
     udp = web.slices("pod2-1", port=9376, names={"udp": "UDP"}, suffix="-udp")
     world.apply(web.service(), *tcp, *udp)
     answer = world.ask("pod1-2", *web.at("cluster", wire))
-    assert (answer.name, answer.port) == (("pod1-1", 8080) if wire.protocol == "TCP" else ("pod2-1", 9376))
+    assert (answer.name, answer.port) == (
+        ("pod1-1", 8080) if wire.protocol == "TCP" else ("pod2-1", 9376)
+    )
 
 
 @pytest.mark.contract("2.1.4", "3.1.4")
@@ -147,7 +160,9 @@ def test_a_single_stack_service_is_nothing_in_the_other_family(world: World, wir
     world.apply(web.service(cluster_ip=[here]), *web.slices("pod2-1"))
     assert world.ask("pod1-1", *web.at("cluster", wire)).name == "pod2-1"
     other = next(f for f in world.lab.families if f is not wire.family)
-    assert (web.address("cluster", other),) not in world.tables["node1"].kernel.elements(f"cluster_ips{other.digit}")
+    assert (web.address("cluster", other),) not in world.tables["node1"].kernel.elements(
+        f"cluster_ips{other.digit}"
+    )
     outcome = world.connect("client", *web.at("vip", Wire(other, wire.protocol)), timeout=SILENCE)
     assert not isinstance(outcome, Answer)
 
@@ -156,10 +171,19 @@ def test_a_single_stack_service_is_nothing_in_the_other_family(world: World, wir
 @each_wire
 @pytest.mark.parametrize(
     "gone",
-    [{"type": "ExternalName"}, {"clusterIP": "None"}, {"clusterIP": ""}, {"ports": []}, {"proxy": "other"}, {"proxy": ""}],
+    [
+        {"type": "ExternalName"},
+        {"clusterIP": "None"},
+        {"clusterIP": ""},
+        {"ports": []},
+        {"proxy": "other"},
+        {"proxy": ""},
+    ],
     ids=str,
 )
-def test_a_service_that_becomes_none_of_ours_goes(world: World, wire: Wire, gone: dict[str, object]) -> None:
+def test_a_service_that_becomes_none_of_ours_goes(
+    world: World, wire: Wire, gone: dict[str, object]
+) -> None:
     web = Web(world)
     web.apply("pod1-1")
     assert world.ask("client", *web.at("vip", wire)).name == "pod1-1"
@@ -190,7 +214,10 @@ def test_addresses_that_are_no_frontends(world: World, wire: Wire) -> None:
     address = web.address("vip", wire.family)
     kept = web.address("external", wire.family)
     good = web.service(externalIPs=["", " ", "nonsense", kept])
-    world.apply(_with_ingress(good, [{"ip": address, "ipMode": "Proxy"}, {"hostname": "lb.example"}]), *web.slices("pod1-1"))
+    world.apply(
+        _with_ingress(good, [{"ip": address, "ipMode": "Proxy"}, {"hostname": "lb.example"}]),
+        *web.slices("pod1-1"),
+    )
     assert not isinstance(world.connect("client", *web.at("vip", wire), timeout=SILENCE), Answer)
     assert world.ask("client", *web.at("external", wire)).name == "pod1-1"
     world.apply(_with_ingress(good, [{"ip": address}]))
@@ -200,11 +227,15 @@ def test_addresses_that_are_no_frontends(world: World, wire: Wire) -> None:
 @pytest.mark.contract("2.2.1")
 @each_wire
 def test_without_the_gate_external_ips_are_ignored(wire: Wire) -> None:
-    with World(lab={"nodes": 1, "pods": 1, "families": [wire.family]}, allow_external_ips=False) as world:
+    with World(
+        lab={"nodes": 1, "pods": 1, "families": [wire.family]}, allow_external_ips=False
+    ) as world:
         route_outside(world)
         web = Web(world)
         web.apply("pod1-1")
-        assert not isinstance(world.connect("client", *web.at("external", wire), timeout=SILENCE), Answer)
+        assert not isinstance(
+            world.connect("client", *web.at("external", wire), timeout=SILENCE), Answer
+        )
         assert world.ask("client", *web.at("vip", wire)).name == "pod1-1"
 
 
@@ -229,9 +260,13 @@ def test_services_may_share_an_address(world: World, wire: Wire, kind: Kind) -> 
 @each_wire
 @each_external
 @pytest.mark.parametrize("order", ["older first", "younger first"])
-def test_of_two_that_claim_a_frontend_the_older_has_it(world: World, wire: Wire, kind: Kind, order: str) -> None:
+def test_of_two_that_claim_a_frontend_the_older_has_it(
+    world: World, wire: Wire, kind: Kind, order: str
+) -> None:
     older, younger = Web(world), Web(world)
-    younger._addresses[kind if kind != "nodeport" else "vip"] = older._addresses[kind if kind != "nodeport" else "vip"]
+    younger._addresses[kind if kind != "nodeport" else "vip"] = older._addresses[
+        kind if kind != "nodeport" else "vip"
+    ]
     younger.node_port = older.node_port if kind == "nodeport" else younger.node_port
     claims = [
         (older.service(created="2026-01-01T00:00:00Z"), older.slices("pod1-1")),
@@ -256,7 +291,9 @@ def test_of_two_that_claim_a_frontend_the_older_has_it(world: World, wire: Wire,
 
 @pytest.mark.contract("2.2.3")
 @each_wire
-def test_a_cluster_ip_stays_its_services_though_an_older_one_claims_it(world: World, wire: Wire) -> None:
+def test_a_cluster_ip_stays_its_services_though_an_older_one_claims_it(
+    world: World, wire: Wire
+) -> None:
     older, younger = Web(world), Web(world)
     older._addresses["external"] = younger._addresses["cluster"]
     world.apply(older.service(created="2026-01-01T00:00:00Z"), *older.slices("pod1-1"))
@@ -287,9 +324,20 @@ def test_sctp_has_elements_and_rules_of_its_own(world: World, family: str) -> No
     pods = {(web.world.address(pod, wire.family), 8080) for pod in ("pod1-1", "pod2-1")}
     slots = kernel.elements(f"endpoints{v}-sctp")
     assert {slots[web.address("cluster", wire.family), 80, slot] for slot in (0, 1)} == pods
-    assert set(kernel.elements(f"nodeport_local_endpoints{v}-sctp").values()) == {(world.address("pod1-1", wire.family), 8080)}
-    for chain in (f"pick{v}-sctp-2", f"nodeport-pick{v}-sctp-2", f"local{v}-sctp-1", f"nodeport-local{v}-sctp-1"):
-        rules = [item["rule"]["expr"] for item in listing(world, "node1", f"chain inet nftproxy {chain}") if "rule" in item]
+    assert set(kernel.elements(f"nodeport_local_endpoints{v}-sctp").values()) == {
+        (world.address("pod1-1", wire.family), 8080)
+    }
+    for chain in (
+        f"pick{v}-sctp-2",
+        f"nodeport-pick{v}-sctp-2",
+        f"local{v}-sctp-1",
+        f"nodeport-local{v}-sctp-1",
+    ):
+        rules = [
+            item["rule"]["expr"]
+            for item in listing(world, "node1", f"chain inet nftproxy {chain}")
+            if "rule" in item
+        ]
         assert len(rules) == 2, chain
         assert "sctp" in str(rules[0]), rules
 
@@ -311,4 +359,6 @@ def _labelled(item: Service, proxy_name: str) -> Service:
 
 
 def _with_ingress(item: Service, ingress: list[dict[str, str]]) -> Service:
-    return structs.replace(item, status=msgspec.convert({"loadBalancer": {"ingress": ingress}}, ServiceStatus))
+    return structs.replace(
+        item, status=msgspec.convert({"loadBalancer": {"ingress": ingress}}, ServiceStatus)
+    )

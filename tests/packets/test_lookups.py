@@ -66,7 +66,13 @@ def flood(world: World, where: str, address: str, port: int, protocol: str) -> I
 
 
 def survive(
-    world: World, web: Web, wire: Wire, kind: Kind, states: list[list[Object]], where: str = "client", enough: int = PACKETS
+    world: World,
+    web: Web,
+    wire: Wire,
+    kind: Kind,
+    states: list[list[Object]],
+    where: str = "client",
+    enough: int = PACKETS,
 ) -> tuple[int, int, int]:
     """Flood a frontend while its Service goes through `states` again and again: packets untranslated, translated, transactions."""
     address, port, protocol = web.at(kind, wire)
@@ -91,9 +97,16 @@ def survive(
                 assert not report.refused
                 assert not report.read_back
                 transactions += report.transactions
-            if transactions * PACKETS > TRANSACTIONS * enough and foreign_counter(world, "node1", "translated") > enough:
+            if (
+                transactions * PACKETS > TRANSACTIONS * enough
+                and foreign_counter(world, "node1", "translated") > enough
+            ):
                 break
-        return foreign_counter(world, "node1", "untranslated"), foreign_counter(world, "node1", "translated"), transactions
+        return (
+            foreign_counter(world, "node1", "untranslated"),
+            foreign_counter(world, "node1", "translated"),
+            transactions,
+        )
 
 
 def assert_none_lost(untranslated: int, translated: int, transactions: int) -> None:
@@ -117,7 +130,9 @@ def test_a_policy_that_flips(world: World, wire: Wire, kind: Kind) -> None:
     """The whole local list comes and goes with the verdict that points to it."""
     web = Web(world, wire)
     web.apply(*HERE, "pod2-1")
-    states: list[list[Object]] = [[web.service(externalTrafficPolicy=policy)] for policy in ("Local", "Cluster")]
+    states: list[list[Object]] = [
+        [web.service(externalTrafficPolicy=policy)] for policy in ("Local", "Cluster")
+    ]
     assert_none_lost(*survive(world, web, wire, kind, states))
 
 
@@ -125,9 +140,15 @@ def test_a_policy_that_flips(world: World, wire: Wire, kind: Kind) -> None:
 @pytest.mark.parametrize("wire", [WIRES[1]], ids=str)
 def test_an_internal_policy_that_flips(world: World, wire: Wire) -> None:
     web = Web(world, wire)
-    bare: dict[str, Any] = {"ports": [{"name": "udp", "protocol": "UDP", "port": 80}], "vips": [], "externalIPs": []}
+    bare: dict[str, Any] = {
+        "ports": [{"name": "udp", "protocol": "UDP", "port": 80}],
+        "vips": [],
+        "externalIPs": [],
+    }
     web.apply(*HERE, "pod2-1", **bare)
-    states: list[list[Object]] = [[web.service(internalTrafficPolicy=policy, **bare)] for policy in ("Local", "Cluster")]
+    states: list[list[Object]] = [
+        [web.service(internalTrafficPolicy=policy, **bare)] for policy in ("Local", "Cluster")
+    ]
     assert_none_lost(*survive(world, web, wire, "cluster", states, where="pod1-3"))
 
 
@@ -139,13 +160,20 @@ def test_source_ranges_that_change(world: World, wire: Wire) -> None:
     client = world.address("client", wire.family)
     lengths = (32, 24, 25) if wire.family is Family.IPv4 else (128, 64, 120)
     other = "192.168.50.128/25" if wire.family is Family.IPv4 else "fd00:50::200/120"
-    ranges = [[f"{client}/{lengths[0]}"], [f"{client}/{lengths[1]}", "198.51.100.0/24"], [other, "2001:db8::/32"], []]
+    ranges = [
+        [f"{client}/{lengths[0]}"],
+        [f"{client}/{lengths[1]}", "198.51.100.0/24"],
+        [other, "2001:db8::/32"],
+        [],
+    ]
     assert lengths[2] == int(other.split("/")[1])
     web.apply("pod1-1", "pod2-1")
     (before,) = rule_counters(world, "node1", f"allowed{wire.family.digit}")
     states: list[list[Object]] = [[web.service(loadBalancerSourceRanges=each)] for each in ranges]
     assert_none_lost(*survive(world, web, wire, "vip", states))
-    assert rule_counters(world, "node1", f"allowed{wire.family.digit}") == [before], "dropped in between"
+    assert rule_counters(world, "node1", f"allowed{wire.family.digit}") == [before], (
+        "dropped in between"
+    )
 
 
 @pytest.mark.contract("5.7.2", "2.4.1")
@@ -153,7 +181,9 @@ def test_affinity_that_comes_and_goes(world: World) -> None:
     wire = WIRES[1]
     web = Web(world, wire)
     web.apply(*HERE, "pod2-1")
-    states: list[list[Object]] = [[web.service(sessionAffinity=affinity)] for affinity in ("ClientIP", "None")]
+    states: list[list[Object]] = [
+        [web.service(sessionAffinity=affinity)] for affinity in ("ClientIP", "None")
+    ]
     assert_none_lost(*survive(world, web, wire, "cluster", states))
     web.delete()
 
@@ -161,18 +191,28 @@ def test_affinity_that_comes_and_goes(world: World) -> None:
 @pytest.mark.parametrize("kind", ["cluster", "vip", "nodeport"])
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
 @each_wire
-def test_a_pick_that_misses_its_slot_takes_the_first(world: World, wire: Wire, kind: Kind, policy: str) -> None:
+def test_a_pick_that_misses_its_slot_takes_the_first(
+    world: World, wire: Wire, kind: Kind, policy: str
+) -> None:
     """As a packet would that read the verdict before a change and the list after it."""
     web = Web(world, wire)
-    web.apply("pod1-1", "pod1-2", "pod1-3", internalTrafficPolicy=policy, externalTrafficPolicy=policy)
+    web.apply(
+        "pod1-1", "pod1-2", "pod1-3", internalTrafficPolicy=policy, externalTrafficPolicy=policy
+    )
     address, port, protocol = web.at(kind, wire)
-    lists = f"{'local_' if policy == 'Local' else ''}endpoints{wire.family.digit}-{protocol.lower()}"
+    lists = (
+        f"{'local_' if policy == 'Local' else ''}endpoints{wire.family.digit}-{protocol.lower()}"
+    )
     if kind == "nodeport":
         lists, frontend = f"nodeport_{lists}", f"{port}"
     else:
         frontend = f"{address} . {port}"
-    nft(world, "node1", f"delete element inet nftproxy {lists} {{ {frontend} . 1, {frontend} . 2 }}")
-    first = world.tables["node1"].kernel.elements(lists)[(port, 0) if kind == "nodeport" else (address, port, 0)]
+    nft(
+        world, "node1", f"delete element inet nftproxy {lists} {{ {frontend} . 1, {frontend} . 2 }}"
+    )
+    first = world.tables["node1"].kernel.elements(lists)[
+        (port, 0) if kind == "nodeport" else (address, port, 0)
+    ]
     assert isinstance(first, tuple)
     for _ in range(24):
         assert world.ask("client", address, port, protocol).address == first[0]

@@ -52,20 +52,30 @@ def world() -> Iterator[World]:
 @each_wire
 @each_kind
 @each_policy
-def test_a_pod_that_reaches_itself(world: World, wire: Wire, kind: Kind, spec: dict[str, Any]) -> None:
+def test_a_pod_that_reaches_itself(
+    world: World, wire: Wire, kind: Kind, spec: dict[str, Any]
+) -> None:
     web = Web(world)
     web.apply("pod1-1", **spec)
     for _ in range(2):  # the second time affinity knows the client
         answer = world.ask("pod1-1", *web.at(kind, wire))
-        assert (answer.name, answer.source) == ("pod1-1", masked(world, "node1", "pod1-1", wire.family))
+        assert (answer.name, answer.source) == (
+            "pod1-1",
+            masked(world, "node1", "pod1-1", wire.family),
+        )
 
 
 @pytest.mark.contract("4.4.1")
 @each_wire
 def test_a_pod_that_reaches_itself_while_draining(world: World, wire: Wire) -> None:
     web = Web(world)
-    web.apply(("pod1-1", {"ready": False, "serving": True, "terminating": True}), internalTrafficPolicy="Local")
-    assert world.ask("pod1-1", *web.at("cluster", wire)).source == masked(world, "node1", "pod1-1", wire.family)
+    web.apply(
+        ("pod1-1", {"ready": False, "serving": True, "terminating": True}),
+        internalTrafficPolicy="Local",
+    )
+    assert world.ask("pod1-1", *web.at("cluster", wire)).source == masked(
+        world, "node1", "pod1-1", wire.family
+    )
 
 
 @pytest.mark.contract("4.4.1", "4.1.6")
@@ -89,14 +99,19 @@ def test_only_endpoints_here_are_in_the_hairpin_set(world: World, family: Family
 
     def found() -> set[Any]:
         elements = set(world.tables["node1"].kernel.elements(where))
-        assert {key[0] for key in elements} <= {pod.addresses[family] for pod in world.lab.pods if pod.node == "node1"}
+        assert {key[0] for key in elements} <= {
+            pod.addresses[family] for pod in world.lab.pods if pod.node == "node1"
+        }
         return {key for key in elements if key[3] == 9376}
 
     world.apply(web.service(), *web.slices("pod1-2", "pod2-1", port=9376))
     assert found() == expected
     world.apply(*web.slices(("pod1-2", {"ready": False}), "pod2-1", port=9376))
     assert found() == set()
-    world.apply(web.service(externalTrafficPolicy="Local"), *web.slices(("pod1-2", hints), "pod2-1", port=9376))
+    world.apply(
+        web.service(externalTrafficPolicy="Local"),
+        *web.slices(("pod1-2", hints), "pod2-1", port=9376),
+    )
     assert found() == expected
     other = Web(world)
     world.apply(other.service(), *other.slices("pod1-2", port=9376))
@@ -132,11 +147,23 @@ def test_source_ports_of_hairpins_are_randomised(world: World, wire: Wire) -> No
 @each_wire
 @pytest.mark.parametrize(
     ("where", "to"),
-    [("pod1-1", "pod2-1"), ("pod1-1", "pod1-2"), ("client", "pod1-1"), ("node1", "pod2-1"), ("pod1-1", "client")],
+    [
+        ("pod1-1", "pod2-1"),
+        ("pod1-1", "pod1-2"),
+        ("client", "pod1-1"),
+        ("node1", "pod2-1"),
+        ("pod1-1", "client"),
+    ],
 )
-def test_what_is_not_translated_is_not_masqueraded(world: World, wire: Wire, where: str, to: str) -> None:
+def test_what_is_not_translated_is_not_masqueraded(
+    world: World, wire: Wire, where: str, to: str
+) -> None:
     if to == "client":
-        world.lab.route("client", {Family.IPv4: "10.244.1.0/24", Family.IPv6: "fd00:244:1::/64"}[wire.family], "node1")
+        world.lab.route(
+            "client",
+            {Family.IPv4: "10.244.1.0/24", Family.IPv6: "fd00:244:1::/64"}[wire.family],
+            "node1",
+        )
         world.lab.silence("client", [8080])
         world.lab.listen("client", [8080], [wire.protocol], [wire.family])
     answer = world.ask(where, world.address(to, wire.family), 8080, wire.protocol)

@@ -8,7 +8,16 @@ import pytest
 from nftproxy.address import Family, parse_address, parse_network
 from nftproxy.configuration.settings import ALL, NodePortNetworks
 from nftproxy.lab.client import Answer, Refused
-from tests.support.frontends import SILENCE, WIRES, Web, Wire, add_address, becomes, each_wire, route_outside
+from tests.support.frontends import (
+    SILENCE,
+    WIRES,
+    Web,
+    Wire,
+    add_address,
+    becomes,
+    each_wire,
+    route_outside,
+)
 from tests.support.world import World
 
 LATE = {Family.IPv4: "192.168.88.1", Family.IPv6: "fd00:88::1"}
@@ -27,7 +36,9 @@ def everywhere() -> Iterator[World]:
 def listed() -> Iterator[World]:
     """NodePorts on node addresses and on a network from which the node has no address at first; loopback is listed too."""
     ports: dict[Family, NodePortNetworks] = {
-        Family.IPv4: tuple(map(parse_network, ("192.168.50.0/24", MORE[Family.IPv4], "127.0.0.0/8"))),
+        Family.IPv4: tuple(
+            map(parse_network, ("192.168.50.0/24", MORE[Family.IPv4], "127.0.0.0/8"))
+        ),
         Family.IPv6: tuple(map(parse_network, ("fd00:50::/64", MORE[Family.IPv6], "::1/128"))),
     }
     with World(lab={"pods": 1}, nodeports=ports) as world:
@@ -64,7 +75,9 @@ def test_everywhere_is_every_local_address(everywhere: World, wire: Wire) -> Non
         assert everywhere.ask(where, address, web.node_port, wire.protocol).name == "pod2-1"
     add_address(everywhere, "node1", LATE[wire.family])
     everywhere.lab.route("client", f"{LATE[wire.family]}/{wire.family.bits}", "node1")
-    assert everywhere.ask("client", LATE[wire.family], web.node_port, wire.protocol).name == "pod2-1"
+    assert (
+        everywhere.ask("client", LATE[wire.family], web.node_port, wire.protocol).name == "pod2-1"
+    )
 
 
 @pytest.mark.contract("2.6.4", "2.5.4")
@@ -98,7 +111,9 @@ def test_never_on_loopback(world: World, wire: Wire, endpoints: tuple[str, ...])
     web.apply(*endpoints)
     loopback = LOOPBACK[wire.family]
     before = web.refusal_counter("nodeport", wire)
-    assert world.connect("node1", loopback, web.node_port, wire.protocol) == Refused()  # by nobody listening
+    assert (
+        world.connect("node1", loopback, web.node_port, wire.protocol) == Refused()
+    )  # by nobody listening
     world.lab.listen("node1", [web.node_port], [wire.protocol], [wire.family])
     assert world.ask("node1", loopback, web.node_port, wire.protocol).name == "node1"
     assert web.refusal_counter("nodeport", wire) == before
@@ -124,11 +139,16 @@ def test_listed_is_nowhere_else(listed: World, wire: Wire) -> None:
     web = Web(listed)
     web.apply("pod2-1")
     listed.lab.listen("node1", [web.node_port], [wire.protocol], [wire.family])
-    assert listed.ask("pod1-1", gateway(listed, wire.family), web.node_port, wire.protocol).name == "node1"
+    assert (
+        listed.ask("pod1-1", gateway(listed, wire.family), web.node_port, wire.protocol).name
+        == "node1"
+    )
     # An address that reaches the node but is on no interface of its own is not accepted, though it is in a listed network.
     absent = {Family.IPv4: "192.168.88.99", Family.IPv6: "fd00:88::99"}[wire.family]
     listed.lab.route("client", f"{absent}/{wire.family.bits}", "node1")
-    assert not isinstance(listed.connect("client", absent, web.node_port, wire.protocol, timeout=SILENCE), Answer)
+    assert not isinstance(
+        listed.connect("client", absent, web.node_port, wire.protocol, timeout=SILENCE), Answer
+    )
 
 
 @pytest.mark.contract("2.6.5")
@@ -142,8 +162,13 @@ def test_an_address_that_comes_later_and_goes(listed: World, wire: Wire) -> None
     add_address(listed, "node1", address)
     assert listed.connect("client", address, web.node_port, wire.protocol) == Refused()
     table = listed.tables["node1"]
-    own = [parse_address(text) for text in (listed.address("node1", wire.family), gateway(listed, wire.family))]
-    report = table.sync(wire.family, [*own, parse_address(address), parse_address(LOOPBACK[wire.family])])
+    own = [
+        parse_address(text)
+        for text in (listed.address("node1", wire.family), gateway(listed, wire.family))
+    ]
+    report = table.sync(
+        wire.family, [*own, parse_address(address), parse_address(LOOPBACK[wire.family])]
+    )
     assert (report.services, report.written) == (0, 0)
     assert listed.ask("client", address, web.node_port, wire.protocol).name == "pod2-1"
     assert listed.ask("client", *web.at("nodeport", wire)).name == "pod2-1"
@@ -155,13 +180,18 @@ def test_an_address_that_comes_later_and_goes(listed: World, wire: Wire) -> None
 @pytest.mark.contract("2.6.3")
 def test_a_family_without_a_listed_network_is_open() -> None:
     """IPv4 NodePorts on one network, IPv6 ones on every address."""
-    ports: dict[Family, NodePortNetworks] = {Family.IPv4: (parse_network("192.168.50.0/24"),), Family.IPv6: ALL}
+    ports: dict[Family, NodePortNetworks] = {
+        Family.IPv4: (parse_network("192.168.50.0/24"),),
+        Family.IPv6: ALL,
+    }
     with World(lab={"nodes": 1, "pods": 1}, nodeports=ports) as world:
         web = Web(world)
         web.apply("pod1-1")
         for wire in WIRES:
             assert world.ask("client", *web.at("nodeport", wire)).name == "pod1-1"
-            outcome = world.connect("pod1-1", gateway(world, wire.family), web.node_port, wire.protocol)
+            outcome = world.connect(
+                "pod1-1", gateway(world, wire.family), web.node_port, wire.protocol
+            )
             if wire.family is Family.IPv6:
                 assert isinstance(outcome, Answer)
             else:

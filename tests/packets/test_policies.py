@@ -74,9 +74,18 @@ def internal_remote(world: World) -> Web:
 @each_wire
 @pytest.mark.parametrize(
     ("where", "answering"),
-    [("pod1-3", LOCAL), ("pod1-1", LOCAL), ("node1", LOCAL), ("client", LOCAL), ("pod2-2", {"pod2-1"}), ("node2", {"pod2-1"})],
+    [
+        ("pod1-3", LOCAL),
+        ("pod1-1", LOCAL),
+        ("node1", LOCAL),
+        ("client", LOCAL),
+        ("pod2-2", {"pod2-1"}),
+        ("node2", {"pod2-1"}),
+    ],
 )
-def test_internal_local_stays_on_the_node(internal: Web, wire: Wire, where: str, answering: set[str]) -> None:
+def test_internal_local_stays_on_the_node(
+    internal: Web, wire: Wire, where: str, answering: set[str]
+) -> None:
     assert internal.answers(where, "cluster", wire) == answering
 
 
@@ -84,14 +93,18 @@ def test_internal_local_stays_on_the_node(internal: Web, wire: Wire, where: str,
 @each_wire
 @each_external
 @pytest.mark.parametrize("where", ["pod1-3", "node1", "client"])
-def test_internal_local_is_nothing_to_external_addresses(internal: Web, wire: Wire, kind: Kind, where: str) -> None:
+def test_internal_local_is_nothing_to_external_addresses(
+    internal: Web, wire: Wire, kind: Kind, where: str
+) -> None:
     assert internal.answers(where, kind, wire) == set(PODS)
 
 
 @pytest.mark.contract("2.3.5", "2.5.2")
 @each_wire
 @pytest.mark.parametrize("where", ["pod1-1", "node1", "client"])
-def test_internal_local_without_local_endpoints_is_dropped(internal_remote: Web, wire: Wire, where: str) -> None:
+def test_internal_local_without_local_endpoints_is_dropped(
+    internal_remote: Web, wire: Wire, where: str
+) -> None:
     internal_remote.assert_dropped(where, "cluster", wire)
     assert internal_remote.answers("pod2-3", "cluster", wire) == set(REMOTE_ONLY)
 
@@ -115,13 +128,21 @@ def test_external_local_is_nothing_to_the_cluster_ip(external: Web, wire: Wire, 
     ],
 )
 def test_external_local(
-    world: World, external: Web, wire: Wire, kind: Kind, where: str, answering: set[str], source: str
+    world: World,
+    external: Web,
+    wire: Wire,
+    kind: Kind,
+    where: str,
+    answering: set[str],
+    source: str,
 ) -> None:
     answers = [world.ask(where, *external.at(kind, wire)) for _ in range(48)]
     assert {answer.name for answer in answers} == answering
     for answer in answers:
         own = world.address(where, wire.family)
-        assert answer.source == (own if source == "its own" else masked(world, "node1", answer.name, wire.family)), answer
+        assert answer.source == (
+            own if source == "its own" else masked(world, "node1", answer.name, wire.family)
+        ), answer
 
 
 @pytest.mark.contract("2.3.7", "2.3.9", "4.1.6")
@@ -131,7 +152,10 @@ def test_external_local_a_pod_of_another_node_is_a_pod(world: World, wire: Wire)
     web = Web(world)
     web.apply("pod2-1", externalTrafficPolicy="Local")
     family, protocol = wire
-    ip, source, destination = "ip6" if family is Family.IPv6 else "ip", *(world.address(p, family) for p in ("pod2-2", "pod2-1"))
+    ip, source, destination = (
+        "ip6" if family is Family.IPv6 else "ip",
+        *(world.address(p, family) for p in ("pod2-2", "pod2-1")),
+    )
     rules = f"""
     counter passed {{ }}
     chain out {{
@@ -145,7 +169,9 @@ def test_external_local_a_pod_of_another_node_is_a_pod(world: World, wire: Wire)
 
 @pytest.mark.contract("2.3.7")
 @each_wire
-def test_external_local_another_node_is_an_outside_client(world: World, external: Web, wire: Wire) -> None:
+def test_external_local_another_node_is_an_outside_client(
+    world: World, external: Web, wire: Wire
+) -> None:
     """Only this node's own addresses are its own (rule 2)."""
     answers = [world.ask("node2", *external.at("nodeport", wire)) for _ in range(48)]
     assert {answer.name for answer in answers} == LOCAL
@@ -155,7 +181,9 @@ def test_external_local_another_node_is_an_outside_client(world: World, external
 @pytest.mark.contract("2.3.7")
 @each_wire
 @each_external
-def test_external_local_every_address_of_the_node_is_its_own(world: World, external: Web, wire: Wire, kind: Kind) -> None:
+def test_external_local_every_address_of_the_node_is_its_own(
+    world: World, external: Web, wire: Wire, kind: Kind
+) -> None:
     source = EXTRA[wire.family]
     add_address(world, "node1", source)
     answers = [world.ask("node1", *external.at(kind, wire), source=source) for _ in range(48)]
@@ -167,12 +195,16 @@ def test_external_local_every_address_of_the_node_is_its_own(world: World, exter
 @pytest.mark.contract("2.3.8", "2.5.2", "3.4.6")
 @each_wire
 @each_external
-def test_external_local_without_local_endpoints(world: World, remote: Web, wire: Wire, kind: Kind) -> None:
+def test_external_local_without_local_endpoints(
+    world: World, remote: Web, wire: Wire, kind: Kind
+) -> None:
     """Pods and the node still reach all endpoints, everybody else meets silence."""
     for where in ("pod1-1", "node1"):
         answers = [world.ask(where, *remote.at(kind, wire)) for _ in range(48)]
         assert {answer.name for answer in answers} == set(REMOTE_ONLY)
-        assert {answer.source for answer in answers} == {world.address(where, wire.family)}  # of the node: it goes out by eth0
+        assert {answer.source for answer in answers} == {
+            world.address(where, wire.family)
+        }  # of the node: it goes out by eth0
     remote.assert_dropped("client", kind, wire)
 
 
@@ -190,7 +222,9 @@ def test_external_local_without_local_endpoints(world: World, remote: Web, wire:
     ],
     ids=str,
 )
-def test_where_the_external_policy_counts(world: World, wire: Wire, kind: Kind, counts: bool, spec: dict[str, Any]) -> None:  # noqa: FBT001
+def test_where_the_external_policy_counts(
+    world: World, wire: Wire, kind: Kind, counts: bool, spec: dict[str, Any]
+) -> None:
     if kind == "external" and not spec.get("externalIPs", True):
         return
     web = Web(world)

@@ -54,10 +54,19 @@ def world() -> Iterator[World]:
         ((), {}),
         ((("pod1-1", NOT_READY), ("pod2-1", NOT_READY)), {}),
         ((), {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}),
-        ((("pod2-1", NOT_READY),), {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}),
+        (
+            (("pod2-1", NOT_READY),),
+            {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"},
+        ),
         ((), {"sessionAffinity": "ClientIP"}),
     ],
-    ids=["no endpoints", "none ready", "both local, no endpoints", "both local, none ready", "affinity"],
+    ids=[
+        "no endpoints",
+        "none ready",
+        "both local, no endpoints",
+        "both local, none ready",
+        "affinity",
+    ],
 )
 def test_without_a_usable_endpoint_anywhere(
     world: World, wire: Wire, kind: Kind, endpoints: tuple[Ready, ...], spec: dict[str, Any]
@@ -73,10 +82,17 @@ def test_without_a_usable_endpoint_anywhere(
 @pytest.mark.contract("2.5", "2.5.2", "3.4.6", "2.3.8")
 @each_wire
 @each_kind
-@pytest.mark.parametrize("elsewhere", ["pod2-1", ("pod2-1", DRAINING)], ids=["ready elsewhere", "draining elsewhere"])
+@pytest.mark.parametrize(
+    "elsewhere", ["pod2-1", ("pod2-1", DRAINING)], ids=["ready elsewhere", "draining elsewhere"]
+)
 def test_usable_only_elsewhere(world: World, wire: Wire, kind: Kind, elsewhere: Ready) -> None:
     web = Web(world)
-    web.apply(elsewhere, ("pod1-1", NOT_READY), internalTrafficPolicy="Local", externalTrafficPolicy="Local")
+    web.apply(
+        elsewhere,
+        ("pod1-1", NOT_READY),
+        internalTrafficPolicy="Local",
+        externalTrafficPolicy="Local",
+    )
     for where in SOURCES:
         if kind == "cluster" or where == "client":
             web.assert_dropped(where, kind, wire)
@@ -105,7 +121,10 @@ def test_a_rejection_is_port_unreachable(world: World, wire: Wire, kind: str, wh
     address = web.address("vip" if kind == "vip" else "cluster", wire.family)
     with icmp(world, where, wire.family) as listening:
         started = time.monotonic()
-        assert world.connect(where, address, 81 if kind == "other port" else 80, wire.protocol) == Refused()
+        assert (
+            world.connect(where, address, 81 if kind == "other port" else 80, wire.protocol)
+            == Refused()
+        )
         assert time.monotonic() - started < 0.9, "at once, not with the client's second try"
         assert next_error(listening, wire.family) == UNREACHABLE[wire.family]
 
@@ -113,21 +132,32 @@ def test_a_rejection_is_port_unreachable(world: World, wire: Wire, kind: str, wh
 @pytest.mark.contract("2.5.6", "9.3")
 @each_family
 @pytest.mark.parametrize("where", SOURCES)
-@pytest.mark.parametrize("endpoints", [(), ("pod1-1",)], ids=["without endpoints", "with endpoints"])
-def test_ping_of_a_cluster_ip_is_rejected(world: World, family: Family, where: str, endpoints: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "endpoints", [(), ("pod1-1",)], ids=["without endpoints", "with endpoints"]
+)
+def test_ping_of_a_cluster_ip_is_rejected(
+    world: World, family: Family, where: str, endpoints: tuple[str, ...]
+) -> None:
     web = Web(world)
     web.apply(*endpoints)
     reject, _ = rule_counters(world, "node1", f"refuse-unknown{family.digit}")
     with icmp(world, where, family) as sending:
         ping(sending, web.address("cluster", family))
         assert next_error(sending, family) == UNREACHABLE[family]
-    assert becomes(lambda: rule_counters(world, "node1", f"refuse-unknown{family.digit}")[0], reject + 1) == reject + 1
+    assert (
+        becomes(
+            lambda: rule_counters(world, "node1", f"refuse-unknown{family.digit}")[0], reject + 1
+        )
+        == reject + 1
+    )
 
 
 @pytest.mark.contract("2.2.2", "2.5.6")
 @each_family
 @pytest.mark.parametrize("kind", ["vip", "external"])
-def test_ping_of_an_external_address_is_not_our_business(world: World, family: Family, kind: Kind) -> None:
+def test_ping_of_an_external_address_is_not_our_business(
+    world: World, family: Family, kind: Kind
+) -> None:
     web = Web(world)
     web.apply()
     ip, proto = ("ip", "icmp") if family is Family.IPv4 else ("ip6", "icmpv6")
@@ -228,15 +258,26 @@ def test_an_address_that_no_service_has_is_dropped(world: World, wire: Wire, whe
         world.delete(service_cidr("kubernetes"))
     _, drop = rule_counters(world, "node1", chain)
     assert not isinstance(world.connect(where, address, 80, protocol, timeout=SILENCE), Answer)
-    assert rule_counters(world, "node1", chain)[1] == drop, "without a ServiceCIDR there is nothing to drop"
+    assert rule_counters(world, "node1", chain)[1] == drop, (
+        "without a ServiceCIDR there is nothing to drop"
+    )
 
 
 CIDRS: dict[str, tuple[list[tuple[str, ...]], dict[str, bool]]] = {
     "one": ([("10.96.0.0/16",)], {"10.96.200.1": True, "10.97.0.1": False}),
-    "two in one object": ([("10.96.0.0/16", "10.97.0.0/16")], {"10.96.200.1": True, "10.97.0.1": True, "10.98.0.1": False}),
+    "two in one object": (
+        [("10.96.0.0/16", "10.97.0.0/16")],
+        {"10.96.200.1": True, "10.97.0.1": True, "10.98.0.1": False},
+    ),
     "shared by two": ([("10.96.0.0/16",), ("10.96.0.0/16",)], {"10.96.200.1": True}),
-    "inside each other": ([("10.96.200.0/24",), ("10.0.0.0/9",), ("10.96.0.0/12",)], {"10.96.200.1": True, "10.1.0.1": True}),
-    "side by side": ([("10.96.0.0/17",), ("10.96.128.0/17",)], {"10.96.200.1": True, "10.97.0.1": False}),
+    "inside each other": (
+        [("10.96.200.0/24",), ("10.0.0.0/9",), ("10.96.0.0/12",)],
+        {"10.96.200.1": True, "10.1.0.1": True},
+    ),
+    "side by side": (
+        [("10.96.0.0/17",), ("10.96.128.0/17",)],
+        {"10.96.200.1": True, "10.97.0.1": False},
+    ),
     "side by side, but no larger one": (
         [("10.95.0.0/16", "10.96.0.0/16")],
         {"10.96.200.1": True, "10.95.0.1": True, "10.97.0.1": False},
@@ -250,7 +291,9 @@ CIDRS: dict[str, tuple[list[tuple[str, ...]], dict[str, bool]]] = {
 
 @pytest.mark.contract("2.5.7", "1.5.1", "1.5.2", "1.5.3")
 @pytest.mark.parametrize(("objects", "expected"), CIDRS.values(), ids=CIDRS)
-def test_service_cidrs(world: World, objects: list[tuple[str, ...]], expected: dict[str, bool]) -> None:
+def test_service_cidrs(
+    world: World, objects: list[tuple[str, ...]], expected: dict[str, bool]
+) -> None:
     """Objects come one by one, and go one by one: what is left is what counts."""
     for number, cidrs in enumerate(objects):
         world.apply(service_cidr(f"c{number}", *cidrs))
@@ -302,23 +345,38 @@ def test_invalid_packets_and_drops_of_others(world: World, family: Family) -> No
         {ip} daddr {target} tcp dport 8080 ct state invalid counter name invalid
     }}"""
     with foreign_rules(world, "node1", rules):
-        segment = struct.pack("!HHIIBBHHH", 40000, 8080, 1, 1, 5 << 4, 0b000011, 1000, 0, 0)  # SYN and FIN at once
+        segment = struct.pack(
+            "!HHIIBBHHH", 40000, 8080, 1, 1, 5 << 4, 0b000011, 1000, 0, 0
+        )  # SYN and FIN at once
         with world.lab.enter("client"):
-            raw = socket.socket(socket.AF_INET6 if family is Family.IPv6 else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+            raw = socket.socket(
+                socket.AF_INET6 if family is Family.IPv6 else socket.AF_INET,
+                socket.SOCK_RAW,
+                socket.IPPROTO_TCP,
+            )
         with raw:
             raw.sendto(segment, (target, 0))
         assert passes(world, "node1", "invalid")
-    with foreign_rules(world, "node1", "chain shut { type filter hook forward priority 300; policy drop; }"):
+    with foreign_rules(
+        world, "node1", "chain shut { type filter hook forward priority 300; policy drop; }"
+    ):
         web = Web(world)
         web.apply("pod1-1")
         for protocol in ("TCP", "UDP"):
-            assert world.connect("client", *web.at("vip", Wire(family, protocol)), timeout=SILENCE) == Silent()
+            assert (
+                world.connect("client", *web.at("vip", Wire(family, protocol)), timeout=SILENCE)
+                == Silent()
+            )
 
 
 @contextlib.contextmanager
 def icmp(world: World, where: str, family: Family) -> Iterator[socket.socket]:
     """A raw ICMP socket in a place."""
-    af, proto = (socket.AF_INET, socket.IPPROTO_ICMP) if family is Family.IPv4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
+    af, proto = (
+        (socket.AF_INET, socket.IPPROTO_ICMP)
+        if family is Family.IPv4
+        else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
+    )
     with world.lab.enter(where):
         raw = socket.socket(af, socket.SOCK_RAW, proto)
     with raw:

@@ -9,7 +9,16 @@ from msgspec import structs
 from nftproxy.address import Family
 from nftproxy.lab.client import Answer, Connection, Silent
 from nftproxy.model import Annotations
-from tests.support.frontends import DROPPED, Web, Wire, add_address, becomes, each_wire, route_outside, rule_counters
+from tests.support.frontends import (
+    DROPPED,
+    Web,
+    Wire,
+    add_address,
+    becomes,
+    each_wire,
+    route_outside,
+    rule_counters,
+)
 from tests.support.world import World
 
 CLIENTS = {Family.IPv4: "192.168.50.201/32", Family.IPv6: "fd00:50::201/128"}
@@ -32,7 +41,9 @@ def allowed(world: World, web: Web, wire: Wire) -> set[str]:
     for where in SOURCES:
         (before,) = rule_counters(world, "node1", chain)
         outcome = world.connect(where, *web.at("vip", wire), timeout=DROPPED)
-        if outcome == Silent() and becomes(lambda: rule_counters(world, "node1", chain), [before + 1]) == [before + 1]:
+        if outcome == Silent() and becomes(
+            lambda: rule_counters(world, "node1", chain), [before + 1]
+        ) == [before + 1]:
             continue
         assert isinstance(outcome, Answer) or world.ask(where, *web.at("vip", wire))
         assert rule_counters(world, "node1", chain) == [before], where
@@ -85,7 +96,9 @@ def test_ranges(world: World, wire: Wire, ranges: list[str], sources: set[str]) 
 @pytest.mark.contract("2.7.3")
 @each_wire
 @pytest.mark.parametrize("family", list(Family))
-def test_ranges_of_one_family_leave_the_other_open(world: World, wire: Wire, family: Family) -> None:
+def test_ranges_of_one_family_leave_the_other_open(
+    world: World, wire: Wire, family: Family
+) -> None:
     web = Web(world)
     web.apply("pod1-1", loadBalancerSourceRanges=[OTHERS[family]])
     assert allowed(world, web, wire) == (set() if wire.family is family else set(SOURCES))
@@ -100,22 +113,32 @@ def test_broken_ranges_are_logged_and_empty_ones_are_not(world: World) -> None:
         web.apply("pod1-1", loadBalancerSourceRanges=["", "10.0.0.0/33", " "])
     finally:
         logger.remove(sink)
-    assert len([line for line in lines if web.name in line and "10.0.0.0/33" in line]) == 2 * 2, "each node, each family"
+    assert len([line for line in lines if web.name in line and "10.0.0.0/33" in line]) == 2 * 2, (
+        "each node, each family"
+    )
     assert len([line for line in lines if web.name in line]) == 4
 
 
 @pytest.mark.contract("2.7.6")
 @each_wire
 @pytest.mark.parametrize("with_node", [True, False])
-def test_an_allowed_node_may_come_from_its_own_load_balancer_address(world: World, wire: Wire, with_node: bool) -> None:  # noqa: FBT001
+def test_an_allowed_node_may_come_from_its_own_load_balancer_address(
+    world: World, wire: Wire, with_node: bool
+) -> None:
     web = Web(world)
-    node = [f"{world.address('node1', family)}/{family.bits}" for family in Family] if with_node else []
+    node = (
+        [f"{world.address('node1', family)}/{family.bits}" for family in Family]
+        if with_node
+        else []
+    )
     web.apply("pod1-1", loadBalancerSourceRanges=[*OTHERS.values(), *node])
     address = web.address("vip", wire.family)
     add_address(world, "node1", address)
     chain = f"allowed{wire.family.digit}"
     (before,) = rule_counters(world, "node1", chain)
-    outcome = world.connect("node1", *web.at("vip", wire), source=address, timeout=1.0 if with_node else DROPPED)
+    outcome = world.connect(
+        "node1", *web.at("vip", wire), source=address, timeout=1.0 if with_node else DROPPED
+    )
     expected = [before + (not with_node)]
     assert becomes(lambda: rule_counters(world, "node1", chain), expected) == expected
     assert (outcome == Silent()) == (not with_node), outcome
@@ -146,7 +169,11 @@ def test_ranges_that_change(world: World, wire: Wire) -> None:
         assert allowed(world, web, wire) == sources, step
     world.delete(web.service())
     v = wire.family.digit
-    left = [key for name in _allowed_sets(world, v) for key in world.tables["node1"].kernel.elements(name)]
+    left = [
+        key
+        for name in _allowed_sets(world, v)
+        for key in world.tables["node1"].kernel.elements(name)
+    ]
     assert web.address("vip", wire.family) not in {key[0] for key in left}
 
 
@@ -164,7 +191,9 @@ def test_each_load_balancer_address_and_port_has_its_own(world: World, wire: Wir
 
 @pytest.mark.contract("2.2.3", "2.7.4")
 @each_wire
-def test_an_address_that_is_an_external_ip_as_well_keeps_its_ranges(world: World, wire: Wire) -> None:
+def test_an_address_that_is_an_external_ip_as_well_keeps_its_ranges(
+    world: World, wire: Wire
+) -> None:
     web = Web(world)
     web._addresses["external"] = web._addresses["vip"]
     web.apply("pod1-1", loadBalancerSourceRanges=[*CLIENTS.values()])
@@ -174,7 +203,10 @@ def test_an_address_that_is_an_external_ip_as_well_keeps_its_ranges(world: World
 @pytest.mark.contract("2.7.8", "2.1.6")
 def test_the_annotation_is_not_read() -> None:
     """Annotations are decoded into this one field, so nothing else can act."""
-    assert structs.fields(Annotations)[0].encode_name == "endpoints.kubernetes.io/last-change-trigger-time"
+    assert (
+        structs.fields(Annotations)[0].encode_name
+        == "endpoints.kubernetes.io/last-change-trigger-time"
+    )
     assert len(structs.fields(Annotations)) == 1
 
 

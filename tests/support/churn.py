@@ -96,7 +96,11 @@ def _target_ports(number: int) -> tuple[int, int]:
 def _judge(cluster: "_Cluster", report: dict[str, Any]) -> Outcome:
     outcome = Outcome(cluster.changes, len(report["reached"]), report["continued"])
     for moment, text in (*cluster.problems, *report["problems"]):
-        before = ", ".join(f"{name} {(moment - at) * 1000:.0f} ms before" for at, name in cluster.log if 0 <= moment - at < 0.1)
+        before = ", ".join(
+            f"{name} {(moment - at) * 1000:.0f} ms before"
+            for at, name in cluster.log
+            if 0 <= moment - at < 0.1
+        )
         outcome.problems.append(f"{text}; changes: {before or 'none'}")
     for reached in (Reached(*each) for each in report["reached"]):
         versions = cluster.versions[reached.steady]
@@ -131,8 +135,16 @@ class _Steady:
         """Its addresses by kind."""
         n = self.number + 1
         return {
-            Family.IPv4: {"cluster": f"10.96.1.{n}", "external": f"203.0.113.{n}", "vip": f"203.0.113.{100 + n}"},
-            Family.IPv6: {"cluster": f"fd00:10:96::1:{n}", "external": f"fd00:beef::{n}", "vip": f"fd00:beef::1{n}"},
+            Family.IPv4: {
+                "cluster": f"10.96.1.{n}",
+                "external": f"203.0.113.{n}",
+                "vip": f"203.0.113.{100 + n}",
+            },
+            Family.IPv6: {
+                "cluster": f"fd00:10:96::1:{n}",
+                "external": f"fd00:beef::{n}",
+                "vip": f"fd00:beef::1{n}",
+            },
         }
 
     @property
@@ -146,7 +158,9 @@ class _Steady:
             for protocol in ("TCP", "UDP"):
                 for address in kinds.values():
                     yield Frontend(self.number, address, 80, protocol)
-                yield Frontend(self.number, world.address(on_node, family), self.node_port, protocol)
+                yield Frontend(
+                    self.number, world.address(on_node, family), self.node_port, protocol
+                )
 
     def service(self) -> Service:
         ports = [
@@ -154,20 +168,33 @@ class _Steady:
             {"port": 80, "name": "udp", "protocol": "UDP", "nodePort": self.node_port},
         ]
         if self.more_ports:
-            ports.append({"port": 443, "name": "more", "protocol": "TCP", "nodePort": self.node_port + 100})
-        spec = {"externalIPs": [kinds["external"] for kinds in self.ips.values()], "ports": ports, **self.spec}
+            ports.append(
+                {"port": 443, "name": "more", "protocol": "TCP", "nodePort": self.node_port + 100}
+            )
+        spec = {
+            "externalIPs": [kinds["external"] for kinds in self.ips.values()],
+            "ports": ports,
+            **self.spec,
+        }
         cluster_ips = [kinds["cluster"] for kinds in self.ips.values()]
-        return service(self.name, cluster_ips, vips=[kinds["vip"] for kinds in self.ips.values()], **spec)
+        return service(
+            self.name, cluster_ips, vips=[kinds["vip"] for kinds in self.ips.values()], **spec
+        )
 
     def slices(self, world: World) -> list[EndpointSlice]:
         port = _target_ports(self.number)[self.target]
-        ports = [{"name": name, "port": port, "protocol": name.upper().replace("MORE", "TCP")} for name in ("tcp", "udp", "more")]
+        ports = [
+            {"name": name, "port": port, "protocol": name.upper().replace("MORE", "TCP")}
+            for name in ("tcp", "udp", "more")
+        ]
         found = []
         for family in Family:
             endpoints = []
             for place, condition in {**dict.fromkeys(ANCHORS, "ready"), **self.others}.items():
                 on = f"node{place.removeprefix('pod').removeprefix('node')[0]}"
-                more: dict[str, Any] = {"ready": True} if condition == "ready" else {"ready": False, "serving": True}
+                more: dict[str, Any] = (
+                    {"ready": True} if condition == "ready" else {"ready": False, "serving": True}
+                )
                 more["terminating"] = condition == "leaving"
                 if self.hinted:
                     more["zones"] = ["a" if on == "node1" else "b"]
@@ -177,9 +204,14 @@ class _Steady:
 
     def endpoints(self, world: World) -> frozenset[tuple[str, int]]:
         """Return the endpoints that may be used: those that are ready."""
-        places = [*ANCHORS, *(place for place, condition in self.others.items() if condition == "ready")]
+        places = [
+            *ANCHORS,
+            *(place for place, condition in self.others.items() if condition == "ready"),
+        ]
         port = _target_ports(self.number)[self.target]
-        return frozenset((world.address(place, family), port) for place in places for family in Family)
+        return frozenset(
+            (world.address(place, family), port) for place in places for family in Family
+        )
 
 
 class _Cluster:
@@ -201,7 +233,9 @@ class _Cluster:
         """Bring the first state into the kernel."""
         for steady in self._steady:
             self._put(steady.service(), *steady.slices(self._world))
-            self.versions[steady.number].append(Version(0, float("inf"), steady.endpoints(self._world)))
+            self.versions[steady.number].append(
+                Version(0, float("inf"), steady.endpoints(self._world))
+            )
         self._tell_zones()
         self._world.sync()
 
@@ -271,13 +305,24 @@ class _Cluster:
         number = self._random.randrange(20)
         name = f"other{number}"
         port = _target_ports(STEADY)[0]
-        spec: dict[str, Any] = {"vips": [f"203.0.113.{120 + number}"], "created": "2026-02-01T00:00:00Z"}
+        spec: dict[str, Any] = {
+            "vips": [f"203.0.113.{120 + number}"],
+            "created": "2026-02-01T00:00:00Z",
+        }
         if self._random.random() < 0.3:
             spec["externalIPs"] = [f"203.0.113.{1 + self._random.randrange(STEADY)}"]
         if self._random.random() < 0.3:
             spec["sessionAffinity"] = "ClientIP"
-        made = service(name, [f"10.96.2.{number}", f"fd00:10:96::2:{number}"], 80, node_port=32000 + number, **spec)
-        places = self._random.sample(("pod1-1", "pod1-3", "pod2-1", "pod2-3"), self._random.randrange(4))
+        made = service(
+            name,
+            [f"10.96.2.{number}", f"fd00:10:96::2:{number}"],
+            80,
+            node_port=32000 + number,
+            **spec,
+        )
+        places = self._random.sample(
+            ("pod1-1", "pod1-3", "pod2-1", "pod2-3"), self._random.randrange(4)
+        )
         found = [endpoint(self._world.address(place), f"node{place[3]}") for place in places]
         piece = endpoint_slice(name, found, port=port)
         if self._random.random() < 0.4:
@@ -321,7 +366,11 @@ _POLICIES: dict[str, tuple[Any, ...]] = {
     "externalTrafficPolicy": ("Local", "Cluster"),
     "internalTrafficPolicy": ("Local", "Cluster"),
     "sessionAffinity": ("ClientIP", "None"),
-    "loadBalancerSourceRanges": ([], ["10.0.0.0/8", "192.168.0.0/16", "fd00::/8"], ["0.0.0.0/1", "128.0.0.0/1", "fd00::/9"]),
+    "loadBalancerSourceRanges": (
+        [],
+        ["10.0.0.0/8", "192.168.0.0/16", "fd00::/8"],
+        ["0.0.0.0/1", "128.0.0.0/1", "fd00::/9"],
+    ),
 }
 _KINDS: dict[str, tuple[Callable[[_Cluster], None], float]] = {
     "endpoints": (_Cluster._change_endpoints, 40),
@@ -346,13 +395,21 @@ class _Clients:
         for client in world.lab.clients:
             for family in Family:
                 world.lab.route(client, SERVICE_CIDRS[family], "node1")
-                world.lab.route(client, "203.0.113.0/24" if family is Family.IPv4 else "fd00:beef::/64", "node1")
+                world.lab.route(
+                    client, "203.0.113.0/24" if family is Family.IPv4 else "fd00:beef::/64", "node1"
+                )
         orders = [
-            (world.lab.place(place).namespace, [f for number in range(STEADY) for f in _Steady(number).frontends(world, place)])
+            (
+                world.lab.place(place).namespace,
+                [f for number in range(STEADY) for f in _Steady(number).frontends(world, place)],
+            )
             for place in PLACES
         ]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.churn"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tests.support.churn"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -394,14 +451,18 @@ class _Client:
 
     def _connect(self, frontend: Frontend, *, keep: bool) -> None:
         begin = time.monotonic()
-        found = open_connection(self._namespace, frontend.address, frontend.port, frontend.protocol, timeout=PATIENCE)
+        found = open_connection(
+            self._namespace, frontend.address, frontend.port, frontend.protocol, timeout=PATIENCE
+        )
         end = time.monotonic()
         if not isinstance(found, Connection):
             self._problem(begin, f"{frontend}: {found}")
             return
         if frontend.protocol == "TCP" and (lost := _retransmitted(found)):
             self._problem(begin, f"{frontend}: {lost} packets had to be sent again")
-        self.reached.append(Reached(begin, end, frontend.steady, found.answer.address, found.answer.port))
+        self.reached.append(
+            Reached(begin, end, frontend.steady, found.answer.address, found.answer.port)
+        )
         if not keep or frontend.protocol == "UDP":
             found.close()
             return
@@ -413,7 +474,10 @@ class _Client:
         outcome = connection.again(PATIENCE)
         self.continued += 1
         if outcome != connection.answer:
-            self._problem(time.monotonic(), f"{frontend}: an open connection to {connection.answer.address} was cut: {outcome}")
+            self._problem(
+                time.monotonic(),
+                f"{frontend}: an open connection to {connection.answer.address} was cut: {outcome}",
+            )
             self._held.remove((frontend, connection))
             connection.close()
 
@@ -431,7 +495,10 @@ def main() -> None:
     """Be the clients: orders on the input, then "stop"; what was seen on the output."""
     stop = threading.Event()
     orders = json.loads(sys.stdin.readline())
-    clients = [_Client(namespace, [Frontend(*each) for each in frontends], stop) for namespace, frontends in orders]
+    clients = [
+        _Client(namespace, [Frontend(*each) for each in frontends], stop)
+        for namespace, frontends in orders
+    ]
     for client in clients:
         client.thread.start()
     print("connecting", flush=True)

@@ -57,7 +57,9 @@ class Cluster:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nftproxy-cluster-")))
+            self._folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="nftproxy-cluster-"))
+            )
             if self.namespace is None:
                 self.namespace = f"cluster-{uuid.uuid4().hex[:8]}"
                 namespaces.create(self.namespace)
@@ -87,26 +89,49 @@ class Cluster:
         return f"https://127.0.0.1:{self._port}"
 
     def kubeconfig(self, user: str = "admin") -> Path:
-        """Return a kubeconfig of `admin`, who may do everything, or `system:kube-proxy`, who may do what contract 10.2 says."""
+        """Return a kubeconfig of `admin`, who may do everything, or `system:kube-proxy`, a node-proxier (contract 10.2)."""
         path = self._folder / f"{user.replace(':', '-')}.kubeconfig"
         mine = self._admin if user == "admin" else self._proxy
         document = {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [
-                {"name": "c", "cluster": {"server": self.url, "certificate-authority": str(self._authority.own.certificate)}}
+                {
+                    "name": "c",
+                    "cluster": {
+                        "server": self.url,
+                        "certificate-authority": str(self._authority.own.certificate),
+                    },
+                }
             ],
-            "users": [{"name": "u", "user": {"client-certificate": str(mine.certificate), "client-key": str(mine.key)}}],
+            "users": [
+                {
+                    "name": "u",
+                    "user": {
+                        "client-certificate": str(mine.certificate),
+                        "client-key": str(mine.key),
+                    },
+                }
+            ],
             "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
             "current-context": "x",
         }
         path.write_text(json.dumps(document))
         return path
 
-    def kubectl(self, *arguments: str, documents: Document | list[Document] | None = None, check: bool = True) -> str:
+    def kubectl(
+        self,
+        *arguments: str,
+        documents: Document | list[Document] | None = None,
+        check: bool = True,
+    ) -> str:
         """Run kubectl as admin and return what it prints; `documents` go to its standard input, for `-f -`."""
         listed = documents if isinstance(documents, list) else [documents]
-        given = None if documents is None else json.dumps({"apiVersion": "v1", "kind": "List", "items": listed})
+        given = (
+            None
+            if documents is None
+            else json.dumps({"apiVersion": "v1", "kind": "List", "items": listed})
+        )
         command = [
             self._program("kubectl"),
             "--kubeconfig",
@@ -116,7 +141,9 @@ class Cluster:
             *arguments,
         ]
         with self.entered():
-            done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=60)
+            done = subprocess.run(
+                command, input=given, capture_output=True, text=True, check=False, timeout=60
+            )
         assert done.returncode == 0 or not check, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
@@ -179,7 +206,14 @@ class Cluster:
             "etcd",
             *("--name", "test", "--data-dir", str(self._folder / "etcd")),
             *("--listen-client-urls", client, "--advertise-client-urls", client),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"test={peer}"),
+            *(
+                "--listen-peer-urls",
+                peer,
+                "--initial-advertise-peer-urls",
+                peer,
+                "--initial-cluster",
+                f"test={peer}",
+            ),
             *("--unsafe-no-fsync", "--log-level", "warn"),
         )
         self._wait_for("etcd", f"{client}/health", None)
@@ -190,18 +224,26 @@ class Cluster:
 
     def _start(self, program: str, *arguments: str) -> None:
         with self.entered(), self._log(program).open("ab") as log:
-            self._processes[program] = subprocess.Popen([self._program(program), *arguments], stdout=log, stderr=log)
+            self._processes[program] = subprocess.Popen(
+                [self._program(program), *arguments], stdout=log, stderr=log
+            )
 
     def _wait_for(self, program: str, url: str, tls: ssl.SSLContext | None) -> None:
         """Wait until a server answers; there is nothing but asking that tells."""
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             with self.entered(), contextlib.suppress(urllib.error.URLError, OSError):
-                opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
+                opener = urllib.request.build_opener(
+                    urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls)
+                )
                 with opener.open(url, timeout=5):
                     return
-            assert self._processes[program].poll() is None, f"{program} has ended:\n{self._log(program).read_text()[-2000:]}"
-            assert time.monotonic() < deadline, f"{program} is not ready:\n{self._log(program).read_text()[-2000:]}"
+            assert self._processes[program].poll() is None, (
+                f"{program} has ended:\n{self._log(program).read_text()[-2000:]}"
+            )
+            assert time.monotonic() < deadline, (
+                f"{program} is not ready:\n{self._log(program).read_text()[-2000:]}"
+            )
             time.sleep(0.1)
 
     def _stop(self, program: str, how: signal.Signals = signal.SIGTERM) -> None:
@@ -225,5 +267,7 @@ class Cluster:
 def _free_ports(count: int) -> list[int]:
     """Return ports that nobody uses. In a namespace of our own nobody takes them meanwhile."""
     with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        listeners = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
         return [each.getsockname()[1] for each in listeners]

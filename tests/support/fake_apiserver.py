@@ -75,7 +75,9 @@ class Exchange:
         self.connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 
     def begin(self) -> None:
-        self.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self.connection.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
 
     def chunk(self, content: bytes) -> None:
         self.connection.sendall(b"%x\r\n%s\r\n" % (len(content), content))
@@ -103,7 +105,11 @@ class Exchange:
         while True:
             with self.server.condition:
                 ended = collection.ended != self.ended
-                new = [(v, line) for v, line in collection.history if v > at and not (ended and v > collection.ended_at)]
+                new = [
+                    (v, line)
+                    for v, line in collection.history
+                    if v > at and not (ended and v > collection.ended_at)
+                ]
                 if self.server.stopped:
                     raise ConnectionAbortedError
                 if not new and ended:
@@ -160,13 +166,20 @@ class FakeApiServer:
 
     def begin_with(self, resource: str, *documents: Document) -> None:
         """Have objects from the beginning: nothing happens, and no version is used up."""
-        self.collections[resource].objects.update({_key(document): document for document in documents})
+        self.collections[resource].objects.update(
+            {_key(document): document for document in documents}
+        )
 
     def replay(self, resource: str, recording: str) -> None:
         """Let happen what a recorded watch told."""
         for line in (RECORDINGS / recording).read_bytes().splitlines():
             event = json.loads(line)
-            self._happen(resource, event["type"], event["object"], int(event["object"]["metadata"]["resourceVersion"]))
+            self._happen(
+                resource,
+                event["type"],
+                event["object"],
+                int(event["object"]["metadata"]["resourceVersion"]),
+            )
 
     def put(self, resource: str, document: Document) -> None:
         """Create or change an object."""
@@ -174,7 +187,12 @@ class FakeApiServer:
         self._happen(resource, "MODIFIED" if known else "ADDED", document, self.version + 1)
 
     def delete(self, resource: str, name: str, namespace: str = "default") -> None:
-        self._happen(resource, "DELETED", self.collections[resource].objects[namespace, name], self.version + 1)
+        self._happen(
+            resource,
+            "DELETED",
+            self.collections[resource].objects[namespace, name],
+            self.version + 1,
+        )
 
     def bookmark(self, resource: str) -> None:
         """Send a bookmark, as often as the world moves on without anything happening to the resource."""
@@ -206,7 +224,9 @@ class FakeApiServer:
 
     def asked(self, resource: str, verb: str = "") -> list[Request]:
         """Return the requests so far."""
-        return [each for each in self.requests if each.resource == resource and verb in {"", each.verb}]
+        return [
+            each for each in self.requests if each.resource == resource and verb in {"", each.verb}
+        ]
 
     def listen(self) -> None:
         """Accept connections, at the same port as before if there was one."""
@@ -266,10 +286,14 @@ class FakeApiServer:
                     headers[name.lower()] = value
                 url = urlsplit(line.split()[1].decode())
                 if url.path not in PATHS:  # an event is written
-                    self.written.append(json.loads(reader.read(int(headers.get("content-length", 0))) or b"{}"))
+                    self.written.append(
+                        json.loads(reader.read(int(headers.get("content-length", 0))) or b"{}")
+                    )
                     connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}")
                     continue
-                request = Request(PATHS[url.path], dict(parse_qsl(url.query)), headers.get("authorization", ""))
+                request = Request(
+                    PATHS[url.path], dict(parse_qsl(url.query)), headers.get("authorization", "")
+                )
                 self._handle(request, connection)
         self._connections.discard(connection)
 
@@ -306,7 +330,10 @@ class FakeApiServer:
         with self.condition:
             collection = self.collections[resource]
             self.version = max(self.version, version)
-            document = {**document, "metadata": {**document["metadata"], "resourceVersion": str(version)}}
+            document = {
+                **document,
+                "metadata": {**document["metadata"], "resourceVersion": str(version)},
+            }
             if kind == "DELETED":
                 del collection.objects[_key(document)]
             elif kind != "BOOKMARK":
@@ -325,8 +352,16 @@ def list_objects(exchange: Exchange) -> None:
         refused(410, reason="Expired")(exchange)
         return
     end = int(begin) + int(query["limit"])
-    meta = {"resourceVersion": version, **({"continue": f"{end}/{version}"} if end < len(documents) else {})}
-    exchange.answer(200, json.dumps({"kind": "List", "metadata": meta, "items": documents[int(begin) : end]}).encode())
+    meta = {
+        "resourceVersion": version,
+        **({"continue": f"{end}/{version}"} if end < len(documents) else {}),
+    }
+    exchange.answer(
+        200,
+        json.dumps(
+            {"kind": "List", "metadata": meta, "items": documents[int(begin) : end]}
+        ).encode(),
+    )
 
 
 def stream_list(exchange: Exchange) -> None:
@@ -366,7 +401,13 @@ def initial_events_end(version: int) -> bytes:
 
 def refused(code: int, *, reason: str = "", message: str = "", **headers: str) -> Hazard:
     """Return a hazard that answers with an error."""
-    status = {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}
+    status = {
+        "kind": "Status",
+        "status": "Failure",
+        "code": code,
+        "reason": reason,
+        "message": message,
+    }
     return lambda exchange: exchange.answer(code, json.dumps(status).encode(), **headers)
 
 

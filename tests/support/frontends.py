@@ -83,18 +83,35 @@ class Web:
         self.node_port = 30000 + number
         high, low = divmod(number, 250)
         self._addresses: dict[Kind, dict[Family, str]] = {
-            "cluster": {Family.IPv4: f"10.96.{high}.{low + 1}", Family.IPv6: f"fd00:10:96::{number:x}"},
-            "vip": {Family.IPv4: f"203.0.{112 + high}.{low + 1}", Family.IPv6: f"fd00:beef::{number:x}"},
-            "external": {Family.IPv4: f"198.18.{high}.{low + 1}", Family.IPv6: f"fd00:cafe::{number:x}"},
+            "cluster": {
+                Family.IPv4: f"10.96.{high}.{low + 1}",
+                Family.IPv6: f"fd00:10:96::{number:x}",
+            },
+            "vip": {
+                Family.IPv4: f"203.0.{112 + high}.{low + 1}",
+                Family.IPv6: f"fd00:beef::{number:x}",
+            },
+            "external": {
+                Family.IPv4: f"198.18.{high}.{low + 1}",
+                Family.IPv6: f"fd00:cafe::{number:x}",
+            },
         }
 
     def address(self, kind: Kind, family: Family, node: str = "node1") -> str:
         """The address of a frontend; of a NodePort, that of a node."""
-        return self.world.address(node, family) if kind == "nodeport" else self._addresses[kind][family]
+        return (
+            self.world.address(node, family)
+            if kind == "nodeport"
+            else self._addresses[kind][family]
+        )
 
     def at(self, kind: Kind, wire: Wire, node: str = "node1") -> tuple[str, int, str]:
         """Address, port and protocol of a frontend."""
-        return self.address(kind, wire.family, node), self.node_port if kind == "nodeport" else self.port, wire.protocol
+        return (
+            self.address(kind, wire.family, node),
+            self.node_port if kind == "nodeport" else self.port,
+            wire.protocol,
+        )
 
     def service(self, **spec: Any) -> Service:
         """The Service; `spec` in the API's spelling replaces what it has by default."""
@@ -111,7 +128,11 @@ class Web:
         return service(self.name, **{**default, **spec})
 
     def slices(
-        self, *places: Ready, port: int = 8080, suffix: str = "", names: Mapping[str, str] | None = None
+        self,
+        *places: Ready,
+        port: int = 8080,
+        suffix: str = "",
+        names: Mapping[str, str] | None = None,
     ) -> list[EndpointSlice]:
         """Its slices, one per family: pods, nodes and clients by name as endpoints, or with conditions or hints.
 
@@ -125,9 +146,14 @@ class Web:
                 place = self.world.lab.place(name)
                 node = getattr(place, "node", name if name.startswith("node") else "")
                 endpoints.append(endpoint(place.addresses[family], **{"node": node, **more}))
-            ports = [{"name": name, "port": port, "protocol": protocol} for name, protocol in (names or self.names).items()]
+            ports = [
+                {"name": name, "port": port, "protocol": protocol}
+                for name, protocol in (names or self.names).items()
+            ]
             name = f"{self.name}-{family.lower()}{suffix}"
-            found.append(endpoint_slice(self.name, endpoints, name=name, ports=ports, family=family))
+            found.append(
+                endpoint_slice(self.name, endpoints, name=name, ports=ports, family=family)
+            )
         return found
 
     def apply(self, *places: Ready, port: int = 8080, **spec: Any) -> list[Report]:
@@ -140,7 +166,16 @@ class Web:
         for table in self.world.tables.values():
             table.tidy()
 
-    def answers(self, where: str, kind: Kind, wire: Wire, *, node: str = "node1", times: int = 48, **options: Any) -> set[str]:
+    def answers(
+        self,
+        where: str,
+        kind: Kind,
+        wire: Wire,
+        *,
+        node: str = "node1",
+        times: int = 48,
+        **options: Any,
+    ) -> set[str]:
         """Who answers. That one of three endpoints is not among 48 answers happens once in 100 million runs."""
         return set(self.world.answers(where, *self.at(kind, wire, node), times=times, **options))
 
@@ -148,8 +183,12 @@ class Web:
         """How many packets the no-endpoints entry of a frontend has seen on a node."""
         address, port, protocol = self.at(kind, wire)
         if kind == "nodeport":
-            return self.world.dropped(node, f"nodeport_no_endpoints{wire.family.digit}", f"{protocol.lower()} . {port}")
-        return self.world.dropped(node, f"no_endpoints{wire.family.digit}", f"{address} . {protocol.lower()} . {port}")
+            return self.world.dropped(
+                node, f"nodeport_no_endpoints{wire.family.digit}", f"{protocol.lower()} . {port}"
+            )
+        return self.world.dropped(
+            node, f"no_endpoints{wire.family.digit}", f"{address} . {protocol.lower()} . {port}"
+        )
 
     def assert_dropped(self, where: str, kind: Kind, wire: Wire, node: str = "node1") -> None:
         """A connection is met with silence, and it is the entry of this frontend on `node` that dropped it."""

@@ -13,7 +13,14 @@ from types import TracebackType
 from typing import Self
 
 from nftproxy.address import Family, parse_network
-from nftproxy.configuration.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix, LocalDetector, NodePortNetworks
+from nftproxy.configuration.settings import (
+    ALL,
+    BridgeInterface,
+    Cidr,
+    InterfaceNamePrefix,
+    LocalDetector,
+    NodePortNetworks,
+)
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import build
 from nftproxy.lab.lab import Lab
@@ -45,7 +52,9 @@ class Ground:
 
     def __enter__(self) -> Self:
         with self._cleanup as cleanup:
-            self.world = cleanup.enter_context(World(lab={"pods": 2, "clients": 2, "wiring": self._options.wiring}))
+            self.world = cleanup.enter_context(
+                World(lab={"pods": 2, "clients": 2, "wiring": self._options.wiring})
+            )
             self._listen()
             self._route()
             for node in self.lab.nodes:
@@ -53,7 +62,12 @@ class Ground:
             self._cleanup = cleanup.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._cleanup.close()
 
     @property
@@ -84,9 +98,16 @@ class Ground:
         """A node as the oracle wants it."""
         links = []
         for family in Family:
-            network = ip_network(f"{node.addresses[family]}/{24 if family is Family.IPv4 else 64}", strict=False)
-            links += [Link(str(network), node.addresses[family]), Link(node.pod_cidrs[family], node.gateways[family])]
-        more = tuple(addresses[-1] for addresses in OUTSIDE.values()) if node.name == "node1" else ()
+            network = ip_network(
+                f"{node.addresses[family]}/{24 if family is Family.IPv4 else 64}", strict=False
+            )
+            links += [
+                Link(str(network), node.addresses[family]),
+                Link(node.pod_cidrs[family], node.gateways[family]),
+            ]
+        more = (
+            tuple(addresses[-1] for addresses in OUTSIDE.values()) if node.name == "node1" else ()
+        )
         return Host(self.table(node).settings, zone, tuple(links), ("127.0.0.1", "::1", *more))
 
     def source(self, place: str, destination: str) -> str:
@@ -105,7 +126,9 @@ class Ground:
             self.lab.listen(node, (*ports, *ENDPOINT_PORTS))
         server = self.lab._server
         assert server is not None
-        server.listen(self.lab.plan.underlay, "outside", sorted(ports), ("TCP", "UDP"), self.lab.families)
+        server.listen(
+            self.lab.plan.underlay, "outside", sorted(ports), ("TCP", "UDP"), self.lab.families
+        )
 
     def _route(self) -> None:
         outside = []
@@ -113,13 +136,24 @@ class Ground:
             everywhere = {*OUTSIDE[family], *CLUSTER_IPS[family], UNALLOCATED[family]}
             nodad = " nodad" if family is Family.IPv6 else ""
             outside += [f"addr add {address}/{family.bits} dev lo{nodad}" for address in everywhere]
-            outside += [f"route add {node.pod_cidrs[family]} via {node.addresses[family]}" for node in self.lab.nodes]
-            for client, node, other in zip(self.lab.clients, self.lab.nodes, reversed(self.lab.nodes), strict=True):
+            outside += [
+                f"route add {node.pod_cidrs[family]} via {node.addresses[family]}"
+                for node in self.lab.nodes
+            ]
+            for client, node, other in zip(
+                self.lab.clients, self.lab.nodes, reversed(self.lab.nodes), strict=True
+            ):
                 back = f"route add {client.addresses[family]}/{family.bits} via {node.addresses[family]}"
                 outside.append(back)
                 self.lab.ip(other, back)
-                targets = (SERVICE_CIDRS[family], *(f"{address}/{family.bits}" for address in OUTSIDE[family]))
-                self.lab.ip(client, *(f"route replace {target} via {node.addresses[family]}" for target in targets))
+                targets = (
+                    SERVICE_CIDRS[family],
+                    *(f"{address}/{family.bits}" for address in OUTSIDE[family]),
+                )
+                self.lab.ip(
+                    client,
+                    *(f"route replace {target} via {node.addresses[family]}" for target in targets),
+                )
             self.lab.ip("node1", f"addr add {OUTSIDE[family][-1]}/{family.bits} dev lo")
         build.batch("ip", self.lab.plan.underlay, outside)
 
@@ -131,7 +165,9 @@ class Ground:
             case "ipv4-only":
                 return Cidr({Family.IPv4: parse_network(CLUSTER_CIDRS[Family.IPv4])})
             case "node":
-                return Cidr({family: parse_network(text) for family, text in node.pod_cidrs.items()})
+                return Cidr(
+                    {family: parse_network(text) for family, text in node.pod_cidrs.items()}
+                )
             case "bridge":
                 return BridgeInterface("cni0" if bridged else "veth1")
             case "prefix":

@@ -51,7 +51,11 @@ BAD: dict[str, Document] = {
     "EndpointSlice": {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": {"name": "bad-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "bad"}},
+        "metadata": {
+            "name": "bad-1",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "bad"},
+        },
         "addressType": "IPv4",
         "endpoints": [
             {
@@ -61,7 +65,10 @@ BAD: dict[str, Document] = {
                 "hints": {"forZones": [{"name": "a"}], "forNodes": [{"name": "node1"}]},
             }
         ],
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "dns", "port": 8080, "protocol": "UDP"}],
+        "ports": [
+            {"name": "http", "port": 8080, "protocol": "TCP"},
+            {"name": "dns", "port": 8080, "protocol": "UDP"},
+        ],
     },
     "Node": {
         "apiVersion": "v1",
@@ -120,7 +127,9 @@ def places(document: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple
             yield from places(value, (*path, key))
 
 
-PLACES: list[Place] = [(kind, place) for kind, document in BAD.items() for place in places(document)]
+PLACES: list[Place] = [
+    (kind, place) for kind, document in BAD.items() for place in places(document)
+]
 
 
 def spoilt(changes: list[tuple[Place, Any]]) -> list[Document]:
@@ -131,7 +140,9 @@ def spoilt(changes: list[tuple[Place, Any]]) -> list[Document]:
         try:
             for part in path[:-1]:
                 inner = inner[part]
-            inner[path[-1]] = copy.deepcopy(value.what * value.times if isinstance(value, Many) else value)
+            inner[path[-1]] = copy.deepcopy(
+                value.what * value.times if isinstance(value, Many) else value
+            )
         except (KeyError, IndexError, TypeError):  # an earlier change took the place away
             continue
     return list(documents.values())
@@ -152,5 +163,7 @@ def from_files(documents: list[Document], path: Path) -> list[Object]:
     """What the manifest source makes of documents, in YAML."""
     path.write_text(yaml.safe_dump_all(documents, allow_unicode=True))
     scan = Manifests([path]).scan()
-    assert all("\n" not in problem and len(problem) < 1000 for problem in scan.problems), scan.problems
+    assert all("\n" not in problem and len(problem) < 1000 for problem in scan.problems), (
+        scan.problems
+    )
     return [item for items in scan.objects.values() for item in items]

@@ -38,10 +38,15 @@ class Answered:
     endpoint: Endpoint
     sources: frozenset[str]
     choice: Choice | None = None
+    owner: PortName | None = None  # whose list it is one of
 
     def fits(self, outcome: Outcome) -> bool:
         """Whether this is what happened."""
-        return isinstance(outcome, Answer) and (outcome.address, outcome.port) == self.endpoint and outcome.source in self.sources
+        return (
+            isinstance(outcome, Answer)
+            and (outcome.address, outcome.port) == self.endpoint
+            and outcome.source in self.sources
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,12 @@ class Journey:
     What a client of the lab sends to the cluster goes through the node of the same number, and so does what is sent to it.
     """
 
-    def __init__(self, plan: Plan, hosts: Mapping[str, Host], oracles: Mapping[tuple[str, Family], list[Oracle]]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        hosts: Mapping[str, Host],
+        oracles: Mapping[tuple[str, Family], list[Oracle]],
+    ) -> None:
         self._plan = plan
         self._hosts = hosts
         self._oracles = oracles
@@ -83,7 +93,9 @@ class Journey:
     def expected(self, place: Place, packet: Packet, family: Family) -> list[Expected]:
         """Return everything that may become of a connection, in all readings; `packet` without its interface."""
         if isinstance(place, Client):
-            direct = next((n for n in self._plan.nodes if n.addresses[family] == packet.destination), None)
+            direct = next(
+                (n for n in self._plan.nodes if n.addresses[family] == packet.destination), None
+            )
             node, interface = direct or self._way(place), "eth0"
         elif isinstance(place, Pod):
             node = next(n for n in self._plan.nodes if n.name == place.node)
@@ -94,7 +106,11 @@ class Journey:
 
     def _arrive(self, node: Node, packet: Packet, family: Family) -> Iterator[Expected]:
         """Yield what may become of a packet that comes to a node."""
-        for verdict in {verdict for oracle in self._oracles[node.name, family] for verdict in oracle.judge(packet)}:
+        for verdict in {
+            verdict
+            for oracle in self._oracles[node.name, family]
+            for verdict in oracle.judge(packet)
+        }:
             if isinstance(verdict, Served):
                 yield from self._served(node, packet, family, verdict)
             elif verdict is Fate.UNTOUCHED:
@@ -102,16 +118,28 @@ class Journey:
             else:
                 yield Denied(verdict)
 
-    def _served(self, node: Node, packet: Packet, family: Family, verdict: Served) -> Iterator[Expected]:
-        choice = Choice(Memory(node.name, verdict.owner, packet.source), verdict.which) if verdict.sticky else None
+    def _served(
+        self, node: Node, packet: Packet, family: Family, verdict: Served
+    ) -> Iterator[Expected]:
+        choice = (
+            Choice(Memory(node.name, verdict.owner, packet.source), verdict.which)
+            if verdict.sticky
+            else None
+        )
         for reached in verdict.reached:
             address, port = reached.endpoint
             for source in reached.sources:
                 if not reached.masqueraded and not self._comes_back(node, source, address, family):
                     yield Lost(choice)
                     continue
-                for expected in self._go_on(node, replace(packet, source=source, destination=address, port=port), family):
-                    yield replace(expected, choice=choice) if isinstance(expected, Answered) else expected
+                for expected in self._go_on(
+                    node, replace(packet, source=source, destination=address, port=port), family
+                ):
+                    yield (
+                        replace(expected, choice=choice, owner=verdict.owner)
+                        if isinstance(expected, Answered)
+                        else expected
+                    )
 
     def _go_on(self, node: Node, packet: Packet, family: Family) -> Iterator[Expected]:
         """Yield what may become of a packet that the proxy of a node has let go."""
@@ -142,7 +170,11 @@ class Journey:
     def _home(self, address: str, family: Family) -> Node | None:
         """Return the node that has an address, or the pod with that address; None for what is outside."""
         for node in self._plan.nodes:
-            own = {node.addresses[family], node.gateways[family], *(pod.addresses[family] for pod in node.pods)}
+            own = {
+                node.addresses[family],
+                node.gateways[family],
+                *(pod.addresses[family] for pod in node.pods),
+            }
             if address in own:
                 return node
         return None

@@ -40,16 +40,28 @@ def minimal(scenario: Scenario, fails: Callable[[Scenario], bool], *, seconds: f
 
 def _document(scenario: Scenario) -> dict[str, Any]:
     """Return a scenario as plain documents."""
-    steps = [{field.name: msgspec.to_builtins(getattr(step, field.name)) for field in fields(Step)} for step in scenario.steps]
-    return {"options": {field.name: getattr(scenario.options, field.name) for field in fields(Options)}, "steps": steps}
+    steps = [
+        {field.name: msgspec.to_builtins(getattr(step, field.name)) for field in fields(Step)}
+        for step in scenario.steps
+    ]
+    return {
+        "options": {field.name: getattr(scenario.options, field.name) for field in fields(Options)},
+        "steps": steps,
+    }
 
 
 def _scenario(document: dict[str, Any], seed: int) -> Scenario:
     """Turn documents back into a scenario; errors of msgspec where that does not go."""
     steps = [
         Step(
-            services={int(n): msgspec.convert(d, Service | None) for n, d in step.get("services", {}).items()},
-            slices={int(n): msgspec.convert(d, tuple[EndpointSlice, ...]) for n, d in step.get("slices", {}).items()},
+            services={
+                int(n): msgspec.convert(d, Service | None)
+                for n, d in step.get("services", {}).items()
+            },
+            slices={
+                int(n): msgspec.convert(d, tuple[EndpointSlice, ...])
+                for n, d in step.get("slices", {}).items()
+            },
             cidrs=msgspec.convert(step.get("cidrs"), tuple[ServiceCIDR, ...] | None),
             zones=step.get("zones", {}),
             restart=tuple(step.get("restart", ())),

@@ -93,18 +93,28 @@ class Synced:
 class Mirror:
     """Mirrors one resource of a server in the store and the kernel's table of a node."""
 
-    def __init__(self, server: FakeApiServer, resource: Resource, table: Table, connection: Connection | None = None) -> None:
+    def __init__(
+        self,
+        server: FakeApiServer,
+        resource: Resource,
+        table: Table,
+        connection: Connection | None = None,
+    ) -> None:
         self.server = server
         self.store = table.store
         self.synced = Synced(table)
         self.changes = 0
         self.time = Time(server.condition)
         self.connection = connection or connect("", server.url)
-        self.reflector = Reflector(resource, self.connection, self.store, self._changed, self.time.environment)
+        self.reflector = Reflector(
+            resource, self.connection, self.store, self._changed, self.time.environment
+        )
         for other in RESOURCES:
             if other.kind is not resource.kind:
                 documents = server.collections[other.name].objects.values()
-                self.store.replace(other.kind, [msgspec.convert(each, other.kind) for each in documents])
+                self.store.replace(
+                    other.kind, [msgspec.convert(each, other.kind) for each in documents]
+                )
         self._thread = threading.Thread(target=self.reflector.run, daemon=True)
 
     def start(self) -> None:
@@ -133,13 +143,19 @@ class Mirror:
 
 def contents(store: Store) -> Mapping[ObjectName, Object]:
     """Return all objects in a store but the Node. Names of different kinds must differ."""
-    slices = {ObjectName(owner.namespace, name): each for owner, all_ in store._slices.items() for name, each in all_.items()}
+    slices = {
+        ObjectName(owner.namespace, name): each
+        for owner, all_ in store._slices.items()
+        for name, each in all_.items()
+    }
     cidrs = {each.metadata.key: each for each in store._cidrs.values()}
     return {**store._services, **slices, **cidrs}
 
 
 @contextmanager
-def mirroring(server: FakeApiServer, resource: Resource, connection: Connection | None = None) -> Iterator[Mirror]:
+def mirroring(
+    server: FakeApiServer, resource: Resource, connection: Connection | None = None
+) -> Iterator[Mirror]:
     """Mirror a resource; at the end, compare what it left in store and kernel with what somebody who starts then finds and makes.
 
     The server behaves again by then. Nothing is synced for the sake of the comparison.
@@ -157,7 +173,11 @@ def mirroring(server: FakeApiServer, resource: Resource, connection: Connection 
 
 def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> None:
     """Fail, naming what differs, unless both are the same."""
-    different = {name: (left.get(name), right.get(name)) for name in {*left, *right} if left.get(name) != right.get(name)}
+    different = {
+        name: (left.get(name), right.get(name))
+        for name in {*left, *right}
+        if left.get(name) != right.get(name)
+    }
     assert not different, different
 
 
@@ -179,7 +199,9 @@ def impatient(resource: Resource, seconds: float = 0.1) -> Resource:
 
 
 @contextmanager
-def logged(level: str = "INFO", condition: threading.Condition | None = None) -> Iterator[list[str]]:
+def logged(
+    level: str = "INFO", condition: threading.Condition | None = None
+) -> Iterator[list[str]]:
     """Gather the lines logged, and notify a condition of each."""
     lines: list[str] = []
 

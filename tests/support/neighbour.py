@@ -52,7 +52,9 @@ def move_in(netns: str, table: str = "other", name: str = "s", data: bytes | Non
 def move_out(netns: str, table: str = "other") -> None:
     """Delete it."""
     with writing(netns) as channel:
-        channel.transact([Change(Message.DELETE_TABLE, netlink.named(Table.NAME, table), family=FAMILIES["ip"])])
+        channel.transact(
+            [Change(Message.DELETE_TABLE, netlink.named(Table.NAME, table), family=FAMILIES["ip"])]
+        )
 
 
 def flush_chain(netns: str, name: str) -> None:

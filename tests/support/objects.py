@@ -8,14 +8,20 @@ import msgspec
 from nftproxy.model import EndpointSlice, Node, Service, ServiceCIDR
 
 
-def service(name: str = "web", cluster_ip: str | Iterable[str] = "10.96.0.10", port: int = 80, **spec: Any) -> Service:
+def service(
+    name: str = "web", cluster_ip: str | Iterable[str] = "10.96.0.10", port: int = 80, **spec: Any
+) -> Service:
     """A Service in namespace `default`; `spec` is in the API's spelling.
 
     Special names in `spec`: `protocol`, `node_port` and `port_name` for the port, `vips` for load-balancer addresses,
     `created` for the creation time. `ports` replaces the one port.
     """
     ips = [cluster_ip] if isinstance(cluster_ip, str) else list(cluster_ip)
-    one = {"port": port, "name": spec.pop("port_name", "http"), "protocol": spec.pop("protocol", "TCP")}
+    one = {
+        "port": port,
+        "name": spec.pop("port_name", "http"),
+        "protocol": spec.pop("protocol", "TCP"),
+    }
     if node_port := spec.pop("node_port", 0):
         one["nodePort"] = node_port
     vips = spec.pop("vips", ())
@@ -76,21 +82,32 @@ def endpoint_slice(
         },
         "addressType": family,
         "endpoints": list(endpoints),
-        "ports": [{"name": port_name, "port": port, "protocol": protocol}] if ports is None else ports,
+        "ports": [{"name": port_name, "port": port, "protocol": protocol}]
+        if ports is None
+        else ports,
     }
     return msgspec.convert(document, EndpointSlice)
 
 
-def node(name: str = "node1", addresses: Iterable[str] = (), zone: str = "", pod_cidrs: Iterable[str] = ()) -> Node:
+def node(
+    name: str = "node1",
+    addresses: Iterable[str] = (),
+    zone: str = "",
+    pod_cidrs: Iterable[str] = (),
+) -> Node:
     """A Node."""
     document = {
         "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone} if zone else {}},
         "spec": {"podCIDRs": list(pod_cidrs)},
-        "status": {"addresses": [{"type": "InternalIP", "address": address} for address in addresses]},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": address} for address in addresses]
+        },
     }
     return msgspec.convert(document, Node)
 
 
 def service_cidr(name: str, *cidrs: str) -> ServiceCIDR:
     """A ServiceCIDR."""
-    return msgspec.convert({"metadata": {"name": name}, "spec": {"cidrs": list(cidrs)}}, ServiceCIDR)
+    return msgspec.convert(
+        {"metadata": {"name": name}, "spec": {"cidrs": list(cidrs)}}, ServiceCIDR
+    )

@@ -1,12 +1,15 @@
 """What must become of a packet: the judge of the packet tests, written from the contract alone.
 
-An `Oracle` knows one state of the cluster as one node sees it and says of any new connection what has to happen on that node:
-reach one of these endpoints with this source address, be refused, be dropped, or be left alone. It is a pure function of its
-arguments and follows contract Appendix B step by step. It shares no code with the way from Services to the table, parses
-addresses with another library, and is naive on purpose: no look-ups that could be wrong in the same way.
+An `Oracle` knows one state of the cluster as one node sees it and says of any new connection what
+has to happen on that node: reach one of these endpoints with this source address, be refused, be
+dropped, or be left alone. It is a pure function of its arguments and follows the life of a
+connection step by step (contract Appendix B). It shares no code with the way from Services to the
+table, parses addresses with another library, and is naive on purpose: no look-ups that could be
+wrong in the same way.
 
-Where the contract leaves open which of two contradicting entries of an endpoint counts (3.2.2), there are several right answers:
-`oracles` returns one Oracle for each reading, and a kernel is right if it agrees with one of them.
+Where the contract leaves open which of two contradicting entries of an endpoint counts (3.2.2),
+there are several right answers: `oracles` returns one Oracle for each reading, and a kernel is
+right if it agrees with one of them.
 """
 
 import enum
@@ -17,8 +20,22 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal, NamedTuple
 
 from nftproxy.address import Family
-from nftproxy.configuration.settings import ALL, BridgeInterface, Cidr, InterfaceNamePrefix, NodeSettings
-from nftproxy.model import EndpointSlice, ObjectName, Proto, Service, ServiceCIDR, ServicePort, SliceEndpoint
+from nftproxy.configuration.settings import (
+    ALL,
+    BridgeInterface,
+    Cidr,
+    InterfaceNamePrefix,
+    NodeSettings,
+)
+from nftproxy.model import (
+    EndpointSlice,
+    ObjectName,
+    Proto,
+    Service,
+    ServiceCIDR,
+    ServicePort,
+    SliceEndpoint,
+)
 
 Which = Literal["cluster", "local"]
 IP = IPv4Address | IPv6Address
@@ -105,12 +122,16 @@ class Host:
     @property
     def own(self) -> frozenset[IP]:
         """All addresses of the node."""
-        return frozenset(ip_address(text) for text in (*(link.address for link in self.links), *self.others))
+        return frozenset(
+            ip_address(text) for text in (*(link.address for link in self.links), *self.others)
+        )
 
     def egress(self, to: IP) -> frozenset[str]:
         """The addresses that masquerading may use towards an address."""
         if to in self.own:  # over lo, whose own addresses the kernel does not use; any other may do
-            return frozenset(str(a) for a in self.own if a.version == to.version and not a.is_loopback)
+            return frozenset(
+                str(a) for a in self.own if a.version == to.version and not a.is_loopback
+            )
         usable = [link for link in self.links if ip_address(link.address).version == to.version]
         inside = [link for link in usable if to in ip_network(link.network)]
         return frozenset({(inside or usable)[0].address})
@@ -166,17 +187,17 @@ class _ServicePort:
 
     @property
     def lists(self) -> Mapping[Which, tuple[_Entry, ...]]:
-        """Contract 3.4."""
+        """Return the cluster list and the local list (contract 3.4)."""
         return {"cluster": self.cluster_list, "local": self.local_list}
 
     @property
     def internal_list(self) -> Which:
-        """Contract 2.3.5."""
+        """Return the list for ClusterIP traffic (contract 2.3.5)."""
         return "local" if self.internal_local else "cluster"
 
     @property
     def usable(self) -> frozenset[_Entry]:
-        """Contract 3.4.8."""
+        """Return the endpoints that this node reaches: both lists (contract 3.4.8)."""
         return frozenset(self.cluster_list + self.local_list)
 
 
@@ -213,14 +234,27 @@ class Oracle:
         self.host = host
         self.family = family
         self._ports = [
-            port for service in cluster.services for port in _service_ports(service, cluster.slices, host, family, choice)
+            port
+            for service in cluster.services
+            for port in _service_ports(service, cluster.slices, host, family, choice)
         ]
-        # 2.2.3: the ClusterIP of a service is its own; an external address has the oldest claimant, by name within one second.
+        # 2.2.3: the ClusterIP of a service is its own; an external address has the oldest claimant,
+        # by name within one second.
         self._ports.sort(key=lambda port: port.age)
-        self._cidrs = [n for c in cluster.cidrs for t in c.spec.cidrs or () if (n := _network(t)) and _is(n, family)]  # 1.5.1
-        self._cluster_ips = frozenset(port.cluster_ip for port in self._ports)  # with endpoints or without (2.5.6)
+        self._cidrs = [
+            n
+            for c in cluster.cidrs
+            for t in c.spec.cidrs or ()
+            if (n := _network(t)) and _is(n, family)
+        ]  # 1.5.1
+        self._cluster_ips = frozenset(
+            port.cluster_ip for port in self._ports
+        )  # with endpoints or without (2.5.6)
         self._hairpins = frozenset(  # 4.4.1
-            (entry.ip, port.name.proto, entry.port) for port in self._ports for entry in port.usable if entry.local
+            (entry.ip, port.name.proto, entry.port)
+            for port in self._ports
+            for entry in port.usable
+            if entry.local
         )
 
     def members(self) -> Mapping[PortName, Mapping[Which, frozenset[Endpoint]]]:
@@ -229,18 +263,24 @@ class Oracle:
         def endpoints(entries: tuple[_Entry, ...]) -> frozenset[Endpoint]:
             return frozenset(entry.endpoint for entry in entries)
 
-        return {p.name: {"cluster": endpoints(p.cluster_list), "local": endpoints(p.local_list)} for p in self._ports if p.sticky}
+        return {
+            p.name: {"cluster": endpoints(p.cluster_list), "local": endpoints(p.local_list)}
+            for p in self._ports
+            if p.sticky
+        }
 
     def judge(self, packet: Packet) -> frozenset[Verdict]:
         """Return what may become of a new connection here (Appendix B): one thing.
 
-        Two, where an address of the node is the external IP of one service and accepts the NodePort of another: the
-        contract does not say whose connection that is (2.2.3).
+        Two, where an address of the node is the external IP of one service and accepts the NodePort
+        of another: the contract does not say whose connection that is (2.2.3).
         """
         to = ip_address(packet.destination)
         frontend, node_port = self._frontend(to, packet), self._node_port(to, packet)
         if frontend and node_port and frontend.port != node_port.port:
-            return frozenset({self._verdict(packet, to, frontend), self._verdict(packet, to, node_port)})
+            return frozenset(
+                {self._verdict(packet, to, frontend), self._verdict(packet, to, node_port)}
+            )
         return frozenset({self._verdict(packet, to, frontend or node_port)})
 
     def _verdict(self, packet: Packet, to: IP, claim: "_Claim | None") -> Verdict:
@@ -250,7 +290,9 @@ class Oracle:
         if claim and claim.dispatched:  # step 4
             which, marked = self._list_for(claim, packet, to)
             if entries := claim.port.lists[which]:
-                reached = frozenset(self._reached(claim.port, entry, packet, marked=marked) for entry in entries)
+                reached = frozenset(
+                    self._reached(claim.port, entry, packet, marked=marked) for entry in entries
+                )
                 return Served(claim.port.name, which, reached, claim.port.sticky)
         if claim:  # step 5
             return claim.refusal
@@ -263,7 +305,11 @@ class Oracle:
 
     def _frontend(self, to: IP, packet: Packet) -> "_Claim | None":
         """Return who has this address and port (contract 2.2)."""
-        ports = [port for port in self._ports if (port.number, port.name.proto) == (packet.port, packet.proto)]
+        ports = [
+            port
+            for port in self._ports
+            if (port.number, port.name.proto) == (packet.port, packet.proto)
+        ]
         for port in ports:
             if to == port.cluster_ip:
                 return _Claim(port, internal=True)
@@ -279,7 +325,11 @@ class Oracle:
             return None
         if accepted is not ALL and not any(to in ip_network(str(network)) for network in accepted):
             return None
-        found = (p for p in self._ports if p.node_port and (p.node_port, p.name.proto) == (packet.port, packet.proto))
+        found = (
+            p
+            for p in self._ports
+            if p.node_port and (p.node_port, p.name.proto) == (packet.port, packet.proto)
+        )
         return next((_Claim(port, internal=False) for port in found), None)
 
     def _allowed(self, port: _ServicePort, source: IP) -> bool:
@@ -293,7 +343,9 @@ class Oracle:
         """Return the list that applies and whether the packet is marked for masquerading (steps 3 and 6)."""
         port, settings = claim.port, self.host.settings
         detector, local_pod = self._detector, self._from_local_pod(packet)
-        marked = to in self._cluster_ips and (settings.masquerade_all or (detector and not local_pod))  # 4.1.1, 4.1.2, 4.1.8
+        marked = to in self._cluster_ips and (
+            settings.masquerade_all or (detector and not local_pod)
+        )  # 4.1.1, 4.1.2, 4.1.8
         if claim.internal:
             return port.internal_list, marked
         if not port.external_local:
@@ -304,9 +356,14 @@ class Oracle:
             return "cluster", True  # 2.3.7 rule 2
         return "local", marked
 
-    def _reached(self, port: _ServicePort, entry: _Entry, packet: Packet, *, marked: bool) -> Reached:
+    def _reached(
+        self, port: _ServicePort, entry: _Entry, packet: Packet, *, marked: bool
+    ) -> Reached:
         """Return what an endpoint sees. What is delivered to the node itself never comes to post-routing (step 8, 4.3.1)."""
-        hairpin = ip_address(packet.source) == entry.ip and (entry.ip, port.name.proto, entry.port) in self._hairpins
+        hairpin = (
+            ip_address(packet.source) == entry.ip
+            and (entry.ip, port.name.proto, entry.port) in self._hairpins
+        )
         posted = not (packet.interface and entry.ip in self.host.own)
         masqueraded = posted and (marked or hairpin)
         sources = self.host.egress(entry.ip) if masqueraded else frozenset({packet.source})
@@ -316,13 +373,17 @@ class Oracle:
     def _detector(self) -> bool:
         """Whether this family has a local detector (contract 4.2.2, 4.2.5)."""
         detector = self.host.settings.detector
-        return self.family in detector.networks if isinstance(detector, Cidr) else detector is not None
+        return (
+            self.family in detector.networks if isinstance(detector, Cidr) else detector is not None
+        )
 
     def _from_local_pod(self, packet: Packet) -> bool:
         """Whether the detector takes the source for a local pod (contract 4.2)."""
         match self.host.settings.detector:
             case Cidr(networks):
-                return self._detector and ip_address(packet.source) in ip_network(str(networks[self.family]))
+                return self._detector and ip_address(packet.source) in ip_network(
+                    str(networks[self.family])
+                )
             case BridgeInterface(name):
                 return packet.interface == name
             case InterfaceNamePrefix(prefix):
@@ -342,7 +403,11 @@ class _Claim:
     @property
     def dispatched(self) -> bool:
         """Whether connections are sent to an endpoint at all (contract 2.5)."""
-        return bool(self.port.lists[self.port.internal_list]) if self.internal else self.port.any_usable
+        return (
+            bool(self.port.lists[self.port.internal_list])
+            if self.internal
+            else self.port.any_usable
+        )
 
     @property
     def refusal(self) -> Fate:
@@ -358,18 +423,26 @@ def _service_ports(
     cluster_ip = _cluster_ip(service, family)
     if cluster_ip is None or (labels and labels.proxy_name is not None):  # 1.1.5
         return
-    external_ips = _addresses(spec.external_ips, family) if host.settings.allow_external_ips else frozenset()
+    external_ips = (
+        _addresses(spec.external_ips, family) if host.settings.allow_external_ips else frozenset()
+    )
     vips = _vips(service, family)
     external_local = spec.external_traffic_policy == "Local" and (  # 2.3.2
-        spec.type in {"LoadBalancer", "NodePort"} or (spec.type == "ClusterIP" and bool(spec.external_ips))
+        spec.type in {"LoadBalancer", "NodePort"}
+        or (spec.type == "ClusterIP" and bool(spec.external_ips))
     )
     internal_local = spec.internal_traffic_policy == "Local"
     for port in spec.ports or ():
         name = PortName(service.metadata.key, port.name or "", port.protocol)
         external = bool(port.node_port or external_ips or vips)  # 2.2.1
         entries = _merged(name, _told(name, port, slices, host, family), choice)
-        everywhere = tuple(entry for entry in entries if entry.ready or (entry.serving and entry.terminating))
-        uses_cluster, uses_local = not internal_local or external, internal_local or (external_local and external)  # 2.3.3, 2.3.4
+        everywhere = tuple(
+            entry for entry in entries if entry.ready or (entry.serving and entry.terminating)
+        )
+        uses_cluster, uses_local = (
+            not internal_local or external,
+            internal_local or (external_local and external),
+        )  # 2.3.3, 2.3.4
         cluster_list = _cluster_list(entries, host) if uses_cluster else ()
         yield _ServicePort(
             name=name,
@@ -384,7 +457,9 @@ def _service_ports(
             ranges=_ranges(spec.load_balancer_source_ranges, family),
             age=(service.metadata.creation_timestamp or "", service.metadata.key),
             cluster_list=cluster_list,
-            local_list=_ready_or_leaving([entry for entry in entries if entry.local]) if uses_local else (),  # 3.4.3, 3.4.4
+            local_list=_ready_or_leaving([entry for entry in entries if entry.local])
+            if uses_local
+            else (),  # 3.4.3, 3.4.4
             any_usable=bool(cluster_list or (uses_local and everywhere)),  # 3.4.6
         )
 
@@ -398,7 +473,11 @@ def _cluster_ip(service: Service, family: Family) -> IP | None:
         found = _ip(spec.cluster_ip or "")
     else:
         places = [index for index, name in enumerate(spec.ip_families) if name == family]
-        found = _ip((spec.cluster_ips or ())[places[0]]) if places and places[0] < len(spec.cluster_ips or ()) else None
+        found = (
+            _ip((spec.cluster_ips or ())[places[0]])
+            if places and places[0] < len(spec.cluster_ips or ())
+            else None
+        )
     return found if found and _is(found, family) else None
 
 
@@ -406,25 +485,38 @@ def _vips(service: Service, family: Family) -> frozenset[IP]:
     """Return the load-balancer addresses with ipMode VIP (contract 2.2)."""
     balancer = service.status.load_balancer if service.status else None
     ingress = (balancer.ingress if balancer else None) or ()
-    return _addresses([each.ip for each in ingress if each.ip and each.ip_mode in {None, "VIP"}], family)
+    return _addresses(
+        [each.ip for each in ingress if each.ip and each.ip_mode in {None, "VIP"}], family
+    )
 
 
 def _ranges(texts: Iterable[str] | None, family: Family) -> tuple[Net, ...]:
     """Return the source ranges of a family; none when they do not filter (contract 2.7.1 to 2.7.3)."""
-    valid = [network for text in texts or () if (network := _network(text.strip())) and _is(network, family)]
+    valid = [
+        network
+        for text in texts or ()
+        if (network := _network(text.strip())) and _is(network, family)
+    ]
     return () if any(network.prefixlen == 0 for network in valid) else tuple(valid)
 
 
-def _told(name: PortName, port: ServicePort, slices: tuple[EndpointSlice, ...], host: Host, family: Family) -> Iterator[_Entry]:
+def _told(
+    name: PortName, port: ServicePort, slices: tuple[EndpointSlice, ...], host: Host, family: Family
+) -> Iterator[_Entry]:
     """Yield all that the slices tell about a service port (contract 3.1)."""
     for piece in slices:
         labels = piece.metadata.labels
-        if piece.service != name.service or piece.address_type != family or (labels and labels.headless is not None):  # 1.1.6
+        if (
+            piece.service != name.service
+            or piece.address_type != family
+            or (labels and labels.headless is not None)
+        ):  # 1.1.6
             continue
         numbers = [
             p.port
             for p in piece.ports or ()
-            if p.name is not None and (p.name, p.protocol or Proto.TCP) == (name.port, port.protocol)
+            if p.name is not None
+            and (p.name, p.protocol or Proto.TCP) == (name.port, port.protocol)
         ]
         for number, endpoint in itertools.product(numbers, piece.endpoints or ()):
             if number and endpoint.addresses and (ip := _ip(endpoint.addresses[0])):
@@ -434,7 +526,9 @@ def _told(name: PortName, port: ServicePort, slices: tuple[EndpointSlice, ...], 
 def _entry(ip: IP, number: int, endpoint: SliceEndpoint, node: str) -> _Entry:
     conditions, hints = endpoint.conditions, endpoint.hints
     ready, serving, terminating = (
-        (conditions.ready, conditions.serving, conditions.terminating) if conditions else (None, None, None)
+        (conditions.ready, conditions.serving, conditions.terminating)
+        if conditions
+        else (None, None, None)
     )
     return _Entry(
         ip=ip,
@@ -463,11 +557,15 @@ def _merged(name: PortName, told: Iterable[_Entry], choice: Choice) -> list[_Ent
 
 
 def _cluster_list(entries: list[_Entry], host: Host) -> tuple[_Entry, ...]:
-    """Contract 3.3, 3.4.1, 3.4.2."""
+    """Return the cluster list: hints first, then the terminating ones (contract 3.3, 3.4.1, 3.4.2)."""
     ready, node = [entry for entry in entries if entry.ready], host.settings.node_name
     if all(entry.nodes for entry in ready) and any(node in entry.nodes for entry in ready):
         return tuple(entry for entry in ready if node in entry.nodes)
-    if host.zone and all(entry.zones for entry in ready) and any(host.zone in entry.zones for entry in ready):
+    if (
+        host.zone
+        and all(entry.zones for entry in ready)
+        and any(host.zone in entry.zones for entry in ready)
+    ):
         return tuple(entry for entry in ready if host.zone in entry.zones)
     return _ready_or_leaving(entries)
 

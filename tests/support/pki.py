@@ -18,20 +18,38 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.own = Certificate(folder / "ca.crt", folder / "ca.key")
-        extensions = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+        extensions = [
+            "-addext",
+            "basicConstraints=critical,CA:TRUE",
+            "-addext",
+            "keyUsage=critical,keyCertSign,cRLSign",
+        ]
         _openssl(
-            "req", "-x509", *_new_key(self.own.key), "-days", "2", "-subj", "/CN=test", "-out", self.own.certificate, *extensions
+            "req",
+            "-x509",
+            *_new_key(self.own.key),
+            "-days",
+            "2",
+            "-subj",
+            "/CN=test",
+            "-out",
+            self.own.certificate,
+            *extensions,
         )
 
     def server(self, name: str, addresses: Iterable[str]) -> Certificate:
         """Return a certificate for a server that is reached by IP addresses."""
         names = ",".join(f"IP:{each}" for each in addresses)
-        return self._issue(name, f"/CN={name}", [f"subjectAltName={names}", "extendedKeyUsage=serverAuth"])
+        return self._issue(
+            name, f"/CN={name}", [f"subjectAltName={names}", "extendedKeyUsage=serverAuth"]
+        )
 
     def client(self, user: str, group: str = "") -> Certificate:
         """Return a certificate that makes its bearer a user, and member of a group, in Kubernetes."""
         return self._issue(
-            user.replace(":", "-"), (f"/O={group}" if group else "") + f"/CN={user}", ["extendedKeyUsage=clientAuth"]
+            user.replace(":", "-"),
+            (f"/O={group}" if group else "") + f"/CN={user}",
+            ["extendedKeyUsage=clientAuth"],
         )
 
     def _issue(self, name: str, subject: str, extensions: list[str]) -> Certificate:

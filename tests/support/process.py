@@ -81,9 +81,19 @@ def everything(where: str) -> dict[str, Any]:
 class Run:
     """`nftproxy run` in a namespace; killed at the end of the block if it still runs."""
 
-    def __init__(self, where: str, folder: Path, *arguments: str, program: Sequence[str] = NFTPROXY) -> None:
+    def __init__(
+        self, where: str, folder: Path, *arguments: str, program: Sequence[str] = NFTPROXY
+    ) -> None:
         self.where = where
-        self._argv = [*program, "run", "--manifests", str(folder), "--node-name", "node1", *arguments]
+        self._argv = [
+            *program,
+            "run",
+            "--manifests",
+            str(folder),
+            "--node-name",
+            "node1",
+            *arguments,
+        ]
         self._log = folder.parent / f"{where}.log"
         self._log.touch()
         self._seen = 0
@@ -93,14 +103,21 @@ class Run:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.end(signal.SIGKILL)
 
     def start(self) -> None:
         """Start it, again."""
         self._seen = len(self._log.read_text().splitlines())
         with namespace.enter(self.where), self._log.open("ab") as log:
-            self.process = subprocess.Popen(self._argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                self._argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
 
     def end(self, number: int) -> int:
         """Send a signal and return the exit code."""
@@ -139,7 +156,12 @@ def service(name: str = "web", address: str = "10.96.0.10", **spec: Any) -> Line
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": name, "namespace": "default"},
-        "spec": {"clusterIP": address, "clusterIPs": [address], "ports": [{"name": "http", "port": 80}], **spec},
+        "spec": {
+            "clusterIP": address,
+            "clusterIPs": [address],
+            "ports": [{"name": "http", "port": 80}],
+            **spec,
+        },
     }
 
 
@@ -148,7 +170,11 @@ def endpoints(*addresses: str, of: str = "web", node: str = "node1") -> Line:
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": {"name": f"{of}-1", "namespace": "default", "labels": {"kubernetes.io/service-name": of}},
+        "metadata": {
+            "name": f"{of}-1",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": of},
+        },
         "addressType": "IPv4",
         "endpoints": [{"addresses": [address], "nodeName": node} for address in addresses],
         "ports": [{"name": "http", "port": 8080}],

@@ -39,7 +39,11 @@ class Recollection:
 
     def expected(self, choice: Choice) -> frozenset[Endpoint]:
         """Return the endpoints of which a client has to be sent to one; empty if it may be sent to any."""
-        return frozenset() if choice in self._unsure else frozenset(self._used.get(choice, {}).values())
+        return (
+            frozenset()
+            if choice in self._unsure
+            else frozenset(self._used.get(choice, {}).values())
+        )
 
     def note(self, memory: Memory, endpoint: Endpoint) -> None:
         """Take in that a client reached an endpoint."""
@@ -59,5 +63,7 @@ class Recollection:
         """Return what may be remembered, in each reading of the cluster."""
         memory, which = choice
         family = Family.IPv6 if ":" in memory.client else Family.IPv4
-        found = [oracle.members().get(memory.owner) for oracle in self._oracles[memory.node, family]]
+        found = [
+            oracle.members().get(memory.owner) for oracle in self._oracles[memory.node, family]
+        ]
         return [lists[which] if lists else frozenset() for lists in found]

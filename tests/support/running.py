@@ -78,7 +78,9 @@ class Running:
 def running(namespace: str, settings: NodeSettings) -> Iterator[Running]:
     """Run a proxy for the length of a `with` block."""
     found = Running(settings)
-    sink = logger.add(lambda line: found.log.append(str(line)), level="INFO", format="{level} {message}")
+    sink = logger.add(
+        lambda line: found.log.append(str(line)), level="INFO", format="{level} {message}"
+    )
     stopping = threading.Event()
     thread = threading.Thread(target=found.serve, args=(namespace, stopping))
     thread.start()

@@ -43,7 +43,11 @@ class Search:
             derandomize=False,
             print_blob=True,
             phases=[Phase.generate],
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+            suppress_health_check=[
+                HealthCheck.too_slow,
+                HealthCheck.data_too_large,
+                HealthCheck.large_base_example,
+            ],
         )
         @given(scenarios())
         def case(scenario: Scenario) -> None:
@@ -59,7 +63,9 @@ class Search:
         try:
             case()
         except FindingError as error:
-            raise FindingError(f"{error}\nseed {self.seed}\n{self._smallest(failed[0][0])}") from error
+            raise FindingError(
+                f"{error}\nseed {self.seed}\n{self._smallest(failed[0][0])}"
+            ) from error
 
     def _smallest(self, scenario: Scenario) -> str:
         """Return the smallest case that still fails, and how."""

@@ -112,7 +112,12 @@ class Stage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for _, connection in self._open:
             connection.close()
 
@@ -160,15 +165,24 @@ class Stage:
                 try:
                     report = table.sync(family, own)
                 except Exception as error:
-                    raise FindingError(f"{node.name} {family}: {type(error).__name__}: {error}") from error
+                    raise FindingError(
+                        f"{node.name} {family}: {type(error).__name__}: {error}"
+                    ) from error
                 if report.refused:
                     raise FindingError(f"{node.name} {family}: the kernel refuses {report.refused}")
 
     def _judge(self) -> None:
         """Ask the oracles about the new state, and forget what is no longer to be remembered."""
         cluster = Cluster(tuple(self._services.values()), self._pieces, self._cidrs)
-        hosts = {node.name: self._ground.host(node, self._zones[node.name]) for node in self._ground.lab.nodes}
-        self._oracles = {(name, family): oracles(cluster, host, family) for name, host in hosts.items() for family in Family}
+        hosts = {
+            node.name: self._ground.host(node, self._zones[node.name])
+            for node in self._ground.lab.nodes
+        }
+        self._oracles = {
+            (name, family): oracles(cluster, host, family)
+            for name, host in hosts.items()
+            for family in Family
+        }
         self._journey = Journey(self._ground.lab.plan, hosts, self._oracles)
         self._recollection.renew(self._oracles)
 
@@ -184,7 +198,11 @@ class Stage:
             return found
         returning = sorted(self._returning)
         self._returning.clear()
-        own = [Probe(Source("node1"), target) for target in targets if target.destination == OUTSIDE[target.family][-1]]  # 2.7.6
+        own = [
+            Probe(Source("node1"), target)
+            for target in targets
+            if target.destination == OUTSIDE[target.family][-1]
+        ]  # 2.7.6
         return self._some(returning, RETURNING) + self._some(found, PROBES) + own
 
     def _some(self, probes: list[Probe], most: int) -> list[Probe]:
@@ -194,25 +212,42 @@ class Stage:
         places = ADDRESSES[family]
         loopback = "127.0.0.1" if family is Family.IPv4 else "::1"
         found = {(UNALLOCATED[family], 80, proto) for proto in PROTOS}
-        found.add((places[self._random.choice(PODS)], ENDPOINT_PORTS[0], self._random.choice(PROTOS)))
+        found.add(
+            (places[self._random.choice(PODS)], ENDPOINT_PORTS[0], self._random.choice(PROTOS))
+        )
         for number, service in self._services.items():
             for port in service.spec.ports or ():
-                for address in (CLUSTER_IPS[family][number], *OUTSIDE[family], places["node1"], places["node2"]):
+                for address in (
+                    CLUSTER_IPS[family][number],
+                    *OUTSIDE[family],
+                    places["node1"],
+                    places["node2"],
+                ):
                     found.add((address, port.port, port.protocol))
                 found.add((CLUSTER_IPS[family][number], UNDEFINED_PORT, port.protocol))
                 if port.node_port:
-                    addresses = (places["node1"], places["node2"], places["gateway1"], loopback, OUTSIDE[family][-1])
+                    addresses = (
+                        places["node1"],
+                        places["node2"],
+                        places["gateway1"],
+                        loopback,
+                        OUTSIDE[family][-1],
+                    )
                     found |= {(address, port.node_port, port.protocol) for address in addresses}
                     found.add((places["node1"], UNDEFINED_NODE_PORT, port.protocol))
         return (Target(family, *target) for target in found)
 
     def _source(self, probe: Probe) -> str:
-        return probe.source.address or self._ground.source(probe.source.place, probe.target.destination)
+        return probe.source.address or self._ground.source(
+            probe.source.place, probe.target.destination
+        )
 
     def _expected(self, probe: Probe) -> list[Expected]:
         target = probe.target
         packet = Packet(self._source(probe), target.destination, target.port, target.proto)
-        return self._journey.expected(self._ground.lab.place(probe.source.place), packet, target.family)
+        return self._journey.expected(
+            self._ground.lab.place(probe.source.place), packet, target.family
+        )
 
     def _compare(self, probe: Probe) -> bool:
         """Make a connection and compare; return whether one of several endpoints answers, all equally likely."""
@@ -228,9 +263,11 @@ class Stage:
         if any(each.choice for each in answered):
             self._returning.add(probe)
             return False
-        return len(answered) == len(expected)
+        return len(answered) == len(expected) and len({each.owner for each in answered}) == 1
 
-    def _connect(self, probe: Probe, expected: Iterable[Expected]) -> tuple[Outcome, Connection | None]:
+    def _connect(
+        self, probe: Probe, expected: Iterable[Expected]
+    ) -> tuple[Outcome, Connection | None]:
         target = probe.target
         quiet = any(isinstance(each, Lost) or each == Denied(Fate.SILENT) for each in expected)
         found = self._ground.lab.open_connection(
@@ -269,7 +306,9 @@ class Stage:
         """Check affinity and note who answered (contract 2.4)."""
         found = {each.choice for each in matches if not isinstance(each, Denied)}
         choices = {choice for choice in found if choice}
-        unsure = len(found) > 1  # it may be another service's connection, also of one without affinity
+        unsure = (
+            len(found) > 1
+        )  # it may be another service's connection, also of one without affinity
         if not choices or unsure:
             self._recollection.doubt(self._taken_for_node_port(probe))
         if not isinstance(outcome, Answer) or unsure:
@@ -279,7 +318,9 @@ class Stage:
         for choice in choices:
             remembered = self._recollection.expected(choice)
             if remembered and reached not in remembered:
-                raise self._finding(probe, f"{choice} reached {reached}, but {sorted(remembered)} was remembered")
+                raise self._finding(
+                    probe, f"{choice} reached {reached}, but {sorted(remembered)} was remembered"
+                )
             self._recollection.note(choice.memory, reached)
 
     def _taken_for_node_port(self, probe: Probe) -> Iterator[Memory]:
@@ -308,7 +349,10 @@ class Stage:
         for probe, connection in self._open:
             outcome = connection.again(PATIENCE)
             if outcome != connection.answer:
-                raise self._finding(probe, f"the connection answered by {connection.answer} was cut by this step: {outcome}")
+                raise self._finding(
+                    probe,
+                    f"the connection answered by {connection.answer} was cut by this step: {outcome}",
+                )
 
     def _finding(self, probe: Probe, what: str) -> FindingError:
         self._tally.suspects.add(probe.target)
@@ -318,7 +362,9 @@ class Stage:
 
 
 def _complaint(expected: list[Expected], outcome: Outcome) -> str:
-    return "\n".join([f"became {outcome}", "  expected one of", *(f"    {each}" for each in expected)])
+    return "\n".join(
+        [f"became {outcome}", "  expected one of", *(f"    {each}" for each in expected)]
+    )
 
 
 def _sources(target: Target) -> list[Source]:
@@ -326,4 +372,7 @@ def _sources(target: Target) -> list[Source]:
     if ip_address(target.destination).is_loopback:
         return [Source(node) for node in NODES]
     gateway = ADDRESSES[target.family]["gateway1"]
-    return [*(Source(name) for name in (*PODS, *NODES, "client", "client2")), Source("node1", gateway)]
+    return [
+        *(Source(name) for name in (*PODS, *NODES, "client", "client2")),
+        Source("node1", gateway),
+    ]

@@ -129,12 +129,19 @@ def service_ports(draw: Draw) -> list[dict[str, Any]]:
     """The ports of a Service: no two with one number and protocol, nor with one name and protocol."""
     ports: list[dict[str, Any]] = []
     for _ in range(draw(st.integers(0 if _rarely(draw, 16) else 1, 2))):
-        port = {"port": draw(_either(*PORTS)), "name": draw(_either(*PORT_NAMES)), "protocol": draw(_either(*PROTOS))}
+        port = {
+            "port": draw(_either(*PORTS)),
+            "name": draw(_either(*PORT_NAMES)),
+            "protocol": draw(_either(*PROTOS)),
+        }
         node_port = draw(_either(None, *NODE_PORTS))
         if node_port:
             port["nodePort"] = node_port
         same = [p for p in ports if p["protocol"] == port["protocol"]]
-        if not any(p["port"] == port["port"] or p["name"] == port["name"] or p.get("nodePort") == node_port for p in same):
+        if not any(
+            p["port"] == port["port"] or p["name"] == port["name"] or p.get("nodePort") == node_port
+            for p in same
+        ):
             ports.append(port)
     return ports
 
@@ -144,13 +151,24 @@ _RANGES = (
     "10.244.1.0/24", "10.244.1.2/32", " 010.244.002.003/032 ", "192.168.50.201/24", "192.168.50.202/32", "192.168.50.11/32",
     "fd00:244:1::/64", "fd00:50::201/128", "fd00:50::/64", "fd00:244:2::3/127", "fd00:50::11/128",
 )  # fmt: skip
-_ODD_RANGES = ("0.0.0.0/0", "::/0", "nonsense", "", "203.0.113.12/32", "10.244.0.0/33", "::ffff:10.244.1.0/120")
+_ODD_RANGES = (
+    "0.0.0.0/0",
+    "::/0",
+    "nonsense",
+    "",
+    "203.0.113.12/32",
+    "10.244.0.0/33",
+    "::ffff:10.244.1.0/120",
+)
 
 
 @st.composite
 def _ranges(draw: Draw) -> list[str]:
     """Source ranges."""
-    return [*draw(_some(*_RANGES, most=3)), *(draw(_some(*_ODD_RANGES, most=2)) if _rarely(draw, 4) else ())]
+    return [
+        *draw(_some(*_RANGES, most=3)),
+        *(draw(_some(*_ODD_RANGES, most=2)) if _rarely(draw, 4) else ()),
+    ]
 
 
 @st.composite
@@ -162,7 +180,9 @@ def services(draw: Draw, number: int) -> Service:
     outside = [address for family in Family for address in OUTSIDE[family]]
     mine = [addresses[-1] for addresses in OUTSIDE.values()]
     own = [ADDRESSES[family][node] for family in Family for node in NODES]
-    others = [ip for pool in CLUSTER_IPS.values() for index, ip in enumerate(pool) if index != number]
+    others = [
+        ip for pool in CLUSTER_IPS.values() for index, ip in enumerate(pool) if index != number
+    ]
     spec: dict[str, Any] = {
         "type": draw(_either("LoadBalancer", "ClusterIP", "NodePort")),
         "clusterIP": ips[0],
@@ -178,13 +198,25 @@ def services(draw: Draw, number: int) -> Service:
     if _rarely(draw):
         spec["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": draw(_either(3600, 86400))}}
     if _rarely(draw, 16):
-        spec["externalIPs"].append(draw(_either(*others, "", "example.org", "::ffff:203.0.113.1", "203.000.113.002")))
+        spec["externalIPs"].append(
+            draw(_either(*others, "", "example.org", "::ffff:203.0.113.1", "203.000.113.002"))
+        )
     if _rarely(draw, 16):
-        spec |= draw(_either({"type": "ExternalName"}, {"clusterIP": "None"}, {"clusterIP": ""}, {"ipFamilies": []}))
+        spec |= draw(
+            _either(
+                {"type": "ExternalName"},
+                {"clusterIP": "None"},
+                {"clusterIP": ""},
+                {"ipFamilies": []},
+            )
+        )
     labels = {"service.kubernetes.io/service-proxy-name": ""} if _rarely(draw, 24) else {}
     ingress = [
         {"ip": ip, **({"ipMode": mode} if mode else {})}
-        for ip in (*draw(_some(*outside, *own, most=2)), *(mine if spec["loadBalancerSourceRanges"] and _rarely(draw, 3) else ()))
+        for ip in (
+            *draw(_some(*outside, *own, most=2)),
+            *(mine if spec["loadBalancerSourceRanges"] and _rarely(draw, 3) else ()),
+        )
         for mode in [draw(_either(None, "VIP", "Proxy") if _rarely(draw) else st.just("VIP"))]
     ]
     document = {
@@ -218,13 +250,18 @@ def endpoints(draw: Draw, *, hinted: bool) -> Place:
     """An endpoint of a slice: a pod, or now and then a node as a hostNetwork pod has it; and what its slice says about it."""
     place = draw(_either(*NODES)) if _rarely(draw, 6) else draw(_either(*PODS))
     node = "" if _rarely(draw, 12) else f"node{place.removeprefix('pod').removeprefix('node')[0]}"
-    found = endpoint("", node, **draw(_either(*_CONDITIONS[:2] if draw(st.booleans()) else _CONDITIONS)))
+    found = endpoint(
+        "", node, **draw(_either(*_CONDITIONS[:2] if draw(st.booleans()) else _CONDITIONS))
+    )
     if found["conditions"] == {"ready": True} and _rarely(draw):
         del found["conditions"]
     if hinted != _rarely(draw, 12):
         zones = "" if _rarely(draw, 10) else draw(_either("a", "b", "ab"))
         nodes = draw(_some(*NODES, most=2)) if _rarely(draw, 4) else []
-        found["hints"] = {"forZones": [{"name": z} for z in zones], "forNodes": [{"name": n} for n in nodes]}
+        found["hints"] = {
+            "forZones": [{"name": z} for z in zones],
+            "forNodes": [{"name": n} for n in nodes],
+        }
     return place, found
 
 
@@ -243,16 +280,33 @@ def slices(draw: Draw, number: int) -> Slices:
             ports.append(port)
     labels = {"service.kubernetes.io/headless": ""} if _rarely(draw, 24) else None
     twice = _rarely(draw)
-    places = draw(st.lists(endpoints(hinted=hinted), max_size=4, unique_by=None if twice else operator.itemgetter(0)))
-    return tuple(_slice(f"slice-{number}-{family.digit}", namespace, name, family, ports, places, labels) for family in families)
+    places = draw(
+        st.lists(
+            endpoints(hinted=hinted),
+            max_size=4,
+            unique_by=None if twice else operator.itemgetter(0),
+        )
+    )
+    return tuple(
+        _slice(f"slice-{number}-{family.digit}", namespace, name, family, ports, places, labels)
+        for family in families
+    )
 
 
 def _slice(
-    own: str, namespace: str, service: str, family: Family, ports: Any, places: list[Place], labels: dict[str, str] | None
+    own: str,
+    namespace: str,
+    service: str,
+    family: Family,
+    ports: Any,
+    places: list[Place],
+    labels: dict[str, str] | None,
 ) -> EndpointSlice:
     found = [{**more, "addresses": [ADDRESSES[family][place]]} for place, more in places]
     piece = endpoint_slice(service, found, name=own, ports=ports, family=family, labels=labels)
-    return msgspec.structs.replace(piece, metadata=msgspec.structs.replace(piece.metadata, namespace=namespace))
+    return msgspec.structs.replace(
+        piece, metadata=msgspec.structs.replace(piece.metadata, namespace=namespace)
+    )
 
 
 @st.composite
@@ -265,11 +319,15 @@ def edited_slices(draw: Draw, before: Slices) -> Slices:
 
     def edited(piece: EndpointSlice) -> EndpointSlice:
         found = list(piece.endpoints or ())
-        replacement = msgspec.convert({**new, "addresses": [ADDRESSES[Family(piece.address_type)][place]]}, SliceEndpoint)
+        replacement = msgspec.convert(
+            {**new, "addresses": [ADDRESSES[Family(piece.address_type)][place]]}, SliceEndpoint
+        )
         if gone or at == known:
             found[at : at + 1] = [] if gone else [replacement]
         else:
-            found[at] = msgspec.structs.replace(found[at], conditions=replacement.conditions, hints=replacement.hints)
+            found[at] = msgspec.structs.replace(
+                found[at], conditions=replacement.conditions, hints=replacement.hints
+            )
         return msgspec.structs.replace(piece, endpoints=tuple(found))
 
     return tuple(edited(piece) for piece in before)
@@ -291,15 +349,26 @@ _EDITED = (
 @st.composite
 def cidrs(draw: Draw) -> tuple[ServiceCIDR, ...]:
     """ServiceCIDR objects, which may overlap."""
-    pool = ("10.96.0.0/16", "10.96.0.96/28", "10.96.0.0/24", "fd00:10:96::/112", "fd00:10:96::90/124")
-    return tuple(service_cidr(f"cidr-{number}", *draw(_some(*pool, most=2))) for number in range(draw(st.integers(0, 2))))
+    pool = (
+        "10.96.0.0/16",
+        "10.96.0.96/28",
+        "10.96.0.0/24",
+        "fd00:10:96::/112",
+        "fd00:10:96::90/124",
+    )
+    return tuple(
+        service_cidr(f"cidr-{number}", *draw(_some(*pool, most=2)))
+        for number in range(draw(st.integers(0, 2)))
+    )
 
 
 @st.composite
 def first_steps(draw: Draw) -> Step:
     """A step that draws everything."""
     return Step(
-        services={number: draw(services(number)) for number in range(len(NAMES)) if not _rarely(draw, 6)},
+        services={
+            number: draw(services(number)) for number in range(len(NAMES)) if not _rarely(draw, 6)
+        },
         slices={number: draw(slices(number)) for number in range(SLICES) if not _rarely(draw, 6)},
         cidrs=draw(cidrs()),
         zones={node: draw(_either("a", "b", "")) for node in NODES},

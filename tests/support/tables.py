@@ -65,9 +65,9 @@ def contents(table: Table) -> dict[str, dict[Key, Value]]:
     table.kernel.refresh()
     found = {}
     for name in sorted(table.kernel.sets):
-        if not name.startswith(("service_cidrs", "nodeport_ips", "affinity", "local_affinity")) and (
-            elements := table.kernel.elements(name)
-        ):
+        if not name.startswith(
+            ("service_cidrs", "nodeport_ips", "affinity", "local_affinity")
+        ) and (elements := table.kernel.elements(name)):
             found[name] = elements
     return found
 

@@ -28,7 +28,9 @@ from tests.support.objects import endpoint, endpoint_slice
 _numbers = itertools.count()
 CLUSTER = Cidr({family: parse_network(text) for family, text in CLUSTER_CIDRS.items()})
 VIP = {Family.IPv4: "203.0.113.10", Family.IPv6: "fd00:beef::10"}
-SLOW = float(os.environ.get("NFTPROXY_SLOW", "1"))  # how much slower than usual this machine is, such as an emulated one
+SLOW = float(
+    os.environ.get("NFTPROXY_SLOW", "1")
+)  # how much slower than usual this machine is, such as an emulated one
 CLUSTER_IP = {Family.IPv4: "10.96.0.10", Family.IPv6: "fd00:10:96::10"}
 
 
@@ -57,7 +59,8 @@ def settings(
         detector=detector,
         masquerade_bit=0x4000,
         masquerade_all=masquerade_all,
-        nodeport_addresses=nodeports or {f: (parse_network(f"{a.text}/{f.bits}"),) for f, a in own.items()},
+        nodeport_addresses=nodeports
+        or {f: (parse_network(f"{a.text}/{f.bits}"),) for f, a in own.items()},
         allow_external_ips=allow_external_ips,
         sync_period=30,
         min_sync_period=0.05,
@@ -86,7 +89,12 @@ class World:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for table in self.tables.values():
             table.kernel.close()
         self.lab.down()
@@ -122,7 +130,10 @@ class World:
         reports: list[Report] = []
         for node in self.lab.nodes:
             table = self.tables[node.name]
-            own = [parse_address(text) for text in (*node.addresses.values(), *node.gateways.values(), "127.0.0.1", "::1")]
+            own = [
+                parse_address(text)
+                for text in (*node.addresses.values(), *node.gateways.values(), "127.0.0.1", "::1")
+            ]
             reports += [table.sync(family, own) for family in table.settings.families]
         assert not any(report.refused for report in reports), [report.refused for report in reports]
         return reports
@@ -137,22 +148,37 @@ class World:
         """The address of a node, pod or client."""
         return self.lab.place(place).addresses[family]
 
-    def connect(self, where: str, address: str, port: int, protocol: str = "TCP", **options: Any) -> Outcome:
+    def connect(
+        self, where: str, address: str, port: int, protocol: str = "TCP", **options: Any
+    ) -> Outcome:
         """Connect from a place: what became of it."""
         options.setdefault("timeout", 1.0 * SLOW)
         return self.lab.connect(where, address, port, protocol, **options)
 
-    def ask(self, where: str, address: str, port: int, protocol: str = "TCP", **options: Any) -> Answer:
+    def ask(
+        self, where: str, address: str, port: int, protocol: str = "TCP", **options: Any
+    ) -> Answer:
         """Connect from a place: the answer; anything else fails."""
-        outcome = self.connect(where, address, port, protocol, **{"timeout": 5.0, **options})  # a busy machine takes its time
+        outcome = self.connect(
+            where, address, port, protocol, **{"timeout": 5.0, **options}
+        )  # a busy machine takes its time
         assert isinstance(outcome, Answer), f"{where} -> {address}:{port}/{protocol}: {outcome}"
         return outcome
 
     def answers(
-        self, where: str, address: str, port: int, protocol: str = "TCP", *, times: int = 24, **options: Any
+        self,
+        where: str,
+        address: str,
+        port: int,
+        protocol: str = "TCP",
+        *,
+        times: int = 24,
+        **options: Any,
     ) -> Counter[str]:
         """Connect several times: who answered how often."""
-        return Counter(self.ask(where, address, port, protocol, **options).name for _ in range(times))
+        return Counter(
+            self.ask(where, address, port, protocol, **options).name for _ in range(times)
+        )
 
     def dropped(self, node: str, where: str, key: str) -> int:
         """How many packets an element that drops has seen on a node: a look at its counter."""
@@ -165,7 +191,10 @@ class World:
         with enter(self.lab.place(node).namespace):
             reader = Reader()
         try:
-            return {" . ".join(map(str, counted.element.key)): counted.packets for counted in reader.counted(where)}
+            return {
+                " . ".join(map(str, counted.element.key)): counted.packets
+                for counted in reader.counted(where)
+            }
         finally:
             reader.close()
 

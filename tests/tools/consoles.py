@@ -87,7 +87,12 @@ class Shell:
         self.run(_START)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bash.kill()
         self._bash.communicate()
         self._folder.cleanup()
@@ -133,7 +138,10 @@ def _pattern(expected: str) -> str:
         if line == "...":
             lines.append(r"(?:.*\n)*?")
         else:
-            parts = (r"[ \t]+".join(map(re.escape, re.split(r"[ \t]+", part))) for part in line.split("..."))
+            parts = (
+                r"[ \t]+".join(map(re.escape, re.split(r"[ \t]+", part)))
+                for part in line.split("...")
+            )
             lines.append(".*".join(parts) + r"\n")
     return "".join(lines)
 

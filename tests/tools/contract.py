@@ -6,8 +6,10 @@ Exit code 1 when a MUST has no test, or a test claims a number that does not exi
 import argparse
 import contextlib
 import io
+import re
 import sys
 from collections import defaultdict
+from textwrap import shorten
 from typing import NamedTuple
 
 import pytest
@@ -17,10 +19,20 @@ from rich.table import Table
 from tests.support.paths import ROOT
 
 TESTS = ROOT / "tests"
+PAGE = ROOT / "docs/contract.md"
+
+_ANCHOR = re.compile(r'<a id="c-([0-9a-z-]+)"></a>')
+_STATEMENT = re.compile(rf"^(?:\* |\| ){_ANCHOR.pattern}(\S+) (.*)")
+_HEADING = re.compile(r"^#+ (\S+) (.*)")
+_ROW = re.compile(r"^(?:\| (?!<a id|# \|)|1\. )")
 
 
 class Statement(NamedTuple):
-    """One numbered statement."""
+    """One numbered statement.
+
+    Its kind is MUST (visible from outside), plain (asserted too), quirk (a weakness of the original) or layout (how the
+    original arranges its rules, which nobody has to prove).
+    """
 
     number: str
     kind: str
@@ -41,10 +53,41 @@ class Claims:
                     self.by_number[number].add(item.nodeid.partition("[")[0])
 
 
+def anchors() -> set[str]:
+    """Return everything that can be cited: statements, sections and chapters."""
+    return {found.replace("-", ".") for found in _ANCHOR.findall(PAGE.read_text())}
+
+
 def statements() -> list[Statement]:
-    """Read the list of statements."""
-    lines = (TESTS / "contract.txt").read_text().splitlines()
-    return [Statement(*line.split(maxsplit=2)) for line in lines if line and not line.startswith("#")]
+    """Read the page: numbered statements, and sections whose rows carry no numbers of their own."""
+    found: list[Statement] = []
+    heading = None
+    for line in PAGE.read_text().splitlines():
+        if match := _HEADING.match(line):
+            numbered = match[1][0].isdigit()
+            heading = (
+                Statement(match[1], _kind(match[2], match[2]), f"{match[2]} (table)")
+                if numbered
+                else None
+            )
+        elif heading and (match := _STATEMENT.match(line)):
+            found.append(Statement(match[2], _kind(match[3], heading.text), match[3]))
+        elif heading and _ROW.match(line) and heading not in found:
+            found.append(heading)
+        elif found and line.startswith("  "):
+            text = f"{found[-1].text} {line.strip()}"
+            found[-1] = Statement(
+                found[-1].number, _kind(text, heading.text if heading else ""), text
+            )
+    return found
+
+
+def _kind(text: str, heading: str) -> str:
+    if text.startswith("MUST") or "MUST NOT" in text:
+        return "MUST"
+    if "[Q]" in text:
+        return "quirk"
+    return "layout" if "[L]" in text or "[L]" in heading else "plain"
 
 
 def claims() -> dict[str, set[str]]:
@@ -60,7 +103,9 @@ def claims() -> dict[str, set[str]]:
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help="print the claimed statements as well, with their tests")
+    parser.add_argument(
+        "--all", action="store_true", help="print the claimed statements as well, with their tests"
+    )
     everything = parser.parse_args().all
     known, claimed = statements(), claims()
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -68,7 +113,12 @@ def main() -> int:
     for each in known:
         tests = sorted(claimed.get(each.number, ()))
         if everything or (not tests and each.kind != "layout"):
-            table.add_row(each.number, each.kind, each.text, "\n".join(tests) or "[red]none[/red]")
+            table.add_row(
+                each.number,
+                each.kind,
+                shorten(each.text, 100, placeholder=" ..."),
+                "\n".join(tests) or "[red]none[/red]",
+            )
     console.print(table)
     missing = [each.number for each in known if each.kind == "MUST" and each.number not in claimed]
     unknown = sorted(claimed.keys() - {each.number for each in known})

@@ -32,10 +32,15 @@ def soak(seconds: float, seed: int) -> bool:
         try:
             search.run(min(PACKETS, left * PACKETS / (PACKETS + CHURN)))
         except FindingError as error:
-            print(f"kernel and oracle disagree after {search.tally.packets} packets:\n{error}", flush=True)
+            print(
+                f"kernel and oracle disagree after {search.tally.packets} packets:\n{error}",
+                flush=True,
+            )
             return False
         tally = search.tally
-        outcomes = ", ".join(f"{count} {name.lower()}" for name, count in sorted(tally.outcomes.items()))
+        outcomes = ", ".join(
+            f"{count} {name.lower()}" for name, count in sorted(tally.outcomes.items())
+        )
         print(
             f"{time.monotonic() - begin:5.0f} s: {tally.scenarios} scenarios, {tally.steps} states of the cluster, "
             f"{tally.packets} connections compared ({outcomes})",
@@ -47,14 +52,20 @@ def soak(seconds: float, seed: int) -> bool:
             changes += outcome.changes.total()
             if outcome.problems:
                 print(
-                    f"churn, seed {search.seed}: {len(outcome.problems)} problems", *outcome.problems[:30], sep="\n", flush=True
+                    f"churn, seed {search.seed}: {len(outcome.problems)} problems",
+                    *outcome.problems[:30],
+                    sep="\n",
+                    flush=True,
                 )
                 return False
             print(
                 f"{time.monotonic() - begin:5.0f} s: {connections} connections during {changes} changes, none refused or lost",
                 flush=True,
             )
-    print(f"nothing found: {search.tally.packets} connections compared, {connections} during {changes} changes", flush=True)
+    print(
+        f"nothing found: {search.tally.packets} connections compared, {connections} during {changes} changes",
+        flush=True,
+    )
     return True
 
 

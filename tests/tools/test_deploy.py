@@ -38,7 +38,10 @@ def test_manifests_are_objects(path: Path) -> None:
 
 def test_the_kustomization_names_files_that_are_there() -> None:
     kustomization = manifest("kustomization.yaml")
-    named = [*kustomization["resources"], *(f for g in kustomization["configMapGenerator"] for f in g["files"])]
+    named = [
+        *kustomization["resources"],
+        *(f for g in kustomization["configMapGenerator"] for f in g["files"]),
+    ]
     assert [name for name in named if not (DEPLOY / name).is_file()] == []
     assert {image["name"] for image in kustomization["images"]} == {"nftproxy"}
 
@@ -65,7 +68,11 @@ def test_the_role_is_bound_to_the_account_that_the_pods_have(pod: Any) -> None:
     binding = manifest("clusterrolebinding.yaml")
     (subject,) = binding["subjects"]
     assert binding["roleRef"]["name"] == manifest("clusterrole.yaml")["metadata"]["name"]
-    assert subject["name"] == manifest("serviceaccount.yaml")["metadata"]["name"] == pod["serviceAccountName"]
+    assert (
+        subject["name"]
+        == manifest("serviceaccount.yaml")["metadata"]["name"]
+        == pod["serviceAccountName"]
+    )
     assert subject["namespace"] == manifest("kustomization.yaml")["namespace"]
 
 
@@ -73,12 +80,17 @@ def test_the_role_is_bound_to_the_account_that_the_pods_have(pod: Any) -> None:
 def test_the_pods_are_on_every_linux_node_whatever_its_taints(pod: Any) -> None:
     daemonset = manifest("daemonset.yaml")["spec"]
     assert daemonset["updateStrategy"]["type"] == "RollingUpdate"
-    assert daemonset["selector"]["matchLabels"].items() <= daemonset["template"]["metadata"]["labels"].items()
+    assert (
+        daemonset["selector"]["matchLabels"].items()
+        <= daemonset["template"]["metadata"]["labels"].items()
+    )
     assert pod["nodeSelector"] == {"kubernetes.io/os": "linux"}
     assert pod["tolerations"] == [{"operator": "Exists"}]
     assert pod["priorityClassName"] == "system-node-critical"
     assert pod["hostNetwork"] is True
-    assert {container["imagePullPolicy"] for container in [*pod["containers"], *pod["initContainers"]]} == {"IfNotPresent"}
+    assert {
+        container["imagePullPolicy"] for container in [*pod["containers"], *pod["initContainers"]]
+    } == {"IfNotPresent"}
 
 
 def test_only_the_init_container_is_privileged(pod: Any) -> None:
@@ -98,14 +110,23 @@ def test_the_node_name_comes_from_the_pod(pod: Any) -> None:
     for container in [*pod["containers"], *pod["initContainers"]]:
         assert "--hostname-override=$(NODE_NAME)" in container["args"]
         (variable,) = container["env"]
-        assert variable == {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+        assert variable == {
+            "name": "NODE_NAME",
+            "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},
+        }
 
 
 @pytest.mark.contract("10.3.3")
 def test_configuration_and_lock_are_mounted(pod: Any) -> None:
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    assert volumes["config"]["configMap"]["name"] == manifest("kustomization.yaml")["configMapGenerator"][0]["name"]
-    assert volumes["xtables-lock"]["hostPath"] == {"path": "/run/xtables.lock", "type": "FileOrCreate"}
+    assert (
+        volumes["config"]["configMap"]["name"]
+        == manifest("kustomization.yaml")["configMapGenerator"][0]["name"]
+    )
+    assert volumes["xtables-lock"]["hostPath"] == {
+        "path": "/run/xtables.lock",
+        "type": "FileOrCreate",
+    }
     for container in [*pod["containers"], *pod["initContainers"]]:
         mounted = {mount["name"]: mount for mount in container["volumeMounts"]}
         assert mounted.keys() == volumes.keys()
@@ -117,8 +138,14 @@ def test_configuration_and_lock_are_mounted(pod: Any) -> None:
 def test_flags_that_are_given_exist(pod: Any) -> None:
     known = {flag.name for flag in FLAGS}
     unit = (DEPLOY / "nftproxy.service").read_text()
-    given = [argument for container in [*pod["containers"], *pod["initContainers"]] for argument in container["args"]]
-    given += re.findall(r"--\S+", "\n".join(line for line in unit.splitlines() if line.startswith("Exec")))
+    given = [
+        argument
+        for container in [*pod["containers"], *pod["initContainers"]]
+        for argument in container["args"]
+    ]
+    given += re.findall(
+        r"--\S+", "\n".join(line for line in unit.splitlines() if line.startswith("Exec"))
+    )
     assert {flag.removeprefix("--").partition("=")[0] for flag in given} <= known
 
 
@@ -133,7 +160,9 @@ def test_the_configuration_is_valid_and_names_the_kubeconfig() -> None:
 @pytest.mark.contract("10.3.4")
 def test_the_kubeconfig_reaches_a_server_with_the_token_of_the_pod(tmp_path: Path) -> None:
     text = (DEPLOY / "kubeconfig.conf").read_text()
-    assert yaml.safe_load(text)["clusters"][0]["cluster"]["certificate-authority"].endswith("/ca.crt")
+    assert yaml.safe_load(text)["clusters"][0]["cluster"]["certificate-authority"].endswith(
+        "/ca.crt"
+    )
     (tmp_path / "token").write_text("of-the-pod")
     with FakeApiServer() as server:
         text = text.replace("/var/run/secrets/kubernetes.io/serviceaccount", str(tmp_path))
@@ -149,8 +178,14 @@ def test_the_kubeconfig_reaches_a_server_with_the_token_of_the_pod(tmp_path: Pat
 
 
 def test_the_dockerfile_copies_what_is_there_and_the_build_needs() -> None:
-    copied = [rest for instruction, rest in steps((DEPLOY / "Dockerfile").read_text()) if instruction == "COPY"]
-    names = {name for rest in copied if not rest.startswith("--from=") for name in rest.split()[:-1]}
+    copied = [
+        rest
+        for instruction, rest in steps((DEPLOY / "Dockerfile").read_text())
+        if instruction == "COPY"
+    ]
+    names = {
+        name for rest in copied if not rest.startswith("--from=") for name in rest.split()[:-1]
+    }
     assert [name for name in names if not (PROJECT / name).exists()] == []
     assert {"nftproxy", "rulesets", "examples", "release", "share"} <= names
 
@@ -159,7 +194,10 @@ def test_the_dockerfile_copies_what_is_there_and_the_build_needs() -> None:
 def test_the_image_has_kube_proxy_where_kubeadm_calls_it() -> None:
     dockerfile = list(steps((DEPLOY / "Dockerfile").read_text()))
     assert dockerfile[-1] == ("ENTRYPOINT", '["/usr/local/bin/kube-proxy"]')
-    assert any("ln -s /opt/nftproxy/bin/kube-proxy /usr/local/bin/kube-proxy" in rest for _, rest in dockerfile)
+    assert any(
+        "ln -s /opt/nftproxy/bin/kube-proxy /usr/local/bin/kube-proxy" in rest
+        for _, rest in dockerfile
+    )
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "build.lock"])
@@ -182,7 +220,11 @@ def test_the_unit_is_one_that_systemd_reads() -> None:
 
 def test_the_make_targets_that_pages_name_exist() -> None:
     pages = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").glob("*.md")]
-    named = {name for page in pages for name in re.findall(r"`?\bmake ([a-z-]+)`", page.read_text())}
+    named = {
+        name for page in pages for name in re.findall(r"`?\bmake ([a-z-]+)`", page.read_text())
+    }
     makefile = (PROJECT / "Makefile").read_text()
     assert {name for name in named if not re.search(rf"^{name}:", makefile, re.MULTILINE)} == set()
-    subprocess.run(["make", "--dry-run", "--directory", PROJECT, "demo"], check=True, capture_output=True)
+    subprocess.run(
+        ["make", "--dry-run", "--directory", PROJECT, "demo"], check=True, capture_output=True
+    )

@@ -21,11 +21,28 @@ from tests.support.process import nftproxy
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment with the wheel, which was built from the sdist, so both are whole."""
     folder = tmp_path_factory.mktemp("package")
-    subprocess.run([sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT],
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = (folder / "dist").glob("*.whl")
     environment = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "--python", environment, "install", "--quiet", "--no-deps", wheel], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            environment,
+            "install",
+            "--quiet",
+            "--no-deps",
+            wheel,
+        ],
+        check=True,
+    )
     # The dependencies are those of this environment. A path file inside a folder named so is not read, hence not this checkout.
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
@@ -34,7 +51,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, cwd="/", env=environment)
+    return subprocess.run(
+        [program, *arguments], capture_output=True, text=True, check=False, cwd="/", env=environment
+    )
 
 
 def test_it_is_the_installed_one_that_runs(installed: Path) -> None:
@@ -60,16 +79,29 @@ def test_the_demo_runs_from_it(installed: Path) -> None:
 def test_every_import_is_declared() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     always = _names(declared["dependencies"])
-    extras = _names(text for extra, texts in declared["optional-dependencies"].items() if extra != "test" for text in texts)
+    extras = _names(
+        text
+        for extra, texts in declared["optional-dependencies"].items()
+        if extra != "test"
+        for text in texts
+    )
     distributions = packages_distributions()
     imported: dict[str, set[str]] = {}
     for path in (ROOT / "nftproxy").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-            for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"nftproxy"}:
+            names += (
+                [node.module]
+                if isinstance(node, ast.ImportFrom) and node.module and not node.level
+                else []
+            )
+            for name in (
+                {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"nftproxy"}
+            ):
                 for distribution in distributions.get(name, [name]):
-                    imported.setdefault(distribution.lower().replace("_", "-"), set()).add(path.name)
+                    imported.setdefault(distribution.lower().replace("_", "-"), set()).add(
+                        path.name
+                    )
     assert {name: files for name, files in imported.items() if name not in always | extras} == {}
     assert always - imported.keys() == set(), "declared, but nothing imports it"
 

@@ -23,8 +23,27 @@ from nftproxy.monitoring.metrics import Metrics
 from nftproxy.monitoring.tablefigures import TableFigures
 from tests.tools.consoles import PROJECT
 
-TREE = ("nftproxy", "rulesets", "examples", "release", "share", "tests", "docs", "deploy", "vagrant", ".ci")
-TOP = ("pyproject.toml", "Makefile", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+TREE = (
+    "nftproxy",
+    "rulesets",
+    "examples",
+    "release",
+    "share",
+    "tests",
+    "docs",
+    "deploy",
+    "vagrant",
+    ".ci",
+)
+TOP = (
+    "pyproject.toml",
+    "Makefile",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+)
 
 
 def program(path: str) -> Any:
@@ -79,11 +98,15 @@ def test_version_of_a_tag_and_after_it(repository: Callable[..., None], tmp_path
 
 
 def test_version_of_an_sdist_is_what_it_says(tmp_path: Path) -> None:
-    (tmp_path / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: nftproxy\nVersion: 9.8.7\n\nVersion: of the text\n")
+    (tmp_path / "PKG-INFO").write_text(
+        "Metadata-Version: 2.4\nName: nftproxy\nVersion: 9.8.7\n\nVersion: of the text\n"
+    )
     assert version.version(tmp_path) == "9.8.7"
 
 
-def test_version_without_git(tmp_path: Path, repository: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_without_git(
+    tmp_path: Path, repository: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository("tag", "v3.1.4")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert version.version(tmp_path) == f"{version.NEXT}.dev0"
@@ -91,7 +114,9 @@ def test_version_without_git(tmp_path: Path, repository: Callable[..., None], mo
     assert version.version(tmp_path) == "1.0.0"
 
 
-def test_version_inside_of_another_repository(tmp_path: Path, repository: Callable[..., None]) -> None:
+def test_version_inside_of_another_repository(
+    tmp_path: Path, repository: Callable[..., None]
+) -> None:
     repository("tag", "v3.1.4")
     (tmp_path / "copy").mkdir()
     assert version.version(tmp_path / "copy") == f"{version.NEXT}.dev0"
@@ -111,9 +136,14 @@ def build(tree: Path, out: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Path]]:
     """The tree, copied and built twice: at different paths, files with different times."""
-    first, second = tmp_path_factory.mktemp("first") / "tree", tmp_path_factory.mktemp("second") / "tree"
+    first, second = (
+        tmp_path_factory.mktemp("first") / "tree",
+        tmp_path_factory.mktemp("second") / "tree",
+    )
     argv = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(argv, cwd=PROJECT, capture_output=True, check=True, text=True).stdout.split("\0"):
+    for name in subprocess.run(
+        argv, cwd=PROJECT, capture_output=True, check=True, text=True
+    ).stdout.split("\0"):
         if (PROJECT / name).is_file():
             (first / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, first / name)
@@ -125,7 +155,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Path]]:
 
 
 def test_built_twice_gives_the_same_bytes(built: list[dict[str, Path]]) -> None:
-    first, second = ({suffix: hashlib.sha256(path.read_bytes()).hexdigest() for suffix, path in each.items()} for each in built)
+    first, second = (
+        {suffix: hashlib.sha256(path.read_bytes()).hexdigest() for suffix, path in each.items()}
+        for each in built
+    )
     assert first.keys() == {".whl", ".gz"}
     assert first == second
 
@@ -135,7 +168,9 @@ def test_the_wheel_has_everything_a_user_needs(built: list[dict[str, Path]]) -> 
         names = set(wheel.namelist())
     for folder in ("rulesets", "examples"):
         assert {f"nftproxy/{folder}/{path.name}" for path in (PROJECT / folder).iterdir()} <= names
-    shared = {str(path.relative_to(PROJECT)) for path in (PROJECT / "share").rglob("*") if path.is_file()}
+    shared = {
+        str(path.relative_to(PROJECT)) for path in (PROJECT / "share").rglob("*") if path.is_file()
+    }
     assert {f"nftproxy-4.5.6.data/data/{name}" for name in shared} <= names
     assert "nftproxy/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "docs/", "release/"))]
@@ -152,7 +187,11 @@ def test_the_sdist_has_the_whole_tree(built: list[dict[str, Path]]) -> None:
 def test_the_man_page_names_every_command() -> None:
     page = (PROJECT / "share/man/man1/nftproxy.1").read_text().replace("\\-", "-")
     documented = set(
-        re.findall(r"^\.B ([a-z-]+)$", page[page.index(".SH COMMANDS") : page.index(".SH EXIT STATUS")], re.MULTILINE)
+        re.findall(
+            r"^\.B ([a-z-]+)$",
+            page[page.index(".SH COMMANDS") : page.index(".SH EXIT STATUS")],
+            re.MULTILINE,
+        )
     )
     assert set(_COMMANDS) <= documented
 
@@ -174,14 +213,23 @@ def test_bash_completion_completes() -> None:
     ask = f"source {script}; COMP_WORDS=(nftproxy la); COMP_CWORD=1; _nftproxy_completion nftproxy; echo ${{COMPREPLY[@]}}"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "--noprofile", "--norc", "-c", ask], cwd=PROJECT, env={"PATH": path}, capture_output=True, text=True, check=True
+        ["bash", "--noprofile", "--norc", "-c", ask],
+        cwd=PROJECT,
+        env={"PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == ["lab"]
 
 
 def test_the_list_of_licences_is_that_of_the_lock() -> None:
     page = licences.PAGE.read_text()
-    rows = {row[0]: row[1] for row in re.findall(r"^\| ([a-z0-9-]+) \| ([^|]+) \|", page, re.MULTILINE) if row[0] != "package"}
+    rows = {
+        row[0]: row[1]
+        for row in re.findall(r"^\| ([a-z0-9-]+) \| ([^|]+) \|", page, re.MULTILINE)
+        if row[0] != "package"
+    }
     locked = licences.locked(licences.LOCK.read_text())
     assert rows.keys() == locked.keys()
     same = {name for name in locked if metadata.version(name) == locked[name]}
@@ -190,8 +238,14 @@ def test_the_list_of_licences_is_that_of_the_lock() -> None:
 
 
 def test_the_lock_is_for_the_dependencies_that_are_declared() -> None:
-    declared = {re.match(r"[A-Za-z0-9-]+", each) for each in metadata.requires("nftproxy") or () if "extra ==" not in each}
-    assert {found[0].lower() for found in declared if found} <= licences.locked(licences.LOCK.read_text()).keys()
+    declared = {
+        re.match(r"[A-Za-z0-9-]+", each)
+        for each in metadata.requires("nftproxy") or ()
+        if "extra ==" not in each
+    }
+    assert {found[0].lower() for found in declared if found} <= licences.locked(
+        licences.LOCK.read_text()
+    ).keys()
 
 
 @pytest.mark.parametrize("name", draw.PICTURES)
@@ -219,7 +273,9 @@ def test_operations_quotes_log_lines_that_exist() -> None:
 
 def test_troubleshooting_quotes_errors_that_exist() -> None:
     page = (PROJECT / "docs/troubleshooting.md").read_text()
-    quoted = re.findall(r"^\| `([^`]+)` \|", page[page.index("## It does not start") :], re.MULTILINE)
+    quoted = re.findall(
+        r"^\| `([^`]+)` \|", page[page.index("## It does not start") :], re.MULTILINE
+    )
     assert quoted
     source = "".join(path.read_text() for path in (PROJECT / "nftproxy").rglob("*.py"))
     assert [line for line in quoted if line not in source] == []

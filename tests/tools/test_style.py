@@ -28,14 +28,29 @@ LAYERS = [
 ]
 """Folders, and modules beside them, bottom first: each imports from its own layer, without a circle, and from those below."""
 PURE = {"store", "selection", "routes", "table"}
-IMPURE = {"asyncio", "loguru", "os", "pathlib", "random", "shutil", "subprocess", "sys", "tempfile", "time"}
+IMPURE = {
+    "asyncio",
+    "loguru",
+    "os",
+    "pathlib",
+    "random",
+    "shutil",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "time",
+}
 
 BESIDE = {"lab", "bench"}
 """Programs of their own, on top of everything or beside it."""
 LAB_KNOWS = {"errors", "address"}
 """What the lab may know of a proxy; its demo and its commands may know all."""
 
-ONLY_IN = {"nftables": {"kernel.library"}, "kubernetes": {"sources.apiserver"}, "watchdog": set[str]()}
+ONLY_IN = {
+    "nftables": {"kernel.library"},
+    "kubernetes": {"sources.apiserver"},
+    "watchdog": set[str](),
+}
 
 
 def test_format() -> None:
@@ -65,13 +80,19 @@ def tool(name: str, *arguments: str) -> None:
 @cache
 def imports() -> dict[str, set[str]]:
     """Every module of the package without its first name, and what it imports: modules of the package so too, others as `!name`."""
-    paths = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    paths = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+    }
     modules = {
         name.removesuffix(".__init__"): path
         for name, path in paths.items()
         if path.read_text().count("\n") > 1 and name != "__init__"
     }
-    return {name: set(_imports(ast.parse(path.read_text()), modules.keys() - {name})) for name, path in modules.items()}
+    return {
+        name: set(_imports(ast.parse(path.read_text()), modules.keys() - {name}))
+        for name, path in modules.items()
+    }
 
 
 def _imports(tree: ast.AST, modules: set[str]) -> Iterator[str]:
@@ -110,13 +131,17 @@ def test_a_layer_imports_only_what_is_below() -> None:
         f"{module} -> {other}"
         for module, others in imports().items()
         for other in others
-        if not other.startswith("!") and entry(module) not in BESIDE and (entry(other) in BESIDE or layer(other) > layer(module))
+        if not other.startswith("!")
+        and entry(module) not in BESIDE
+        and (entry(other) in BESIDE or layer(other) > layer(module))
     }
     assert wrong == set()
 
 
 def test_nothing_goes_in_circles() -> None:
-    order = TopologicalSorter({m: {o for o in others if not o.startswith("!")} for m, others in imports().items()})
+    order = TopologicalSorter(
+        {m: {o for o in others if not o.startswith("!")} for m, others in imports().items()}
+    )
     order.prepare()  # raises CycleError, which names the circle
 
 
@@ -149,9 +174,19 @@ def texts(tree: ast.AST) -> Iterator[str]:
     """The texts that code builds or takes apart: formatted ones, and those given to methods that parse."""
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{" for part in node.values)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in NAMING:
-            yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "{" for part in node.values
+            )
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in NAMING
+        ):
+            yield from (
+                a.value
+                for a in node.args
+                if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            )
 
 
 def test_names_in_the_table_are_made_and_parsed_in_the_schema_alone() -> None:
@@ -163,7 +198,11 @@ def test_names_in_the_table_are_made_and_parsed_in_the_schema_alone() -> None:
         if NAME.search(text)
     }
     assert found == set()
-    assert {text for text in texts(ast.parse((PACKAGE / "table/schema.py").read_text())) if NAME.search(text)}
+    assert {
+        text
+        for text in texts(ast.parse((PACKAGE / "table/schema.py").read_text()))
+        if NAME.search(text)
+    }
 
 
 def test_the_lab_knows_no_proxy() -> None:

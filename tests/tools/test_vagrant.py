@@ -16,9 +16,17 @@ from nftproxy.configuration.validation import require_valid
 from tests.tools.consoles import PROJECT, Shell
 
 VAGRANT = PROJECT / "vagrant"
-SCRIPTS = sorted(path for folder in ("vagrant", "docs", "release", ".ci") for path in (PROJECT / folder).rglob("*.sh"))
-PROVISION = sorted(path for path in (VAGRANT / "provision").glob("*.sh") if path.name != "common.sh")
-VARIABLES = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", (VAGRANT / "variables.env").read_text(), re.MULTILINE))
+SCRIPTS = sorted(
+    path
+    for folder in ("vagrant", "docs", "release", ".ci")
+    for path in (PROJECT / folder).rglob("*.sh")
+)
+PROVISION = sorted(
+    path for path in (VAGRANT / "provision").glob("*.sh") if path.name != "common.sh"
+)
+VARIABLES = dict(
+    re.findall(r"^([A-Z0-9_]+)=(.*)$", (VAGRANT / "variables.env").read_text(), re.MULTILINE)
+)
 FLANNEL = """\
 kind: ConfigMap
 data:
@@ -38,7 +46,13 @@ args:
 
 def call(script: str, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Call functions of a provisioning script, which does nothing else when it is sourced."""
-    given = {**VARIABLES, "NODE": "1", "JOIN_TOKEN": "abcdef.0123456789abcdef", "NFTPROXY_TREE": str(PROJECT), **variables}
+    given = {
+        **VARIABLES,
+        "NODE": "1",
+        "JOIN_TOKEN": "abcdef.0123456789abcdef",
+        "NFTPROXY_TREE": str(PROJECT),
+        **variables,
+    }
     return subprocess.run(
         ["bash", "-c", f"source {VAGRANT}/provision/{script}\n{command}"],
         env={"PATH": os.environ["PATH"], **given},
@@ -58,7 +72,10 @@ def printed(script: str, command: str, **variables: str) -> str:
 def test_scripts_are_checked(path: Path) -> None:
     subprocess.run(["bash", "-n", path], check=True)
     done = subprocess.run(
-        ["shellcheck", "--external-sources", "--source-path=SCRIPTDIR", path], capture_output=True, text=True, check=False
+        ["shellcheck", "--external-sources", "--source-path=SCRIPTDIR", path],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == ""
 
@@ -76,7 +93,10 @@ def test_the_vagrantfile_runs_every_step_that_there_is() -> None:
     assert set(named.split()) == {path.stem for path in PROVISION}
 
 
-@pytest.mark.skipif(not shutil.which("vagrant"), reason="vagrant is not installed: apt-get install vagrant vagrant-libvirt")
+@pytest.mark.skipif(
+    not shutil.which("vagrant"),
+    reason="vagrant is not installed: apt-get install vagrant vagrant-libvirt",
+)
 @pytest.mark.parametrize(
     ("variables", "valid"),
     [
@@ -86,27 +106,57 @@ def test_the_vagrantfile_runs_every_step_that_there_is() -> None:
     ],
     ids=["default", "unknown proxy", "no node"],
 )
-def test_the_vagrantfile_is_valid(tmp_path: Path, variables: dict[str, str], *, valid: bool) -> None:
-    tree = shutil.copytree(VAGRANT, tmp_path / "vagrant", ignore=shutil.ignore_patterns(".vagrant", "results"))
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "VAGRANT_HOME": str(tmp_path / "home"), **variables}
-    done = subprocess.run(["vagrant", "validate"], cwd=tree, env=environment, capture_output=True, text=True, check=False)
+def test_the_vagrantfile_is_valid(
+    tmp_path: Path, variables: dict[str, str], *, valid: bool
+) -> None:
+    tree = shutil.copytree(
+        VAGRANT, tmp_path / "vagrant", ignore=shutil.ignore_patterns(".vagrant", "results")
+    )
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "VAGRANT_HOME": str(tmp_path / "home"),
+        **variables,
+    }
+    done = subprocess.run(
+        ["vagrant", "validate"],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode == 0) is valid, done.stderr
 
 
 def test_addresses_of_others_stand_in_one_file() -> None:
-    texts = {path: path.read_text() for path in VAGRANT.rglob("*") if path.is_file() and ".vagrant" not in path.parts}
+    texts = {
+        path: path.read_text()
+        for path in VAGRANT.rglob("*")
+        if path.is_file() and ".vagrant" not in path.parts
+    }
     hosts = re.compile(r"https?://(?!localhost|\$|www\.w3\.org)[\w.-]+\.\w+")
-    named = {path.name for path, text in texts.items() if hosts.search(text) and path.suffix != ".md"}
+    named = {
+        path.name for path, text in texts.items() if hosts.search(text) and path.suffix != ".md"
+    }
     assert named == {"variables.env"}
 
 
 def test_every_variable_is_used() -> None:
-    texts = [path.read_text() for path in VAGRANT.rglob("*") if path.suffix == ".sh" or path.name in {"Vagrantfile", "Makefile"}]
-    assert [name for name in VARIABLES if not any(re.search(rf"\b{name}\b", text) for text in texts)] == []
+    texts = [
+        path.read_text()
+        for path in VAGRANT.rglob("*")
+        if path.suffix == ".sh" or path.name in {"Vagrantfile", "Makefile"}
+    ]
+    assert [
+        name for name in VARIABLES if not any(re.search(rf"\b{name}\b", text) for text in texts)
+    ] == []
 
 
 def test_kubeadm_gets_documents_without_kube_proxy() -> None:
-    init, cluster = yaml.safe_load_all(printed("cluster.sh", "configuration", KUBERNETES_VERSION="1.35.1", NETWORK="192.168.60"))
+    init, cluster = yaml.safe_load_all(
+        printed("cluster.sh", "configuration", KUBERNETES_VERSION="1.35.1", NETWORK="192.168.60")
+    )
     assert init["skipPhases"] == ["addon/kube-proxy"]
     assert init["bootstrapTokens"][0]["token"] == "abcdef.0123456789abcdef"  # noqa: S105
     assert init["localAPIEndpoint"] == {"advertiseAddress": "192.168.60.11"}
@@ -116,9 +166,15 @@ def test_kubeadm_gets_documents_without_kube_proxy() -> None:
 
 def test_flannel_takes_the_network_between_the_machines(tmp_path: Path) -> None:
     (tmp_path / "flannel.yml").write_text(FLANNEL)
-    made = printed("cluster.sh", f"with_interface {tmp_path}/flannel.yml", POD_NETWORK="10.1.0.0/16")
+    made = printed(
+        "cluster.sh", f"with_interface {tmp_path}/flannel.yml", POD_NETWORK="10.1.0.0/16"
+    )
     config, daemonset = yaml.safe_load_all(made)
-    (pattern,) = (argument.removeprefix("--iface-regex=") for argument in daemonset["args"] if "regex" in argument)
+    (pattern,) = (
+        argument.removeprefix("--iface-regex=")
+        for argument in daemonset["args"]
+        if "regex" in argument
+    )
     assert re.match(pattern, "192.168.56.11")
     assert not re.match(pattern, "192.168.5611")
     assert daemonset["args"][0] == "--ip-masq"
@@ -137,7 +193,9 @@ def test_deploy_is_made_to_fit_the_cluster(tmp_path: Path) -> None:
     require_valid(config)
     assert config.cluster_cidr == "10.7.0.0/16"
     assert (
-        yaml.safe_load((tmp_path / "kubeconfig.conf").read_text())["clusters"][0]["cluster"]["server"]
+        yaml.safe_load((tmp_path / "kubeconfig.conf").read_text())["clusters"][0]["cluster"][
+            "server"
+        ]
         == "https://192.168.60.11:6443"
     )
     (image,) = yaml.safe_load((tmp_path / "kustomization.yaml").read_text())["images"]
@@ -150,7 +208,9 @@ def test_deploy_is_made_to_fit_the_cluster(tmp_path: Path) -> None:
 def test_kube_proxy_gets_its_mode(tmp_path: Path) -> None:
     kubeadm = tmp_path / "kubeadm.yaml"
     kubeadm.write_text(printed("cluster.sh", "configuration"))
-    made = printed("proxy.sh", f'sed() {{ command sed "$1" {kubeadm}; }}; kube_proxy_configuration nftables')
+    made = printed(
+        "proxy.sh", f'sed() {{ command sed "$1" {kubeadm}; }}; kube_proxy_configuration nftables'
+    )
     init, _, proxy = yaml.safe_load_all(made)
     assert "skipPhases" not in init
     assert proxy["kind"] == "KubeProxyConfiguration"
@@ -167,11 +227,17 @@ def test_kube_proxy_gets_its_mode(tmp_path: Path) -> None:
     ids=["daemonset", "systemd", "kube-proxy"],
 )
 def test_one_thing_is_wanted(variables: dict[str, str], wanted: list[str]) -> None:
-    asked = "for kind in kube-proxy daemonset systemd; do if wanted $kind; then echo $kind; fi; done"
+    asked = (
+        "for kind in kube-proxy daemonset systemd; do if wanted $kind; then echo $kind; fi; done"
+    )
     assert printed("proxy.sh", asked, **variables).split() == wanted
 
 
-@pytest.mark.parametrize("variables", [{"PROXY": "ipvs"}, {"RUN_AS": "cron"}, {"PROXY": ""}], ids=["proxy", "run as", "missing"])
+@pytest.mark.parametrize(
+    "variables",
+    [{"PROXY": "ipvs"}, {"RUN_AS": "cron"}, {"PROXY": ""}],
+    ids=["proxy", "run as", "missing"],
+)
 def test_unknown_ways_to_serve_are_refused(variables: dict[str, str]) -> None:
     done = call("proxy.sh", "true", **variables)
     assert done.returncode == 1
@@ -185,7 +251,9 @@ def test_an_error_names_line_and_command() -> None:
     assert "never" not in done.stdout
 
 
-@pytest.mark.parametrize(("version", "minor"), [("1.35.6", "1.35"), ("1.9.10", "1.9"), ("1.35", None), ("v1.35.6", None)])
+@pytest.mark.parametrize(
+    ("version", "minor"), [("1.35.6", "1.35"), ("1.9.10", "1.9"), ("1.35", None), ("v1.35.6", None)]
+)
 def test_minor_versions(version: str, minor: str | None) -> None:
     done = call("common.sh", f"minor {version}")
     assert done.stdout.strip() == (minor or "")
@@ -210,12 +278,21 @@ def test_workload_is_complete() -> None:
     folder = VAGRANT / "workload"
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
     assert [name for name in kustomization["resources"] if not (folder / name).is_file()] == []
-    deployments = {each["metadata"]["name"]: each for each in yaml.safe_load_all((folder / "deployments.yaml").read_text())}
-    services = {each["metadata"]["name"]: each for each in yaml.safe_load_all((folder / "services.yaml").read_text())}
+    deployments = {
+        each["metadata"]["name"]: each
+        for each in yaml.safe_load_all((folder / "deployments.yaml").read_text())
+    }
+    services = {
+        each["metadata"]["name"]: each
+        for each in yaml.safe_load_all((folder / "services.yaml").read_text())
+    }
     assert services.keys() == {"web", "shop", "mail", "cart", "batch"}
     assert services.keys() - deployments.keys() == {"batch"}, "batch has no endpoints"
     for name in services.keys() & deployments.keys():
-        assert deployments[name]["spec"]["template"]["metadata"]["labels"] == services[name]["spec"]["selector"]
+        assert (
+            deployments[name]["spec"]["template"]["metadata"]["labels"]
+            == services[name]["spec"]["selector"]
+        )
 
 
 def test_the_endpoint_of_the_workload_answers_the_client() -> None:

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftproxy.address import Address, Family, Network, between, collapse, mask, pack, parse_address, parse_network
+from nftproxy.address import (
+    Address,
+    Family,
+    Network,
+    between,
+    collapse,
+    mask,
+    pack,
+    parse_address,
+    parse_network,
+)
 from nftproxy.errors import AddressError
 
 V4, V6 = Family.IPv4, Family.IPv6
@@ -142,8 +152,14 @@ KINDS: dict[Family, type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]] =
 @given(st.data(), families)
 def test_any_address_in_any_spelling(data: st.DataObject, family: Family) -> None:
     """The standard library agrees, and packing is what the kernel gets."""
-    reference: ipaddress.IPv4Address | ipaddress.IPv6Address = KINDS[family](data.draw(numbers[family]))
-    found = parse_address(data.draw(st.sampled_from([reference.compressed, reference.exploded, reference.exploded.upper()])))
+    reference: ipaddress.IPv4Address | ipaddress.IPv6Address = KINDS[family](
+        data.draw(numbers[family])
+    )
+    found = parse_address(
+        data.draw(
+            st.sampled_from([reference.compressed, reference.exploded, reference.exploded.upper()])
+        )
+    )
     mapped = reference.ipv4_mapped if isinstance(reference, ipaddress.IPv6Address) else None
     assert ipaddress.ip_address(found.text) == (mapped or reference)
     assert found.family is (V4 if mapped else family)
@@ -163,7 +179,9 @@ def test_masks(data: st.DataObject, family: Family) -> None:
     other = parse_address(str(KINDS[family](data.draw(numbers[family]))))
     network = Network(family, mask(address, length).text, length)
     assert network.contains(address)
-    assert network.contains(other) == (other.family is family and ipaddress.ip_address(other.text) in expected)
+    assert network.contains(other) == (
+        other.family is family and ipaddress.ip_address(other.text) in expected
+    )
 
 
 @settings(deadline=None)
@@ -171,13 +189,19 @@ def test_masks(data: st.DataObject, family: Family) -> None:
 def test_any_text_is_an_address_or_an_error(text: str) -> None:
     for parse in (parse_address, parse_network):
         with contextlib.suppress(AddressError):  # anything else fails the test
-            assert parse(str(parse(text)[1] if parse is parse_address else parse(text))) == parse(text)
+            assert parse(str(parse(text)[1] if parse is parse_address else parse(text))) == parse(
+                text
+            )
 
 
 @settings(deadline=None)
 @given(
     st.lists(
-        st.builds(lambda n, p: parse_network(f"{ipaddress.IPv4Address(n << 24)}/{p}"), st.integers(0, 255), st.integers(0, 12))
+        st.builds(
+            lambda n, p: parse_network(f"{ipaddress.IPv4Address(n << 24)}/{p}"),
+            st.integers(0, 255),
+            st.integers(0, 12),
+        )
     )
 )
 def test_collapsed_networks_do_not_overlap_and_hold_the_same(networks: list[Network]) -> None:
@@ -203,4 +227,6 @@ def test_collapsed_networks_do_not_overlap_and_hold_the_same(networks: list[Netw
 )
 def test_networks_between_two_addresses(first: str, last: str, expected: list[str]) -> None:
     low, high = (int(ipaddress.ip_address(text)) for text in (first, last))
-    assert [str(network) for network in between(low, high + 1, parse_address(first).family)] == expected
+    assert [
+        str(network) for network in between(low, high + 1, parse_address(first).family)
+    ] == expected

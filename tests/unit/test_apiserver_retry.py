@@ -38,8 +38,16 @@ def refused(code: int, retry_after: float = 0) -> Outcome:
         # The connection: the place is kept
         (WATCHING, Outcome(Cause.BROKEN), Step(State("5", failures=1), 0.8)),
         (WATCHING, Outcome(Cause.SILENT, lasted=25), Step(State("5", failures=1), 0.8)),
-        (State("5", failures=9), Outcome(Cause.BROKEN, lasted=60), Step(State("5", failures=1), 0.8)),
-        (State("5", failures=99_999), Outcome(Cause.BROKEN), Step(State("5", failures=100_000), LONGEST_PAUSE)),
+        (
+            State("5", failures=9),
+            Outcome(Cause.BROKEN, lasted=60),
+            Step(State("5", failures=1), 0.8),
+        ),
+        (
+            State("5", failures=99_999),
+            Outcome(Cause.BROKEN),
+            Step(State("5", failures=100_000), LONGEST_PAUSE),
+        ),
         (LISTING, Outcome(Cause.BROKEN), Step(State(failures=1), 0.8)),
         # Refusals that leave the place valid
         (WATCHING, refused(401), Step(State("5", failures=1), 0.8, renew=True)),
@@ -51,7 +59,11 @@ def refused(code: int, retry_after: float = 0) -> Outcome:
         (WATCHING, refused(410), Step(State(expiries=1), 0.8)),
         (State("5", failures=99), refused(410), Step(State(expiries=1), 0.8)),
         (State("5", expiries=2), refused(410), Step(State(expiries=3), 1.8)),
-        (State("5", expiries=2), Outcome(Cause.FAILED, code=410, lasted=10), Step(State(expiries=1), 0.8)),
+        (
+            State("5", expiries=2),
+            Outcome(Cause.FAILED, code=410, lasted=10),
+            Step(State(expiries=1), 0.8),
+        ),
         (WATCHING, refused(400), Step(State(failures=1), 0.8)),
         (WATCHING, Outcome(Cause.FAILED, code=410), Step(State(expiries=1), 0.8)),
         (WATCHING, Outcome(Cause.FAILED, code=500), Step(State(failures=1), 0.8)),
@@ -117,10 +129,20 @@ def test_never_a_spin(outcomes: list[Outcome], chances: float) -> None:
 @given(chance=st.floats(0, 1, exclude_max=True), failures=st.integers(0, 10**6))
 def test_pauses_are_spread(chance: float, failures: int) -> None:
     most = after(State("5", failures=failures), Outcome(Cause.BROKEN), SERVICES, chance=1).pause
-    assert most / 2 <= after(State("5", failures=failures), Outcome(Cause.BROKEN), SERVICES, chance=chance).pause <= most
+    assert (
+        most / 2
+        <= after(
+            State("5", failures=failures), Outcome(Cause.BROKEN), SERVICES, chance=chance
+        ).pause
+        <= most
+    )
 
 
-@pytest.mark.parametrize("resource", [SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS, own_node("n")], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "resource",
+    [SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS, own_node("n")],
+    ids=lambda each: each.name,
+)
 @pytest.mark.parametrize(
     ("state", "expected"),
     [(State("5", quiet=True), 20), (State("5", quiet=False), 450), (State(None, quiet=True), 450)],

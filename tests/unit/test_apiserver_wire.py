@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 
 from nftproxy.model import EndpointSlice, Node, Object, ObjectName, Service, ServiceCIDR
-from nftproxy.sources.wire import Bookmark, Broken, Changed, Decoder, Event, Removed, Status, WireError, status, version_of
+from nftproxy.sources.wire import (
+    Bookmark,
+    Broken,
+    Changed,
+    Decoder,
+    Event,
+    Removed,
+    Status,
+    WireError,
+    status,
+    version_of,
+)
 from tests.support.paths import RECORDINGS
 
 WEB = {"name": "web", "namespace": "demo", "resourceVersion": "7"}
@@ -31,13 +42,17 @@ def test_recorded_list(recording: str, kind: type[Object]) -> None:
     assert page.broken == []
     assert page.token == ""
     assert page.version == recorded["metadata"]["resourceVersion"]
-    assert [item.metadata.name for item in page.items] == [each["metadata"]["name"] for each in recorded["items"]]
+    assert [item.metadata.name for item in page.items] == [
+        each["metadata"]["name"] for each in recorded["items"]
+    ]
     assert all(isinstance(item, kind) for item in page.items)
 
 
 def test_recorded_pages_are_the_beginning_of_the_recorded_list() -> None:
     decoder = Decoder(Service)
-    pages = [decoder.page((RECORDINGS / f"services-page{number}.json").read_bytes()) for number in (1, 2)]
+    pages = [
+        decoder.page((RECORDINGS / f"services-page{number}.json").read_bytes()) for number in (1, 2)
+    ]
     whole = decoder.page((RECORDINGS / "services-list.json").read_bytes())
     assert [item for page in pages for item in page.items] == whole.items[:4]
     assert all(page.token and page.version == pages[0].version for page in pages)
@@ -56,12 +71,18 @@ def test_recorded_streaming_list() -> None:
         (line("DELETED", {"metadata": WEB, "spec": 5}), Removed(ObjectName("demo", "web"))),
         (line("DELETED", {"metadata": {"name": "web"}}), Removed(ObjectName("default", "web"))),
         (line("BOOKMARK", {"metadata": {"resourceVersion": "9"}}), Bookmark("9", complete=False)),
-        (line("ERROR", {"metadata": {}, "code": 410, "reason": "Expired"}), Status(code=410, reason="Expired")),
+        (
+            line("ERROR", {"metadata": {}, "code": 410, "reason": "Expired"}),
+            Status(code=410, reason="Expired"),
+        ),
         (
             line("MODIFIED", {"metadata": WEB, "spec": {"type": "Magic"}}),
             Broken(ObjectName("demo", "web"), "Invalid enum value 'Magic' - at `$.spec.type`"),
         ),
-        (line("ADDED", {"metadata": {"name": 5}}), Broken(None, "Expected `str`, got `int` - at `$.metadata.name`")),
+        (
+            line("ADDED", {"metadata": {"name": 5}}),
+            Broken(None, "Expected `str`, got `int` - at `$.metadata.name`"),
+        ),
     ],
     ids=["deleted", "deleted_without_namespace", "bookmark", "error", "broken", "nameless"],
 )
@@ -82,7 +103,17 @@ def test_event(given: bytes, expected: Event) -> None:
         b'"\xff"',
         b"[" * 99_999,
     ],
-    ids=["empty", "null", "cut", "no_object", "type", "deleted_what", "bookmark_where", "no_utf8", "deep"],
+    ids=[
+        "empty",
+        "null",
+        "cut",
+        "no_object",
+        "type",
+        "deleted_what",
+        "bookmark_where",
+        "no_utf8",
+        "deep",
+    ],
 )
 def test_no_event(given: bytes) -> None:
     with pytest.raises(WireError):
@@ -90,10 +121,19 @@ def test_no_event(given: bytes) -> None:
 
 
 def test_one_broken_object_costs_no_other() -> None:
-    items = [{"metadata": {"name": name}, "spec": {"ports": [{"port": port}]}} for name, port in (("a", 80), ("b", 0), ("c", 90))]
-    page = Decoder(Service).page(json.dumps({"metadata": {"resourceVersion": "5", "continue": "more"}, "items": items}).encode())
+    items = [
+        {"metadata": {"name": name}, "spec": {"ports": [{"port": port}]}}
+        for name, port in (("a", 80), ("b", 0), ("c", 90))
+    ]
+    page = Decoder(Service).page(
+        json.dumps(
+            {"metadata": {"resourceVersion": "5", "continue": "more"}, "items": items}
+        ).encode()
+    )
     assert [item.metadata.name for item in page.items] == ["a", "c"]
-    assert [str(each) for each in page.broken] == ["'default/b': Expected `int` >= 1 - at `$.spec.ports[0].port`"]
+    assert [str(each) for each in page.broken] == [
+        "'default/b': Expected `int` >= 1 - at `$.spec.ports[0].port`"
+    ]
     assert (page.version, page.token) == ("5", "more")
 
 
@@ -103,7 +143,11 @@ def test_items_null() -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(line("MODIFIED", {"metadata": WEB, "spec": 5}), "7"), (line("BOOKMARK", {"metadata": {}}), ""), (b"garbage", "")],
+    [
+        (line("MODIFIED", {"metadata": WEB, "spec": 5}), "7"),
+        (line("BOOKMARK", {"metadata": {}}), ""),
+        (b"garbage", ""),
+    ],
     ids=["broken_object", "none", "garbage"],
 )
 def test_version_of(given: bytes, expected: str) -> None:

@@ -26,12 +26,21 @@ from tests.support.world import settings
 CONTEXT = Context(Family.IPv4, Locality("node1", ""), "192.168.50.11")
 HERE, THERE = ("10.244.1.2", "node1"), ("10.244.2.2", "node2")
 A, B = Endpoint("10.244.1.2", 8080), Endpoint("10.244.2.2", 8080)
-ALL_KINDS: dict[str, Any] = {"node_port": 30080, "vips": ["203.0.113.1"], "externalIPs": ["198.51.100.1"]}
+ALL_KINDS: dict[str, Any] = {
+    "node_port": 30080,
+    "vips": ["203.0.113.1"],
+    "externalIPs": ["198.51.100.1"],
+}
 CLUSTER_IP, VIP = Frontend("10.96.0.10", "tcp", 80), Frontend("203.0.113.1", "tcp", 80)
 EXTERNAL_IP, NODE_PORT = Frontend("198.51.100.1", "tcp", 80), Frontend("", "tcp", 30080)
 
 
-def compiled(*places: tuple[str, str], notes: list[str] | None = None, context: Context = CONTEXT, **spec: Any) -> Compiled:
+def compiled(
+    *places: tuple[str, str],
+    notes: list[str] | None = None,
+    context: Context = CONTEXT,
+    **spec: Any,
+) -> Compiled:
     slices = [endpoint_slice(endpoints=[endpoint(address, node) for address, node in places])]
     found = compile_service(service(**spec), slices, context, [] if notes is None else notes)
     assert found is not None
@@ -47,7 +56,9 @@ def rendered(*places: tuple[str, str], **spec: Any) -> dict[str, dict[Any, str]]
     found: dict[str, dict[Any, str]] = {}
     for route in compiled(*places, **spec).routes:
         for where, key, value in elements(route, Family.IPv4):
-            found.setdefault(where, {})[key] = str(value) if isinstance(value, Verdict) else ":".join(map(str, value or ()))
+            found.setdefault(where, {})[key] = (
+                str(value) if isinstance(value, Verdict) else ":".join(map(str, value or ()))
+            )
     return found
 
 
@@ -58,11 +69,17 @@ def rendered(*places: tuple[str, str], **spec: Any) -> dict[str, dict[Any, str]]
         ({}, Policy.CLUSTER, Policy.EXTERNAL),
         ({"internalTrafficPolicy": "Local"}, Policy.LOCAL, Policy.EXTERNAL),
         ({"externalTrafficPolicy": "Local"}, Policy.CLUSTER, Policy.PRESERVE),
-        ({"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}, Policy.LOCAL, Policy.PRESERVE),
+        (
+            {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"},
+            Policy.LOCAL,
+            Policy.PRESERVE,
+        ),
     ],
     ids=str,
 )
-def test_every_frontend_has_a_policy(spec: dict[str, Any], internal: Policy, external: Policy) -> None:
+def test_every_frontend_has_a_policy(
+    spec: dict[str, Any], internal: Policy, external: Policy
+) -> None:
     found = routes(HERE, THERE, **ALL_KINDS, **spec)
     assert {frontend: route.policy for frontend, route in found.items()} == {
         CLUSTER_IP: internal,
@@ -87,7 +104,10 @@ ELEMENTS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
                 ("203.0.113.1", 80, 0): "10.244.1.2:8080",
                 ("203.0.113.1", 80, 1): "10.244.2.2:8080",
             },
-            "nodeport_endpoints4-tcp": {(30080, 0): "10.244.1.2:8080", (30080, 1): "10.244.2.2:8080"},
+            "nodeport_endpoints4-tcp": {
+                (30080, 0): "10.244.1.2:8080",
+                (30080, 1): "10.244.2.2:8080",
+            },
         },
     ),
     "both policies Local": (
@@ -98,9 +118,18 @@ ELEMENTS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
                 ("203.0.113.1", "tcp", 80): "goto preserve4-tcp-2-1",
             },
             "nodeport_services4": {("tcp", 30080): "goto nodeport-preserve4-tcp-2-1"},
-            "endpoints4-tcp": {("203.0.113.1", 80, 0): "10.244.1.2:8080", ("203.0.113.1", 80, 1): "10.244.2.2:8080"},
-            "local_endpoints4-tcp": {("10.96.0.10", 80, 0): "10.244.1.2:8080", ("203.0.113.1", 80, 0): "10.244.1.2:8080"},
-            "nodeport_endpoints4-tcp": {(30080, 0): "10.244.1.2:8080", (30080, 1): "10.244.2.2:8080"},
+            "endpoints4-tcp": {
+                ("203.0.113.1", 80, 0): "10.244.1.2:8080",
+                ("203.0.113.1", 80, 1): "10.244.2.2:8080",
+            },
+            "local_endpoints4-tcp": {
+                ("10.96.0.10", 80, 0): "10.244.1.2:8080",
+                ("203.0.113.1", 80, 0): "10.244.1.2:8080",
+            },
+            "nodeport_endpoints4-tcp": {
+                (30080, 0): "10.244.1.2:8080",
+                (30080, 1): "10.244.2.2:8080",
+            },
             "nodeport_local_endpoints4-tcp": {(30080, 0): "10.244.1.2:8080"},
         },
     ),
@@ -116,7 +145,9 @@ def test_elements(spec: dict[str, Any], expected: dict[str, dict[Any, str]]) -> 
 @pytest.mark.contract("5.3.3", "2.3.8", "2.5")
 def test_without_a_local_endpoint_an_address_is_served_and_refused() -> None:
     """Needed for pods and the node, who still reach the cluster list."""
-    found = rendered(THERE, vips=["203.0.113.1"], externalTrafficPolicy="Local", internalTrafficPolicy="Local")
+    found = rendered(
+        THERE, vips=["203.0.113.1"], externalTrafficPolicy="Local", internalTrafficPolicy="Local"
+    )
     assert found == {
         "services4": {("203.0.113.1", "tcp", 80): "goto preserve4-tcp-1"},
         "endpoints4-tcp": {("203.0.113.1", 80, 0): "10.244.2.2:8080"},
@@ -129,14 +160,26 @@ def test_without_a_local_endpoint_an_address_is_served_and_refused() -> None:
     ("places", "spec", "internal", "external"),
     [
         ([], {}, Refusal.REJECT, Refusal.REJECT),
-        ([], {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}, Refusal.REJECT, Refusal.REJECT),
+        (
+            [],
+            {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"},
+            Refusal.REJECT,
+            Refusal.REJECT,
+        ),
         ([THERE], {}, Refusal.NONE, Refusal.NONE),
         ([THERE], {"internalTrafficPolicy": "Local"}, Refusal.DROP, Refusal.NONE),
         ([THERE], {"externalTrafficPolicy": "Local"}, Refusal.NONE, Refusal.DROP),
-        ([HERE], {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}, Refusal.NONE, Refusal.NONE),
+        (
+            [HERE],
+            {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"},
+            Refusal.NONE,
+            Refusal.NONE,
+        ),
     ],
 )
-def test_refusals(places: list[tuple[str, str]], spec: dict[str, Any], internal: Refusal, external: Refusal) -> None:
+def test_refusals(
+    places: list[tuple[str, str]], spec: dict[str, Any], internal: Refusal, external: Refusal
+) -> None:
     found = routes(*places, **ALL_KINDS, **spec)
     assert found[CLUSTER_IP].refusal is internal
     assert {found[frontend].refusal for frontend in (VIP, EXTERNAL_IP, NODE_PORT)} == {external}
@@ -144,7 +187,9 @@ def test_refusals(places: list[tuple[str, str]], spec: dict[str, Any], internal:
 
 @pytest.mark.contract("2.4.2")
 def test_affinity_is_one_for_all_frontends_of_a_port() -> None:
-    found = compiled(HERE, THERE, sessionAffinity="ClientIP", externalTrafficPolicy="Local", **ALL_KINDS)
+    found = compiled(
+        HERE, THERE, sessionAffinity="ClientIP", externalTrafficPolicy="Local", **ALL_KINDS
+    )
     (affinity,) = found.affinities
     assert {route.affinity for route in found.routes} == {affinity}
     assert (affinity.cluster, affinity.local) == ((A, B), (A,))
@@ -164,8 +209,16 @@ def test_affinity_is_one_for_all_frontends_of_a_port() -> None:
 
 @pytest.mark.contract("2.4.2")
 def test_each_port_has_an_affinity_of_its_own() -> None:
-    ports = [{"name": "a", "port": 80}, {"name": "b", "port": 81}, {"name": "a", "port": 80, "protocol": "UDP"}]
-    both = [{"name": "a", "port": 1}, {"name": "b", "port": 2}, {"name": "a", "port": 3, "protocol": "UDP"}]
+    ports = [
+        {"name": "a", "port": 80},
+        {"name": "b", "port": 81},
+        {"name": "a", "port": 80, "protocol": "UDP"},
+    ]
+    both = [
+        {"name": "a", "port": 1},
+        {"name": "b", "port": 2},
+        {"name": "a", "port": 3, "protocol": "UDP"},
+    ]
     slices = [endpoint_slice(endpoints=[endpoint(*HERE)], ports=both)]
     found = compile_service(service(ports=ports, sessionAffinity="ClientIP"), slices, CONTEXT, [])
     assert found is not None
@@ -183,7 +236,9 @@ def test_without_endpoints_there_is_nothing_to_remember() -> None:
 @pytest.mark.parametrize("internal", ["Cluster", "Local"])
 @pytest.mark.parametrize("external", ["Cluster", "Local"])
 @pytest.mark.parametrize("node_port", [0, 30080], ids=["ClusterIP", "NodePort"])
-def test_names_are_bounded_and_differ_all_the_same(internal: str, external: str, node_port: int) -> None:
+def test_names_are_bounded_and_differ_all_the_same(
+    internal: str, external: str, node_port: int
+) -> None:
     """Names of 253 characters, 20 port numbers, a day: libnftables aborts the process on names longer than 255."""
     names: list[str] = []
     for last in "ab":
@@ -210,7 +265,9 @@ def test_names_are_bounded_and_differ_all_the_same(internal: str, external: str,
 
 def test_other_ports_are_another_chain() -> None:
     def chain(*ports: int) -> str:
-        return Affinity("n", Family.IPv4, "tcp", 1, tuple(Endpoint("10.0.0.1", port) for port in ports), (), ()).sticky("pick")
+        return Affinity(
+            "n", Family.IPv4, "tcp", 1, tuple(Endpoint("10.0.0.1", port) for port in ports), (), ()
+        ).sticky("pick")
 
     assert chain(*range(60000, 60020)) != chain(*range(60000, 60021))
     assert chain(1, 2) == "sticky-pick-1.2-n"
@@ -221,16 +278,30 @@ def test_other_ports_are_another_chain() -> None:
     ("ranges", "node_ip", "expected"),
     [
         (["198.51.100.0/24"], "192.168.50.11", ["198.51.100.0/24"]),
-        (["192.168.50.0/24"], "192.168.50.11", ["192.168.50.0/24", "203.0.113.1/32", "203.0.113.2/32"]),
+        (
+            ["192.168.50.0/24"],
+            "192.168.50.11",
+            ["192.168.50.0/24", "203.0.113.1/32", "203.0.113.2/32"],
+        ),
         (["192.168.50.0/24"], "", ["192.168.50.0/24"]),
-        (["203.0.113.1/32", "192.168.50.11/32"], "192.168.50.11", ["192.168.50.11/32", "203.0.113.1/32", "203.0.113.2/32"]),
+        (
+            ["203.0.113.1/32", "192.168.50.11/32"],
+            "192.168.50.11",
+            ["192.168.50.11/32", "203.0.113.1/32", "203.0.113.2/32"],
+        ),
     ],
 )
 def test_sources(ranges: list[str], node_ip: str, expected: list[str]) -> None:
     """An allowed node may come from its own load-balancer addresses; the other kinds of frontends have no filter."""
-    spec: dict[str, Any] = {**ALL_KINDS, "vips": ["203.0.113.1", "203.0.113.2"], "loadBalancerSourceRanges": ranges}
+    spec: dict[str, Any] = {
+        **ALL_KINDS,
+        "vips": ["203.0.113.1", "203.0.113.2"],
+        "loadBalancerSourceRanges": ranges,
+    }
     context = CONTEXT._replace(node_ip=node_ip)
-    found = {route.frontend: route.sources for route in compiled(HERE, context=context, **spec).routes}
+    found = {
+        route.frontend: route.sources for route in compiled(HERE, context=context, **spec).routes
+    }
     networks = tuple(sorted(map(parse_network, expected)))
     assert found == {
         CLUSTER_IP: None,
@@ -242,7 +313,10 @@ def test_sources(ranges: list[str], node_ip: str, expected: list[str]) -> None:
 
 
 def test_one_set_of_sources_for_each_prefix_length() -> None:
-    found = rendered(vips=["203.0.113.1"], loadBalancerSourceRanges=["10.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24"])
+    found = rendered(
+        vips=["203.0.113.1"],
+        loadBalancerSourceRanges=["10.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24"],
+    )
     key = ("203.0.113.1", "tcp", 80)
     assert found["firewall4"] == {key: "goto allowed4"}
     assert set(found["allowed4-8"]) == {(*key, "10.0.0.0")}
@@ -252,7 +326,12 @@ def test_one_set_of_sources_for_each_prefix_length() -> None:
 @pytest.mark.contract("2.2.3")
 def test_an_address_twice_in_one_service_is_one_frontend() -> None:
     """What has source ranges keeps them; a ClusterIP that is an external address as well stays what it is."""
-    found = routes(HERE, vips=["203.0.113.1", "10.96.0.10"], externalIPs=["203.0.113.1"], loadBalancerSourceRanges=["10.0.0.0/8"])
+    found = routes(
+        HERE,
+        vips=["203.0.113.1", "10.96.0.10"],
+        externalIPs=["203.0.113.1"],
+        loadBalancerSourceRanges=["10.0.0.0/8"],
+    )
     assert found[VIP].sources is not None
     assert found[CLUSTER_IP].policy is Policy.CLUSTER
     assert len(found) == 2
@@ -269,7 +348,10 @@ def test_hairpins_are_of_endpoints_here(spec: dict[str, Any]) -> None:
 
 
 @pytest.mark.contract("5.3.1")
-@pytest.mark.parametrize(("port_name", "expected"), [("http", "default/web:http"), ("", "default/web"), (None, "default/web")])
+@pytest.mark.parametrize(
+    ("port_name", "expected"),
+    [("http", "default/web:http"), ("", "default/web"), (None, "default/web")],
+)
 def test_comments(port_name: str | None, expected: str) -> None:
     (route,) = compiled(port_name=port_name).routes
     (element,) = elements(route, Family.IPv4)
@@ -291,7 +373,9 @@ def test_all_protocols_and_families() -> None:
             pod = "10.244.1.2" if family is Family.IPv4 else "fd00:244::2"
             slices = [endpoint_slice(endpoints=[endpoint(pod)], family=family, protocol=protocol)]
             context = CONTEXT._replace(family=family)
-            found = compile_service(service(cluster_ip=address, protocol=protocol), slices, context, [])
+            found = compile_service(
+                service(cluster_ip=address, protocol=protocol), slices, context, []
+            )
             assert found is not None
             (verdict, slot) = elements(found.routes[0], family)
             kind = f"{family.digit}-{protocol.lower()}"

@@ -133,7 +133,12 @@ DEFAULTS = {
         "tcpFinTimeout": "0s",
         "udpTimeout": "0s",
     },
-    "nftables": {"masqueradeBit": 14, "masqueradeAll": False, "syncPeriod": "30s", "minSyncPeriod": "50ms"},
+    "nftables": {
+        "masqueradeBit": 14,
+        "masqueradeAll": False,
+        "syncPeriod": "30s",
+        "minSyncPeriod": "50ms",
+    },
     "winkernel": {
         "networkName": "",
         "sourceVip": "",
@@ -187,7 +192,10 @@ def test_defaults_of_every_field() -> None:
 def test_a_kubeadm_file_sets_only_what_it_means_to_set() -> None:
     assert config.dump(load(KUBEADM.removeprefix(HEAD))) == {
         **DEFAULTS,
-        "clientConnection": {**DEFAULTS["clientConnection"], "kubeconfig": "/var/lib/kube-proxy/kubeconfig.conf"},  # type: ignore[dict-item]
+        "clientConnection": {
+            **DEFAULTS["clientConnection"],  # type: ignore[dict-item]
+            "kubeconfig": "/var/lib/kube-proxy/kubeconfig.conf",
+        },
         "clusterCIDR": "10.244.0.0/16",
     }
 
@@ -206,41 +214,73 @@ def test_yaml_flow_style_may_begin_with_a_brace() -> None:
 
 
 KEPT_OR_NOT = {
-    "masqueradeBit 0 is a bit": ("nftables: {masqueradeBit: 0}", lambda c: c.nftables.masquerade_bit == 0),
+    "masqueradeBit 0 is a bit": (
+        "nftables: {masqueradeBit: 0}",
+        lambda c: c.nftables.masquerade_bit == 0,
+    ),
     "oomScoreAdj 0 is a score": ("oomScoreAdj: 0", lambda c: c.oom_score_adj == 0),
-    "conntrack maxPerCore 0 is kept": ("conntrack: {maxPerCore: 0}", lambda c: c.conntrack.max_per_core == 0),
+    "conntrack maxPerCore 0 is kept": (
+        "conntrack: {maxPerCore: 0}",
+        lambda c: c.conntrack.max_per_core == 0,
+    ),
     "conntrack min 0 is kept": ("conntrack: {min: 0}", lambda c: c.conntrack.min == 0),
     "conntrack timeout 0s is kept": (
         "conntrack: {tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}",
         lambda c: c.conntrack.tcp_established_timeout == c.conntrack.tcp_close_wait_timeout == 0,
     ),
-    "conntrack null is the default": ("conntrack: {maxPerCore: null}", lambda c: c.conntrack.max_per_core == 32768),
-    "localhostNodePorts false is kept": ("iptables: {localhostNodePorts: false}", lambda c: not c.iptables.localhost_node_ports),
-    "syncPeriod 0s is the default": ("nftables: {syncPeriod: 0s}", lambda c: c.nftables.sync_period == 30 * SECOND),
+    "conntrack null is the default": (
+        "conntrack: {maxPerCore: null}",
+        lambda c: c.conntrack.max_per_core == 32768,
+    ),
+    "localhostNodePorts false is kept": (
+        "iptables: {localhostNodePorts: false}",
+        lambda c: not c.iptables.localhost_node_ports,
+    ),
+    "syncPeriod 0s is the default": (
+        "nftables: {syncPeriod: 0s}",
+        lambda c: c.nftables.sync_period == 30 * SECOND,
+    ),
     "minSyncPeriod 0s is our default": (
         "nftables: {minSyncPeriod: 0s}",
         lambda c: c.nftables.min_sync_period == 50 * MILLISECOND,
     ),
-    "minSyncPeriod 1s is obeyed": ("nftables: {minSyncPeriod: 1s}", lambda c: c.nftables.min_sync_period == SECOND),
-    "minSyncPeriod 1ns is obeyed": ("nftables: {minSyncPeriod: 1ns}", lambda c: c.nftables.min_sync_period == 1),
+    "minSyncPeriod 1s is obeyed": (
+        "nftables: {minSyncPeriod: 1s}",
+        lambda c: c.nftables.min_sync_period == SECOND,
+    ),
+    "minSyncPeriod 1ns is obeyed": (
+        "nftables: {minSyncPeriod: 1ns}",
+        lambda c: c.nftables.min_sync_period == 1,
+    ),
     "qps and burst 0 are the defaults": (
         "clientConnection: {qps: 0, burst: 0}",
         lambda c: (c.client_connection.qps, c.client_connection.burst) == (5, 10),
     ),
-    "an empty list of addresses is primary": ("nodePortAddresses: []", lambda c: c.node_port_addresses == ("primary",)),
-    "a null section is no section": ("conntrack: null\nlogging: null", lambda c: c == config.build()),
+    "an empty list of addresses is primary": (
+        "nodePortAddresses: []",
+        lambda c: c.node_port_addresses == ("primary",),
+    ),
+    "a null section is no section": (
+        "conntrack: null\nlogging: null",
+        lambda c: c == config.build(),
+    ),
     "flushFrequency counts nanoseconds": (
         "logging: {flushFrequency: 2000000000}",
         lambda c: c.logging.flush_frequency == 2 * SECOND,
     ),
-    "flushFrequency as text": ("logging: {flushFrequency: 1m}", lambda c: c.logging.flush_frequency == 60 * SECOND),
+    "flushFrequency as text": (
+        "logging: {flushFrequency: 1m}",
+        lambda c: c.logging.flush_frequency == 60 * SECOND,
+    ),
     "an empty mode is ours": ('mode: ""', lambda c: c.mode == "nftables"),
 }
 
 
 @pytest.mark.contract("1.1.10", "8.2", "9.1", "9.16", "10.3.5")
 @pytest.mark.parametrize(("fields", "holds"), KEPT_OR_NOT.values(), ids=KEPT_OR_NOT)
-def test_zero_values_count_as_not_set_unless_they_mean_something(fields: str, holds: object) -> None:
+def test_zero_values_count_as_not_set_unless_they_mean_something(
+    fields: str, holds: object
+) -> None:
     assert callable(holds)
     assert holds(load(fields))
 
@@ -259,7 +299,11 @@ ADDRESSES = {
         "10.0.0.1:10256",
         "[fd00::1]:10249",
     ),
-    "nonsense is left for validation": ("healthzBindAddress: localhost\nmetricsBindAddress: '[::]'", "localhost", "[::]"),
+    "nonsense is left for validation": (
+        "healthzBindAddress: localhost\nmetricsBindAddress: '[::]'",
+        "localhost",
+        "[::]",
+    ),
 }
 
 
@@ -278,8 +322,14 @@ def test_an_unquoted_ipv6_address_is_no_sexagesimal_number() -> None:
 
 WARNED = {
     "unknown field": ("bogus: 1", ["test.yaml: bogus: unknown field, ignored"]),
-    "unknown field in a section": ("nftables: {colour: red}", ["test.yaml: nftables.colour: unknown field, ignored"]),
-    "wrong case is unknown": ("clusterCidr: 10.0.0.0/8", ["test.yaml: clusterCidr: unknown field, ignored"]),
+    "unknown field in a section": (
+        "nftables: {colour: red}",
+        ["test.yaml: nftables.colour: unknown field, ignored"],
+    ),
+    "wrong case is unknown": (
+        "clusterCidr: 10.0.0.0/8",
+        ["test.yaml: clusterCidr: unknown field, ignored"],
+    ),
     "a field that is no text": ("1: 2", ["test.yaml: 1: unknown field, ignored"]),
     "duplicate field": (
         "oomScoreAdj: 1\noomScoreAdj: 2",
@@ -289,7 +339,10 @@ WARNED = {
         "nftables:\n  masqueradeBit: 1\n  masqueradeBit: 2",
         ["test.yaml: line 5: duplicate field 'masqueradeBit', the last one counts"],
     ),
-    "second document": ("---\nkind: Service", ["test.yaml: only the first of several documents is used"]),
+    "second document": (
+        "---\nkind: Service",
+        ["test.yaml: only the first of several documents is used"],
+    ),
     "setting of another mode": (
         "iptables: {masqueradeAll: true, masqueradeBit: 0}",
         [
@@ -370,7 +423,9 @@ configSyncPeriod: 5x
 
 
 @pytest.mark.contract("8.1.3")
-@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b"kind: x"], ids=["missing", "not text", "wrong kind"])
+@pytest.mark.parametrize(
+    "content", [None, b"\xff\xfe\x00", b"kind: x"], ids=["missing", "not text", "wrong kind"]
+)
 def test_an_unusable_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "config.conf"
     if content is not None:
@@ -382,7 +437,9 @@ def test_an_unusable_file_is_named(tmp_path: Path, content: bytes | None) -> Non
 
 @pytest.mark.contract("8.1.5")
 def test_only_the_section_of_the_mode_shows_periods_and_masquerade_all() -> None:
-    loaded, _ = configfile.load(HEAD + "iptables: {masqueradeAll: true, syncPeriod: 1h}\nipvs: {minSyncPeriod: 1h}", "f")
+    loaded, _ = configfile.load(
+        HEAD + "iptables: {masqueradeAll: true, syncPeriod: 1h}\nipvs: {minSyncPeriod: 1h}", "f"
+    )
     dumped = config.dump(loaded)
     for section in ("iptables", "ipvs"):
         assert dumped[section]["syncPeriod"] == dumped[section]["minSyncPeriod"] == "0s"
@@ -398,7 +455,10 @@ def test_the_dump_is_plain_values_that_json_can_carry() -> None:
 
 def test_later_layers_win_field_by_field() -> None:
     built = config.build(
-        {"nftables": {"masqueradeAll": True, "masqueradeBit": 3}, "featureGates": {"AllAlpha": True}},
+        {
+            "nftables": {"masqueradeAll": True, "masqueradeBit": 3},
+            "featureGates": {"AllAlpha": True},
+        },
         {"nftables": {"masqueradeBit": 4}, "featureGates": {"AllBeta": False}},
     )
     assert (built.nftables.masquerade_all, built.nftables.masquerade_bit) == (True, 4)
@@ -420,14 +480,20 @@ sections = st.builds(
     KubeProxyConfiguration,
     feature_gates=st.dictionaries(words, st.booleans(), max_size=3),
     client_connection=st.builds(
-        config.ClientConnection, kubeconfig=texts, content_type=words, qps=st.floats(0.5, 100), burst=int32.filter(bool)
+        config.ClientConnection,
+        kubeconfig=texts,
+        content_type=words,
+        qps=st.floats(0.5, 100),
+        burst=int32.filter(bool),
     ),
     logging=st.builds(
         config.Logging,
         format=words,
         flush_frequency=periods,
         verbosity=int32,
-        vmodule=st.lists(st.builds(config.VmoduleItem, file_pattern=texts, verbosity=int32), max_size=2).map(tuple),
+        vmodule=st.lists(
+            st.builds(config.VmoduleItem, file_pattern=texts, verbosity=int32), max_size=2
+        ).map(tuple),
     ),
     hostname_override=texts,
     bind_address=words,
@@ -435,16 +501,26 @@ sections = st.builds(
     metrics_bind_address=st.just("10.0.0.1:1"),
     mode=words,
     iptables=st.builds(config.Iptables, masquerade_bit=int32, localhost_node_ports=st.booleans()),
-    ipvs=st.builds(config.Ipvs, scheduler=texts, exclude_cidrs=st.just(("10.0.0.0/8",)), tcp_timeout=durations),
+    ipvs=st.builds(
+        config.Ipvs, scheduler=texts, exclude_cidrs=st.just(("10.0.0.0/8",)), tcp_timeout=durations
+    ),
     nftables=st.builds(
-        config.Nftables, masquerade_bit=int32, masquerade_all=st.booleans(), sync_period=periods, min_sync_period=periods
+        config.Nftables,
+        masquerade_bit=int32,
+        masquerade_all=st.booleans(),
+        sync_period=periods,
+        min_sync_period=periods,
     ),
     detect_local=st.builds(config.DetectLocal, bridge_interface=texts, interface_name_prefix=texts),
     cluster_cidr=texts,
     node_port_addresses=st.lists(texts, min_size=1, max_size=3).map(tuple),
     oom_score_adj=int32,
     conntrack=st.builds(
-        config.Conntrack, max_per_core=int32, min=int32, tcp_established_timeout=durations, udp_timeout=durations
+        config.Conntrack,
+        max_per_core=int32,
+        min=int32,
+        tcp_established_timeout=durations,
+        udp_timeout=durations,
     ),
     config_sync_period=periods,
 )

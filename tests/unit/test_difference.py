@@ -21,11 +21,17 @@ Table = dict[str, dict[Key, Value]]
 CONTEXT = Context(Family.IPv4, Locality("node1", ""), "192.168.50.11")
 
 
-def compiled(name: Name = "web", pods: int | list[int] = 2, *, cluster_ip: str = "10.96.0.10", **spec: Any) -> Compiled:
+def compiled(
+    name: Name = "web", pods: int | list[int] = 2, *, cluster_ip: str = "10.96.0.10", **spec: Any
+) -> Compiled:
     """A Service with endpoints 10.244.1.<pod>; the even ones are on this node."""
     numbers = list(range(2, 2 + pods)) if isinstance(pods, int) else pods
-    members = [endpoint(f"10.244.1.{number}", "node2" if number % 2 else "node1") for number in numbers]
-    found = compile_service(service(name, cluster_ip, **spec), [endpoint_slice(name, members)], CONTEXT, [])
+    members = [
+        endpoint(f"10.244.1.{number}", "node2" if number % 2 else "node1") for number in numbers
+    ]
+    found = compile_service(
+        service(name, cluster_ip, **spec), [endpoint_slice(name, members)], CONTEXT, []
+    )
     assert found is not None
     return found
 
@@ -46,7 +52,9 @@ class Model:
         """Sync: services to what they should be, None for those that are gone."""
         changes: list[Change] = []
         self.written = Delta()
-        for batch in plan(self.remembered, [{key(name): new for name, new in wanted.items()}], InStep()):
+        for batch in plan(
+            self.remembered, [{key(name): new for name, new in wanted.items()}], InStep()
+        ):
             self.written.merge(batch.delta)
             self.commit(batch.delta)
             self.remembered.accept(batch.changes, batch.delta)
@@ -98,7 +106,9 @@ def fresh(**wanted: Compiled | None) -> Model:
 
 # --- slots ----------------------------------------------------------------------------------------------------------------------
 
-letters = st.lists(st.sampled_from([Endpoint(letter, 1) for letter in "abcdefgh"]), unique=True).map(tuple)
+letters = st.lists(
+    st.sampled_from([Endpoint(letter, 1) for letter in "abcdefgh"]), unique=True
+).map(tuple)
 
 
 @settings(deadline=None)
@@ -150,7 +160,10 @@ def test_from_three_to_two() -> None:
     model = fresh(web=compiled(pods=[3, 5, 7]))
     model.want(web=compiled(pods=[5, 7]))
     verdict = ("10.96.0.10", "tcp", 80)
-    assert model.written.removed == {"services4": {verdict: None}, "endpoints4-tcp": {("10.96.0.10", 80, 0): None}}
+    assert model.written.removed == {
+        "services4": {verdict: None},
+        "endpoints4-tcp": {("10.96.0.10", 80, 0): None},
+    }
     assert model.written.added == {
         "services4": {verdict: Verdict("goto", "pick4-tcp-2", "default/web:http")},
         "endpoints4-tcp": {("10.96.0.10", 80, 0): ("10.244.1.7", 8080)},
@@ -193,7 +206,10 @@ def test_what_verdicts_point_to_goes_late() -> None:
     held = {where for where, items in model.table.items() if items}
     model.want(web=None)
     assert model.written.added == {}
-    assert set(model.written.late) == {where for where in held if is_late(where)} | {"cluster_ips4", "hairpin4"}
+    assert set(model.written.late) == {where for where in held if is_late(where)} | {
+        "cluster_ips4",
+        "hairpin4",
+    }
     assert set(model.written.removed) == held - set(model.written.late)
     assert not any(model.table.values())
 
@@ -217,7 +233,7 @@ def test_what_verdicts_point_to_goes_late() -> None:
         ("affinity6-default/endpoints4/tcp/x-80", False),
     ],
 )
-def test_is_late(where: str, late: bool) -> None:  # noqa: FBT001
+def test_is_late(where: str, late: bool) -> None:
     assert is_late(where) == late
 
 
@@ -294,7 +310,9 @@ def test_the_younger_gets_it_when_the_older_lets_go() -> None:
 @pytest.mark.contract("2.2.3")
 def test_without_a_creation_time_a_service_is_the_youngest() -> None:
     assert owner(fresh(a=rival("a", ""), b=rival("b", NEW))) == "default/b:http"
-    assert owner(fresh(a=rival("a", ""), b=rival("b", ""))) == "default/a:http", "then the name decides"
+    assert owner(fresh(a=rival("a", ""), b=rival("b", ""))) == "default/a:http", (
+        "then the name decides"
+    )
 
 
 @pytest.mark.contract("2.2.3")
@@ -311,13 +329,22 @@ def test_a_cluster_ip_wins_over_an_external_address_whoever_is_older() -> None:
 
 
 def test_services_that_exchange_a_frontend_change_together() -> None:
-    model = fresh(a=rival("a"), b=rival("b", vips=["203.0.113.2"]), c=rival("c", vips=["203.0.113.3"]))
-    changes = model.want(
-        a=rival("a", vips=["203.0.113.2"]), b=rival("b", vips=["203.0.113.1"]), c=rival("c", vips=["203.0.113.4"])
+    model = fresh(
+        a=rival("a"), b=rival("b", vips=["203.0.113.2"]), c=rival("c", vips=["203.0.113.3"])
     )
-    assert sorted(sorted(name.name for name in change.services) for change in changes) == [["a", "b"], ["c"]]
+    changes = model.want(
+        a=rival("a", vips=["203.0.113.2"]),
+        b=rival("b", vips=["203.0.113.1"]),
+        c=rival("c", vips=["203.0.113.4"]),
+    )
+    assert sorted(sorted(name.name for name in change.services) for change in changes) == [
+        ["a", "b"],
+        ["c"],
+    ]
     assert model == fresh(
-        a=rival("a", vips=["203.0.113.2"]), b=rival("b", vips=["203.0.113.1"]), c=rival("c", vips=["203.0.113.4"])
+        a=rival("a", vips=["203.0.113.2"]),
+        b=rival("b", vips=["203.0.113.1"]),
+        c=rival("c", vips=["203.0.113.4"]),
     )
 
 
@@ -332,22 +359,30 @@ specs = st.fixed_dictionaries(
         "externalTrafficPolicy": st.sampled_from(["Cluster", "Local"]),
         "internalTrafficPolicy": st.sampled_from(["Cluster", "Local"]),
         "sessionAffinity": st.sampled_from(["None", "ClientIP"]),
-        "loadBalancerSourceRanges": st.sampled_from([[], ["10.0.0.0/8"], ["10.0.0.0/8", "192.0.2.0/24"]]),
+        "loadBalancerSourceRanges": st.sampled_from(
+            [[], ["10.0.0.0/8"], ["10.0.0.0/8", "192.0.2.0/24"]]
+        ),
         "created": st.sampled_from([OLD, NEW, ""]),
     }
 )
-steps = st.lists(st.dictionaries(st.sampled_from("abc"), st.none() | specs, min_size=1), min_size=1, max_size=8)
+steps = st.lists(
+    st.dictionaries(st.sampled_from("abc"), st.none() | specs, min_size=1), min_size=1, max_size=8
+)
 
 
 @pytest.mark.contract("5.8.2", "2.2.3")
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
-def test_any_sequence_ends_as_a_fresh_start(sequence: list[dict[str, dict[str, Any] | None]]) -> None:
+def test_any_sequence_ends_as_a_fresh_start(
+    sequence: list[dict[str, dict[str, Any] | None]],
+) -> None:
     """And no transaction on the way deletes what is not there or adds what is there with another value."""
     model = Model()
     now: dict[str, Compiled | None] = {}
     for wanted in sequence:
-        step = {name: None if spec is None else compiled(name, **spec) for name, spec in wanted.items()}
+        step = {
+            name: None if spec is None else compiled(name, **spec) for name, spec in wanted.items()
+        }
         now |= step
         model.want(**step)
         assert model == fresh(**now)
@@ -357,7 +392,9 @@ def test_any_sequence_ends_as_a_fresh_start(sequence: list[dict[str, dict[str, A
 @pytest.mark.contract("5.7.2")
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(before=specs, after=specs)
-def test_between_the_transactions_every_verdict_finds_its_list(before: dict[str, Any], after: dict[str, Any]) -> None:
+def test_between_the_transactions_every_verdict_finds_its_list(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
     """Old verdict or new, before the first transaction, between the two or behind: slot 0 is there, and all sources are."""
     fixed = {"cluster_ip": "10.96.0.10", "vips": ["203.0.113.1"], "node_port": 30080}
     old, new = compiled(**{**before, **fixed}), compiled(**{**after, **fixed})
@@ -371,7 +408,12 @@ def test_between_the_transactions_every_verdict_finds_its_list(before: dict[str,
 
 
 def verdicts(table: Table) -> list[tuple[str, Key, Verdict]]:
-    return [(where, each, value) for where, items in table.items() for each, value in items.items() if isinstance(value, Verdict)]
+    return [
+        (where, each, value)
+        for where, items in table.items()
+        for each, value in items.items()
+        if isinstance(value, Verdict)
+    ]
 
 
 def points_somewhere(table: Table, where: str, frontend: Key, verdict: Verdict) -> bool:

@@ -38,9 +38,24 @@ EVENTS = "/apis/events.k8s.io/v1/namespaces/{}/events"
     ("kind", "regarding", "expected"),
     [
         pytest.param(STARTING, NODE, ("Starting", "Normal", "StartKubeProxy"), id="start"),
-        pytest.param(HEALTH_SERVER_FAILED, NODE, ("FailedToStartProxierHealthcheck", "Warning", "StartKubeProxy"), id="health"),
-        pytest.param(METRICS_SERVER_FAILED, NODE, ("FailedToStartMetricServer", "Warning", "StartKubeProxy"), id="metrics"),
-        pytest.param(HEALTH_CHECK_PORT_FAILED, WEB, ("FailedToStartServiceHealthcheck", "Warning", "Listen"), id="service"),
+        pytest.param(
+            HEALTH_SERVER_FAILED,
+            NODE,
+            ("FailedToStartProxierHealthcheck", "Warning", "StartKubeProxy"),
+            id="health",
+        ),
+        pytest.param(
+            METRICS_SERVER_FAILED,
+            NODE,
+            ("FailedToStartMetricServer", "Warning", "StartKubeProxy"),
+            id="metrics",
+        ),
+        pytest.param(
+            HEALTH_CHECK_PORT_FAILED,
+            WEB,
+            ("FailedToStartServiceHealthcheck", "Warning", "Listen"),
+            id="service",
+        ),
     ],
 )
 def test_what_is_written(kind: Kind, regarding: Regarding, expected: tuple[str, str, str]) -> None:
@@ -61,7 +76,8 @@ def test_what_is_written(kind: Kind, regarding: Regarding, expected: tuple[str, 
         "reason": expected[0],
         "type": expected[1],
         "action": expected[2],
-        "regarding": reference | ({"namespace": regarding.namespace} if regarding.namespace else {}),
+        "regarding": reference
+        | ({"namespace": regarding.namespace} if regarding.namespace else {}),
         "note": "something",
     }
 
@@ -79,7 +95,9 @@ def test_repetitions_are_a_series() -> None:
         return Write("PATCH", path, {"series": series})
 
     assert journal.next_due is None
-    assert journal.observe(subject, "in use", NOW + 1) == counted(2, "01.25"), "the first repetition is told at once"
+    assert journal.observe(subject, "in use", NOW + 1) == counted(2, "01.25"), (
+        "the first repetition is told at once"
+    )
     assert journal.observe(subject, "in use", NOW + 2) is None, "further ones wait"
     assert journal.observe(subject, "in use", NOW + 3) is None
     assert journal.next_due == NOW + 1 + events.PACE
@@ -95,7 +113,9 @@ def test_repetitions_are_a_series() -> None:
 def test_events_about_different_things_are_different() -> None:
     journal = Journal("me")
     other = Regarding.service(ObjectName("shop", "other"))
-    writes = [journal.observe((HEALTH_CHECK_PORT_FAILED, each), "in use", NOW) for each in (WEB, other)]
+    writes = [
+        journal.observe((HEALTH_CHECK_PORT_FAILED, each), "in use", NOW) for each in (WEB, other)
+    ]
     assert [write and write.method for write in writes] == ["POST", "POST"]
 
 
@@ -147,7 +167,9 @@ class ApiServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
+        )
         self._thread.start()
 
     @property
@@ -157,7 +179,9 @@ class ApiServer:
     def wait_for(self, count: int) -> list[str]:
         """Wait until so many requests have come, and return their methods."""
         with self.arrived:
-            assert self.arrived.wait_for(lambda: len(self.requests) >= count, timeout=10), self.requests
+            assert self.arrived.wait_for(lambda: len(self.requests) >= count, timeout=10), (
+                self.requests
+            )
             return [request[0] for request in self.requests]
 
     def close(self) -> None:
@@ -193,7 +217,10 @@ def test_events_reach_the_api_server(server: ApiServer, sink: ApiSink) -> None:
     (_, path, kind, _, created), (_, patched, patch_kind, _, patch) = server.requests
     assert (path, kind) == (EVENTS.format("shop"), "application/json")
     assert created["reportingInstance"] == "kube-proxy-host1"
-    assert (patched, patch_kind) == (f"{path}/{created['metadata']['name']}", "application/merge-patch+json")
+    assert (patched, patch_kind) == (
+        f"{path}/{created['metadata']['name']}",
+        "application/merge-patch+json",
+    )
     assert patch["series"]["count"] == 2
 
 
@@ -206,7 +233,9 @@ def test_events_reach_the_api_server(server: ApiServer, sink: ApiSink) -> None:
         pytest.param([401], ["POST"] * 2, id="and one that does not know the token any more"),
     ],
 )
-def test_trouble_that_passes(server: ApiServer, sink: ApiSink, trouble: list[int | None], methods: list[str]) -> None:
+def test_trouble_that_passes(
+    server: ApiServer, sink: ApiSink, trouble: list[int | None], methods: list[str]
+) -> None:
     server.trouble = list(trouble)
     recorder = Events(sink, "host1", pause=0.01)
     recorder.record(STARTING, NODE, "")
@@ -222,7 +251,10 @@ def test_what_is_refused_is_dropped(server: ApiServer, sink: ApiSink) -> None:
     recorder.record(HEALTH_CHECK_PORT_FAILED, WEB, "in use")
     server.wait_for(2)
     recorder.close(5)
-    assert [sent["reason"] for *_, sent in server.requests] == ["Starting", "FailedToStartServiceHealthcheck"]
+    assert [sent["reason"] for *_, sent in server.requests] == [
+        "Starting",
+        "FailedToStartServiceHealthcheck",
+    ]
 
 
 @pytest.mark.contract("10.1.1")
@@ -291,7 +323,9 @@ def test_waiting_repetitions_are_told_in_time(server: ApiServer, sink: ApiSink) 
     eventually(recorder._queue.empty)
     assert len(server.requests) == 2
     now += events.PACE
-    recorder.record(HEALTH_SERVER_FAILED, NODE, "in use")  # wakes the thread, which then looks at the clock
+    recorder.record(
+        HEALTH_SERVER_FAILED, NODE, "in use"
+    )  # wakes the thread, which then looks at the clock
     server.wait_for(4)
     recorder.close(5)
     counts = [sent["series"]["count"] for _, _, _, _, sent in server.requests if "series" in sent]

@@ -1,17 +1,23 @@
+import ast
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner
+from loguru import logger
 
+from nftproxy import log
 from nftproxy.configuration import config, effective, flags, validation
 from nftproxy.configuration.config import KubeProxyConfiguration
 from nftproxy.configuration.duration import MILLISECOND, MINUTE, SECOND
 from nftproxy.errors import ConfigError
+from tests.support.paths import ROOT
 
 FILE = f"""
 apiVersion: {config.API_VERSION}
@@ -75,7 +81,10 @@ def file(tmp_path: Path) -> str:
 # Every flag of contract 8.4 with a value, the field it sets, and that value as the file spells it.
 SETS: dict[str, tuple[str, object]] = {
     "--kubeconfig=/k": ("clientConnection.kubeconfig", "/k"),
-    "--kube-api-content-type=application/json": ("clientConnection.contentType", "application/json"),
+    "--kube-api-content-type=application/json": (
+        "clientConnection.contentType",
+        "application/json",
+    ),
     "--kube-api-burst=7": ("clientConnection.burst", 7),
     "--kube-api-qps=2.5": ("clientConnection.qps", 2.5),
     "--hostname-override=n": ("hostnameOverride", "n"),
@@ -92,7 +101,10 @@ SETS: dict[str, tuple[str, object]] = {
     "--iptables-sync-period=1m": ("nftables.syncPeriod", "1m0s"),
     "--iptables-min-sync-period=1s": ("nftables.minSyncPeriod", "1s"),
     "--ipvs-scheduler=rr": ("ipvs.scheduler", "rr"),
-    "--ipvs-exclude-cidrs=10.0.0.0/8,11.0.0.0/8": ("ipvs.excludeCIDRs", ["10.0.0.0/8", "11.0.0.0/8"]),
+    "--ipvs-exclude-cidrs=10.0.0.0/8,11.0.0.0/8": (
+        "ipvs.excludeCIDRs",
+        ["10.0.0.0/8", "11.0.0.0/8"],
+    ),
     "--ipvs-strict-arp": ("ipvs.strictARP", True),
     "--ipvs-tcp-timeout=1s": ("ipvs.tcpTimeout", "1s"),
     "--ipvs-tcpfin-timeout=2s": ("ipvs.tcpFinTimeout", "2s"),
@@ -111,7 +123,10 @@ SETS: dict[str, tuple[str, object]] = {
     "--conntrack-udp-timeout=1s": ("conntrack.udpTimeout", "1s"),
     "--conntrack-udp-timeout-stream=1s": ("conntrack.udpStreamTimeout", "1s"),
     "--config-sync-period=1m": ("configSyncPeriod", "1m0s"),
-    "--feature-gates=AllAlpha=true,AllBeta=false": ("featureGates", {"AllAlpha": True, "AllBeta": False}),
+    "--feature-gates=AllAlpha=true,AllBeta=false": (
+        "featureGates",
+        {"AllAlpha": True, "AllBeta": False},
+    ),
     "--v=4": ("logging.verbosity", 4),
     "--vmodule=sync=3,a*=4": (
         "logging.vmodule",
@@ -157,18 +172,24 @@ def spelled(value: object) -> str:
 
 
 @pytest.mark.contract("8.4")
-@pytest.mark.parametrize(("argument", "path", "value"), [(a, *case) for a, case in SETS.items()], ids=SETS)
+@pytest.mark.parametrize(
+    ("argument", "path", "value"), [(a, *case) for a, case in SETS.items()], ids=SETS
+)
 def test_sets_its_field_and_no_other(argument: str, path: str, value: object) -> None:
     built = kube_proxy(argument)
     assert field(built, path) == value
     assert field(config.build(), path) != value
     top = path.partition(".")[0]
     others = {name: other for name, other in config.dump(built).items() if name != top}
-    assert others == {name: other for name, other in config.dump(config.build()).items() if name != top}
+    assert others == {
+        name: other for name, other in config.dump(config.build()).items() if name != top
+    }
 
 
 @pytest.mark.contract("8.4")
-@pytest.mark.parametrize(("argument", "parameter", "value"), [(a, *case) for a, case in NO_FIELD.items()], ids=NO_FIELD)
+@pytest.mark.parametrize(
+    ("argument", "parameter", "value"), [(a, *case) for a, case in NO_FIELD.items()], ids=NO_FIELD
+)
 def test_is_handed_to_the_command(argument: str, parameter: str, value: object) -> None:
     assert parse(flags.kube_proxy_options, argument)[parameter] == value
 
@@ -187,22 +208,107 @@ def test_no_flags_are_the_defaults() -> None:
 @pytest.mark.contract("8.4")
 def test_defaults_told_in_help_are_those_of_the_configuration() -> None:
     built = config.build()
-    told = {flag.name: flag.default for flag in flags.FLAGS if flag.field and flag.name != "hostname-override"}
-    assert told == {flag.name: spelled(field(built, flag.field)) for flag in flags.FLAGS if flag.name in told}
+    told = {
+        flag.name: flag.default
+        for flag in flags.FLAGS
+        if flag.field and flag.name != "hostname-override"
+    }
+    assert told == {
+        flag.name: spelled(field(built, flag.field)) for flag in flags.FLAGS if flag.name in told
+    }
+
+
+CARRIERS = {
+    "config",
+    "configfile",
+    "duration",
+    "effective",
+    "featuregates",
+    "flags",
+    "gotypes",
+    "validation",
+}
+"""Modules of `configuration` that read, check and print fields, and do nothing else with them."""
+ELSEWHERE = {"proxy-mode": "validation refuses all modes but one, which is its effect"}
+
+
+@cache
+def fields_read() -> set[str]:
+    """The names of attributes that the program reads, other than to carry the configuration."""
+    return {
+        node.attr
+        for path in (ROOT / "nftproxy").rglob("*.py")
+        if not (path.parent.name == "configuration" and path.stem in CARRIERS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+
+
+def attribute(path: str) -> str:
+    """The name in Python of the field that the configuration file calls by this path."""
+    section, names = KubeProxyConfiguration, path.split(".")
+    for name in names:
+        found = next(each for each in msgspec.structs.fields(section) if each.encode_name == name)
+        section = found.type
+    return found.name
+
+
+@pytest.mark.parametrize("flag", [*flags.FLAGS, flags._OURS], ids=lambda flag: flag.name)
+def test_a_flag_has_an_effect_or_its_help_denies_it(flag: flags.Flag) -> None:
+    if flag.help.startswith("Accepted without effect") or flag.name in ELSEWHERE:
+        return
+    if flag.field:
+        assert attribute(flag.field) in fields_read()
+    else:
+        source = "".join(
+            path.read_text()
+            for path in (ROOT / "nftproxy").rglob("*.py")
+            if path.name != "flags.py"
+        )
+        assert f'"{flag.parameter}"' in source
+
+
+def test_verbosity_does_what_its_help_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "; 4 and more add lines for debugging." in next(
+        flag.help for flag in flags.FLAGS if flag.name == "v"
+    )
+    for verbosity, added in ((0, False), (3, False), (4, True), (9, True)):
+        log.start(verbosity=verbosity)
+        logger.debug("a line for debugging")
+        assert ("a line for debugging" in capsys.readouterr().err) is added
+    logger.remove()
 
 
 SPELLINGS: dict[str, tuple[list[str], dict[str, object]]] = {
-    "underscores": (["--masquerade_all", "--cluster_cidr=10.0.0.0/8"], {"masquerade_all": True, "cluster_cidr": "10.0.0.0/8"}),
+    "underscores": (
+        ["--masquerade_all", "--cluster_cidr=10.0.0.0/8"],
+        {"masquerade_all": True, "cluster_cidr": "10.0.0.0/8"},
+    ),
     "a value in the next word": (["--cluster-cidr", "10.0.0.0/8"], {"cluster_cidr": "10.0.0.0/8"}),
-    "a boolean alone": (["--masquerade-all", "--profiling"], {"masquerade_all": True, "profiling": True}),
-    "a boolean with a value": (["--cleanup=true", "--masquerade-all=false"], {"cleanup": True, "masquerade_all": False}),
-    "Go's other booleans": (["--cleanup=1", "--masquerade-all=F"], {"cleanup": True, "masquerade_all": False}),
-    "the last one counts": (["--masquerade-all", "--masquerade-all=false"], {"masquerade_all": False}),
+    "a boolean alone": (
+        ["--masquerade-all", "--profiling"],
+        {"masquerade_all": True, "profiling": True},
+    ),
+    "a boolean with a value": (
+        ["--cleanup=true", "--masquerade-all=false"],
+        {"cleanup": True, "masquerade_all": False},
+    ),
+    "Go's other booleans": (
+        ["--cleanup=1", "--masquerade-all=F"],
+        {"cleanup": True, "masquerade_all": False},
+    ),
+    "the last one counts": (
+        ["--masquerade-all", "--masquerade-all=false"],
+        {"masquerade_all": False},
+    ),
     "-v 2": (["-v", "2"], {"v": 2}),
     "-v=2": (["-v=2"], {"v": 2}),
     "-v2": (["-v2"], {"v": 2}),
     "--v 2": (["--v", "2"], {"v": 2}),
-    "a fraction of a duration": (["--config-sync-period=1.5m"], {"config_sync_period": 90 * SECOND}),
+    "a fraction of a duration": (
+        ["--config-sync-period=1.5m"],
+        {"config_sync_period": 90 * SECOND},
+    ),
 }
 
 
@@ -254,20 +360,42 @@ def test_empty_values_keep_the_defaults() -> None:
         "proxy-mode",
         "detect-local-mode",
     )
-    empty = (*(f"--{name}=" for name in names), "--nodeport-addresses=", "--feature-gates=", "--vmodule=")
+    empty = (
+        *(f"--{name}=" for name in names),
+        "--nodeport-addresses=",
+        "--feature-gates=",
+        "--vmodule=",
+    )
     assert kube_proxy(*empty) == config.build()
 
 
 PORTS: dict[str, tuple[list[str], tuple[str, str]]] = {
-    "the default addresses have one": (["--healthz-port=1", "--metrics-port=2"], ("0.0.0.0:10256", "127.0.0.1:10249")),
+    "the default addresses have one": (
+        ["--healthz-port=1", "--metrics-port=2"],
+        ("0.0.0.0:10256", "127.0.0.1:10249"),
+    ),
     "an address without": (
-        ["--healthz-bind-address=10.0.0.1", "--healthz-port=1", "--metrics-bind-address=fd00::1", "--metrics-port=2"],
+        [
+            "--healthz-bind-address=10.0.0.1",
+            "--healthz-port=1",
+            "--metrics-bind-address=fd00::1",
+            "--metrics-port=2",
+        ],
         ("10.0.0.1:1", "[fd00::1]:2"),
     ),
-    "an address with one": (["--healthz-bind-address=10.0.0.1:5", "--healthz-port=1"], ("10.0.0.1:5", "127.0.0.1:10249")),
+    "an address with one": (
+        ["--healthz-bind-address=10.0.0.1:5", "--healthz-port=1"],
+        ("10.0.0.1:5", "127.0.0.1:10249"),
+    ),
     "0 switches off": (["--healthz-port=0", "--metrics-port=0"], ("", "")),
-    "0 switches off an explicit address": (["--healthz-bind-address=10.0.0.1:5", "--healthz-port=0"], ("", "127.0.0.1:10249")),
-    "ignored with --write-config-to": (["--healthz-port=0", "--write-config-to=x"], ("0.0.0.0:10256", "127.0.0.1:10249")),
+    "0 switches off an explicit address": (
+        ["--healthz-bind-address=10.0.0.1:5", "--healthz-port=0"],
+        ("", "127.0.0.1:10249"),
+    ),
+    "ignored with --write-config-to": (
+        ["--healthz-port=0", "--write-config-to=x"],
+        ("0.0.0.0:10256", "127.0.0.1:10249"),
+    ),
     "an IPv6 node": (["--bind-address=fd00::1"], ("[::]:10256", "[::1]:10249")),
 }
 
@@ -287,7 +415,9 @@ def test_the_metrics_server_cannot_be_switched_off() -> None:
 
 
 @pytest.mark.contract("8.2", "8.4")
-@pytest.mark.parametrize(("period", "expected"), [("0", 0), ("50ms", 50 * MILLISECOND), ("1m", MINUTE)])
+@pytest.mark.parametrize(
+    ("period", "expected"), [("0", 0), ("50ms", 50 * MILLISECOND), ("1m", MINUTE)]
+)
 def test_an_explicit_pause_between_syncs_is_obeyed(period: str, expected: int) -> None:
     assert kube_proxy(f"--iptables-min-sync-period={period}").nftables.min_sync_period == expected
     assert node(f"--min-sync-period={period}").nftables.min_sync_period == expected
@@ -295,7 +425,13 @@ def test_an_explicit_pause_between_syncs_is_obeyed(period: str, expected: int) -
 
 @pytest.mark.contract("8.1.4")
 def test_a_file_makes_kube_proxy_ignore_other_flags_and_say_so(file: str) -> None:
-    arguments = ("--cluster-cidr=10.0.0.0/8", "--masquerade-all=false", "--healthz-port=0", "--master=m", "--cleanup")
+    arguments = (
+        "--cluster-cidr=10.0.0.0/8",
+        "--masquerade-all=false",
+        "--healthz-port=0",
+        "--master=m",
+        "--cleanup",
+    )
     built, warnings = effective.kube_proxy(parse(flags.kube_proxy_options, file, *arguments))
     assert built == effective.kube_proxy(parse(flags.kube_proxy_options, file))[0]
     assert (built.cluster_cidr, built.nftables.masquerade_all) == ("10.244.0.0/16", True)
@@ -309,29 +445,64 @@ def test_a_file_makes_kube_proxy_ignore_other_flags_and_say_so(file: str) -> Non
 @pytest.mark.contract("8.1.4", "8.6.1")
 def test_host_name_and_logging_flags_win_over_the_file(file: str) -> None:
     plain = kube_proxy(file)
-    assert (plain.hostname_override, plain.logging.format, plain.logging.verbosity) == ("from-file", "json", 1)
-    built = kube_proxy(file, "--hostname-override=flag", "-v=5", "--logging-format=text", "--vmodule=flag=9")
-    assert (built.hostname_override, built.logging.format, built.logging.verbosity) == ("flag", "text", 5)
+    assert (plain.hostname_override, plain.logging.format, plain.logging.verbosity) == (
+        "from-file",
+        "json",
+        1,
+    )
+    built = kube_proxy(
+        file, "--hostname-override=flag", "-v=5", "--logging-format=text", "--vmodule=flag=9"
+    )
+    assert (built.hostname_override, built.logging.format, built.logging.verbosity) == (
+        "flag",
+        "text",
+        5,
+    )
     assert [item.file_pattern for item in built.logging.vmodule] == ["flag", "file"]
     assert kube_proxy(file, "--hostname-override=").hostname_override == "from-file"
 
 
 def test_flags_of_run_win_over_the_file(file: str) -> None:
-    built = node(file, "--cluster-cidr=10.0.0.0/8", "--masquerade-all=false", "--node-name=flag", "--masquerade-bit=3")
-    assert (built.cluster_cidr, built.nftables.masquerade_all, built.hostname_override) == ("10.0.0.0/8", False, "flag")
+    built = node(
+        file,
+        "--cluster-cidr=10.0.0.0/8",
+        "--masquerade-all=false",
+        "--node-name=flag",
+        "--masquerade-bit=3",
+    )
+    assert (built.cluster_cidr, built.nftables.masquerade_all, built.hostname_override) == (
+        "10.0.0.0/8",
+        False,
+        "flag",
+    )
     assert (built.nftables.masquerade_bit, built.nftables.min_sync_period) == (3, 2 * SECOND)
 
 
 def test_run_takes_shorter_names_beside_those_of_kube_proxy() -> None:
     short = node("--node-name=n", "--sync-period=1m", "--min-sync-period=2s")
-    assert short == node("--hostname-override=n", "--iptables-sync-period=1m", "--iptables-min-sync-period=2s")
+    assert short == node(
+        "--hostname-override=n", "--iptables-sync-period=1m", "--iptables-min-sync-period=2s"
+    )
     assert (short.hostname_override, short.nftables.sync_period) == ("n", MINUTE)
 
 
 def test_run_takes_only_what_says_what_node_this_is() -> None:
     assert set(parse(flags.node_options)) == {
-        *("config", "hostname_override", "bind_address", "cluster_cidr", "nodeport_addresses", "feature_gates"),
-        *("detect_local_mode", "pod_bridge_interface", "pod_interface_name_prefix", "masquerade_all", "masquerade_bit"),
+        *(
+            "config",
+            "hostname_override",
+            "bind_address",
+            "cluster_cidr",
+            "nodeport_addresses",
+            "feature_gates",
+        ),
+        *(
+            "detect_local_mode",
+            "pod_bridge_interface",
+            "pod_interface_name_prefix",
+            "masquerade_all",
+            "masquerade_bit",
+        ),
         *("iptables_sync_period", "iptables_min_sync_period"),
     }
 
@@ -366,10 +537,15 @@ def test_version_and_help_print_and_exit_0() -> None:
 
 
 def test_help_says_which_source_wins() -> None:
-    assert "win over what it says" in " ".join(output(flags.node_options, "--help").split())
+    assert "Flags win over the file" in " ".join(output(flags.node_options, "--help").split())
     assert "are then ignored" in " ".join(output(flags.kube_proxy_options, "--help").split())
 
 
 def test_loads_nothing_slow() -> None:
     code = "import sys, nftproxy.configuration.flags; print([m for m in ('yaml', 'msgspec', 'importlib.metadata') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

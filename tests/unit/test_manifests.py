@@ -80,8 +80,18 @@ def test_examples_are_objects_as_kubectl_prints_them() -> None:
         ("list.yml", text({"apiVersion": "v1", "kind": "List", "items": [WEB, SLICE]})),
         ("list.json", json.dumps({"apiVersion": "v1", "kind": "List", "items": [WEB, SLICE]})),
         ("comment first.yaml", "# a comment\n---\n" + text(WEB, SLICE) + "---\n"),
-        ("other kinds.yaml", text(WEB, SLICE, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}})),
-        ("another Service.yaml", text(WEB, SLICE, {"apiVersion": "serving.knative.dev/v1", "kind": "Service"})),
+        (
+            "other kinds.yaml",
+            text(
+                WEB,
+                SLICE,
+                {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}},
+            ),
+        ),
+        (
+            "another Service.yaml",
+            text(WEB, SLICE, {"apiVersion": "serving.knative.dev/v1", "kind": "Service"}),
+        ),
     ],
     ids=lambda value: value if len(value) < 30 else "",
 )
@@ -93,20 +103,32 @@ def test_ways_to_write_objects(tmp_path: Path, name: str, content: str) -> None:
 
 def test_a_typed_list_does_not_repeat_kind_and_version(tmp_path: Path) -> None:
     bare = {key: WEB[key] for key in ("metadata", "spec")}
-    (tmp_path / "s.yaml").write_text(text({"apiVersion": "v1", "kind": "ServiceList", "items": [bare]}))
+    (tmp_path / "s.yaml").write_text(
+        text({"apiVersion": "v1", "kind": "ServiceList", "items": [bare]})
+    )
     assert names(scan(tmp_path)) == ["web"]
 
 
 def test_plain_scalars_mean_what_they_mean_to_kubernetes() -> None:
-    read = kubeyaml.documents("{a: 2001:10:20:30:40:50:1:2, b: 2026-01-01, c: =, d: 08, e: 0o10, f: 1:30, g: 010, h: 10.5}")[0]
+    read = kubeyaml.documents(
+        "{a: 2001:10:20:30:40:50:1:2, b: 2026-01-01, c: =, d: 08, e: 0o10, f: 1:30, g: 010, h: 10.5}"
+    )[0]
     assert read == {
         "a": "2001:10:20:30:40:50:1:2", "b": "2026-01-01", "c": "=", "d": "08", "e": "0o10", "f": "1:30", "g": 8, "h": 10.5,
     }  # fmt: skip
 
 
 BAD: dict[str, tuple[str, str | bytes, str]] = {
-    "no mapping": ("x.yaml", "a: b: c", "line 1: not YAML: mapping values are not allowed in this context"),
-    "control character": ("x.yaml", "\x00", "not YAML: unacceptable character #x0000: control characters are not allowed"),
+    "no mapping": (
+        "x.yaml",
+        "a: b: c",
+        "line 1: not YAML: mapping values are not allowed in this context",
+    ),
+    "control character": (
+        "x.yaml",
+        "\x00",
+        "not YAML: unacceptable character #x0000: control characters are not allowed",
+    ),
     "a template": ("x.yaml", "{{ .Values.web }}", "line 1: not YAML: found unhashable key"),
     "a tag that makes objects": (
         "x.yaml",
@@ -114,12 +136,24 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
         "line 1: not YAML: could not determine a constructor for the tag",
     ),
     "deep nesting": ("x.yaml", "[" * 1000, "not YAML: nested more than 50 levels deep"),
-    "half of JSON": ("x.json", "{", "not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    "half of JSON": (
+        "x.json",
+        "{",
+        "not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    ),
     "no text": ("x.yaml", b"\xff\xfe\xfd", "not UTF-8 text"),
     "words": ("x.yaml", "just words", "document 1: not a Kubernetes object: it has no kind"),
     "a list": ("x.yaml", "[]", "document 1: not a Kubernetes object: it has no kind"),
-    "kind is a list": ("x.yaml", "kind: [Service]", "document 1: not a Kubernetes object: it has no kind"),
-    "no kind": ("x.yaml", text(WEB, {"metadata": {}}), "document 2: not a Kubernetes object: it has no kind"),
+    "kind is a list": (
+        "x.yaml",
+        "kind: [Service]",
+        "document 1: not a Kubernetes object: it has no kind",
+    ),
+    "no kind": (
+        "x.yaml",
+        text(WEB, {"metadata": {}}),
+        "document 2: not a Kubernetes object: it has no kind",
+    ),
     "an item that is no object": (
         "x.yaml",
         text({"apiVersion": "v1", "kind": "List", "items": [WEB, 7]}),
@@ -173,7 +207,12 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "impossible CIDR": (
         "x.yaml",
         text(
-            {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "k"}, "spec": {"cidrs": ["10/8"]}}
+            {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "ServiceCIDR",
+                "metadata": {"name": "k"},
+                "spec": {"cidrs": ["10/8"]},
+            }
         ),
         "document 1: ServiceCIDR k: spec.cidrs[0]: '10/8' is not a CIDR such as 10.0.0.0/8 or fd00::/64",
     ),
@@ -186,7 +225,9 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
 
 
 @pytest.mark.parametrize(("name", "content", "problem"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_line_that_says_where(tmp_path: Path, name: str, content: str | bytes, problem: str) -> None:
+def test_bad_input_is_one_line_that_says_where(
+    tmp_path: Path, name: str, content: str | bytes, problem: str
+) -> None:
     (tmp_path / "good.yaml").write_text(text(changed(WEB, "metadata.name", "good")))
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -198,8 +239,16 @@ def test_bad_input_is_one_line_that_says_where(tmp_path: Path, name: str, conten
 
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.dates()
+    | st.binary(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -220,19 +269,30 @@ def test_whatever_stands_in_a_field_is_one_line_or_none(data: st.DataObject, val
         file = Path(name) / "x.yaml"
         file.write_text(yaml.safe_dump(copy, allow_unicode=True))
         found = scan(Path(name))
-    assert all(problem.startswith(f"{file}: ") and "\n" not in problem for problem in found.problems), found.problems
+    assert all(
+        problem.startswith(f"{file}: ") and "\n" not in problem for problem in found.problems
+    ), found.problems
 
 
 def paths(value: Any, prefix: str = "") -> Iterator[str]:
     """The path of every field, as `changed` takes it."""
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, inner in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         if "." not in str(key):
             yield f"{prefix}{key}"
             yield from paths(inner, f"{prefix}{key}.")
 
 
 @settings(deadline=None)
-@given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass")))
+@given(
+    content=st.binary(max_size=200)
+    | st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass"))
+)
 def test_whatever_a_file_holds_is_told_in_lines(content: bytes) -> None:
     with TemporaryDirectory() as name:
         for file in ("x.yaml", "x.json"):
@@ -246,7 +306,9 @@ def test_an_object_that_two_files_define_belongs_to_the_first(tmp_path: Path) ->
     (tmp_path / "a.yaml").write_text(text(WEB))
     (tmp_path / "b.yaml").write_text(text(changed(WEB, "spec.ports.0.port", 81)))
     found = scan(tmp_path)
-    assert found.problems == [f"{tmp_path}/b.yaml: Service default/web: is already defined in {tmp_path}/a.yaml, which counts"]
+    assert found.problems == [
+        f"{tmp_path}/b.yaml: Service default/web: is already defined in {tmp_path}/a.yaml, which counts"
+    ]
     assert [service.spec.ports[0].port for service in found.objects[Service]] == [80]  # type: ignore[union-attr, index]
 
 
@@ -256,22 +318,32 @@ def test_what_broke_keeps_its_last_good_version(tmp_path: Path) -> None:
     path.write_text(text(WEB, SLICE))
     assert manifests.scan().problems == []
 
-    path.write_text(text(changed(WEB, "spec.ports.0.port", 0), changed(SLICE, "endpoints.0.addresses.0", "10.244.1.3")))
+    path.write_text(
+        text(
+            changed(WEB, "spec.ports.0.port", 0),
+            changed(SLICE, "endpoints.0.addresses.0", "10.244.1.3"),
+        )
+    )
     found = manifests.scan()
     assert found.news == [
-        f"{path}: document 1: Service default/web: spec.ports[0].port: expected `int` >= 1; the version before stays in use"
+        f"{path}: document 1: Service default/web: spec.ports[0].port: expected `int` >= 1; its last good version stays in use"
     ]
     assert found.objects[Service][0].spec.ports[0].port == 80  # type: ignore[union-attr, index]
     assert found.objects[EndpointSlice][0].endpoints[0].addresses == ("10.244.1.3",)  # type: ignore[union-attr, index]
 
     path.write_text("not: [yaml")
     found = manifests.scan()
-    assert [line.endswith("; what was read from it before stays in use") for line in found.news] == [True]
+    assert [line.endswith("; its last good content stays in use") for line in found.news] == [True]
     assert (names(found), names(found, EndpointSlice)) == (["web"], ["web-1"])
 
     path.write_text(text(WEB))
     found = manifests.scan()
-    assert (found.problems, found.mended, names(found), names(found, EndpointSlice)) == ([], 1, ["web"], [])
+    assert (found.problems, found.mended, names(found), names(found, EndpointSlice)) == (
+        [],
+        1,
+        ["web"],
+        [],
+    )
 
 
 def test_a_problem_is_told_once(tmp_path: Path) -> None:
@@ -292,7 +364,9 @@ def replace_by_a_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("outage", [remove, replace_by_a_file])
-def test_a_folder_that_goes_away_takes_nothing_with_it(tmp_path: Path, outage: Callable[[Path], None]) -> None:
+def test_a_folder_that_goes_away_takes_nothing_with_it(
+    tmp_path: Path, outage: Callable[[Path], None]
+) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.yaml").write_text(text(WEB))
@@ -303,7 +377,7 @@ def test_a_folder_that_goes_away_takes_nothing_with_it(tmp_path: Path, outage: C
     assert names(found) == ["web"]
     (problem,) = found.problems
     assert problem.startswith(f"{folder}: ")
-    assert problem.endswith("what was read from it before stays in use")
+    assert problem.endswith("its last good content stays in use")
 
 
 def test_a_file_in_a_folder_that_is_deleted_takes_its_objects_along(tmp_path: Path) -> None:
@@ -326,7 +400,7 @@ def test_a_link_that_leads_nowhere_takes_nothing_with_it(tmp_path: Path, folder:
     found = manifests.scan()
     assert (names(found), found.problems) == (
         ["web"],
-        [f"{link}: No such file or directory; what was read from it before stays in use"],
+        [f"{link}: No such file or directory; its last good content stays in use"],
     )
 
 
@@ -384,7 +458,9 @@ def open_in_place(path: Path, content: str) -> Any:
 CHANGES: dict[str, Callable[[Path], object]] = {
     "written in place": lambda folder: (folder / "a.yaml").write_text("x"),
     "renamed into place": lambda folder: (folder / ".draft").replace(folder / "a.yaml"),
-    "moved in from elsewhere": lambda folder: (folder.parent / "elsewhere.yaml").replace(folder / "b.yaml"),
+    "moved in from elsewhere": lambda folder: (folder.parent / "elsewhere.yaml").replace(
+        folder / "b.yaml"
+    ),
     "moved out": lambda folder: (folder / "a.yaml").replace(folder.parent / "gone.yaml"),
     "deleted": lambda folder: (folder / "a.yaml").unlink(),
     "linked": lambda folder: (folder / "b.yaml").symlink_to(folder / "a.yaml"),
@@ -439,7 +515,9 @@ def test_a_folder_that_comes_back_is_followed_again(folder: Path) -> None:
             folder.rename(folder.parent / "moved")
             await asyncio.wait_for(folders.changed(), 1)
             folder.mkdir()
-            await asyncio.wait_for(folders.changed(), 3)  # found by looking: a folder that is not there cannot be watched
+            await asyncio.wait_for(
+                folders.changed(), 3
+            )  # found by looking: a folder that is not there cannot be watched
             (folder / "new.yaml").write_text("x")
             await asyncio.wait_for(folders.changed(), 1)
 
@@ -454,12 +532,18 @@ def test_a_file_that_is_being_written_is_not_read(folder: Path) -> None:
 
     async def follow() -> None:
         with Folders([folder]) as folders:
-            with open_in_place(path, text(WEB, changed(SLICE, "endpoints.0.addresses.0", "10.244.1.3"))):
+            with open_in_place(
+                path, text(WEB, changed(SLICE, "endpoints.0.addresses.0", "10.244.1.3"))
+            ):
                 (folder / "other.yaml").write_text(text(changed(WEB, "metadata.name", "other")))
                 await asyncio.wait_for(folders.changed(), 1)
                 assert folders.unfinished() == {path}
                 found = manifests.scan(folders.unfinished)
-                assert (found.problems, names(found), names(found, EndpointSlice)) == ([], ["web", "other"], ["web-1"])
+                assert (found.problems, names(found), names(found, EndpointSlice)) == (
+                    [],
+                    ["web", "other"],
+                    ["web-1"],
+                )
             await asyncio.wait_for(folders.changed(), 1)
             assert folders.unfinished() == set()
             found = manifests.scan(folders.unfinished)
@@ -468,7 +552,11 @@ def test_a_file_that_is_being_written_is_not_read(folder: Path) -> None:
     asyncio.run(follow())
 
 
-@pytest.mark.parametrize("ends", [None, "between", "after"], ids=["goes on", "ends between the looks", "ends after the looks"])
+@pytest.mark.parametrize(
+    "ends",
+    [None, "between", "after"],
+    ids=["goes on", "ends between the looks", "ends after the looks"],
+)
 def test_a_file_that_is_emptied_when_it_is_about_to_be_read(folder: Path, ends: str | None) -> None:
     """Somebody begins to write just after it was asked whether anybody does: what is read then is an empty file, and no answer."""
     path = folder / "a.yaml"
@@ -522,7 +610,9 @@ def test_a_file_that_is_emptied_for_good_has_no_objects(folder: Path) -> None:
     asyncio.run(follow())
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(3600, "web"), (0, "other")], ids=["just now", "long ago"])
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(3600, "web"), (0, "other")], ids=["just now", "long ago"]
+)
 def test_a_file_that_stays_open_counts_as_written_when_it_was_long_ago(
     folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: str
 ) -> None:

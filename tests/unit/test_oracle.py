@@ -9,14 +9,28 @@ from nftproxy.address import Family, parse_network
 from nftproxy.configuration.settings import ALL, BridgeInterface, InterfaceNamePrefix, LocalDetector
 from nftproxy.model import EndpointSlice, Proto, Service
 from tests.support.objects import endpoint, endpoint_slice, service, service_cidr
-from tests.support.oracle import Cluster, Endpoint, Fate, Host, Link, Packet, Served, Verdict, oracles
+from tests.support.oracle import (
+    Cluster,
+    Endpoint,
+    Fate,
+    Host,
+    Link,
+    Packet,
+    Served,
+    Verdict,
+    oracles,
+)
 from tests.support.world import CLUSTER, settings
 
 POD, POD2, REMOTE, CLIENT, NODE, GATEWAY = (
     "10.244.1.2", "10.244.1.3", "10.244.2.2", "192.168.50.201", "192.168.50.11", "10.244.1.1",
 )  # fmt: skip
 CLUSTER_IP, EXTERNAL, VIP = "10.96.0.10", "203.0.113.1", "203.0.113.10"
-LINKS = (Link("192.168.50.0/24", NODE), Link("10.244.1.0/24", GATEWAY), Link("fd00:50::/64", "fd00:50::11"))
+LINKS = (
+    Link("192.168.50.0/24", NODE),
+    Link("10.244.1.0/24", GATEWAY),
+    Link("fd00:50::/64", "fd00:50::11"),
+)
 HERE, ELSEWHERE = endpoint(POD, "node1"), endpoint(REMOTE, "node2")
 EVERY = dict.fromkeys(Family, ALL)
 REFUSED, SILENT, UNTOUCHED = Fate.REFUSED, Fate.SILENT, Fate.UNTOUCHED
@@ -46,7 +60,11 @@ def judge(
     )
     family = Family.IPv6 if ":" in to else Family.IPv4
     packet = Packet(source, to, port, proto, interface)
-    return [verdict for oracle in oracles(cluster, at or host(), family) for verdict in oracle.judge(packet)]
+    return [
+        verdict
+        for oracle in oracles(cluster, at or host(), family)
+        for verdict in oracle.judge(packet)
+    ]
 
 
 def one(*objects: Service | EndpointSlice, **options: Any) -> Verdict:
@@ -62,7 +80,9 @@ def addresses(verdict: Verdict) -> list[str] | Fate:
 def seen(verdict: Verdict) -> dict[str, str]:
     """The source that each endpoint sees."""
     assert isinstance(verdict, Served), verdict
-    return {reached.endpoint.address: ",".join(sorted(reached.sources)) for reached in verdict.reached}
+    return {
+        reached.endpoint.address: ",".join(sorted(reached.sources)) for reached in verdict.reached
+    }
 
 
 def slice_of(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
@@ -71,10 +91,14 @@ def slice_of(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
 
 BOTH = slice_of(HERE, ELSEWHERE)
 ONLY_ELSEWHERE = slice_of(ELSEWHERE)
-LEAVING_HERE = slice_of(endpoint(POD, "node1", ready=False, serving=True, terminating=True), ELSEWHERE)
+LEAVING_HERE = slice_of(
+    endpoint(POD, "node1", ready=False, serving=True, terminating=True), ELSEWHERE
+)
 NOT_READY = slice_of(endpoint(POD, "node1", ready=False, serving=True))
 CLUSTER_POLICY = service(node_port=30080, vips=[VIP], externalIPs=[EXTERNAL])
-LOCAL_POLICY = service(node_port=30080, vips=[VIP], externalIPs=[EXTERNAL], externalTrafficPolicy="Local")
+LOCAL_POLICY = service(
+    node_port=30080, vips=[VIP], externalIPs=[EXTERNAL], externalTrafficPolicy="Local"
+)
 INTERNAL_LOCAL = service(internalTrafficPolicy="Local")
 
 
@@ -126,7 +150,9 @@ INTERNAL_LOCAL = service(internalTrafficPolicy="Local")
         pytest.param([service(), slice_of(HERE, labels={"service.kubernetes.io/headless": ""})], {}, REFUSED, id="1.1.6"),
     ],
 )  # fmt: skip
-def test_where_it_goes(objects: list[Service | EndpointSlice], packet: dict[str, Any], expected: list[str] | Fate) -> None:
+def test_where_it_goes(
+    objects: list[Service | EndpointSlice], packet: dict[str, Any], expected: list[str] | Fate
+) -> None:
     assert addresses(one(*objects, **packet)) == expected
 
 
@@ -144,8 +170,18 @@ def ranges(*texts: str) -> Service:
         pytest.param(ranges(" 192.168.050.000/24 "), {"source": CLIENT}, [POD], id="2.7.1-lenient"),
         pytest.param(ranges("10.1.2.3/32", "0.0.0.0/0"), {}, [POD], id="2.7.2-zero-length"),
         pytest.param(ranges("fd00::/8", "rubbish", ""), {}, [POD], id="2.7.3-none-of-the-family"),
-        pytest.param(ranges("192.168.50.0/24"), {"source": VIP, "interface": ""}, [POD], id="2.7.6-node-in-range"),
-        pytest.param(ranges(f"{CLIENT}/32"), {"source": VIP, "interface": ""}, SILENT, id="2.7.6-node-not-in-range"),
+        pytest.param(
+            ranges("192.168.50.0/24"),
+            {"source": VIP, "interface": ""},
+            [POD],
+            id="2.7.6-node-in-range",
+        ),
+        pytest.param(
+            ranges(f"{CLIENT}/32"),
+            {"source": VIP, "interface": ""},
+            SILENT,
+            id="2.7.6-node-not-in-range",
+        ),
     ],
 )
 def test_source_ranges(web: Service, packet: dict[str, Any], expected: list[str] | Fate) -> None:
@@ -182,11 +218,21 @@ def test_service_cidrs(to: str, cidrs: list[str], expected: Fate) -> None:
         pytest.param({"source": POD2}, {POD: POD2, REMOTE: POD2}, id="4.1.6-pod"),
         pytest.param({"source": CLIENT}, {POD: GATEWAY, REMOTE: NODE}, id="4.1.2-outside"),
         pytest.param({"source": NODE}, {POD: GATEWAY, REMOTE: NODE}, id="4.1.6-host-process"),
-        pytest.param({"source": CLIENT, "at": host(detector=None)}, {POD: CLIENT, REMOTE: CLIENT}, id="4.1.7"),
-        pytest.param({"source": POD2, "at": host(masquerade_all=True)}, {POD: GATEWAY, REMOTE: NODE}, id="4.1.1"),
+        pytest.param(
+            {"source": CLIENT, "at": host(detector=None)}, {POD: CLIENT, REMOTE: CLIENT}, id="4.1.7"
+        ),
+        pytest.param(
+            {"source": POD2, "at": host(masquerade_all=True)},
+            {POD: GATEWAY, REMOTE: NODE},
+            id="4.1.1",
+        ),
         pytest.param({"source": POD}, {POD: GATEWAY, REMOTE: POD}, id="4.1.5-hairpin"),
         pytest.param({"source": POD2, "to": VIP}, {POD: GATEWAY, REMOTE: NODE}, id="4.1.3-pod-too"),
-        pytest.param({"source": GATEWAY}, {POD: GATEWAY, REMOTE: GATEWAY}, id="4.2-gateway-is-inside-the-cidr"),
+        pytest.param(
+            {"source": GATEWAY},
+            {POD: GATEWAY, REMOTE: GATEWAY},
+            id="4.2-gateway-is-inside-the-cidr",
+        ),
     ],
 )
 def test_what_the_endpoint_sees(packet: dict[str, Any], expected: dict[str, str]) -> None:
@@ -202,7 +248,9 @@ def test_what_the_endpoint_sees(packet: dict[str, Any], expected: dict[str, str]
         pytest.param(CLIENT, {POD: CLIENT}, id="rule-3"),
     ],
 )
-def test_what_the_endpoint_sees_through_a_local_policy(source: str, expected: dict[str, str]) -> None:
+def test_what_the_endpoint_sees_through_a_local_policy(
+    source: str, expected: dict[str, str]
+) -> None:
     assert seen(one(LOCAL_POLICY, BOTH, to=VIP, source=source)) == expected
 
 
@@ -217,8 +265,16 @@ def test_what_the_endpoint_sees_through_a_local_policy(source: str, expected: di
         pytest.param(InterfaceNamePrefix("cn"), NODE, "", False, id="4.2.1-locally-generated"),
     ],
 )
-def test_who_is_a_local_pod(detector: LocalDetector, source: str, interface: str, *, local_pod: bool) -> None:
-    verdict = one(service(), slice_of(ELSEWHERE), source=source, interface=interface, at=host(detector=detector))
+def test_who_is_a_local_pod(
+    detector: LocalDetector, source: str, interface: str, *, local_pod: bool
+) -> None:
+    verdict = one(
+        service(),
+        slice_of(ELSEWHERE),
+        source=source,
+        interface=interface,
+        at=host(detector=detector),
+    )
     assert isinstance(verdict, Served)
     assert [reached.masqueraded for reached in verdict.reached] == [not local_pod]
 
@@ -233,11 +289,20 @@ def test_a_remote_endpoint_cannot_hairpin() -> None:
     nowhere = slice_of(endpoint(POD))
     assert seen(one(service(), nowhere)) == {POD: POD}  # 4.4.2
     other = service("other", cluster_ip="10.96.0.11")
-    assert seen(one(service(), nowhere, other, endpoint_slice("other", [HERE]))) == {POD: GATEWAY}  # 4.4.1: any local endpoint
+    assert seen(one(service(), nowhere, other, endpoint_slice("other", [HERE]))) == {
+        POD: GATEWAY
+    }  # 4.4.1: any local endpoint
 
 
-ZONED = [endpoint(POD, "node1", zones=["a"]), endpoint(POD2, "node1", zones=["b"]), endpoint(REMOTE, "node2", zones=["a", "b"])]
-NODED = [endpoint(POD, "node1", nodes=["node1"], zones=["b"]), endpoint(REMOTE, "node2", nodes=["node2"], zones=["a"])]
+ZONED = [
+    endpoint(POD, "node1", zones=["a"]),
+    endpoint(POD2, "node1", zones=["b"]),
+    endpoint(REMOTE, "node2", zones=["a", "b"]),
+]
+NODED = [
+    endpoint(POD, "node1", nodes=["node1"], zones=["b"]),
+    endpoint(REMOTE, "node2", nodes=["node2"], zones=["a"]),
+]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +314,12 @@ NODED = [endpoint(POD, "node1", nodes=["node1"], zones=["b"]), endpoint(REMOTE, 
         pytest.param([*ZONED[:2], ELSEWHERE], "a", [POD, POD2, REMOTE], id="3.3.4-one-without"),
         pytest.param([*ZONED[:2], endpoint(REMOTE, ready=False)], "a", [POD], id="3.3.6"),
         pytest.param(NODED, "a", [POD], id="3.3.2-nodes-before-zones"),
-        pytest.param([endpoint(POD, ready=False, serving=True, terminating=True, zones=["b"])], "a", [POD], id="3.4.2"),
+        pytest.param(
+            [endpoint(POD, ready=False, serving=True, terminating=True, zones=["b"])],
+            "a",
+            [POD],
+            id="3.4.2",
+        ),
     ],
 )
 def test_hints(endpoints: list[dict[str, Any]], zone: str, expected: list[str]) -> None:
@@ -258,18 +328,25 @@ def test_hints(endpoints: list[dict[str, Any]], zone: str, expected: list[str]) 
 
 def test_duplicates() -> None:
     leaving = endpoint(POD, "node1", ready=False, serving=True, terminating=True)
-    pieces = [endpoint_slice(name=f"s{n}", endpoints=[e]) for n, e in enumerate([leaving, HERE, leaving])]
+    pieces = [
+        endpoint_slice(name=f"s{n}", endpoints=[e]) for n, e in enumerate([leaving, HERE, leaving])
+    ]
     assert addresses(one(service(), *pieces)) == [POD]
     # 3.2.2: undefined which one wins
     remote = endpoint_slice(name="s9", endpoints=[endpoint(POD, "node2")])
     readings = judge(INTERNAL_LOCAL, pieces[1], remote)
-    assert {verdict if isinstance(verdict, Fate) else "served" for verdict in readings} == {"served", SILENT}
+    assert {verdict if isinstance(verdict, Fate) else "served" for verdict in readings} == {
+        "served",
+        SILENT,
+    }
 
 
 def test_a_node_port_behind_an_external_ip_is_either() -> None:
     other = service("b", externalIPs=[NODE], port=30080, cluster_ip="10.96.0.11")
     verdicts = judge(other, CLUSTER_POLICY, BOTH, to=NODE, port=30080, source=CLIENT)
-    assert sorted(map(str, map(addresses, verdicts))) == sorted(map(str, ([POD, REMOTE], REFUSED)))  # 2.2.3
+    assert sorted(map(str, map(addresses, verdicts))) == sorted(
+        map(str, ([POD, REMOTE], REFUSED))
+    )  # 2.2.3
 
 
 def test_the_same_address_with_two_ports_is_two_endpoints() -> None:

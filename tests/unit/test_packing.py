@@ -12,7 +12,10 @@ from nftproxy.table.packing import comment, pack_value, shape, unpack_comment, u
 
 addresses4 = st.ip_addresses(v=4).map(lambda a: parse_address(str(a)).text)
 addresses6 = (
-    st.ip_addresses(v=6).map(lambda a: parse_address(str(a))).filter(lambda a: a.family is Family.IPv6).map(lambda a: a.text)
+    st.ip_addresses(v=6)
+    .map(lambda a: parse_address(str(a)))
+    .filter(lambda a: a.family is Family.IPv6)
+    .map(lambda a: a.text)
 )
 ports = st.integers(0, 65535)
 protocols = st.sampled_from(["tcp", "udp", "sctp"])
@@ -41,7 +44,11 @@ def test_packing_loses_nothing(data: st.DataObject) -> None:
         assert unpack_value(pack_value(value, held.value), held.value) == value
 
 
-@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=60))
+@given(
+    st.text(
+        st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=60
+    )
+)
 def test_comments_lose_nothing(text: str) -> None:
     assert unpack_comment(comment(text)) == text
 

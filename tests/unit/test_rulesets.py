@@ -21,13 +21,28 @@ def test_sets_and_maps_are_declared_by_typeof(file: Path) -> None:
 
     With `typeof` all of 1.0.6 to 1.1.7 list what any of them wrote.
     """
-    declared = {name: block for name, block in blocks(file.read_text()).items() if not block.startswith("chain")}
-    assert not {name for name, block in declared.items() if not re.search(r"^    typeof ", block, re.MULTILINE)}
-    assert not {name for name, block in declared.items() if re.search(r"^    type ", block, re.MULTILINE)}
+    declared = {
+        name: block
+        for name, block in blocks(file.read_text()).items()
+        if not block.startswith("chain")
+    }
+    assert not {
+        name
+        for name, block in declared.items()
+        if not re.search(r"^    typeof ", block, re.MULTILINE)
+    }
+    assert not {
+        name for name, block in declared.items() if re.search(r"^    type ", block, re.MULTILINE)
+    }
 
 
 def test_there_are_declarations() -> None:
-    declared = [block for file in FILES for block in blocks(file.read_text()).values() if not block.startswith("chain")]
+    declared = [
+        block
+        for file in FILES
+        for block in blocks(file.read_text()).values()
+        if not block.startswith("chain")
+    ]
     assert len(declared) > 20
 
 
@@ -35,7 +50,9 @@ def test_no_name_stands_for_two_things() -> None:
     """Neither a chain and a map, nor names that differ in the hyphen alone."""
     names: dict[str, str] = {}
     for file in FILES:
-        for kind, name in re.findall(r"^(?:\[\w+\] )?(set|map|chain) (\S+) \{", file.read_text(), re.MULTILINE):
+        for kind, name in re.findall(
+            r"^(?:\[\w+\] )?(set|map|chain) (\S+) \{", file.read_text(), re.MULTILINE
+        ):
             assert names.setdefault(name.replace("-", "_"), f"{kind} {name}") == f"{kind} {name}"
 
 
@@ -49,7 +66,9 @@ def test_no_name_stands_for_two_things() -> None:
     ],
     ids=["listed", "all addresses", "no detector", "interface"],
 )
-def test_the_program_begins_with_the_hooks_and_says_each_header_once(chosen: dict[str, Any]) -> None:
+def test_the_program_begins_with_the_hooks_and_says_each_header_once(
+    chosen: dict[str, Any],
+) -> None:
     text = Program(settings(**chosen)).text({Family.IPv4: [8, 24]})
     assert text.startswith("# ---- hooks")
     headers = [line for line in text.splitlines() if line.startswith("#")]

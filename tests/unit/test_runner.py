@@ -108,7 +108,9 @@ def test_a_request_cancels_the_pending_retry() -> None:
             runs.error = None
             runs.runner.request()
             await asyncio.sleep(100)
-            assert runs.at == [0, TOOK + MIN], "never earlier than the period, and no retry after a success"
+            assert runs.at == [0, TOOK + MIN], (
+                "never earlier than the period, and no retry after a success"
+            )
 
     virtualtime.run(main())
 

@@ -41,16 +41,27 @@ def declared(block: str) -> tuple[str, str, str, bool, bool, bool]:
 
 def expected(each: Declaration, *, node_port: bool) -> tuple[str, str, str, bool, bool, bool]:
     key = each.key.removeprefix("a") if node_port else each.key
-    return ("map" if each.value else "set", key, each.value, each.counter, each.learnt, each.interval)
+    return (
+        "map" if each.value else "set",
+        key,
+        each.value,
+        each.counter,
+        each.learnt,
+        each.interval,
+    )
 
 
 def test_the_rulesets_declare_what_the_schema_says() -> None:
     found = {}
     for path in shipped.folder("rulesets").glob("*.nft"):
-        for block in re.findall(r"^(?:\[port\] )?((?:set|map) .+?^})", path.read_text(), re.MULTILINE | re.DOTALL):
+        for block in re.findall(
+            r"^(?:\[port\] )?((?:set|map) .+?^})", path.read_text(), re.MULTILINE | re.DOTALL
+        ):
             found[block.split()[1]] = declared(block)
     wanted = {
-        f"{'nodeport_' if node_port else ''}{each.base}$v{each.per.value}": expected(each, node_port=node_port)
+        f"{'nodeport_' if node_port else ''}{each.base}$v{each.per.value}": expected(
+            each, node_port=node_port
+        )
         for each in DECLARATIONS.values()
         for node_port in (False, True)[: 1 + each.twin]
     }
@@ -93,7 +104,9 @@ def test_other_names_are_not_ours(name: str) -> None:
 @pytest.mark.parametrize("policy", Policy)
 @pytest.mark.parametrize("node_port", [False, True])
 @pytest.mark.parametrize(("cluster", "local"), [(0, 0), (3, 0), (3, 2), (0, 2)])
-def test_a_pick_is_parsed_as_it_was_made(policy: Policy, cluster: int, local: int, *, node_port: bool) -> None:
+def test_a_pick_is_parsed_as_it_was_made(
+    policy: Policy, cluster: int, local: int, *, node_port: bool
+) -> None:
     name = schema.pick(policy, Family.IPv6, "udp", cluster, local, node_port=node_port)
     if not name:
         assert not (cluster and policy.uses_cluster)
@@ -103,12 +116,24 @@ def test_a_pick_is_parsed_as_it_was_made(policy: Policy, cluster: int, local: in
     assert found
     assert (found.family, found.proto, found.node_port) == (Family.IPv6, "udp", node_port)
     assert found.policy is (Policy.LOCAL if policy is Policy.PRESERVE and not cluster else policy)
-    assert schema.policy(name) is schema.policy(schema.sticky(name, "8080", "default/web/udp/dns")) is found.policy
+    assert (
+        schema.policy(name)
+        is schema.policy(schema.sticky(name, "8080", "default/web/udp/dns"))
+        is found.policy
+    )
     assert schema.parse_pick(schema.sticky(name, "8080", "default/web/udp/dns")) is None
 
 
 @pytest.mark.parametrize(
-    "name", ["pick4-tcp-0", "pick4-tcp-3-1", "local4-tcp-3-1", "preserve4-tcp-3-0", "pick4-tcp", "services4"]
+    "name",
+    [
+        "pick4-tcp-0",
+        "pick4-tcp-3-1",
+        "local4-tcp-3-1",
+        "preserve4-tcp-3-0",
+        "pick4-tcp",
+        "services4",
+    ],
 )
 def test_other_chains_are_no_picks(name: str) -> None:
     assert schema.parse_pick(name) is None
@@ -116,7 +141,9 @@ def test_other_chains_are_no_picks(name: str) -> None:
 
 def test_chains_of_programs_and_of_those_who_learn() -> None:
     for cluster, local in ((True, False), (False, True), (True, True)):
-        name = schema.learn(Family.IPv4, 10800, "80.81", "default/web-1/tcp/http", cluster=cluster, local=local)
+        name = schema.learn(
+            Family.IPv4, 10800, "80.81", "default/web-1/tcp/http", cluster=cluster, local=local
+        )
         assert schema.parse_learn(name) == (10800, "default/web-1/tcp/http")
     assert schema.parse_learn("learn4") is None
     assert schema.parse_program(schema.program("0123")) == "0123"

@@ -66,9 +66,14 @@ FAMILIES: dict[str, tuple[dict[str, Any], str | None, str | None]] = {
 
 @pytest.mark.contract("2.1.2")
 @pytest.mark.parametrize(("spec", "ipv4", "ipv6"), FAMILIES.values(), ids=FAMILIES)
-def test_the_cluster_ip_of_a_family(spec: dict[str, Any], ipv4: str | None, ipv6: str | None) -> None:
+def test_the_cluster_ip_of_a_family(
+    spec: dict[str, Any], ipv4: str | None, ipv6: str | None
+) -> None:
     found = {family: view(service(**spec), family, []) for family in Family}
-    assert {family: each and each.cluster_ip for family, each in found.items()} == {V4: ipv4, V6: ipv6}
+    assert {family: each and each.cluster_ip for family, each in found.items()} == {
+        V4: ipv4,
+        V6: ipv6,
+    }
 
 
 @pytest.mark.contract("2.1.5")
@@ -80,7 +85,11 @@ def test_addresses_are_canonical() -> None:
         loadBalancerSourceRanges=["192.0.2.000/024", "10.1.2.3/8"],
     )
     found = seen(item)
-    assert (found.cluster_ip, found.external_ips, found.vips) == ("10.20.3.4", ("192.0.2.1",), ("192.0.2.3",))
+    assert (found.cluster_ip, found.external_ips, found.vips) == (
+        "10.20.3.4",
+        ("192.0.2.1",),
+        ("192.0.2.3",),
+    )
     assert found.ranges == (parse_network("10.0.0.0/8"), parse_network("192.0.2.0/24"))
 
 
@@ -96,9 +105,14 @@ def test_fields_that_are_not_read() -> None:
     }
     with_them = service(**unread)
     document = msgspec.to_builtins(with_them)
-    document["metadata"]["annotations"] = {"service.beta.kubernetes.io/load-balancer-source-ranges": "10.0.0.0/8"}
+    document["metadata"]["annotations"] = {
+        "service.beta.kubernetes.io/load-balancer-source-ranges": "10.0.0.0/8"
+    }
     document["spec"]["ports"][0]["targetPort"] = 1234
-    assert msgspec.to_builtins(msgspec.convert(document, Service))["spec"] == msgspec.to_builtins(service())["spec"]
+    assert (
+        msgspec.to_builtins(msgspec.convert(document, Service))["spec"]
+        == msgspec.to_builtins(service())["spec"]
+    )
     assert view(msgspec.convert(document, Service), V4, []) == view(service(), V4, [])
 
 
@@ -108,7 +122,9 @@ def test_fields_that_are_not_read() -> None:
 @pytest.mark.contract("2.2")
 def test_external_ips_and_load_balancer_addresses() -> None:
     notes: list[str] = []
-    document = msgspec.to_builtins(service(externalIPs=["198.51.100.1", "", " ", "fd00::9", "nonsense", "198.51.100.1"]))
+    document = msgspec.to_builtins(
+        service(externalIPs=["198.51.100.1", "", " ", "fd00::9", "nonsense", "198.51.100.1"])
+    )
     document["status"] = {
         "loadBalancer": {
             "ingress": [
@@ -147,7 +163,7 @@ def test_without_the_gate() -> None:
     ],
     ids=str,
 )
-def test_externally_accessible(spec: dict[str, Any], expected: bool) -> None:  # noqa: FBT001
+def test_externally_accessible(spec: dict[str, Any], expected: bool) -> None:
     item = service(**spec)
     assert item.spec.ports
     assert seen(item).externally_accessible(item.spec.ports[0]) == expected
@@ -162,14 +178,30 @@ def test_externally_accessible(spec: dict[str, Any], expected: bool) -> None:  #
         ({"internalTrafficPolicy": "Cluster", "externalTrafficPolicy": "Local"}, False, False),
         ({"type": "NodePort", "externalTrafficPolicy": "Local"}, False, True),
         ({"type": "LoadBalancer", "externalTrafficPolicy": "Local"}, False, True),
-        ({"type": "ClusterIP", "externalTrafficPolicy": "Local", "externalIPs": ["198.51.100.1"]}, False, True),
-        ({"type": "ClusterIP", "externalTrafficPolicy": "Local", "externalIPs": ["fd00::1"]}, False, True),
-        ({"type": "ClusterIP", "externalTrafficPolicy": "Local", "vips": ["203.0.113.1"]}, False, False),
+        (
+            {
+                "type": "ClusterIP",
+                "externalTrafficPolicy": "Local",
+                "externalIPs": ["198.51.100.1"],
+            },
+            False,
+            True,
+        ),
+        (
+            {"type": "ClusterIP", "externalTrafficPolicy": "Local", "externalIPs": ["fd00::1"]},
+            False,
+            True,
+        ),
+        (
+            {"type": "ClusterIP", "externalTrafficPolicy": "Local", "vips": ["203.0.113.1"]},
+            False,
+            False,
+        ),
         ({"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}, False, False),
     ],
     ids=str,
 )
-def test_policies(spec: dict[str, Any], internal: bool, external: bool) -> None:  # noqa: FBT001
+def test_policies(spec: dict[str, Any], internal: bool, external: bool) -> None:
     found = seen(service(**spec))
     assert (found.internal_local, found.external_local) == (internal, external)
 
@@ -179,9 +211,21 @@ def test_policies(spec: dict[str, Any], internal: bool, external: bool) -> None:
     ("spec", "seconds"),
     [
         ({}, None),
-        ({"sessionAffinity": "None", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}}, None),
+        (
+            {
+                "sessionAffinity": "None",
+                "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}},
+            },
+            None,
+        ),
         ({"sessionAffinity": "ClientIP"}, 10800),
-        ({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}}, 5),
+        (
+            {
+                "sessionAffinity": "ClientIP",
+                "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}},
+            },
+            5,
+        ),
         ({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {}}, 10800),
     ],
     ids=str,
@@ -208,7 +252,9 @@ def test_affinity(spec: dict[str, Any], seconds: int | None) -> None:
     ],
     ids=str,
 )
-def test_source_ranges(ranges: list[str], ipv4: list[str] | None, ipv6: list[str] | None, notes: int) -> None:
+def test_source_ranges(
+    ranges: list[str], ipv4: list[str] | None, ipv6: list[str] | None, notes: int
+) -> None:
     item = service(cluster_ip=["10.96.0.1", "fd00::1"], loadBalancerSourceRanges=ranges)
     for family, expected in ((V4, ipv4), (V6, ipv6)):
         told: list[str] = []
@@ -232,7 +278,9 @@ def chosen(
     item = item or service()
     assert item.spec.ports
     slices = [slices] if isinstance(slices, EndpointSlice) else slices
-    return lists(seen(item, family), item.spec.ports[0], slices, family, here, [] if notes is None else notes)
+    return lists(
+        seen(item, family), item.spec.ports[0], slices, family, here, [] if notes is None else notes
+    )
 
 
 def cluster(*arguments: Any, **options: Any) -> list[str]:
@@ -246,7 +294,10 @@ def raw_slice(**fields: Any) -> EndpointSlice:
 
 
 @pytest.mark.contract("3.1.2")
-@pytest.mark.parametrize(("kind", "told"), [("IPv6", []), ("FQDN", ["EndpointSlice web-ipv4: addressType FQDN; ignored"])])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("IPv6", []), ("FQDN", ["EndpointSlice web-ipv4: addressType FQDN; ignored"])],
+)
 def test_slices_of_another_address_type(kind: str, told: list[str]) -> None:
     """Another family's are none of ours; those of names are said to be ignored."""
     notes: list[str] = []
@@ -276,7 +327,9 @@ def test_slices_of_another_address_type(kind: str, told: list[str]) -> None:
     ],
     ids=str,
 )
-def test_slice_ports(port_name: str | None, ports: list[dict[str, Any]] | None, numbers: list[int]) -> None:
+def test_slice_ports(
+    port_name: str | None, ports: list[dict[str, Any]] | None, numbers: list[int]
+) -> None:
     found = chosen(raw_slice(ports=ports), service(port_name=port_name))
     assert [each.port for each in found.cluster] == numbers
 
@@ -284,7 +337,9 @@ def test_slice_ports(port_name: str | None, ports: list[dict[str, Any]] | None, 
 @pytest.mark.contract("3.1.5")
 def test_only_the_first_address_counts() -> None:
     notes: list[str] = []
-    piece = raw_slice(endpoints=[{"addresses": ["10.244.1.2", "10.244.1.3"]}, {"addresses": []}, {}])
+    piece = raw_slice(
+        endpoints=[{"addresses": ["10.244.1.2", "10.244.1.3"]}, {"addresses": []}, {}]
+    )
     assert cluster(piece, notes=notes) == ["10.244.1.2:8080"]
     assert len(notes) == 2
     assert all("without addresses" in note for note in notes)
@@ -292,13 +347,24 @@ def test_only_the_first_address_counts() -> None:
 
 @pytest.mark.contract("3.1.5", "2.1.5")
 @pytest.mark.parametrize(
-    "text", ["nonsense", "", "fd00::1", "127.0.0.1", "169.254.1.1", "224.0.0.1", UNSPECIFIED, "255.255.255.255", "10.0.0.256"]
+    "text",
+    [
+        "nonsense",
+        "",
+        "fd00::1",
+        "127.0.0.1",
+        "169.254.1.1",
+        "224.0.0.1",
+        UNSPECIFIED,
+        "255.255.255.255",
+        "10.0.0.256",
+    ],
 )
 def test_impossible_addresses_are_named_and_left_out(text: str) -> None:
     notes: list[str] = []
-    assert cluster(raw_slice(endpoints=[{"addresses": [text]}, {"addresses": ["10.244.1.2"]}]), notes=notes) == [
-        "10.244.1.2:8080"
-    ]
+    assert cluster(
+        raw_slice(endpoints=[{"addresses": [text]}, {"addresses": ["10.244.1.2"]}]), notes=notes
+    ) == ["10.244.1.2:8080"]
     assert len(notes) == 1
     assert "web-ipv4" in notes[0]
 
@@ -308,11 +374,16 @@ def test_impossible_addresses_are_named_and_left_out(text: str) -> None:
 @pytest.mark.parametrize("serving", [True, False, None])
 @pytest.mark.parametrize("terminating", [True, False, None])
 @pytest.mark.parametrize("another_ready", [True, False])
-def test_conditions(ready: bool | None, serving: bool | None, terminating: bool | None, another_ready: bool) -> None:  # noqa: FBT001
+def test_conditions(
+    ready: bool | None, serving: bool | None, terminating: bool | None, another_ready: bool
+) -> None:
     """Every combination, beside an endpoint that is ready and without one."""
     one = endpoint("10.244.1.2", "node1", ready=ready, serving=serving, terminating=terminating)
     others = [endpoint("10.244.2.2", "node2")] if another_ready else []
-    found = chosen(endpoint_slice(endpoints=[one, *others]), service(internalTrafficPolicy="Local", node_port=30080))
+    found = chosen(
+        endpoint_slice(endpoints=[one, *others]),
+        service(internalTrafficPolicy="Local", node_port=30080),
+    )
     is_ready = ready is not False
     drains = not is_ready and serving is not False and terminating is True
     mine = Endpoint("10.244.1.2", 8080)
@@ -323,9 +394,15 @@ def test_conditions(ready: bool | None, serving: bool | None, terminating: bool 
 
 
 @pytest.mark.contract("3.1.7", "3.4.3")
-@pytest.mark.parametrize(("name", "local"), [("node1", True), ("", False), ("node", False), ("node10", False), ("NODE1", False)])
-def test_local(name: str, local: bool) -> None:  # noqa: FBT001
-    found = chosen(endpoint_slice(endpoints=[endpoint("10.244.1.2", name)]), service(internalTrafficPolicy="Local"))
+@pytest.mark.parametrize(
+    ("name", "local"),
+    [("node1", True), ("", False), ("node", False), ("node10", False), ("NODE1", False)],
+)
+def test_local(name: str, local: bool) -> None:
+    found = chosen(
+        endpoint_slice(endpoints=[endpoint("10.244.1.2", name)]),
+        service(internalTrafficPolicy="Local"),
+    )
     assert bool(found.local) == local
 
 
@@ -351,7 +428,9 @@ def test_merging_and_order() -> None:
 def test_duplicates(names: tuple[str, str]) -> None:
     """A terminating one never takes the place of another; a non-terminating one always does."""
     live = endpoint_slice(endpoints=[endpoint("10.9.8.1", "node1")], name=names[0])
-    ending = endpoint_slice(endpoints=[endpoint("10.9.8.1", "node2", ready=False, terminating=True)], name=names[1])
+    ending = endpoint_slice(
+        endpoints=[endpoint("10.9.8.1", "node2", ready=False, terminating=True)], name=names[1]
+    )
     found = chosen([live, ending], service(internalTrafficPolicy="Local", node_port=30080))
     assert len(found.cluster) == len(found.local) == 1
 
@@ -375,26 +454,38 @@ def test_of_two_live_duplicates_always_the_same_wins() -> None:
         ({"internalTrafficPolicy": "Local"}, False, True),
         ({"internalTrafficPolicy": "Local", "node_port": 30080}, True, True),
         ({"type": "LoadBalancer", "externalTrafficPolicy": "Local"}, True, False),
-        ({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "vips": ["203.0.113.1"]}, True, True),
+        (
+            {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "vips": ["203.0.113.1"]},
+            True,
+            True,
+        ),
         ({"node_port": 30080, "externalTrafficPolicy": "Local"}, True, True),
     ],
     ids=str,
 )
-def test_which_lists_are_used(spec: dict[str, Any], uses_cluster: bool, uses_local: bool) -> None:  # noqa: FBT001
+def test_which_lists_are_used(spec: dict[str, Any], uses_cluster: bool, uses_local: bool) -> None:
     found = chosen(endpoint_slice(endpoints=[endpoint("10.244.1.2", "node1")]), service(**spec))
     assert (bool(found.cluster), bool(found.local)) == (uses_cluster, uses_local)
 
 
-def hinted(address: str, zones: Iterable[str] = (), nodes: Iterable[str] = (), **more: Any) -> dict[str, Any]:
+def hinted(
+    address: str, zones: Iterable[str] = (), nodes: Iterable[str] = (), **more: Any
+) -> dict[str, Any]:
     more |= {key: names for key, names in (("zones", zones), ("nodes", nodes)) if names}
     return endpoint(address, **more)
 
 
 @pytest.mark.contract("3.3.2", "3.3.3", "3.3.4")
-@pytest.mark.parametrize(("node", "zone"), [("node1", "east"), ("node1", ""), ("node9", "east"), ("node9", "far"), ("node9", "")])
+@pytest.mark.parametrize(
+    ("node", "zone"),
+    [("node1", "east"), ("node1", ""), ("node9", "east"), ("node9", "far"), ("node9", "")],
+)
 def test_topology(node: str, zone: str) -> None:
     """Node hints first, then zone hints, then everybody."""
-    endpoints = [hinted("10.9.8.1", ["east"], ["node1", "node2"]), hinted("10.9.8.2", ["west", "east"], ["node2"])]
+    endpoints = [
+        hinted("10.9.8.1", ["east"], ["node1", "node2"]),
+        hinted("10.9.8.2", ["west", "east"], ["node2"]),
+    ]
     expected = ["10.9.8.1:8080"] if node == "node1" else ["10.9.8.1:8080", "10.9.8.2:8080"]
     assert cluster(endpoint_slice(endpoints=endpoints), here=Locality(node, zone)) == expected
 
@@ -412,12 +503,22 @@ def test_an_empty_zone_is_no_zone() -> None:
     [
         ({}, [], False),
         ({"internalTrafficPolicy": "Local"}, [endpoint("10.9.8.1", "node2")], True),
-        ({"internalTrafficPolicy": "Local"}, [endpoint("10.9.8.1", "node2", ready=False, terminating=True)], True),
-        ({"internalTrafficPolicy": "Local"}, [endpoint("10.9.8.1", "node2", ready=False, serving=True)], False),
+        (
+            {"internalTrafficPolicy": "Local"},
+            [endpoint("10.9.8.1", "node2", ready=False, terminating=True)],
+            True,
+        ),
+        (
+            {"internalTrafficPolicy": "Local"},
+            [endpoint("10.9.8.1", "node2", ready=False, serving=True)],
+            False,
+        ),
         ({"internalTrafficPolicy": "Local"}, [], False),
     ],
 )
-def test_usable_anywhere(spec: dict[str, Any], endpoints: list[dict[str, Any]], expected: bool) -> None:  # noqa: FBT001
+def test_usable_anywhere(
+    spec: dict[str, Any], endpoints: list[dict[str, Any]], expected: bool
+) -> None:
     assert chosen(endpoint_slice(endpoints=endpoints), service(**spec)).usable_anywhere == expected
 
 
@@ -430,9 +531,15 @@ def test_local_ready_counts_addresses_over_all_ports() -> None:
         endpoint("10.9.8.2", "node1", ready=False, serving=True, terminating=True),
         endpoint("10.9.8.3", "node2"),
     ]
-    one = endpoint_slice(endpoints=endpoints, ports=[{"name": "a", "port": 1}, {"name": "b", "port": 2}], name="one")
-    two = endpoint_slice(endpoints=[endpoint("10.9.8.4", "node1")], port=3, port_name="b", name="two")
-    three = endpoint_slice(endpoints=[endpoint("10.9.8.5", "node1")], port=3, port_name="nobody", name="three")
+    one = endpoint_slice(
+        endpoints=endpoints, ports=[{"name": "a", "port": 1}, {"name": "b", "port": 2}], name="one"
+    )
+    two = endpoint_slice(
+        endpoints=[endpoint("10.9.8.4", "node1")], port=3, port_name="b", name="two"
+    )
+    three = endpoint_slice(
+        endpoints=[endpoint("10.9.8.5", "node1")], port=3, port_name="nobody", name="three"
+    )
     assert local_ready(item, [one, two, three], V4, "node1") == {"10.9.8.1", "10.9.8.4"}
 
 
@@ -462,7 +569,9 @@ slices = st.lists(
 @pytest.mark.contract("3.2.1", "3.2.2", "3.4.5", "3.4.8")
 @settings(deadline=None)
 @given(pieces=slices, shuffled=st.randoms(use_true_random=False))
-def test_lists_do_not_depend_on_the_order_of_slices(pieces: list[EndpointSlice], shuffled: Any) -> None:
+def test_lists_do_not_depend_on_the_order_of_slices(
+    pieces: list[EndpointSlice], shuffled: Any
+) -> None:
     item = service(internalTrafficPolicy="Local", externalTrafficPolicy="Local", node_port=30080)
     found = chosen(pieces, item)
     other = list(pieces)

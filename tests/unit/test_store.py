@@ -9,7 +9,16 @@ import pytest
 from msgspec import structs
 
 from nftproxy.address import Family, Network, parse_network
-from nftproxy.model import EndpointSlice, Labels, Meta, Node, Object, ObjectName, Service, ServiceCIDR
+from nftproxy.model import (
+    EndpointSlice,
+    Labels,
+    Meta,
+    Node,
+    Object,
+    ObjectName,
+    Service,
+    ServiceCIDR,
+)
 from nftproxy.store import Store
 from tests.support.objects import endpoint, endpoint_slice, node, service, service_cidr
 
@@ -95,7 +104,9 @@ def test_removing_what_is_unknown_is_nothing(store: Store, kind: type[Object]) -
 @pytest.mark.parametrize("value", ["", "other"])
 def test_a_service_of_another_proxy_is_a_deleted_one(store: Store, value: str) -> None:
     mine = service()
-    foreign = structs.replace(mine, metadata=structs.replace(mine.metadata, labels=Labels(proxy_name=value)))
+    foreign = structs.replace(
+        mine, metadata=structs.replace(mine.metadata, labels=Labels(proxy_name=value))
+    )
     assert not store.put(foreign)
     store.put(mine)
     settle(store)
@@ -108,13 +119,19 @@ def test_a_service_of_another_proxy_is_a_deleted_one(store: Store, value: str) -
 @pytest.mark.contract("1.1.6", "1.1.7")
 def test_headless_is_a_label_of_slices_alone(store: Store) -> None:
     mine = service()
-    store.put(structs.replace(mine, metadata=structs.replace(mine.metadata, labels=Labels(headless=""))))
+    store.put(
+        structs.replace(mine, metadata=structs.replace(mine.metadata, labels=Labels(headless="")))
+    )
     piece = endpoint_slice(endpoints=[endpoint("10.244.1.2")])
     store.put(piece)
     (taken,) = store.take(Family.IPv4).services.values()
     assert taken[0] is not None
     assert taken[1] == (piece,)
-    assert store.put(endpoint_slice(endpoints=[endpoint("10.244.1.2")], labels={"service.kubernetes.io/headless": ""}))
+    assert store.put(
+        endpoint_slice(
+            endpoints=[endpoint("10.244.1.2")], labels={"service.kubernetes.io/headless": ""}
+        )
+    )
     assert store.take(Family.IPv4).services[WEB][1] == ()
 
 
@@ -125,7 +142,11 @@ def test_a_slice_without_a_service_is_ignored(store: Store, label: str | None) -
     piece = endpoint_slice(endpoints=[endpoint("10.244.1.2")])
     store.put(piece)
     settle(store)
-    assert store.put(structs.replace(piece, metadata=structs.replace(piece.metadata, labels=Labels(service_name=label))))
+    assert store.put(
+        structs.replace(
+            piece, metadata=structs.replace(piece.metadata, labels=Labels(service_name=label))
+        )
+    )
     assert store.take(Family.IPv4).services[WEB][1] == ()
 
 
@@ -240,7 +261,9 @@ def test_many_threads_lose_nothing(store: Store) -> None:
         thread.join()
     stopping.set()
     taker.join()
-    assert seen | take(store) == {f"s{thread}-{number}" for thread in range(4) for number in range(300)}
+    assert seen | take(store) == {
+        f"s{thread}-{number}" for thread in range(4) for number in range(300)
+    }
 
 
 def test_a_slice_without_its_label_is_noted_once() -> None:

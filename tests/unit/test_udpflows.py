@@ -29,7 +29,12 @@ def at(address: str, port: int = 53) -> Frontend:
     return Frontend(address, "udp", port)
 
 
-EVERYWHERE = {"cluster_ip": "10.96.0.10", "node_port": 30053, "vips": ["203.0.113.9"], "externalIPs": ["198.51.100.7"]}
+EVERYWHERE = {
+    "cluster_ip": "10.96.0.10",
+    "node_port": 30053,
+    "vips": ["203.0.113.9"],
+    "externalIPs": ["198.51.100.7"],
+}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +42,9 @@ EVERYWHERE = {"cluster_ip": "10.96.0.10", "node_port": 30053, "vips": ["203.0.11
     [
         pytest.param({}, [at("10.96.0.10")], id="a ClusterIP"),
         pytest.param(
-            EVERYWHERE, [at("10.96.0.10"), at("198.51.100.7"), at("203.0.113.9"), at("", 30053)], id="every kind of frontend"
+            EVERYWHERE,
+            [at("10.96.0.10"), at("198.51.100.7"), at("203.0.113.9"), at("", 30053)],
+            id="every kind of frontend",
         ),
         pytest.param({"protocol": "TCP"}, [], id="TCP is none of our business"),
         pytest.param({"protocol": "SCTP"}, [], id="nor is SCTP"),
@@ -61,15 +68,25 @@ def test_external_ips_can_be_switched_off() -> None:
     [
         pytest.param({"ready": True, "serving": True}, True, id="ready"),
         pytest.param({"ready": False, "serving": True}, True, id="serving, not ready"),
-        pytest.param({"ready": False, "serving": True, "terminating": True}, True, id="serving, terminating"),
+        pytest.param(
+            {"ready": False, "serving": True, "terminating": True}, True, id="serving, terminating"
+        ),
         pytest.param({"ready": False, "serving": False}, False, id="not serving"),
-        pytest.param({"ready": False, "serving": False, "terminating": True}, False, id="not serving, terminating"),
-        pytest.param({"ready": True, "serving": False}, False, id="published though not ready, beside one that serves"),
+        pytest.param(
+            {"ready": False, "serving": False, "terminating": True},
+            False,
+            id="not serving, terminating",
+        ),
+        pytest.param(
+            {"ready": True, "serving": False},
+            False,
+            id="published though not ready, beside one that serves",
+        ),
         pytest.param({"ready": True, "zones": ["elsewhere"]}, True, id="hinted to another zone"),
     ],
 )
 @pytest.mark.contract("6.2.2")
-def test_which_endpoints_flows_stay_with(conditions: dict[str, Any], stays: bool) -> None:  # noqa: FBT001
+def test_which_endpoints_flows_stay_with(conditions: dict[str, Any], stays: bool) -> None:
     slices = [slice_of(endpoint("10.244.1.2", **conditions), endpoint("10.244.2.2", "elsewhere"))]
     policies = {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}
     found = udp_frontends(udp(**policies), slices, Family.IPv4)
@@ -77,8 +94,12 @@ def test_which_endpoints_flows_stay_with(conditions: dict[str, Any], stays: bool
 
 
 def test_published_endpoints_count_where_none_serves() -> None:
-    found = udp_frontends(udp(), [slice_of(endpoint("10.244.1.2", ready=True, serving=False))], Family.IPv4)
-    assert found == {at("10.96.0.10"): frozenset({POD})}, "the table sends clients there, so their flows are healthy"
+    found = udp_frontends(
+        udp(), [slice_of(endpoint("10.244.1.2", ready=True, serving=False))], Family.IPv4
+    )
+    assert found == {at("10.96.0.10"): frozenset({POD})}, (
+        "the table sends clients there, so their flows are healthy"
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +110,9 @@ def test_published_endpoints_count_where_none_serves() -> None:
     ],
 )
 def test_nodeport_addresses(networks: NodePortNetworks, accepted: set[str]) -> None:
-    own: list[Address] = [parse_address(a) for a in ("192.168.50.11", "10.244.1.1", "127.0.0.1", "fd00:50::11")]
+    own: list[Address] = [
+        parse_address(a) for a in ("192.168.50.11", "10.244.1.1", "127.0.0.1", "fd00:50::11")
+    ]
     assert nodeport_addresses(Family.IPv4, networks, own) == accepted
 
 
@@ -116,10 +139,14 @@ class TestDue:
     @pytest.mark.parametrize(
         "after",
         [
-            pytest.param((udp(node_port=30053), (slice_of(endpoint("10.244.1.2")),)), id="a new NodePort"),
+            pytest.param(
+                (udp(node_port=30053), (slice_of(endpoint("10.244.1.2")),)), id="a new NodePort"
+            ),
             pytest.param((udp(), ()), id="scaled to zero"),
             pytest.param((None, ()), id="the Service is gone"),
-            pytest.param((service(), (slice_of(endpoint("10.244.1.2")),)), id="the UDP port is gone"),
+            pytest.param(
+                (service(), (slice_of(endpoint("10.244.1.2")),)), id="the UDP port is gone"
+            ),
         ],
     )
     def test_other_changes_make_it_due(self, after: Any) -> None:
@@ -134,7 +161,9 @@ class TestDue:
         flows.saw({WEB: (udp(node_port=30053), (slice_of(endpoint("10.244.1.2")),))})
         flows.saw({WEB: (udp(node_port=30054), (slice_of(endpoint("10.244.1.2")),))})
         flows.saw({WEB: (None, ())})
-        assert flows.expected() == dict.fromkeys([at("10.96.0.10"), at("", 30053), at("", 30054)], frozenset())
+        assert flows.expected() == dict.fromkeys(
+            [at("10.96.0.10"), at("", 30053), at("", 30054)], frozenset()
+        )
         flows.cleaned()
         assert flows.expected() == {}
 
@@ -177,7 +206,9 @@ class TestDue:
         flows.accept_nodeports_on(["192.0.2.1", "192.0.2.3"])
         assert flows.due
         assert flows.here == {"192.0.2.1", "192.0.2.3"}
-        assert flows.expected()[at("192.0.2.2", 30053)] == frozenset(), "what was translated there leads nowhere"
+        assert flows.expected()[at("192.0.2.2", 30053)] == frozenset(), (
+            "what was translated there leads nowhere"
+        )
         assert at("192.0.2.3", 30053) not in flows.expected()
         flows.accept_nodeports_on(["192.0.2.1", "192.0.2.2"])
         assert flows.expected().keys() == {at("10.96.0.10"), at("", 30053), at("192.0.2.3", 30053)}

@@ -14,20 +14,36 @@ def problems(fields: config.Sparse) -> list[str]:
 
 
 FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
-    "unknown gate": ("8.3.1", {"featureGates": {"Bogus": True}}, ["featureGates.Bogus: unknown feature gate"]),
+    "unknown gate": (
+        "8.3.1",
+        {"featureGates": {"Bogus": True}},
+        ["featureGates.Bogus: unknown feature gate"],
+    ),
     "locked gate": (
         "8.3.1",
         {"featureGates": {"NFTablesProxyMode": False}},
         ["featureGates.NFTablesProxyMode: is locked to true"],
     ),
-    "mark bit too high": ("8.3.2", {"nftables": {"masqueradeBit": 32}}, ["nftables.masqueradeBit: 32 is not within 0..31"]),
-    "mark bit negative": ("8.3.2", {"nftables": {"masqueradeBit": -1}}, ["nftables.masqueradeBit: -1 is not within 0..31"]),
+    "mark bit too high": (
+        "8.3.2",
+        {"nftables": {"masqueradeBit": 32}},
+        ["nftables.masqueradeBit: 32 is not within 0..31"],
+    ),
+    "mark bit negative": (
+        "8.3.2",
+        {"nftables": {"masqueradeBit": -1}},
+        ["nftables.masqueradeBit: -1 is not within 0..31"],
+    ),
     "iptables mark bit, though unused": (
         "8.3.2",
         {"iptables": {"masqueradeBit": 32}},
         ["iptables.masqueradeBit: 32 is not within 0..31"],
     ),
-    "oomScoreAdj": ("8.3.3", {"oomScoreAdj": -1001}, ["oomScoreAdj: -1001 is not within -1000..1000"]),
+    "oomScoreAdj": (
+        "8.3.3",
+        {"oomScoreAdj": -1001},
+        ["oomScoreAdj: -1001 is not within -1000..1000"],
+    ),
     "negative conntrack numbers": (
         "8.3.3",
         {"conntrack": {"maxPerCore": -1, "min": -2}},
@@ -53,15 +69,27 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
     "iptables mode": (
         "8.3.4",
         {"mode": "iptables"},
-        ["mode: iptables is not available, nftproxy has the nftables mode only; set it to nftables or leave it empty"],
+        [
+            "mode: iptables is not available, nftproxy has the nftables mode only; set it to nftables or leave it empty"
+        ],
     ),
     "ipvs mode": (
         "8.3.4",
         {"mode": "ipvs"},
-        ["mode: ipvs is not available, nftproxy has the nftables mode only; set it to nftables or leave it empty"],
+        [
+            "mode: ipvs is not available, nftproxy has the nftables mode only; set it to nftables or leave it empty"
+        ],
     ),
-    "unknown mode": ("8.3.4", {"mode": "Nftables"}, ["mode: 'Nftables' is unknown; set it to nftables or leave it empty"]),
-    "negative burst": ("8.3.4", {"clientConnection": {"burst": -1}}, ["clientConnection.burst: -1 is negative"]),
+    "unknown mode": (
+        "8.3.4",
+        {"mode": "Nftables"},
+        ["mode: 'Nftables' is unknown; set it to nftables or leave it empty"],
+    ),
+    "negative burst": (
+        "8.3.4",
+        {"clientConnection": {"burst": -1}},
+        ["clientConnection.burst: -1 is negative"],
+    ),
     "periods not above zero": (
         "8.3.5",
         {"configSyncPeriod": "-1s", "nftables": {"syncPeriod": "-1s", "minSyncPeriod": "-2s"}},
@@ -115,7 +143,9 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
     "unknown detector": (
         "8.3.9",
         {"detectLocalMode": "Guess"},
-        ["detectLocalMode: 'Guess' is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"],
+        [
+            "detectLocalMode: 'Guess' is not one of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"
+        ],
     ),
     "no bridge": (
         "8.3.9",
@@ -130,11 +160,16 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
     "a bridge name that means something to nft": (
         "8.3.9",
         {"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": 'x" accept'}},
-        ["detectLocal.bridgeInterface: 'x\" accept' is no interface name: 1 to 15 letters, digits, dots, dashes or underscores"],
+        [
+            "detectLocal.bridgeInterface: 'x\" accept' is no interface name: 1 to 15 letters, digits, dots, dashes or underscores"
+        ],
     ),
     "a prefix of 16 characters": (
         "8.3.9",
-        {"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "v" * 16}},
+        {
+            "detectLocalMode": "InterfaceNamePrefix",
+            "detectLocal": {"interfaceNamePrefix": "v" * 16},
+        },
         [
             "detectLocal.interfaceNamePrefix: 'vvvvvvvvvvvvvvvv' is no interface name: 1 to 15 letters, digits, dots, dashes or underscores"
         ],
@@ -147,14 +182,22 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
     "clusterCIDR of one family twice": (
         "8.3.9",
         {"clusterCIDR": "10.0.0.0/8,11.0.0.0/8"},
-        ["clusterCIDR: '10.0.0.0/8,11.0.0.0/8' is neither one CIDR nor a pair of an IPv4 and an IPv6 one"],
+        [
+            "clusterCIDR: '10.0.0.0/8,11.0.0.0/8' is neither one CIDR nor a pair of an IPv4 and an IPv6 one"
+        ],
     ),
     "three of clusterCIDR": (
         "8.3.9",
         {"clusterCIDR": "10.0.0.0/8,fd00::/64,fd01::/64"},
-        ["clusterCIDR: '10.0.0.0/8,fd00::/64,fd01::/64' is neither one CIDR nor a pair of an IPv4 and an IPv6 one"],
+        [
+            "clusterCIDR: '10.0.0.0/8,fd00::/64,fd01::/64' is neither one CIDR nor a pair of an IPv4 and an IPv6 one"
+        ],
     ),
-    "unknown log format": ("8.3.11", {"logging": {"format": "xml"}}, ["logging.format: 'xml' is neither text nor json"]),
+    "unknown log format": (
+        "8.3.11",
+        {"logging": {"format": "xml"}},
+        ["logging.format: 'xml' is neither text nor json"],
+    ),
     "vmodule with json": (
         "8.3.11",
         {"logging": {"format": "json", "vmodule": [{"filePattern": "a", "verbosity": 1}]}},
@@ -162,7 +205,11 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
     ),
     "alpha options without their gate": (
         "8.3.11",
-        {"logging": {"options": {"text": {"splitStream": True}, "json": {"infoBufferSize": "64Ki"}}}},
+        {
+            "logging": {
+                "options": {"text": {"splitStream": True}, "json": {"infoBufferSize": "64Ki"}}
+            }
+        },
         [
             "logging.options.text.splitStream: is alpha and needs featureGates.LoggingAlphaOptions",
             "logging.options.json.infoBufferSize: is alpha and needs featureGates.LoggingAlphaOptions",
@@ -170,7 +217,10 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
     ),
     "a size that is none": (
         "8.3.11",
-        {"featureGates": {"AllAlpha": True}, "logging": {"options": {"text": {"infoBufferSize": "much"}}}},
+        {
+            "featureGates": {"AllAlpha": True},
+            "logging": {"options": {"text": {"infoBufferSize": "much"}}},
+        },
         ["logging.options.text.infoBufferSize: 'much' is not a size such as 4096 or 64Ki"],
     ),
     "hidden metrics of another version": (
@@ -183,7 +233,10 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
-    [pytest.param(*case[1:], id=name, marks=pytest.mark.contract(case[0])) for name, case in FAULTS.items()],
+    [
+        pytest.param(*case[1:], id=name, marks=pytest.mark.contract(case[0]))
+        for name, case in FAULTS.items()
+    ],
 )
 def test_is_a_problem(fields: config.Sparse, expected: list[str]) -> None:
     assert problems(fields) == expected
@@ -192,27 +245,60 @@ def test_is_a_problem(fields: config.Sparse, expected: list[str]) -> None:
 SOUND: dict[str, tuple[str, config.Sparse]] = {
     "the defaults": ("8.3.1", {}),
     "a locked gate at its value": ("8.3.1", {"featureGates": {"MultiCIDRServiceAllocator": True}}),
-    "a gate of another component": ("8.3.1", {"featureGates": {"MemoryQoS": True, "SidecarContainers": True}}),
-    "a stable gate, which no component lists in its help": ("8.3.1", {"featureGates": {"JobManagedBy": True}}),
+    "a gate of another component": (
+        "8.3.1",
+        {"featureGates": {"MemoryQoS": True, "SidecarContainers": True}},
+    ),
+    "a stable gate, which no component lists in its help": (
+        "8.3.1",
+        {"featureGates": {"JobManagedBy": True}},
+    ),
     "a deprecated gate": ("8.3.1", {"featureGates": {"GitRepoVolumeDriver": False}}),
-    "every gate of ours": ("8.3.1", {"featureGates": {name: gate.default for name, gate in featuregates.GATES.items()}}),
-    "the extreme bits": ("8.3.2", {"nftables": {"masqueradeBit": 31}, "iptables": {"masqueradeBit": 0}}),
+    "every gate of ours": (
+        "8.3.1",
+        {"featureGates": {name: gate.default for name, gate in featuregates.GATES.items()}},
+    ),
+    "the extreme bits": (
+        "8.3.2",
+        {"nftables": {"masqueradeBit": 31}, "iptables": {"masqueradeBit": 0}},
+    ),
     "the extreme scores": ("8.3.3", {"oomScoreAdj": 1000}),
-    "conntrack left alone": ("8.3.3", {"conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s"}}),
+    "conntrack left alone": (
+        "8.3.3",
+        {"conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s"}},
+    ),
     "nftables by name": ("8.3.4", {"mode": "nftables"}),
     "no pause between syncs": ("8.3.5", {"nftables": {"minSyncPeriod": "0s"}}),
     "equal periods": ("8.3.5", {"nftables": {"minSyncPeriod": "1s", "syncPeriod": "1s"}}),
-    "periods of unused sections": ("8.3.5", {"iptables": {"minSyncPeriod": "1h"}, "ipvs": {"syncPeriod": "-1s"}}),
+    "periods of unused sections": (
+        "8.3.5",
+        {"iptables": {"minSyncPeriod": "1h"}, "ipvs": {"syncPeriod": "-1s"}},
+    ),
     "a bare IPv6 address": ("8.3.6", {"bindAddress": "::"}),
     "no health server": ("8.3.7", {"healthzBindAddress": ""}),
     "a zero-length prefix": ("8.3.8", {"nodePortAddresses": ["0.0.0.0/0", "::/0"]}),
     "one network of either family": ("8.3.9", {"clusterCIDR": "fd00::/64"}),
     "one network of each family": ("8.3.9", {"clusterCIDR": "fd00::/64,10.0.0.0/8"}),
-    "clusterCIDR is not looked at with NodeCIDR": ("8.3.9", {"detectLocalMode": "NodeCIDR", "clusterCIDR": "x"}),
-    "an interface": ("8.3.9", {"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "br-a.1_2"}}),
-    "a prefix": ("8.3.9", {"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "veth"}}),
-    "names of unused detectors": ("8.3.9", {"detectLocal": {"bridgeInterface": "no such name, surely"}}),
-    "the ipvs section is not looked at": ("8.3.10", {"ipvs": {"tcpTimeout": "-1s", "excludeCIDRs": ["x"]}}),
+    "clusterCIDR is not looked at with NodeCIDR": (
+        "8.3.9",
+        {"detectLocalMode": "NodeCIDR", "clusterCIDR": "x"},
+    ),
+    "an interface": (
+        "8.3.9",
+        {"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "br-a.1_2"}},
+    ),
+    "a prefix": (
+        "8.3.9",
+        {"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "veth"}},
+    ),
+    "names of unused detectors": (
+        "8.3.9",
+        {"detectLocal": {"bridgeInterface": "no such name, surely"}},
+    ),
+    "the ipvs section is not looked at": (
+        "8.3.10",
+        {"ipvs": {"tcpTimeout": "-1s", "excludeCIDRs": ["x"]}},
+    ),
     "alpha options with their gate": (
         "8.3.11",
         {
@@ -220,13 +306,20 @@ SOUND: dict[str, tuple[str, config.Sparse]] = {
             "logging": {"options": {"text": {"splitStream": True, "infoBufferSize": "64Ki"}}},
         },
     ),
-    "vmodule with text": ("8.3.11", {"logging": {"vmodule": [{"filePattern": "a", "verbosity": 1}]}}),
+    "vmodule with text": (
+        "8.3.11",
+        {"logging": {"vmodule": [{"filePattern": "a", "verbosity": 1}]}},
+    ),
     "hidden metrics of the previous version": ("8.2", {"showHiddenMetricsForVersion": "1.35"}),
 }
 
 
 @pytest.mark.parametrize(
-    "fields", [pytest.param(case[1], id=name, marks=pytest.mark.contract(case[0])) for name, case in SOUND.items()]
+    "fields",
+    [
+        pytest.param(case[1], id=name, marks=pytest.mark.contract(case[0]))
+        for name, case in SOUND.items()
+    ],
 )
 def test_is_no_problem(fields: config.Sparse) -> None:
     assert problems(fields) == []
@@ -300,7 +393,9 @@ def test_a_sound_configuration_passes() -> None:
         ({"AllBeta": False}, "NFTablesProxyMode", True),
     ],
 )
-def test_gates_are_what_is_set_or_their_default(gates: dict[str, bool], name: str, *, on: bool) -> None:
+def test_gates_are_what_is_set_or_their_default(
+    gates: dict[str, bool], name: str, *, on: bool
+) -> None:
     assert featuregates.enabled(gates, name) is on
 
 
@@ -310,7 +405,13 @@ def test_no_gate_is_in_both_tables() -> None:
 
 
 WARNED: dict[str, tuple[config.Sparse, tuple[Family, ...], list[str], list[str], list[str]]] = {
-    "nothing doubtful": ({"clusterCIDR": "10.1.0.0/16"}, (IPv4, IPv6), ["10.0.0.1/32"], ["10.1.1.0/24"], []),
+    "nothing doubtful": (
+        {"clusterCIDR": "10.1.0.0/16"},
+        (IPv4, IPv6),
+        ["10.0.0.1/32"],
+        ["10.1.1.0/24"],
+        [],
+    ),
     "gates of other components": (
         {"featureGates": {"JobManagedBy": True, "AllAlpha": False, "KMSv1": True}},
         (IPv4, IPv6),
@@ -384,15 +485,32 @@ WARNED: dict[str, tuple[config.Sparse, tuple[Family, ...], list[str], list[str],
         [],
         [],
     ),
-    "both families are served": ({"healthzBindAddress": "[fd00::1]:1"}, (IPv4, IPv6), ["10.0.0.1/32"], [], []),
+    "both families are served": (
+        {"healthzBindAddress": "[fd00::1]:1"},
+        (IPv4, IPv6),
+        ["10.0.0.1/32"],
+        [],
+        [],
+    ),
 }
 
 
 @pytest.mark.contract("8.3.12")
-@pytest.mark.parametrize(("fields", "families", "nodeports", "pods", "expected"), WARNED.values(), ids=WARNED)
+@pytest.mark.parametrize(
+    ("fields", "families", "nodeports", "pods", "expected"), WARNED.values(), ids=WARNED
+)
 def test_is_doubtful(
-    fields: config.Sparse, families: tuple[Family, ...], nodeports: list[str], pods: list[str], expected: list[str]
+    fields: config.Sparse,
+    families: tuple[Family, ...],
+    nodeports: list[str],
+    pods: list[str],
+    expected: list[str],
 ) -> None:
     networks = [parse_network(text) for text in nodeports]
     built = config.build(fields)
-    assert validation.startup_warnings(built, families=families, nodeport_networks=networks, pod_cidrs=pods) == expected
+    assert (
+        validation.startup_warnings(
+            built, families=families, nodeport_networks=networks, pod_cidrs=pods
+        )
+        == expected
+    )

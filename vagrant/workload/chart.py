@@ -35,12 +35,16 @@ def svg(results: Results) -> str:
             value = found.get(measure, 0.0)
             width = 400 * value / highest
             body.append(f'<text x="20" y="{y}">{escape(proxy)}</text>')
-            body.append(f'<rect x="190" y="{y - 12}" width="{width:.1f}" height="15" fill="#60a5fa"/>')
+            body.append(
+                f'<rect x="190" y="{y - 12}" width="{width:.1f}" height="15" fill="#60a5fa"/>'
+            )
             body.append(f'<text x="{196 + width:.1f}" y="{y}">{value:g}</text>')
         y += 38
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 {y}" width="700" height="{y}"'
     style = 'font-family="DejaVu Sans, sans-serif" font-size="12" fill="#333"'
-    return "\n".join([f"{head} {style}>", f'<rect width="700" height="{y}" fill="#fff"/>', *body, "</svg>\n"])
+    return "\n".join(
+        [f"{head} {style}>", f'<rect width="700" height="{y}" fill="#fff"/>', *body, "</svg>\n"]
+    )
 
 
 def main(folder: Path) -> int:

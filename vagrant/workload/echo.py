@@ -11,7 +11,12 @@ NAME = os.environ.get("HOSTNAME", "?")
 
 def line(source: str, port: int) -> bytes:
     """Return the answer to a client."""
-    return json.dumps({"name": NAME, "source": source.removeprefix("::ffff:"), "source_port": port}).encode() + b"\n"
+    return (
+        json.dumps(
+            {"name": NAME, "source": source.removeprefix("::ffff:"), "source_port": port}
+        ).encode()
+        + b"\n"
+    )
 
 
 class Connection(socketserver.StreamRequestHandler):

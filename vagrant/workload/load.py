@@ -38,7 +38,12 @@ def connect(address: str, port: int, seconds: float) -> dict[str, float]:
             failed += 1
     took.sort()
     middle, high = (took[int(len(took) * part)] if took else 0.0 for part in (0.5, 0.99))
-    return {"per_second": round(len(took) / (now - started), 1), "failed": failed, "p50_us": round(middle), "p99_us": round(high)}
+    return {
+        "per_second": round(len(took) / (now - started), 1),
+        "failed": failed,
+        "p50_us": round(middle),
+        "p99_us": round(high),
+    }
 
 
 def until(outcome: str, address: str, port: int) -> bool:

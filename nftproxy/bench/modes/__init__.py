@@ -1,4 +1,4 @@
-"""The modes to compare: ways to lay out rules for Services, each rendered by code of our own.
+"""The modes to compare: ways to lay out rules for Services, each rendered here.
 
     mode = make("iptables", Place(namespace, workload.node_settings(), workload.service_cidr()))
     if reason := mode.unavailable(): ...
@@ -12,9 +12,9 @@
     finally:
         mode.stop()
 
-    none                   routed, no proxy: what the network alone costs
-    nftproxy               our own table, kept by the very code that `nftproxy run` uses
-    nftproxy-netlink       the same, with elements written through netlink as while libnftables must not be called
+    none                   routed, no proxy: the cost of the network alone
+    nftproxy               our own table, written by the code of `nftproxy run`
+    nftproxy-netlink       the same, with elements written through netlink instead of libnftables
     iptables               kube-proxy's iptables mode, through iptables-restore; `backend` legacy or nft
     kube-proxy-nftables    kube-proxy's nftables mode, through nft (contract 5)
     ipvs                   kube-proxy's ipvs mode, through ipvsadm, where the kernel has ip_vs
@@ -22,10 +22,11 @@
     real-nftables          the real kube-proxy in nftables mode; this and the next need a `Program` and its API server
     real-iptables          ... in iptables mode, with the same `backend`
 
-All of them give a node: ClusterIPs, NodePorts, load-balancer VIPs, external policy Local, ClientIP affinity and masquerading, in
-IPv4. Services stand in the rules in the order in which they were given; the originals have them in none. The baselines remember
-their rules in the calling process, and `nftproxy` does all its work there: measure memory in a process of its own. For a
-baseline `Work.programs` is what the original would spend as well, and `Work.own` is our Python in the place of its Go.
+All of them serve ClusterIPs, NodePorts, load-balancer VIPs, external policy Local, ClientIP
+affinity and masquerading, in IPv4. Services stand in the rules in the given order; the originals
+have no order. The baselines remember their rules in the calling process, and `nftproxy` does all
+its work there: measure memory in a process of its own. For a baseline `Work.programs` is time that
+the original spends as well, and `Work.own` is Python in the place of its Go.
 """
 
 from typing import Final, Literal
@@ -40,14 +41,28 @@ from nftproxy.bench.modes.ours import Ours, OursByNetlink
 from nftproxy.bench.modes.userspace import Userspace
 from nftproxy.errors import NftproxyError
 
-_KINDS: Final[tuple[type[Mode], ...]] = (Nothing, Ours, OursByNetlink, IptablesLegacy, IptablesNft, KubeNftables, Ipvs, Userspace)
+_KINDS: Final[tuple[type[Mode], ...]] = (
+    Nothing,
+    Ours,
+    OursByNetlink,
+    IptablesLegacy,
+    IptablesNft,
+    KubeNftables,
+    Ipvs,
+    Userspace,
+)
 MODES: Final[dict[str, type[Mode]]] = {kind.name: kind for kind in _KINDS}
 REAL: Final = (OriginalNftables.name, OriginalIptables.name)
 """The modes of a `Program`."""
 
 
-def make(name: str, place: Place, iptables_backend: Literal["legacy", "nft"] = "legacy", program: Program | None = None) -> Mode:
-    """Return a mode, which has done nothing yet; `iptables` is a name for the one with the backend given."""
+def make(
+    name: str,
+    place: Place,
+    iptables_backend: Literal["legacy", "nft"] = "legacy",
+    program: Program | None = None,
+) -> Mode:
+    """Return a new mode; `iptables` names the one with the given backend."""
     chosen = f"iptables-{iptables_backend}" if name == "iptables" else name
     if chosen in REAL:
         if program is None:
@@ -58,7 +73,9 @@ def make(name: str, place: Place, iptables_backend: Literal["legacy", "nft"] = "
             else OriginalIptables(place, program, iptables_backend)
         )
     if chosen not in MODES:
-        raise NftproxyError(f"there is no mode {name!r}", hint=f"modes: {', '.join([*MODES, 'iptables', *REAL])}")
+        raise NftproxyError(
+            f"there is no mode {name!r}", hint=f"modes: {', '.join([*MODES, 'iptables', *REAL])}"
+        )
     return MODES[chosen](place)
 
 

@@ -1,4 +1,4 @@
-"""What the baselines share: they render each service once, remember that, and then write what a sync of theirs writes."""
+"""Common to the baselines: render each service once, remember that, then write what their sync writes."""
 
 import abc
 import shutil
@@ -23,26 +23,32 @@ class Baseline(Mode, Generic[Rendered]):
         self.prepare()
 
     def prepare(self) -> None:
-        """Remember nothing; writes nothing to the kernel."""
+        """Start empty, without writing to the kernel."""
         self.programs = Programs(self.place.namespace)
         self.rendered: dict[ObjectName, Rendered] = {}
 
     def unavailable(self) -> str:
         """Name a program that is missing."""
-        missing = sorted({package for program, package in self.needs.items() if not shutil.which(program)})
-        return f"{self.name} needs the Debian package{'s' * (len(missing) > 1)} {', '.join(missing)}" if missing else ""
+        missing = sorted(
+            {package for program, package in self.needs.items() if not shutil.which(program)}
+        )
+        return (
+            f"{self.name} needs the Debian package{'s' * (len(missing) > 1)} {', '.join(missing)}"
+            if missing
+            else ""
+        )
 
     @abc.abstractmethod
     def render(self, ports: Sequence[ServedPort]) -> Rendered:
-        """Return what a service is in this mode; pure."""
+        """Render a service in this mode; pure."""
 
     @abc.abstractmethod
     def full(self) -> None:
-        """Bring the kernel in step with all that is rendered, as the first sync of a process does."""
+        """Bring the kernel in step with all rendered services, as the first sync of a process does."""
 
     @abc.abstractmethod
     def partial(self, put: Sequence[ObjectName], gone: dict[ObjectName, Rendered]) -> None:
-        """Bring the kernel in step after some services were put; `gone` is what those and deleted ones were before."""
+        """Bring the kernel in step after changes; `gone` are the previous renderings of changed and deleted services."""
 
     def start(self, load: Sequence[Load]) -> Work:
         """Render everything and write it."""
@@ -54,13 +60,15 @@ class Baseline(Mode, Generic[Rendered]):
         return self.programs.measured(work)
 
     def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:
-        """Render what changed and write what the mode writes then."""
+        """Render the changes and write what the mode writes then."""
 
         def work() -> None:
             names = [each.name for each in put]
             gone = {name: self.rendered.pop(name) for name in (each.name for each in deleted)}
             gone |= {name: self.rendered[name] for name in names if name in self.rendered}
-            self.rendered |= {name: self._render(each) for name, each in zip(names, put, strict=True)}
+            self.rendered |= {
+                name: self._render(each) for name, each in zip(names, put, strict=True)
+            }
             self.partial(names, gone)
 
         return self.programs.measured(work)

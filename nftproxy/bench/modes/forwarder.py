@@ -1,7 +1,8 @@
 """The process of the userspace mode: it accepts connections and datagrams for service ports and forwards them to endpoints.
 
-One JSON object per line on its input: {"put": {key: [protocol, [[address, port], ...], seconds]}, "gone": [key, ...]}, where the seconds
-are those of ClientIP affinity, or 0. It answers with {key: port it listens on} for the keys that were put. It ends with its input.
+One JSON object per line on its input: {"put": {key: [protocol, [[address, port], ...], seconds]},
+"gone": [key, ...]}, where the seconds are those of ClientIP affinity, or 0. It answers with {key:
+its listening port} for the keys in "put". It ends with its input.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-_UDP_IDLE = 0.25  # seconds after which a client's datagrams may go elsewhere, the original's default
+_UDP_IDLE = 0.25  # seconds after which a client's datagrams may get another endpoint, the original's default
 _READ = 1 << 16
 _BACKLOG = 1024
 
@@ -20,7 +21,7 @@ Address = tuple[str, int]
 
 
 class Balancer:
-    """The endpoints of a service port, taken in turn; with affinity a client keeps its own while that is there."""
+    """The endpoints of a service port, used in turn; with affinity a client keeps its endpoint while that exists."""
 
     def __init__(self) -> None:
         self.endpoints: list[Address] = []
@@ -29,7 +30,7 @@ class Balancer:
         self._known: dict[str, tuple[Address, float]] = {}
 
     def pick(self, client: str) -> Address | None:
-        """Return where a client's next connection goes; None without endpoints."""
+        """Return the endpoint of a client's next connection; None without endpoints."""
         if not self.endpoints:
             return None
         now = time.monotonic()
@@ -47,7 +48,9 @@ class TcpService:
 
     def __init__(self) -> None:
         self.balancer = Balancer()
-        self._served: set[asyncio.Task[None] | None] = set()  # Python 3.11 keeps no task of a connection: it may vanish meanwhile
+        self._served: set[asyncio.Task[None] | None] = (
+            set()
+        )  # Python 3.11 keeps no reference to the task of a connection: it may vanish
 
     async def open(self) -> int:
         """Listen on a port of the kernel's choice and return it."""
@@ -75,12 +78,12 @@ class TcpService:
                 return
             far_reader, far_writer = await asyncio.open_connection(*endpoint)
             await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
-        except OSError:  # nobody there, or one side was reset: so is the other
+        except OSError:  # no endpoint, or one side was reset: so is the other
             writer.transport.abort()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Copy until the end, and hand the end on."""
+    """Copy until the end, and pass the end on."""
     try:
         while chunk := await reader.read(_READ):
             writer.write(chunk)
@@ -123,7 +126,7 @@ class UdpService(asyncio.DatagramProtocol):
         flow.forward(data)
 
     def forget(self, client: Address) -> None:
-        """Have the client's next datagram make a new flow."""
+        """Let the client's next datagram make a new flow."""
         self._flows.pop(client, None)
 
 
@@ -139,7 +142,7 @@ class Flow(asyncio.DatagramProtocol):
         self._idle = asyncio.get_running_loop().call_later(_UDP_IDLE, self.end)
 
     async def open(self, endpoint: Address) -> None:
-        """Open the socket and send what has come meanwhile."""
+        """Open the socket and send the datagrams that arrived meanwhile."""
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, remote_addr=endpoint)
         for data in self._waiting:
@@ -174,7 +177,7 @@ class Forwarder:
         self._ports: dict[str, int] = {}
 
     async def change(self, order: dict[str, Any]) -> dict[str, int]:
-        """Obey one line of input; return the ports of what was put."""
+        """Obey one line of input; return the ports of the keys in "put"."""
         for key in order["gone"]:
             self._services.pop(key).close()
             del self._ports[key]
@@ -193,7 +196,9 @@ async def serve() -> None:
     """Obey the standard input until it ends."""
     forwarder = Forwarder()
     orders = asyncio.StreamReader(limit=1 << 30)  # a line holds a whole cluster
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(orders), sys.stdin
+    )
     while line := await orders.readline():
         try:
             answer = json.dumps(await forwarder.change(json.loads(line)))
@@ -203,7 +208,7 @@ async def serve() -> None:
 
 
 def main() -> None:
-    """Run with as many descriptors as there may be."""
+    """Run with the maximum of descriptors."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.suppress(KeyboardInterrupt):

@@ -1,10 +1,12 @@
 """kube-proxy's iptables mode: what its syncs run and write, over `iptables_rules`.
 
-A full sync makes sure of the chains and jumps one by one, lists the nat table and rewrites everything in one iptables-restore. A
-partial sync rewrites only chains of services that changed, together with the chains that hold a rule for every service; it lists
-the table to find chains that nobody needs any more, which a cluster of more than 1000 endpoints leaves to the next full sync.
+A full sync ensures the chains and jumps one by one, lists the nat table and rewrites everything in
+one iptables-restore. A partial sync rewrites only chains of changed services, together with the
+chains that have a rule for every service. It lists the table to find unused chains, which a cluster
+of more than 1000 endpoints leaves to the next full sync.
 
-Left out: counters of the nfacct module, NodePorts on loopback (the sysctl route_localnet is not set), health check node ports.
+Left out: counters of the nfacct module, NodePorts on loopback (the sysctl route_localnet is not
+set), health check node ports.
 """
 
 import itertools
@@ -20,12 +22,26 @@ from nftproxy.bench.modes.xtables import Jump, Xtables, chains, restore
 from nftproxy.errors import NftproxyError
 from nftproxy.model import ObjectName
 
-LARGE: Final = 1000  # endpoints; above this the original leaves out comments and does not tidy up in partial syncs
+LARGE: Final = (
+    1000  # endpoints; above this the original omits comments and does not clean up in partial syncs
+)
 CANARY: Final = "KUBE-PROXY-CANARY"
 _NEW: Final = ("-m", "conntrack", "--ctstate", "NEW")
 JUMPS: Final = (
-    Jump("filter", "INPUT", "KUBE-EXTERNAL-SERVICES", _NEW, "kubernetes externally-visible service portals"),
-    Jump("filter", "FORWARD", "KUBE-EXTERNAL-SERVICES", _NEW, "kubernetes externally-visible service portals"),
+    Jump(
+        "filter",
+        "INPUT",
+        "KUBE-EXTERNAL-SERVICES",
+        _NEW,
+        "kubernetes externally-visible service portals",
+    ),
+    Jump(
+        "filter",
+        "FORWARD",
+        "KUBE-EXTERNAL-SERVICES",
+        _NEW,
+        "kubernetes externally-visible service portals",
+    ),
     Jump("filter", "INPUT", "KUBE-NODEPORTS", (), "kubernetes health check service ports"),
     Jump("filter", "FORWARD", "KUBE-SERVICES", _NEW, "kubernetes service portals"),
     Jump("filter", "OUTPUT", "KUBE-SERVICES", _NEW, "kubernetes service portals"),
@@ -47,14 +63,14 @@ class Iptables(Baseline[Rules]):
     program: str
 
     def prepare(self) -> None:
-        """Remember nothing."""
+        """Start empty."""
         super().prepare()
         self.tables = Xtables(self.programs, self.program)
         self.pods = pod_network(self.place.settings)
         self.large = False
 
     def unavailable(self) -> str:
-        """Name what is missing: programs, or matches in the kernel, found by making a chain with all of them."""
+        """Name the missing programs, or matches in the kernel, found by making a chain with all of them."""
         if missing := super().unavailable():
             return missing
         probe = "KUBE-PROXY-PROBE"
@@ -71,8 +87,10 @@ class Iptables(Baseline[Rules]):
         return ""
 
     def start(self, load: Sequence[Load]) -> Work:
-        """Decide whether the cluster is large, which the original does anew in every sync."""
-        self.large = sum(len(piece.endpoints or ()) for each in load for piece in each.slices) > LARGE
+        """Decide whether the cluster is large, as the original does in every sync."""
+        self.large = (
+            sum(len(piece.endpoints or ()) for each in load for piece in each.slices) > LARGE
+        )
         return super().start(load)
 
     def render(self, ports: Sequence[ServedPort]) -> Rules:
@@ -80,15 +98,17 @@ class Iptables(Baseline[Rules]):
         return iptables_rules.render(ports, self.pods, comments=not self.large)
 
     def full(self) -> None:
-        """Make sure of every chain and jump, find leftovers, rewrite everything."""
+        """Ensure every chain and jump, find leftovers, rewrite everything."""
         for table in ("mangle", "nat", "filter"):
             self.tables.chain(table, CANARY)
         self.tables.ensure(JUMPS)
         self._write(self.rendered, self._stale())
 
     def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, Rules]) -> None:  # noqa: ARG002
-        """Rewrite the chains of some services, and all that dispatches."""
-        self._write({name: self.rendered[name] for name in put}, [] if self.large else self._stale())
+        """Rewrite the chains of some services, and all dispatching chains."""
+        self._write(
+            {name: self.rendered[name] for name in put}, [] if self.large else self._stale()
+        )
 
     def stop(self) -> None:
         """Remove jumps and chains, as the original's --cleanup does."""
@@ -111,7 +131,8 @@ class Iptables(Baseline[Rules]):
         declared = itertools.chain(NAT_CHAINS, *own, stale)
         flat = itertools.chain.from_iterable
         self.tables.restore(
-            restore("filter", FILTER_CHAINS, flat(filter_rules)) + restore("nat", declared, flat(nat_rules), deleted=stale)
+            restore("filter", FILTER_CHAINS, flat(filter_rules))
+            + restore("nat", declared, flat(nat_rules), deleted=stale)
         )
 
     def _stale(self) -> list[str]:

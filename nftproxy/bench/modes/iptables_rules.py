@@ -5,9 +5,9 @@
     KUBE-EXT-*       traffic from outside: masquerade, or for policy Local send pods and the node on to all endpoints
     KUBE-SVC-*       one of all endpoints: a rule per endpoint, with probabilities 1/n, 1/(n-1) ... 1
     KUBE-SVL-*       one of the endpoints on this node
-    KUBE-SEP-*       one endpoint: masquerade what it sends to itself, DNAT
+    KUBE-SEP-*       one endpoint: masquerade its packets to itself, DNAT
 
-The hash in a chain's name is part of what that mode promises: administrators look for it. Pure.
+The hash in a chain's name is part of that mode's interface: administrators look for it. Pure.
 """
 
 import base64
@@ -28,7 +28,7 @@ OWN = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-SEP-")
 
 
 class Rules(NamedTuple):
-    """What a service is: rules of the filter table, rules that dispatch in the nat table, and the rules of each chain of its own."""
+    """A service: rules of the filter table, dispatching rules of the nat table, and the rules of its own chains."""
 
     filter: tuple[str, ...]
     dispatch: tuple[str, ...]
@@ -36,7 +36,7 @@ class Rules(NamedTuple):
 
 
 def render(ports: Sequence[ServedPort], pods: str, *, comments: bool) -> Rules:
-    """Return the rules of a service; `pods` is the network of local pods, `comments` those that a large cluster does without."""
+    """Return the rules of a service; `pods` is the network of local pods, `comments` is off in a large cluster."""
     refusals: list[str] = []
     dispatch: list[str] = []
     chains: dict[str, tuple[str, ...]] = {}
@@ -49,7 +49,7 @@ def render(ports: Sequence[ServedPort], pods: str, *, comments: bool) -> Rules:
 
 
 def before_filter() -> Iterator[str]:
-    """Yield what stands first in the filter table of every sync."""
+    """Yield the first rules in the filter table of every sync."""
     yield (
         'KUBE-FIREWALL -m comment --comment "block incoming localnet connections" -d 127.0.0.0/8 ! -s 127.0.0.0/8'
         " -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
@@ -57,7 +57,7 @@ def before_filter() -> Iterator[str]:
 
 
 def after_filter() -> Iterator[str]:
-    """Yield what stands last in the filter table of every sync."""
+    """Yield the last rules in the filter table of every sync."""
     yield "KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP"
     yield f'KUBE-FORWARD -m comment --comment "kubernetes forwarding rules" -m mark --mark {MASQUERADE_MARK} -j ACCEPT'
     yield (
@@ -67,7 +67,7 @@ def after_filter() -> Iterator[str]:
 
 
 def before_nat() -> Iterator[str]:
-    """Yield what stands first in the nat table of every sync."""
+    """Yield the first rules in the nat table of every sync."""
     bit = MASQUERADE_MARK.partition("/")[0]
     yield f"KUBE-POSTROUTING -m mark ! --mark {MASQUERADE_MARK} -j RETURN"
     yield f"KUBE-POSTROUTING -j MARK --xor-mark {bit}"
@@ -76,7 +76,7 @@ def before_nat() -> Iterator[str]:
 
 
 def after_nat() -> Iterator[str]:
-    """Yield what stands last in the nat table of every sync."""
+    """Yield the last rules in the nat table of every sync."""
     yield (
         'KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"'
         " -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
@@ -96,19 +96,29 @@ class _Port:
         self.svc, self.svl, self.ext = (f"KUBE-{kind}-{identity}" for kind in ("SVC", "SVL", "EXT"))
 
     def refusals(self) -> Iterator[str]:
-        """Yield what refuses or drops where no endpoint can answer (contract 2.5)."""
+        """Yield the rules that refuse or drop without an endpoint (contract 2.5)."""
         port = self.port
         if not port.internal:
-            yield self._refuse("KUBE-SERVICES", f"-d {port.cluster_ip}", port.port, rejects=not port.anywhere)
+            yield self._refuse(
+                "KUBE-SERVICES", f"-d {port.cluster_ip}", port.port, rejects=not port.anywhere
+            )
         if not port.external:
             for address in port.outside:
-                yield self._refuse("KUBE-EXTERNAL-SERVICES", f"-d {address}", port.port, rejects=not port.anywhere)
+                yield self._refuse(
+                    "KUBE-EXTERNAL-SERVICES", f"-d {address}", port.port, rejects=not port.anywhere
+                )
             if port.node_port:
                 local = "-m addrtype --dst-type LOCAL"
-                yield self._refuse("KUBE-EXTERNAL-SERVICES", local, port.node_port, rejects=not port.anywhere, first=True)
+                yield self._refuse(
+                    "KUBE-EXTERNAL-SERVICES",
+                    local,
+                    port.node_port,
+                    rejects=not port.anywhere,
+                    first=True,
+                )
 
     def dispatch(self) -> Iterator[str]:
-        """Yield what sends the service's addresses to its chains."""
+        """Yield the rules that send the service's addresses to its chains."""
         port = self.port
         if port.internal:
             chain = self.svl if port.internal_local else self.svc
@@ -161,26 +171,34 @@ class _Port:
             yield f"-j {self.svl}"
 
     def _choice(self, endpoints: Sequence[Endpoint]) -> Iterator[str]:
-        """Yield the rules of a chain that picks one of some endpoints: the one a client had, else any."""
+        """Yield the rules of a chain that picks an endpoint: the client's previous one, else any."""
         if self.port.affinity_seconds:
             for endpoint in endpoints:
                 chain = self._endpoint(endpoint)
                 known = f"-m recent --name {chain} --rcheck --seconds {self.port.affinity_seconds} --reap"
                 yield f"{self._optional(f' -> {endpoint}')}{known} -j {chain}"
         for left, endpoint in zip(range(len(endpoints), 0, -1), endpoints, strict=True):
-            chance = f"-m statistic --mode random --probability {1 / left:.10f} " if left > 1 else ""
+            chance = (
+                f"-m statistic --mode random --probability {1 / left:.10f} " if left > 1 else ""
+            )
             yield f"{self._optional(f' -> {endpoint}')}{chance}-j {self._endpoint(endpoint)}"
 
     def _translate(self, endpoint: Endpoint) -> Iterator[str]:
         comment = f"-m comment --comment {self.title} " if self.comments else ""
         yield f"{comment}-s {endpoint.address} -j {MARK}"
-        remember = f"-m recent --name {self._endpoint(endpoint)} --set " if self.port.affinity_seconds else ""
+        remember = (
+            f"-m recent --name {self._endpoint(endpoint)} --set "
+            if self.port.affinity_seconds
+            else ""
+        )
         yield f"{comment}{remember}{self.protocol} -j DNAT --to-destination {endpoint}"
 
     def _endpoint(self, endpoint: Endpoint) -> str:
         return f"KUBE-SEP-{_hash(f'{self.title}{self.port.proto}{endpoint}')}"
 
-    def _refuse(self, chain: str, where: str, number: int, *, rejects: bool, first: bool = False) -> str:
+    def _refuse(
+        self, chain: str, where: str, number: int, *, rejects: bool, first: bool = False
+    ) -> str:
         comment = self._comment("has no endpoints" if rejects else "has no local endpoints")
         match = f"{where} {self.protocol}" if first else f"{self.protocol} {where}"
         return f"{chain} {comment} {match} --dport {number} -j {'REJECT' if rejects else 'DROP'}"

@@ -1,8 +1,9 @@
 """kube-proxy's ipvs mode: what its syncs write, over `ipvs_rules`.
 
-The original speaks netlink to IPVS; here `ipvsadm -R` does, with the same virtual and real servers. Every sync lists the virtual
-servers, writes what differs, and gives iptables-restore its constant rules again. Where the kernel has no ip_vs, or no dummy
-devices or ipsets, the mode is unavailable.
+The original uses netlink; here `ipvsadm -R` does, with the same virtual and real servers. Every
+sync lists the virtual servers, writes the differences, and repeats the constant rules with
+iptables-restore. Where the kernel has no ip_vs, or no dummy devices or ipsets, the mode is
+unavailable.
 
 Left out: ending real servers gracefully, health check node ports, source ranges.
 """
@@ -11,13 +12,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from nftproxy.bench.modes import ipvs_rules
 from nftproxy.bench.modes.baseline import Baseline
-from nftproxy.bench.modes.ipvs_rules import DEVICE, FILTER_CHAINS, JUMPS, NAT_CHAINS, SETS, Rules, Servers
+from nftproxy.bench.modes.ipvs_rules import (
+    DEVICE,
+    FILTER_CHAINS,
+    JUMPS,
+    NAT_CHAINS,
+    SETS,
+    Rules,
+    Servers,
+)
 from nftproxy.bench.modes.served import ServedPort, node_addresses, pod_network
 from nftproxy.bench.modes.uses import Uses
 from nftproxy.bench.modes.xtables import Xtables, restore
 from nftproxy.model import ObjectName
 
-# Netfilter has to see translated packets to masquerade them; connections must not stay with real servers that went.
+# Netfilter must see translated packets to masquerade them; connections must not stay with removed
+# real servers.
 _SYSCTLS = ("conntrack", "expire_nodest_conn", "expire_quiescent_template")
 
 
@@ -28,7 +38,7 @@ class Ipvs(Baseline[Rules]):
     needs = {"ipvsadm": "ipvsadm", "ipset": "ipset", "iptables-restore": "iptables"}  # noqa: RUF012
 
     def prepare(self) -> None:
-        """Remember nothing."""
+        """Start empty."""
         super().prepare()
         self.tables = Xtables(self.programs)
         self.pods = pod_network(self.place.settings)
@@ -37,7 +47,7 @@ class Ipvs(Baseline[Rules]):
         self.addresses: Uses[str] = Uses()
 
     def unavailable(self) -> str:
-        """Name what is missing: programs, or parts of the kernel, found by using them."""
+        """Name the missing programs, or parts of the kernel, found by using them."""
         if missing := super().unavailable():
             return missing
         probe = "nftproxy-probe"
@@ -52,11 +62,11 @@ class Ipvs(Baseline[Rules]):
         return ""
 
     def render(self, ports: Sequence[ServedPort]) -> Rules:
-        """Return what a service is."""
+        """Render a service."""
         return ipvs_rules.render(ports, self.nodes)
 
     def full(self) -> None:
-        """Make device, sets and rules; write what differs from what is there."""
+        """Make device, sets and rules; write the differences to the kernel."""
         self.programs.run("ip", "link", "add", DEVICE, "type", "dummy", may_fail=True)
         for switch in _SYSCTLS:
             self.programs.run("sysctl", "-qw", f"net.ipv4.vs.{switch}=1")
@@ -64,7 +74,9 @@ class Ipvs(Baseline[Rules]):
         before = self._servers()
         saved = (self.programs.run("ipset", "save") or "").splitlines()
         elements = {(words[1], words[2]) for words in map(str.split, saved) if words[0] == "add"}
-        listed = (self.programs.run("ip", "-o", "-4", "address", "show", "dev", DEVICE) or "").splitlines()
+        listed = (
+            self.programs.run("ip", "-o", "-4", "address", "show", "dev", DEVICE) or ""
+        ).splitlines()
         addresses = {line.split()[3].partition("/")[0] for line in listed}
         everything = self.rendered.values()
         wanted, _ = self.elements.exchange((e for rules in everything for e in rules.elements), ())
@@ -75,17 +87,25 @@ class Ipvs(Baseline[Rules]):
         self._rewrite()
 
     def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, Rules]) -> None:
-        """Write what differs."""
+        """Write the differences."""
         self._servers()
         changed = [self.rendered[name] for name in put]
         old = list(gone.values())
-        self._address(*self.addresses.exchange((a for r in changed for a in r.addresses), (a for r in old for a in r.addresses)))
+        self._address(
+            *self.addresses.exchange(
+                (a for r in changed for a in r.addresses), (a for r in old for a in r.addresses)
+            )
+        )
         self._balance(ipvs_rules.merged(changed), ipvs_rules.merged(old))
-        self._fill(*self.elements.exchange((e for r in changed for e in r.elements), (e for r in old for e in r.elements)))
+        self._fill(
+            *self.elements.exchange(
+                (e for r in changed for e in r.elements), (e for r in old for e in r.elements)
+            )
+        )
         self._rewrite()
 
     def stop(self) -> None:
-        """Remove rules, then what they name."""
+        """Remove rules, then the sets that they name."""
         self.tables.remove()
         for name in SETS:
             self.programs.run("ipset", "destroy", name, may_fail=True)
@@ -104,7 +124,13 @@ class Ipvs(Baseline[Rules]):
     def _balance(self, wanted: Servers, before: Servers) -> None:
         self._run(list(_changes(wanted, before)), "ipvsadm", "-R")
 
-    def _fill(self, added: Iterable[tuple[str, str]], removed: Iterable[tuple[str, str]], *, create: bool = False) -> None:
+    def _fill(
+        self,
+        added: Iterable[tuple[str, str]],
+        removed: Iterable[tuple[str, str]],
+        *,
+        create: bool = False,
+    ) -> None:
         lines = [f"create {name} {kind}" for name, kind in SETS.items()] if create else []
         lines += [f"add {name} {element}" for name, element in added]
         lines += [f"del {name} {element}" for name, element in removed]
@@ -120,7 +146,7 @@ class Ipvs(Baseline[Rules]):
 
 
 def _changes(wanted: Servers, before: Servers) -> Iterator[str]:
-    """Yield what `ipvsadm -R` is told."""
+    """Yield the input of `ipvsadm -R`."""
     for server in before.keys() - wanted.keys():
         yield f"-D {server}"
     for server, (schedule, real) in wanted.items():

@@ -1,6 +1,7 @@
 """A service in the words of kube-proxy's ipvs mode: virtual servers, elements of ipsets, addresses of kube-ipvs0. Pure.
 
-IPVS translates and balances; netfilter only decides what is masqueraded, by sets, so that the number of its rules is constant.
+IPVS translates and balances; netfilter only masquerades, by sets, so that the number of its rules
+is constant.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,11 +37,11 @@ _OPTIONS = {"tcp": "-t", "udp": "-u"}
 
 
 Servers = dict[str, tuple[str, tuple[str, ...]]]
-"""By virtual server: how it schedules, and its real servers; all in the words of `ipvsadm -S` and `-R`."""
+"""By virtual server: its scheduler and its real servers, in the words of `ipvsadm -S` and `-R`."""
 
 
 class Rules(NamedTuple):
-    """What a service is."""
+    """A service."""
 
     servers: Servers
     elements: frozenset[tuple[str, str]]  # set, element
@@ -48,17 +49,22 @@ class Rules(NamedTuple):
 
 
 def render(ports: Sequence[ServedPort], node_addresses: Sequence[str]) -> Rules:
-    """Return what a service is; `node_addresses` accept NodePorts."""
+    """Render a service; `node_addresses` accept NodePorts."""
     servers: Servers = {}
     elements: set[tuple[str, str]] = set()
     addresses: set[str] = set()
     for port in ports:
         where = [(port.cluster_ip, port.port, port.internal)]
         where += [(address, port.port, port.external) for address in port.outside]
-        where += [(address, port.node_port, port.external) for address in node_addresses if port.node_port]
+        where += [
+            (address, port.node_port, port.external) for address in node_addresses if port.node_port
+        ]
         schedule = f"-s rr -p {port.affinity_seconds}" if port.affinity_seconds else "-s rr"
         for address, number, endpoints in where:
-            servers[f"{_OPTIONS[port.proto]} {address}:{number}"] = schedule, tuple(map(_real, endpoints))
+            servers[f"{_OPTIONS[port.proto]} {address}:{number}"] = (
+                schedule,
+                tuple(map(_real, endpoints)),
+            )
         elements |= set(_elements(port))
         addresses |= {port.cluster_ip, *port.outside}
     return Rules(servers, frozenset(elements), frozenset(addresses))
@@ -89,9 +95,15 @@ def _real(endpoint: Endpoint) -> str:
 
 def _elements(port: ServedPort) -> Iterator[tuple[str, str]]:
     for endpoint in port.here:
-        yield "KUBE-LOOP-BACK", f"{endpoint.address},{port.proto}:{endpoint.port},{endpoint.address}"
+        yield (
+            "KUBE-LOOP-BACK",
+            f"{endpoint.address},{port.proto}:{endpoint.port},{endpoint.address}",
+        )
     yield "KUBE-CLUSTER-IP", f"{port.cluster_ip},{port.proto}:{port.port}"
-    for name, addresses in (("KUBE-EXTERNAL-IP", port.external_ips), ("KUBE-LOAD-BALANCER", port.vips)):
+    for name, addresses in (
+        ("KUBE-EXTERNAL-IP", port.external_ips),
+        ("KUBE-LOAD-BALANCER", port.vips),
+    ):
         for address in addresses:
             yield name, f"{address},{port.proto}:{port.port}"
             if port.external_local:

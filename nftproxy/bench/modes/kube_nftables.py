@@ -1,8 +1,9 @@
 """kube-proxy's nftables mode: what its syncs run and write, over `nft_rules` (contract 5.7 to 5.9).
 
-A full sync lists every map and set, makes every chain anew and applies the difference of elements; a partial one lists the table
-to find chains that nobody needs, and rewrites only chains of services that changed. All of it is one transaction, but for chains
-that fell out of use more than a second ago, which are deleted before. Left out: source ranges.
+A full sync lists every map and set, rewrites every chain and applies the difference of elements. A
+partial one lists the table to find unused chains, and rewrites only chains of changed services. All
+of it is one transaction, except the deletion of chains that have been unused for more than a
+second, which is before it. Left out: source ranges.
 """
 
 import time
@@ -19,7 +20,7 @@ from nftproxy.bench.modes.uses import Uses
 from nftproxy.errors import NftproxyError
 from nftproxy.model import ObjectName
 
-STALE: Final = 1.0  # seconds for which a chain out of use is kept (contract 5.9.2)
+STALE: Final = 1.0  # seconds for which an unused chain is kept (contract 5.9.2)
 _PROBE: Final = (
     "add table ip nftproxy-probe",
     "add chain ip nftproxy-probe c { type nat hook prerouting priority -100 ; }",
@@ -33,7 +34,7 @@ class _Named(msgspec.Struct, frozen=True):
 
 
 class _Listed(msgspec.Struct, frozen=True):
-    """One object of a listed table; rules and whatever else there is are nothing here."""
+    """One object of a listed table; rules and other objects are ignored."""
 
     chain: _Named | None = None
     set: _Named | None = None
@@ -50,15 +51,17 @@ class KubeNftables(Baseline[Rules]):
     needs = {"nft": "nftables"}  # noqa: RUF012
 
     def prepare(self) -> None:
-        """Remember nothing."""
+        """Start empty."""
         super().prepare()
         self.pods = pod_network(self.place.settings)
-        self.verdicts: dict[tuple[str, str], str] = {}  # what the kernel holds, by container and key
+        self.verdicts: dict[
+            tuple[str, str], str
+        ] = {}  # the elements in the kernel, by container and key
         self.uses: Uses[tuple[str, str]] = Uses()
-        self.stale: dict[str, float] = {}  # chains out of use, and since when
+        self.stale: dict[str, float] = {}  # unused chains, and since when
 
     def unavailable(self) -> str:
-        """Name what is missing: the program, or support for such rules, found by making one."""
+        """Name the missing program, or support for such rules, found by making one."""
         if missing := super().unavailable():
             return missing
         try:
@@ -68,13 +71,15 @@ class KubeNftables(Baseline[Rules]):
         return ""
 
     def render(self, ports: Sequence[ServedPort]) -> Rules:
-        """Return what a service is."""
+        """Render a service."""
         return nft_rules.render(ports, self.pods)
 
     def full(self) -> None:
         """Read everything back, write every chain and the difference of elements (contract 5.7)."""
         for container, (kind, *_) in CONTAINERS.items():
-            listed = self.programs.run("nft", "--json", "list", kind, *TABLE.split(), container, may_fail=True)
+            listed = self.programs.run(
+                "nft", "--json", "list", kind, *TABLE.split(), container, may_fail=True
+            )
             self.verdicts |= {(container, key): verdict for key, verdict in _elements(listed, kind)}
         chains, sets = self._listed()
         everything = list(self.rendered.values())
@@ -85,7 +90,7 @@ class KubeNftables(Baseline[Rules]):
         self._commit([*program, *self._commands(everything, unused), *self._tidied(chains, sets)])
 
     def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, Rules]) -> None:
-        """Rewrite chains of services that changed, and elements that differ (contract 5.8)."""
+        """Rewrite chains of changed services, and different elements (contract 5.8)."""
         self._delete_stale()
         changed = [self.rendered[name] for name in put]
         _, unused = self.uses.exchange(_places(changed), _places(gone.values()))
@@ -96,8 +101,10 @@ class KubeNftables(Baseline[Rules]):
         """Delete the table."""
         self.programs.run("nft", "delete", "table", *TABLE.split(), may_fail=True)
 
-    def _commands(self, services: Iterable[Rules], unused: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """Yield the commands that make services what they are, one after the other, then those that delete elements."""
+    def _commands(
+        self, services: Iterable[Rules], unused: Iterable[tuple[str, str]]
+    ) -> Iterator[str]:
+        """Yield the commands that write services, one after the other, then those that delete elements."""
         for rules in services:
             for chain in rules.chains:
                 yield f"add chain {TABLE} {chain}"
@@ -118,7 +125,7 @@ class KubeNftables(Baseline[Rules]):
             del self.verdicts[place]
 
     def _tidied(self, chains: Iterable[str], sets: Iterable[str]) -> Iterator[str]:
-        """Yield the commands that empty chains and delete sets which no service has (contract 5.9.1, 5.9.5)."""
+        """Yield the commands that empty unused chains and delete unused sets (contract 5.9.1, 5.9.5)."""
         used = {chain for rules in self.rendered.values() for chain in rules.chains}
         for chain in chains:
             if "/" in chain and chain not in used and chain not in self.stale:
@@ -141,11 +148,15 @@ class KubeNftables(Baseline[Rules]):
 
     def _listed(self) -> tuple[list[str], list[str]]:
         """Return the chains and sets of the table (contract 5.8.4)."""
-        listed = self.programs.run("nft", "--json", "--terse", "list", "table", *TABLE.split(), may_fail=True)
+        listed = self.programs.run(
+            "nft", "--json", "--terse", "list", "table", *TABLE.split(), may_fail=True
+        )
         if not listed:
             return [], []
         found = msgspec.json.decode(listed, type=_Table).nftables
-        return [each.chain.name for each in found if each.chain], [each.set.name for each in found if each.set]
+        return [each.chain.name for each in found if each.chain], [
+            each.set.name for each in found if each.set
+        ]
 
     def _commit(self, commands: Iterable[str]) -> None:
         self.programs.run("nft", "-f", "-", given="\n".join(commands) + "\n")

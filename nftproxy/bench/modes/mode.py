@@ -1,7 +1,8 @@
-"""What every way to lay out rules for Services has in common, so that one piece of code can measure them all.
+"""The interface of every way to lay out rules for Services, so that the same code can measure them all.
 
-A mode works in one network namespace, which is the node. Whoever measures gives every mode the same model objects; what a mode
-makes of them is its own affair. Objects must be as a cluster has them: a service that is put again replaces what it was.
+A mode works in one network namespace, which is the node. Every mode gets the same model objects and
+decides what to make of them. Objects must be as in a cluster: a service in a later `put` replaces
+the earlier one.
 """
 
 import abc
@@ -27,7 +28,7 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a mode works: a namespace with ip_forward on, and what a proxy there is told. IPv4 only."""
+    """The place of a mode: a namespace with ip_forward on, and the settings of its proxy. IPv4 only."""
 
     namespace: str
     settings: NodeSettings
@@ -36,13 +37,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a sync took.
+    """The cost of a sync.
 
-    own         seconds in the calling process: from objects to what is handed over, or to committed where there is no program
-    programs    seconds in programs that were run, from start to exit
-    commands    how many were run
-    sent        bytes they were given on their input
-    asked       seconds from asking a process for it, over the API or by starting it, to the end; 0 where nobody else was asked
+    own         seconds in the calling process: from objects to the input of programs, or to the
+    commit without programs programs    seconds in programs, from start to exit commands    the
+    number of programs sent        bytes of their input asked       seconds from the request to
+    another process, over the API or by starting it, to the end; 0 without one
     """
 
     own: float = 0.0
@@ -61,13 +61,15 @@ class Mode(abc.ABC):
     """One way to proxy services, from `start` to `stop`; every method belongs to one thread at a time."""
 
     name: ClassVar[str]
-    elsewhere: ClassVar[bool] = False  # whether `processes` do everything, and the calling one only looks on
+    elsewhere: ClassVar[bool] = (
+        False  # whether `processes` do everything, and the calling one only watches
+    )
 
     def __init__(self, place: Place) -> None:
         self.place = place
 
     def unavailable(self) -> str:
-        """Return why this machine cannot do it, a sentence without a full stop; empty when it can."""
+        """Return why this machine cannot run the mode, a sentence without a full stop; empty if it can."""
         return ""
 
     @abc.abstractmethod
@@ -76,23 +78,24 @@ class Mode(abc.ABC):
 
     @abc.abstractmethod
     def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:
-        """Do what a sync does after services or their slices were changed, added or deleted: no more than the original does.
+        """Do what a sync does after changes of services or their slices, and no more than the original does.
 
-        What is put again has the slices it had, by name; what is deleted goes with its slices.
+        A service in `put` again has the same slices, by name; a deleted one is deleted with its
+        slices.
         """
 
     @abc.abstractmethod
     def restart(self, load: Sequence[Load]) -> Work:
-        """Forget everything and do what a new process does that finds the rules of the one before."""
+        """Forget everything and do what a new process does that finds the rules of the previous one."""
 
     @abc.abstractmethod
     def stop(self) -> None:
-        """Remove what was written and end every process; also after a failed `start`.
+        """Remove all rules and end every process; also after a failed `start`.
 
-        What iptables leaves in a namespace for good, empty tables with their hooks, costs every packet a little: measure each mode in a
-        namespace of its own.
+        iptables leaves empty tables with their hooks in a namespace, which cost every packet a
+        little: measure each mode in a namespace of its own.
         """
 
     def processes(self) -> tuple[int, ...]:
-        """Return the processes that packets need; empty where the kernel does it all."""
+        """Return the processes that packets need; empty if the kernel does everything."""
         return ()

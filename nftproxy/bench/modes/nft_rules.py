@@ -20,11 +20,23 @@ _BASE = (  # contract 5.2
     ("nat-postrouting", "nat", "postrouting", 100),
 )
 _KEY = "ipv4_addr . inet_proto . inet_service"
-CONTAINERS = {  # contract 5.3, without nodeport-ips, which every full sync fills anew
+CONTAINERS = {  # contract 5.3, without nodeport-ips, which every full sync refills
     "cluster-ips": ("set", "type ipv4_addr", "Active ClusterIPs"),
-    "service-ips": ("map", f"type {_KEY} : verdict", "ClusterIP, ExternalIP and LoadBalancer IP traffic"),
-    "firewall-ips": ("map", f"type {_KEY} : verdict", "destinations that are subject to LoadBalancerSourceRanges"),
-    "no-endpoint-services": ("map", f"type {_KEY} : verdict", "vmap to drop or reject packets to services with no endpoints"),
+    "service-ips": (
+        "map",
+        f"type {_KEY} : verdict",
+        "ClusterIP, ExternalIP and LoadBalancer IP traffic",
+    ),
+    "firewall-ips": (
+        "map",
+        f"type {_KEY} : verdict",
+        "destinations that are subject to LoadBalancerSourceRanges",
+    ),
+    "no-endpoint-services": (
+        "map",
+        f"type {_KEY} : verdict",
+        "vmap to drop or reject packets to services with no endpoints",
+    ),
     "no-endpoint-nodeports": (
         "map",
         "type inet_proto . inet_service : verdict",
@@ -33,9 +45,12 @@ CONTAINERS = {  # contract 5.3, without nodeport-ips, which every full sync fill
     "service-nodeports": ("map", "type inet_proto . inet_service : verdict", "NodePort traffic"),
     "hairpin-connections": ("set", f"type ipv4_addr . {_KEY}", "service hairpin connections"),
 }
-_FILLED = {  # contract 5.4: chains with their rules, and who jumps to them; a chain stands before its first use
+_FILLED = {  # contract 5.4: chains with their rules, and the jumps to them; a chain stands before its first use
     "nodeport-endpoints-check": ("ct state new ", ("filter-input",)),
-    "service-endpoints-check": ("ct state new ", ("filter-input", "filter-forward", "filter-output")),
+    "service-endpoints-check": (
+        "ct state new ",
+        ("filter-input", "filter-forward", "filter-output"),
+    ),
     "firewall-check": ("ct state new ", ("filter-prerouting-pre-dnat", "filter-output-pre-dnat")),
     "services": ("", ("nat-output", "nat-prerouting")),
     "masquerading": ("", ("nat-postrouting",)),
@@ -54,7 +69,7 @@ class Element(NamedTuple):
 
     @property
     def place(self) -> tuple[str, str]:
-        """What there can be only one of."""
+        """Its unique key."""
         return self.container, self.key
 
     @property
@@ -71,7 +86,7 @@ class Element(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What a service is: elements, chains with their rules, and affinity sets with their timeouts in seconds."""
+    """A service: elements, chains with their rules, and affinity sets with their timeouts in seconds."""
 
     elements: tuple[Element, ...]
     chains: dict[str, tuple[str, ...]]
@@ -79,7 +94,7 @@ class Rules(NamedTuple):
 
 
 def render(ports: Sequence[ServedPort], pods: str) -> Rules:
-    """Return what a service is; `pods` is the network of local pods."""
+    """Render a service; `pods` is the network of local pods."""
     elements: list[Element] = []
     chains: dict[str, tuple[str, ...]] = {}
     sets: dict[str, int] = {}
@@ -91,8 +106,10 @@ def render(ports: Sequence[ServedPort], pods: str) -> Rules:
     return Rules(tuple(elements), chains, sets)
 
 
-def program(pods: str, node_addresses: Sequence[str], service_cidrs: Sequence[str]) -> Iterator[str]:
-    """Yield the commands that make everything but services: the beginning of a process's first full sync (contract 5.7.3)."""
+def program(
+    pods: str, node_addresses: Sequence[str], service_cidrs: Sequence[str]
+) -> Iterator[str]:
+    """Yield the commands for everything except services: the start of a process's first full sync (contract 5.7.3)."""
     yield f'add table {TABLE} {{ comment "rules for kube-proxy" ; }}'
     for name, *_ in _BASE:
         yield f"add chain {TABLE} {name}"
@@ -119,7 +136,10 @@ def program(pods: str, node_addresses: Sequence[str], service_cidrs: Sequence[st
 
 def _rules(pods: str, service_cidrs: Sequence[str]) -> Iterator[str]:
     """Yield the rules of the common chains (contract 5.4)."""
-    target, nodeport = "ip daddr . meta l4proto . th dport", "ip daddr @nodeport-ips meta l4proto . th dport"
+    target, nodeport = (
+        "ip daddr . meta l4proto . th dport",
+        "ip daddr @nodeport-ips meta l4proto . th dport",
+    )
     yield "masquerading mark and 0x00004000 != 0 mark set mark xor 0x00004000 masquerade fully-random"
     yield (
         "masquerading ct status dnat ip saddr . ip daddr . meta l4proto . th dport @hairpin-connections masquerade fully-random"
@@ -146,42 +166,62 @@ class _Port:
         self.pods = pods
         self.path = f"{port.service}/{port.proto}/{port.port_name}"
         base = _name(self.path)
-        self.service, self.local, self.external = (f"{prefix}-{base}" for prefix in ("service", "local", "external"))
+        self.service, self.local, self.external = (
+            f"{prefix}-{base}" for prefix in ("service", "local", "external")
+        )
 
     def elements(self) -> Iterator[Element]:
         """Yield the elements of a service port (contract 5.3)."""
         port = self.port
         for endpoint in port.here:
-            yield Element("hairpin-connections", f"{endpoint.address} . {endpoint.address} . {port.proto} . {endpoint.port}")
+            yield Element(
+                "hairpin-connections",
+                f"{endpoint.address} . {endpoint.address} . {port.proto} . {endpoint.port}",
+            )
         yield Element("cluster-ips", port.cluster_ip)
         key = f"{port.cluster_ip} . {port.proto} . {port.port}"
         if port.internal:
-            yield Element("service-ips", key, f"goto {self.local if port.internal_local else self.service}")
+            yield Element(
+                "service-ips", key, f"goto {self.local if port.internal_local else self.service}"
+            )
         else:
             yield self._refused("no-endpoint-services", key)
         for address in port.outside:
-            yield from self._outside("service-ips", "no-endpoint-services", f"{address} . {port.proto} . {port.port}")
+            yield from self._outside(
+                "service-ips", "no-endpoint-services", f"{address} . {port.proto} . {port.port}"
+            )
         if port.node_port:
-            yield from self._outside("service-nodeports", "no-endpoint-nodeports", f"{port.proto} . {port.node_port}")
+            yield from self._outside(
+                "service-nodeports", "no-endpoint-nodeports", f"{port.proto} . {port.node_port}"
+            )
 
     def chains(self) -> dict[str, tuple[str, ...]]:
         """Return the chains of a service port with their rules (contract 5.5)."""
         port = self.port
         found: dict[str, Iterator[str]] = {}
         if port.affinity_seconds:
-            found |= {self._endpoint(endpoint): self._remembering(endpoint) for endpoint in port.reachable}
+            found |= {
+                self._endpoint(endpoint): self._remembering(endpoint) for endpoint in port.reachable
+            }
         if port.cluster:
             found[self.service] = self._choice(port.cluster)
         if port.local:
             found[self.local] = self._choice(port.local)
         if port.is_external and port.anywhere:
             found[self.external] = self._outsiders()
-        return {chain: tuple(f"add rule {TABLE} {chain} {rule}" for rule in rules) for chain, rules in found.items()}
+        return {
+            chain: tuple(f"add rule {TABLE} {chain} {rule}" for rule in rules)
+            for chain, rules in found.items()
+        }
 
     def sets(self) -> dict[str, int]:
         """Return the affinity sets (contract 5.5.3)."""
         seconds = self.port.affinity_seconds
-        return {self._affinity(endpoint): seconds for endpoint in self.port.reachable} if seconds else {}
+        return (
+            {self._affinity(endpoint): seconds for endpoint in self.port.reachable}
+            if seconds
+            else {}
+        )
 
     def _outside(self, container: str, refusing: str, key: str) -> Iterator[Element]:
         if self.port.anywhere:
@@ -190,7 +230,11 @@ class _Port:
             yield self._refused(refusing, key)
 
     def _refused(self, container: str, key: str) -> Element:
-        name = f"{self.port.service}:{self.port.port_name}" if self.port.port_name else str(self.port.service)
+        name = (
+            f"{self.port.service}:{self.port.port_name}"
+            if self.port.port_name
+            else str(self.port.service)
+        )
         return Element(container, key, "drop" if self.port.anywhere else "goto reject-chain", name)
 
     def _outsiders(self) -> Iterator[str]:
@@ -208,12 +252,16 @@ class _Port:
     def _choice(self, endpoints: Sequence[Endpoint]) -> Iterator[str]:
         random = f"numgen random mod {len(endpoints)}"
         if not self.port.affinity_seconds:
-            slots = " , ".join(f"{slot} : {e.address} . {e.port}" for slot, e in enumerate(endpoints))
+            slots = " , ".join(
+                f"{slot} : {e.address} . {e.port}" for slot, e in enumerate(endpoints)
+            )
             yield f"meta l4proto {self.port.proto} dnat ip addr . port to {random} map {{ {slots} }}"
             return
         for endpoint in endpoints:
             yield f"ip saddr @{self._affinity(endpoint)} goto {self._endpoint(endpoint)}"
-        slots = " , ".join(f"{slot} : goto {self._endpoint(endpoint)}" for slot, endpoint in enumerate(endpoints))
+        slots = " , ".join(
+            f"{slot} : goto {self._endpoint(endpoint)}" for slot, endpoint in enumerate(endpoints)
+        )
         yield f"{random} vmap {{ {slots} }}"
 
     def _remembering(self, endpoint: Endpoint) -> Iterator[str]:
@@ -228,7 +276,7 @@ class _Port:
 
 
 def _name(path: str) -> str:
-    """Return a name as of contract 5.6."""
+    """Return a name: the start of a digest, then the path, cut to 240 characters (contract 5.6)."""
     digest = base64.b32encode(hashlib.sha256(path.encode()).digest())[:8].decode()
     name = f"{digest}-{path}"
     return name if len(name) <= 240 else f"{name[:237]}..."

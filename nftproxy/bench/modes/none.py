@@ -1,4 +1,4 @@
-"""No proxy at all: endpoints are reached by their own addresses, and what that costs is the network's share in every other mode."""
+"""No proxy: clients use the endpoints' own addresses. The cost is the network's share in every other mode."""
 
 from collections.abc import Sequence
 

@@ -1,11 +1,12 @@
-"""The real kube-proxy, given as a program, against an API server that has the objects: what the renderings are compared with.
+"""The real kube-proxy, a given program, with an API server that has the objects: the reference for the renderings.
 
-It is looked at from outside. What a sync takes is what kube-proxy's own metrics say of it: from objects known to rules in place, as in
-the other modes. What users wait for, from a request to the API server until then, is `Work.asked`. It may sync whenever there is
-something to do (minSyncPeriod 10 ms), as the other modes are not made to wait either, and serves IPv4 only, as they do.
+It is observed from outside. The time of a sync is that of kube-proxy's own metrics: from known
+objects to rules in place, as in the other modes. The time that users wait, from a request to the
+API server until then, is `Work.asked`. It may sync at once (minSyncPeriod 10 ms), because the other
+modes do not wait either, and serves IPv4 only, as they do.
 
-Objects are known by name. A change of a service with its slices is several events, and so several syncs, one after the other is waited
-for; `Work` is that of the service where it changed, else of its slices.
+Objects are known by name. A change of a service with its slices is several events, and so several
+syncs, each of which is awaited; `Work` is that of the service if it changed, else of its slices.
 """
 
 import abc
@@ -35,13 +36,15 @@ from nftproxy.lab import namespace
 from nftproxy.model import EndpointSlice, Service
 
 _PATIENCE: Final = 600.0  # seconds for one sync; 50 000 services need minutes
-_LOOK: Final = 0.02  # seconds between two looks at the metrics, at least; they tell times themselves
+_LOOK: Final = 0.02  # minimum of seconds between two readings of the metrics, which have the times
 _METRICS: Final = "http://127.0.0.1:10249/metrics"
-_METRIC: Final = re.compile(r'^kubeproxy_sync_proxy_rules_(\w+)(?:\{ip_family="IPv4"\})? (\S+)$', re.MULTILINE)
+_METRIC: Final = re.compile(
+    r'^kubeproxy_sync_proxy_rules_(\w+)(?:\{ip_family="IPv4"\})? (\S+)$', re.MULTILINE
+)
 
 
 class Program(msgspec.Struct, frozen=True):
-    """A kube-proxy: the file, the server it asks, and a folder for what it needs and says."""
+    """A kube-proxy: the program, its API server, and a folder for its files and output."""
 
     path: str
     access: Access
@@ -49,7 +52,7 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """What the metrics say: changes heard of, syncs and what they took together, when one was asked for last, and when one ended last."""
+    """The metrics: seen changes, syncs and their total time, the last request for one, and the end of the last one."""
 
     changes: int = 0
     syncs: int = 0
@@ -110,7 +113,7 @@ class Original(Mode):
                     stdout=log,
                     stderr=log,
                     env=self.environment(),
-                    start_new_session=True,  # Ctrl-C is for whoever measures, who then stops it
+                    start_new_session=True,  # Ctrl-C is for the bench, which then stops it
                 )
         seen = self._after(_Seen(), certain=True)
         return Work(programs=seen.seconds, asked=seen.ended - began)
@@ -158,12 +161,21 @@ class Original(Mode):
             self.mode: {"minSyncPeriod": "10ms"},
             "clusterCIDR": pod_network(settings),
             "nodePortAddresses": self.node_ports(),
-            "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},  # the machine's stay
+            "conntrack": {
+                "maxPerCore": 0,
+                "tcpEstablishedTimeout": "0s",
+                "tcpCloseWaitTimeout": "0s",
+            },  # the machine's stay
             "oomScoreAdj": 0,
         }
         (self._folder / "config").write_text(json.dumps(document))
 
-    def _synced(self, change: Callable[[Collection, Document], bool], collection: Collection, document: Document) -> Work | None:
+    def _synced(
+        self,
+        change: Callable[[Collection, Document], bool],
+        collection: Collection,
+        document: Document,
+    ) -> Work | None:
         """Change an object and wait for the sync that follows; None where nothing changed."""
         before = self._look()
         with namespace.enter(self.place.namespace):
@@ -172,12 +184,16 @@ class Original(Mode):
         if not changed:
             return None
         seen = self._after(before)
-        return Work(programs=seen.seconds - before.seconds, asked=seen.ended - began) if seen.syncs > before.syncs else None
+        return (
+            Work(programs=seen.seconds - before.seconds, asked=seen.ended - began)
+            if seen.syncs > before.syncs
+            else None
+        )
 
     def _after(self, before: _Seen, *, certain: bool = False) -> _Seen:
-        """Return what is seen when it has heard of a change, and done what was to be done about it: nothing, unless a sync is certain.
+        """Return the metrics when it has seen a change and synced it; a sync may be unnecessary, unless one is certain.
 
-        Looking costs the program time: it is done the rarer, the longer it takes.
+        Reading costs the program time, so the pauses grow with the wait.
         """
         began = time.monotonic()
         idle = False
@@ -188,18 +204,25 @@ class Original(Mode):
             done = seen.changes > before.changes and seen.queued <= seen.ended
             if done and (idle or seen.syncs > before.syncs):
                 return seen
-            idle = done and not certain  # seen again, it will not ask for a sync any more
+            idle = done and not certain  # unchanged, so it will not request a sync
             time.sleep(min(max(_LOOK, waited / 10), 1.0))
-        raise NftproxyError(f"{self._program.path} did not sync within {_PATIENCE:g} s", hint=self._last_words())
+        raise NftproxyError(
+            f"{self._program.path} did not sync within {_PATIENCE:g} s", hint=self._last_words()
+        )
 
     def _look(self) -> _Seen:
-        """Return what the metrics say now, nothing as long as nobody answers."""
+        """Return the current metrics, None without an answer."""
         text = ""
-        with namespace.enter(self.place.namespace), contextlib.suppress(urllib3.exceptions.HTTPError):
+        with (
+            namespace.enter(self.place.namespace),
+            contextlib.suppress(urllib3.exceptions.HTTPError),
+        ):
             text = self._http.request("GET", _METRICS).data.decode()
         found = {name: float(value) for name, value in _METRIC.findall(text)}
         return _Seen(
-            changes=int(found.get("service_changes_total", 0) + found.get("endpoint_changes_total", 0)),
+            changes=int(
+                found.get("service_changes_total", 0) + found.get("endpoint_changes_total", 0)
+            ),
             syncs=int(found.get("duration_seconds_count", 0)),
             seconds=found.get("duration_seconds_sum", 0.0),
             queued=found.get("last_queued_timestamp_seconds", 0.0),
@@ -211,12 +234,16 @@ class Original(Mode):
         return said[-1] if said else "it says nothing"
 
     def _end(self) -> None:
-        """End the program, also that of another process that measured in this namespace before."""
+        """End the program, also that of a previous process in this namespace."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
-        namespace.kill(pid for pid in namespace.processes([self.place.namespace]) if _runs(pid, self._program.path))
+        namespace.kill(
+            pid
+            for pid in namespace.processes([self.place.namespace])
+            if _runs(pid, self._program.path)
+        )
 
 
 class OriginalNftables(Original):
@@ -243,7 +270,7 @@ class OriginalIptables(Original):
         self._backend = backend
 
     def node_ports(self) -> list[str]:
-        """Return the default, which is every address, as in the rules that are rendered."""
+        """Return the default, every address, as in the rendered rules."""
         return []
 
     def environment(self) -> dict[str, str]:
@@ -262,13 +289,15 @@ class OriginalIptables(Original):
 
 
 def _document(item: Service | EndpointSlice) -> Document:
-    version, kind = ("v1", "Service") if isinstance(item, Service) else ("discovery.k8s.io/v1", "EndpointSlice")
+    version, kind = (
+        ("v1", "Service") if isinstance(item, Service) else ("discovery.k8s.io/v1", "EndpointSlice")
+    )
     fields: Document = _given(msgspec.to_builtins(item))
     return {"apiVersion": version, "kind": kind, **fields}
 
 
 def _given(value: Any) -> Any:
-    """Return a document without fields that nobody set: a label that is null would be there."""
+    """Return a document without unset fields: a null label would exist."""
     if isinstance(value, dict):
         return {key: _given(each) for key, each in value.items() if each is not None}
     return [_given(each) for each in value] if isinstance(value, list | tuple) else value

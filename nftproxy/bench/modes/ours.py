@@ -1,4 +1,4 @@
-"""nftproxy itself: a table kept by the very code that `nftproxy run` uses, without the API server and without waiting between syncs."""
+"""nftproxy itself: a table written by the code of `nftproxy run`, without the API server and without pauses between syncs."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from nftproxy.sync.table import Table
 
 
 class Ours(Mode):
-    """Our table; `own` is the time from decoded objects to committed."""
+    """Our table; `own` is the time from decoded objects to the commit."""
 
     name = "nftproxy"
     by_netlink: ClassVar[bool] = False
@@ -25,7 +25,7 @@ class Ours(Mode):
         self._table: Table | None = None
 
     def start(self, load: Sequence[Load]) -> Work:
-        """Take everything in and sync, which reads the table back if there is one."""
+        """Deliver everything and sync, which reads an existing table back."""
         self._close()
         with enter(self.place.namespace):
             kernel = Kernel(by_netlink=self.by_netlink)
@@ -52,7 +52,7 @@ class Ours(Mode):
         return Work(own=time.perf_counter() - began)
 
     def restart(self, load: Sequence[Load]) -> Work:
-        """Start again: nothing that was remembered is used."""
+        """Start again, with an empty memory."""
         return self.start(load)
 
     def stop(self) -> None:
@@ -77,7 +77,7 @@ class Ours(Mode):
 
 
 class OursByNetlink(Ours):
-    """The same, with elements written straight through netlink: what JSON through libnftables costs is the difference."""
+    """The same, with elements written through netlink: the difference is the cost of JSON through libnftables."""
 
     name = "nftproxy-netlink"
     by_netlink = True

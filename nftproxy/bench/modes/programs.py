@@ -1,4 +1,4 @@
-"""Running programs in a mode's namespace, and measuring them."""
+"""Run programs in a mode's namespace, and measure them."""
 
 import subprocess
 import time
@@ -11,17 +11,23 @@ from nftproxy.lab.namespace import enter
 
 
 class Programs:
-    """What runs programs in one namespace and adds up what they took."""
+    """Runs programs in one namespace and adds up their times."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._spent = Work()
 
     def run(self, *argv: str, given: str = "", may_fail: bool = False) -> str | None:
-        """Run a program to its end and return its output; None if it failed and may, else that is an NftproxyError."""
+        """Run a program to its end and return its output; a failure is None if it may fail, else an NftproxyError."""
         began = time.perf_counter()
         with enter(self._namespace):
-            process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         with process:
             output, complaint = process.communicate(given)
         self.count(time.perf_counter() - began, len(given))
@@ -35,10 +41,15 @@ class Programs:
     def count(self, seconds: float, sent: int) -> None:
         """Add one program."""
         spent = self._spent
-        self._spent = replace(spent, programs=spent.programs + seconds, commands=spent.commands + 1, sent=spent.sent + sent)
+        self._spent = replace(
+            spent,
+            programs=spent.programs + seconds,
+            commands=spent.commands + 1,
+            sent=spent.sent + sent,
+        )
 
     def measured(self, action: Callable[[], None]) -> Work:
-        """Do something and return what it took."""
+        """Call a function and return its cost."""
         self._spent = Work()
         began = time.perf_counter()
         action()

@@ -1,7 +1,8 @@
-"""What a baseline has to serve: service ports with their addresses, policies and endpoints.
+"""The service ports of a baseline, with their addresses, policies and endpoints.
 
-The choice of endpoints is ours (`selection`): all modes send connections to the same ones, so only the way there is compared. What no
-baseline renders is refused, not left out in silence: a mode must not look fast by doing less.
+The choice of endpoints is ours (`selection`): all modes send connections to the same ones, so only
+the path is compared. Features that no baseline renders are refused, not silently omitted: a mode
+must not look fast by doing less.
 """
 
 from typing import NamedTuple
@@ -17,9 +18,10 @@ FAMILY = Family.IPv4
 
 
 class ServedPort(NamedTuple):
-    """One port of a service, as this node sees it; `proto` in lower case, `node_port` 0 where there is none.
+    """One port of a service, as this node sees it; `proto` in lower case, `node_port` may be 0.
 
-    `cluster` and `local` are the two lists of contract 3.4, `anywhere` is 3.4.6, `here` are the endpoints on this node (3.4.8).
+    `cluster` and `local` are its two endpoint lists, `anywhere` says whether any endpoint in the
+    cluster is usable, and `here` are those on this node (contract 3.4, 3.4.6, 3.4.8).
     """
 
     service: ObjectName
@@ -45,7 +47,7 @@ class ServedPort(NamedTuple):
 
     @property
     def external(self) -> tuple[Endpoint, ...]:
-        """The endpoints that clients outside reach."""
+        """The endpoints for outside clients."""
         return self.local if self.external_local else self.cluster
 
     @property
@@ -55,7 +57,7 @@ class ServedPort(NamedTuple):
 
     @property
     def is_external(self) -> bool:
-        """Whether anything outside can reach it (contract 2.2.1)."""
+        """Whether outside clients can reach it (contract 2.2.1)."""
         return bool(self.node_port or self.external_ips or self.vips)
 
     @property
@@ -65,13 +67,15 @@ class ServedPort(NamedTuple):
 
 
 def served(load: Load, settings: NodeSettings) -> tuple[ServedPort, ...]:
-    """Return the ports of a service; none where it is nothing to a proxy (contract 2.1.1 to 2.1.3)."""
+    """Return the ports of a service that a proxy serves (contract 2.1.1 to 2.1.3)."""
     name = load.name
     seen = view(load.service, FAMILY, [], external_ips=settings.allow_external_ips)
     if seen is None:
         return ()
     if seen.ranges:
-        raise NftproxyError(f"service {name} has source ranges, which the modes to compare with do not render")
+        raise NftproxyError(
+            f"service {name} has source ranges, which the modes to compare with do not render"
+        )
     here = Locality(settings.node_name, "")
     found = []
     for port in load.service.spec.ports or ():
@@ -100,8 +104,14 @@ def served(load: Load, settings: NodeSettings) -> tuple[ServedPort, ...]:
 
 def pod_network(settings: NodeSettings) -> str:
     """Return the network of the local pods as text."""
-    if settings.masquerade_all or not isinstance(settings.detector, Cidr) or FAMILY not in settings.detector.networks:
-        raise NftproxyError("the modes to compare with know local pods by their CIDR, and do not masquerade everything")
+    if (
+        settings.masquerade_all
+        or not isinstance(settings.detector, Cidr)
+        or FAMILY not in settings.detector.networks
+    ):
+        raise NftproxyError(
+            "the modes to compare with know local pods by their CIDR, and do not masquerade everything"
+        )
     return str(settings.detector.networks[FAMILY])
 
 

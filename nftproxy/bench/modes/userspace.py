@@ -1,11 +1,12 @@
 """The oldest mode: a process listens for every service port and forwards; iptables redirects the service's addresses to it.
 
-    KUBE-PORTALS-CONTAINER   what arrives for a ClusterIP, external IP or VIP: REDIRECT to the process's port
-    KUBE-PORTALS-HOST        what this node sends there: DNAT to that port on the node's own address
+    KUBE-PORTALS-CONTAINER   packets to a ClusterIP, external IP or VIP: REDIRECT to the process's port
+    KUBE-PORTALS-HOST        the same from this node: DNAT to that port on the node's own address
     KUBE-NODEPORT-*          the same for NodePorts
 
-A changed endpoint changes no rule. Endpoints always see the node as the source, and external policy Local means nothing, as it was.
-Kinder than the original in one thing: rules are written by one iptables-restore, not by one iptables for each, which took minutes.
+A changed endpoint changes no rule. Endpoints always see the node as the source, and external policy
+Local has no effect, as in the original. One difference is in its favour: one iptables-restore
+writes all rules, not one iptables for each, which took minutes.
 """
 
 import json
@@ -23,10 +24,10 @@ from nftproxy.errors import NftproxyError
 from nftproxy.lab.namespace import enter
 from nftproxy.model import ObjectName
 
-# By path: it needs nothing of the package, and its memory is to be measured.
+# By path: it needs nothing of the package, and its memory is measured.
 _FORWARDER = str(Path(__file__).with_name("forwarder.py"))
 _LOCAL = ("-m", "addrtype", "--dst-type", "LOCAL")
-JUMPS = (  # each is put in front of those before it: ClusterIPs come first
+JUMPS = (  # each is inserted before the earlier ones: ClusterIPs are first
     Jump("nat", "PREROUTING", "KUBE-NODEPORT-CONTAINER", _LOCAL, "handle service NodePorts"),
     Jump("nat", "PREROUTING", "KUBE-PORTALS-CONTAINER", (), "handle ClusterIPs"),
     Jump("nat", "OUTPUT", "KUBE-NODEPORT-HOST", _LOCAL, "handle service NodePorts"),
@@ -36,7 +37,7 @@ CHAINS = tuple(jump.target for jump in JUMPS)
 
 
 class Listening(NamedTuple):
-    """What the process is told of a service port, and the matches of what has to be redirected there."""
+    """The process's view of a service port, and the matches that redirect to it."""
 
     key: str
     protocol: str
@@ -57,7 +58,7 @@ class Userspace(Baseline[tuple[Listening, ...]]):
     _process: subprocess.Popen[str] | None = None
 
     def prepare(self) -> None:
-        """Remember nothing, and end the process."""
+        """Start empty, and end the process."""
         super().prepare()
         self.tables = Xtables(self.programs)
         self.nodes = node_addresses(self.place.settings)
@@ -66,7 +67,7 @@ class Userspace(Baseline[tuple[Listening, ...]]):
         self._end()
 
     def render(self, ports: Sequence[ServedPort]) -> tuple[Listening, ...]:
-        """Return what is listened for."""
+        """Render a service."""
         return tuple(
             Listening(
                 key=f"{port.service}:{port.port_name}/{port.proto}",
@@ -74,35 +75,43 @@ class Userspace(Baseline[tuple[Listening, ...]]):
                 endpoints=port.cluster or port.local,
                 seconds=port.affinity_seconds or 0,
                 portals=tuple(
-                    f"-d {address}/32 -p {port.proto} --dport {port.port}" for address in (port.cluster_ip, *port.outside)
+                    f"-d {address}/32 -p {port.proto} --dport {port.port}"
+                    for address in (port.cluster_ip, *port.outside)
                 ),
                 nodeports=tuple(
-                    f"-d {address}/32 -p {port.proto} --dport {port.node_port}" for address in self.nodes if port.node_port
+                    f"-d {address}/32 -p {port.proto} --dport {port.node_port}"
+                    for address in self.nodes
+                    if port.node_port
                 ),
             )
             for port in ports
         )
 
     def full(self) -> None:
-        """Start the process, and write all rules anew."""
+        """Start the process, and write all rules."""
         with enter(self.place.namespace):
             self._process = subprocess.Popen(
                 [sys.executable, _FORWARDER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                start_new_session=True,  # Ctrl-C is for whoever measures, who then stops it
+                start_new_session=True,  # Ctrl-C is for the bench, which then stops it
             )
         self._tell(self.rendered.values(), ())
         self.tables.ensure(JUMPS)
         self.tables.restore(restore("nat", CHAINS, self._rules(self.rendered.values())))
 
-    def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, tuple[Listening, ...]]) -> None:
-        """Tell the process; write rules where addresses changed."""
+    def partial(
+        self, put: Sequence[ObjectName], gone: Mapping[ObjectName, tuple[Listening, ...]]
+    ) -> None:
+        """Update the process; write rules where addresses changed."""
         changed = [self.rendered[name] for name in put]
         stay = {each.key for service in changed for each in service}
         old_rules = list(self._rules(gone.values()))
-        self._tell(changed, [each.key for service in gone.values() for each in service if each.key not in stay])
+        self._tell(
+            changed,
+            [each.key for service in gone.values() for each in service if each.key not in stay],
+        )
         new_rules = list(self._rules(changed))
         undone, added = _without(old_rules, new_rules), _without(new_rules, old_rules)
         if undone or added:
@@ -128,19 +137,31 @@ class Userspace(Baseline[tuple[Listening, ...]]):
                     yield f"KUBE-{kind}-HOST {rule} -j DNAT --to-destination {self.node}:{port}"
 
     def _tell(self, services: Services, gone: Sequence[str]) -> None:
-        """Have the process listen, and learn its ports; counts as a program."""
+        """Let the process listen, and learn its ports; counts as a program."""
         if self._process is None:
             raise NftproxyError("this mode was not started")
         listening = [each for service in services for each in service]
-        order = json.dumps({"put": {each.key: (each.protocol, each.endpoints, each.seconds) for each in listening}, "gone": gone})
+        order = json.dumps(
+            {
+                "put": {
+                    each.key: (each.protocol, each.endpoints, each.seconds) for each in listening
+                },
+                "gone": gone,
+            }
+        )
         began = time.perf_counter()
-        orders, answers = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
+        orders, answers = (
+            cast("IO[str]", self._process.stdin),
+            cast("IO[str]", self._process.stdout),
+        )
         orders.write(order + "\n")
         orders.flush()
         answer = json.loads(answers.readline() or '"it ended"')
         self.programs.count(time.perf_counter() - began, len(order))
         if isinstance(answer, str):
-            raise NftproxyError(f"the userspace proxy cannot listen: {answer}", hint="fewer services, or ulimit -n")
+            raise NftproxyError(
+                f"the userspace proxy cannot listen: {answer}", hint="fewer services, or ulimit -n"
+            )
         for key in gone:
             del self.ports[key]
         self.ports |= answer

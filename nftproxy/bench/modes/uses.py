@@ -1,4 +1,4 @@
-"""What several services may have in common, such as an address, and who is the first or the last to use it."""
+"""Things that several services share, such as an address, and their first and last user."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable
@@ -8,13 +8,15 @@ Thing = TypeVar("Thing", bound=Hashable)
 
 
 class Uses(Generic[Thing]):
-    """How many use each thing."""
+    """The number of users of each thing."""
 
     def __init__(self) -> None:
         self._users: Counter[Thing] = Counter()
 
-    def exchange(self, new: Iterable[Thing], old: Iterable[Thing]) -> tuple[list[Thing], list[Thing]]:
-        """Count users that come and go; return things that got their first user, and things that lost their last."""
+    def exchange(
+        self, new: Iterable[Thing], old: Iterable[Thing]
+    ) -> tuple[list[Thing], list[Thing]]:
+        """Count added and removed users; return things that got their first user, and things that lost their last."""
         new, old = list(new), list(old)
         touched = dict.fromkeys([*new, *old])
         before = {thing: self._users[thing] for thing in touched}

@@ -1,4 +1,4 @@
-"""Chains that start with KUBE- in the tables of iptables: making, writing and removing them."""
+"""Chains that start with KUBE- in the tables of iptables: make, write and remove them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ _TABLES = ("filter", "nat", "mangle")
 
 
 class Jump(NamedTuple):
-    """A jump from a chain of the kernel's to one of ours, put in front of what is there."""
+    """A jump from a built-in chain to one of ours, inserted as its first rule."""
 
     table: str
     source: str
@@ -26,11 +26,11 @@ class Xtables:
         self._program = program
 
     def chain(self, table: str, name: str) -> None:
-        """Make a chain unless it is there."""
+        """Make a chain unless it exists."""
         self._run("-N", name, "-t", table)
 
     def ensure(self, jumps: Iterable[Jump]) -> None:
-        """Make sure of jumps one by one, two or three programs each, as all modes of kube-proxy on iptables do."""
+        """Ensure jumps one by one, with two or three programs each, as all modes of kube-proxy on iptables do."""
         for jump in jumps:
             self.chain(jump.table, jump.target)
             comment = ("-m", "comment", "--comment", jump.comment) if jump.comment else ()
@@ -44,14 +44,20 @@ class Xtables:
 
     def restore(self, text: str) -> None:
         """Apply text of `restore`."""
-        self._programs.run(f"{self._program}-restore", "-w", "5", "--noflush", "--counters", given=text)
+        self._programs.run(
+            f"{self._program}-restore", "-w", "5", "--noflush", "--counters", given=text
+        )
 
     def remove(self) -> None:
         """Remove jumps to chains that start with KUBE-, and the chains."""
         for table in _TABLES:
             lines = self.save(table)
             ours = chains(lines)
-            rules = [line.removeprefix("-A ") for line in lines if line.startswith("-A ") and " -j KUBE-" in line]
+            rules = [
+                line.removeprefix("-A ")
+                for line in lines
+                if line.startswith("-A ") and " -j KUBE-" in line
+            ]
             undone = [rule for rule in rules if not rule.startswith("KUBE-")]
             if ours:
                 self.restore(restore(table, ours, undone=undone, deleted=ours))
@@ -67,11 +73,16 @@ def chains(lines: Iterable[str], prefixes: str | tuple[str, ...] = "KUBE-") -> l
 
 
 def restore(
-    table: str, declared: Iterable[str], rules: Iterable[str] = (), *, undone: Iterable[str] = (), deleted: Iterable[str] = ()
+    table: str,
+    declared: Iterable[str],
+    rules: Iterable[str] = (),
+    *,
+    undone: Iterable[str] = (),
+    deleted: Iterable[str] = (),
 ) -> str:
     """Return the input of iptables-restore for one table.
 
-    Chains that are made, or emptied if they are there; rules that are appended and removed; chains that are deleted.
+    Chains to make or empty; rules to append and remove; chains to delete.
     """
     lines = [f"*{table}"]
     lines += [f":{chain} - [0:0]" for chain in declared]

@@ -1,4 +1,4 @@
-"""Listening sockets: which addresses they take, and trying again until they get them."""
+"""Listening sockets: their addresses, and retries until these are free."""
 
 import asyncio
 import errno
@@ -19,7 +19,7 @@ _AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}
 
 
 def listen(address: str) -> socket.socket:
-    """Return a socket that listens on `IP:port`; an unspecified IP stands for all addresses of both families (contract 7.1.1)."""
+    """Return a socket that listens on `IP:port`; an unspecified IP means both families (contract 7.1.1)."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if host not in _UNSPECIFIED:
@@ -46,10 +46,10 @@ async def serve(
     failed: Callable[[str], None] | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Have `server` listen on `address` until cancelled.
+    """Let `server` listen on `address` until cancelled.
 
-    While the address cannot be had, try again every 5 s; with `hard_fail`, call `failed` with the reason and raise UnusableError
-    (contract 7.1.11). `what` names the server in messages.
+    While the address is taken, try again every 5 s; with `hard_fail`, call `failed` with the reason
+    and raise UnusableError (contract 7.1.11). `what` names the server in messages.
     """
     complained = False
     while True:
@@ -61,13 +61,15 @@ async def serve(
             if hard_fail:
                 if failed:
                     failed(reason)
-                raise UnusableError(reason, hint="free the address, name another one, or unset bindAddressHardFail") from error
+                raise UnusableError(
+                    reason, hint="free the address, name another one, or unset bindAddressHardFail"
+                ) from error
             if not complained:
                 logger.error("{}; trying again every {:g} s", reason, RETRY)
                 complained = True
         await sleep(RETRY)
     if complained:
-        logger.info("{} listens on {} now", what, address)
+        logger.info("{} now listens on {}", what, address)
     listener = await server.listen(listening)
     try:
         await asyncio.get_running_loop().create_future()
@@ -76,8 +78,12 @@ async def serve(
 
 
 def _listen(host: str, port: int, *, only: Family | None = None) -> socket.socket:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE)
-    family, kind, proto, _, place = next(entry for entry in found if only is None or entry[0] == _AF[only])
+    found = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE
+    )
+    family, kind, proto, _, place = next(
+        entry for entry in found if only is None or entry[0] == _AF[only]
+    )
     listening = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, proto)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

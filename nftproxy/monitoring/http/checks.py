@@ -1,7 +1,8 @@
 """Health check node ports: where load balancers ask whether this node has endpoints of a Service (contract 7.2).
 
-One listener per Service, family and address, all of a family on one server, so that they share its limit of connections. What is
-open follows the successful syncs; a port that could not be had is tried again with each.
+One listener per Service, family and address, all of a family on one server, so that they share its
+limit of connections. Each successful sync opens and closes ports; it also retries a port that was
+taken.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from nftproxy.monitoring.http.liveness import NOT_FOUND
 from nftproxy.monitoring.http.server import Limits, Listener, Server
 
 Failed = Callable[[ObjectName, str], None]
-"""Told of a Service whose port could not be opened, and why."""
+"""Called with a Service whose port could not be opened, and the reason."""
 
 
 @dataclass(slots=True)
@@ -49,10 +50,10 @@ class HealthCheckPorts:
         self._lock = asyncio.Lock()
         self._open: dict[ObjectName, _Open] = {}
         self._by_port: dict[int, _Open] = {}
-        self._missing: dict[ObjectName, Check] = {}  # wanted, but not to be had
+        self._missing: dict[ObjectName, Check] = {}  # wanted, but taken
 
     async def update(self, changed: Mapping[ObjectName, Check | None]) -> None:
-        """Open, close and count as a successful sync says; None: the Service has no such port any more."""
+        """Open, close and count after a successful sync; None: the Service no longer has such a port."""
         async with self._lock:
             for service, check in changed.items():
                 self._missing.pop(service, None)
@@ -61,7 +62,7 @@ class HealthCheckPorts:
                     self._close(known)
                 elif known and check:
                     known.check = check
-            # All closed before any is opened: Services may have exchanged their ports.
+            # Close all before opening any: Services may have exchanged their ports.
             wanted = {**self._missing, **{s: check for s, check in changed.items() if check}}
             for service, check in wanted.items():
                 if service not in self._open and self._addresses:
@@ -98,7 +99,7 @@ class HealthCheckPorts:
         del self._by_port[opened.check.port]
 
     async def _respond(self, request: web.BaseRequest) -> Answer:
-        """Contract 7.2.3: any path, any method."""
+        """Answer any path and any method with the state of the Service whose port was asked (contract 7.2.3)."""
         place = request.transport.get_extra_info("sockname") if request.transport else None
         opened = self._by_port.get(place[1]) if place else None
         if opened is None:

@@ -1,4 +1,4 @@
-"""The proxy's own health server (contract 7.1): what kubelet and load balancers of the node ask."""
+"""The proxy's own health server, for kubelet and load balancers (contract 7.1)."""
 
 from collections.abc import Callable
 
@@ -10,12 +10,19 @@ from nftproxy.monitoring.http.server import Limits, Server
 from nftproxy.monitoring.metrics import Metrics
 
 NOT_FOUND = Answer(
-    404, b"404 page not found\n", {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
+    404,
+    b"404 page not found\n",
+    {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"},
 )
 
 
-def health_server(health: ProxyHealth, node: Callable[[], Node | None], metrics: Metrics, limits: Limits | None = None) -> Server:
-    """Return the server; `node` gives the Node object as last seen."""
+def health_server(
+    health: ProxyHealth,
+    node: Callable[[], Node | None],
+    metrics: Metrics,
+    limits: Limits | None = None,
+) -> Server:
+    """Return the server; `node` returns the last known Node object."""
 
     async def respond(request: web.BaseRequest) -> Answer:
         match request.path:

@@ -1,6 +1,7 @@
-"""The metrics server (contract 7.3): what Prometheus scrapes, and what people look at when they want to know what this process thinks.
+"""The metrics server, for Prometheus and for people (contract 7.3).
 
-Plain HTTP without authentication, as in the original; therefore on loopback unless told otherwise, and profiles only on request.
+Plain HTTP without authentication, as in the original; therefore on loopback by default, and
+profiles only on request.
 """
 
 import asyncio
@@ -34,10 +35,11 @@ Page = Callable[[web.BaseRequest], Awaitable[Answer]]
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the pages tell about this process.
+    """What the pages show of this process.
 
-    `configuration` gives the KubeProxyConfiguration in effect as plain values; `flags` all flags with their values as text;
-    `set_verbosity` None: it cannot be changed. The pages /flagz and /statusz are behind feature gates.
+    `configuration` is the effective KubeProxyConfiguration as plain values; `flags` has all flags
+    with their values as text. `set_verbosity` None means that it cannot be changed. The pages
+    /flagz and /statusz are behind feature gates.
     """
 
     mode: str
@@ -92,7 +94,7 @@ class Pages:
         return await page(request) if page else NOT_FOUND
 
     async def _scrape(self, request: web.BaseRequest, registry: CollectorRegistry) -> Answer:
-        """Write out a registry in a thread; those who ask meanwhile get the same answer."""
+        """Write out a registry in a thread; requests meanwhile get the same answer."""
         encode, content_type = choose_encoder(", ".join(request.headers.getall("Accept", [])))
         key = (registry, content_type)
         if key not in self._scrapes:
@@ -120,7 +122,9 @@ class Pages:
     async def _status(self, _: web.BaseRequest) -> Answer:
         up = int(time.time() - self._started)
         lines = {
-            "Started": datetime.fromtimestamp(self._started, UTC).strftime("%a %b %d %H:%M:%S UTC %Y"),
+            "Started": datetime.fromtimestamp(self._started, UTC).strftime(
+                "%a %b %d %H:%M:%S UTC %Y"
+            ),
             "Up": f"{up // 3600} hr {up // 60 % 60:02} min {up % 60:02} sec",
             "Binary version": f"nftproxy {self._about.version}",
             "Emulation version": ".".join(map(str, KUBERNETES[:2])),

@@ -1,7 +1,8 @@
-"""What /debug/pprof answers: Python's counterparts of Go's profiles, as text.
+"""The answers of /debug/pprof: Python's counterparts of Go's profiles, as text.
 
-Tools that expect Go's binary format cannot read these; the index says so. Stacks are those of threads; a sampled profile is in the folded
-format that flame graph programs take: one line per stack, outermost function first, with the number of samples.
+Tools for Go's binary format cannot read these; the index says so. Stacks are those of threads; a
+sampled profile is in the folded format of flame graph programs: one line per stack, outermost
+function first, with the number of samples.
 """
 
 import asyncio

@@ -1,14 +1,17 @@
-"""An HTTP server that no client can hold up.
+"""An HTTP server that no client can block.
 
-aiohttp parses and answers; a guard in front of each connection keeps the limits, by one deadline and one count of bytes:
+aiohttp parses and answers; a guard in front of each connection enforces the limits, with one
+deadline and one count of bytes:
 
-- a request must be complete some seconds after the connection was made, however slowly its bytes come;
-- an answer must be taken some seconds after the request; then the connection may stay open and idle for a while;
-- a request, with its body, has so many bytes at most;
-- there are so many connections at most. One more closes the oldest of those that wait for a request, so that any number of idle
-  clients never keeps out one who asks something.
+- a request must be complete some seconds after the connection was made, however slowly its bytes
+  arrive;
+- the client must read the answer some seconds after the request; then the connection may stay open
+  and idle for a while;
+- a request and its body have a maximum of bytes;
+- there is a maximum of connections. One more closes the oldest of those that wait for a request, so
+  that idle clients never keep out one with a request.
 
-A connection that breaks a limit is reset without a word.
+A connection that breaks a limit is reset without an answer.
 """
 
 import asyncio
@@ -25,7 +28,9 @@ from nftproxy.monitoring.health import Answer
 Respond = Callable[[web.BaseRequest], Awaitable[Answer]]
 
 LINE = 8190  # bytes of a request line or of one header
-_SILENT = logging.getLogger("nftproxy.monitoring.http.protocol")  # what is wrong with strangers' requests is of no interest
+_SILENT = logging.getLogger(
+    "nftproxy.monitoring.http.protocol"
+)  # faults in strangers' requests are of no interest
 _SILENT.disabled = True
 
 
@@ -35,7 +40,9 @@ class Limits:
 
     request: float = 10
     answer: float = 30
-    idle: float = 90  # longer than scrapers and probes usually wait, so that they can keep a connection
+    idle: float = (
+        90  # longer than scrapers and probes usually wait, so that they can keep a connection
+    )
     received: int = 1 << 16
     connections: int = 256
 
@@ -58,7 +65,7 @@ class Server:
         )
 
     async def listen(self, listening: socket.socket) -> "Listener":
-        """Take connections of a listening socket, until the listener is closed."""
+        """Accept connections of a listening socket, until the listener is closed."""
         listener = Listener(self, listening)
         loop = asyncio.get_running_loop()
         await loop.create_server(lambda: _Connection(self, listener, self._http()), sock=listening)
@@ -70,7 +77,7 @@ class Server:
         return list(self._connections.values())
 
     def admit(self, transport: asyncio.BaseTransport, connection: "_Connection") -> bool:
-        """Take in a connection if there is room, or if room can be made."""
+        """Accept a connection if there is room, or if an idle one can make room."""
         if len(self._connections) >= self.limits.connections:
             idle = next((each for each in self._connections.values() if not each.busy), None)
             if idle is None:
@@ -80,18 +87,23 @@ class Server:
         return True
 
     def leave(self, transport: asyncio.BaseTransport) -> None:
-        """Forget a connection that is gone."""
+        """Forget a closed connection."""
         self._connections.pop(transport, None)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = self._connections.get(request.transport) if request.transport else None
         if connection is None:
-            raise ConnectionResetError  # gone between request and answer
+            raise ConnectionResetError  # closed between request and answer
         connection.begin()
         try:
             answer = await self._answer(request)
-            response = web.Response(status=answer.code, body=answer.body, headers={"Server": "nftproxy", **answer.headers})
-            # Written here and not by aiohttp afterwards: a client that does not read is held to the same deadline.
+            response = web.Response(
+                status=answer.code,
+                body=answer.body,
+                headers={"Server": "nftproxy", **answer.headers},
+            )
+            # Written here and not by aiohttp afterwards: the deadline applies to a client that does
+            # not read.
             await response.prepare(request)
             await response.write_eof()
         finally:
@@ -119,11 +131,11 @@ class Listener:
     def close(self) -> None:
         """Stop listening and reset this socket's connections.
 
-        Not by `asyncio.Server.close`: a connection accepted in the same turn of the loop would fail to attach to it, and stay open
-        and unanswered until the garbage is collected.
+        Not by `asyncio.Server.close`: a connection accepted in the same turn of the loop would fail
+        to attach to it, and stay open and unanswered until the garbage is collected.
         """
         if not self.closed:
-            self.closed = True  # for those who are just being accepted
+            self.closed = True  # for connections that are just being accepted
             asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
         for connection in self._of.connections:
@@ -149,7 +161,7 @@ class _Connection(asyncio.Protocol):
         self._arm(self._server.limits.answer)
 
     def end(self) -> None:
-        """Note that its answer is out."""
+        """Note that its answer is written."""
         self.busy = False
         self._received = 0
         self._arm(self._server.limits.idle)
@@ -157,7 +169,7 @@ class _Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Reset the connection."""
         if self._transport:
-            self._server.leave(self._transport)  # at once: the loop tells us only later
+            self._server.leave(self._transport)  # at once: the loop reports it only later
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -29,7 +29,15 @@ PACKAGES = (
 _INSTALLING = threading.Lock()  # apt is not for two at a time
 _SCRIPT = ROOT / "release/inside.sh"
 _PATH = "/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "TERM")
+_PASSED_ON = (
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_TRUSTED_HOST",
+    "TERM",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +70,22 @@ class Folder:
         half = self.path.with_name(f"{self.release}.half")
         shutil.rmtree(half, ignore_errors=True)
         half.parent.mkdir(parents=True, exist_ok=True)
-        argv = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", self.release, str(half), mirror()]
-        done = subprocess.run(argv, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        argv = [
+            "debootstrap",
+            "--variant=minbase",
+            f"--include={','.join(PACKAGES)}",
+            self.release,
+            str(half),
+            mirror(),
+        ]
+        done = subprocess.run(
+            argv, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         if done.returncode:
             last = done.stdout.strip().splitlines()[-1:] or ["no output"]
             raise NftproxyError(
-                f"debootstrap cannot make {self.release}: {last[0]}", hint=f"see {half}/debootstrap/debootstrap.log"
+                f"debootstrap cannot make {self.release}: {last[0]}",
+                hint=f"see {half}/debootstrap/debootstrap.log",
             )
         (half / "etc/resolv.conf").touch()  # to mount this machine's on
         for package in half.glob("var/cache/apt/archives/*.deb"):
@@ -77,7 +95,12 @@ class Folder:
         half.rename(self.path)
 
     def run(
-        self, argv: Sequence[str], say: Callable[[str], None], *, network: bool = False, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        say: Callable[[str], None],
+        *,
+        network: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> int:
         """Run a command in it, handing on every line it prints; return its exit code.
 
@@ -121,13 +144,18 @@ def mirror() -> str:
     """Return the Debian mirror of this machine's apt; NftproxyError when it has none."""
     wanted = "$(LABEL)|$(COMPONENT)|$(REPO_URI)"
     listed = subprocess.run(
-        ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"], check=True, capture_output=True, text=True
+        ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     for line in listed.stdout.splitlines():
         label, component, address = line.split("|")
         if (label, component) == ("Debian", "main"):
             return address
-    raise NftproxyError("apt on this machine knows no Debian mirror", hint="apt-get update; this runs on Debian")
+    raise NftproxyError(
+        "apt on this machine knows no Debian mirror", hint="apt-get update; this runs on Debian"
+    )
 
 
 def need_programs(packages: Mapping[str, str]) -> None:

@@ -19,7 +19,11 @@ TESTS = (
     "packets/", "kernel/test_program", "kernel/test_foreign", "kernel/test_conntrack", "kernel/test_takeover",
     "kernel/test_kernel", "kernel/test_faults", "commands/test_bench_modes",
 )  # fmt: skip
-TOO_MUCH = ("packets/test_churn", "packets/test_fairness", "packets/test_random_packets")  # for an emulated processor
+TOO_MUCH = (
+    "packets/test_churn",
+    "packets/test_fairness",
+    "packets/test_random_packets",
+)  # for an emulated processor
 HALF = "not tcp6 and not udp4"  # of tests for each family and protocol: both families and both protocols, not each with each
 ONLY_HERE = ("tests/tools/versions/sctp.py", "tests/tools/versions/scale.py")
 
@@ -27,7 +31,9 @@ ONLY_HERE = ("tests/tools/versions/sctp.py", "tests/tools/versions/scale.py")
 def main() -> int:
     """Run the tests on each kernel."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--release", action="append", choices=RELEASES, help="only its kernel (may be repeated)")
+    parser.add_argument(
+        "--release", action="append", choices=RELEASES, help="only its kernel (may be repeated)"
+    )
     parser.add_argument("pytest", nargs="*", help="what pytest is given instead of the usual tests")
     given = parser.parse_args()
     tests = given.pytest or ["-k", HALF, *usual_tests()]
@@ -46,7 +52,9 @@ def main() -> int:
         *tests,
     ]
     for machine in machines:
-        machine.prepare(["env", f"NFTPROXY_SLOW={SLOW}", "timeout", "--signal=INT", str(LIMIT), *pytest])
+        machine.prepare(
+            ["env", f"NFTPROXY_SLOW={SLOW}", "timeout", "--signal=INT", str(LIMIT), *pytest]
+        )
     with ThreadPoolExecutor(len(machines)) as workers:
         results = list(workers.map(run, machines))
     print("\n".join(result for _, result in results))
@@ -56,7 +64,14 @@ def main() -> int:
 def usual_tests() -> list[str]:
     """Return the test files about what a kernel does with packets and rules, those first that only run here."""
     chosen, left_out = (tuple(f"tests/{name}" for name in names) for names in (TESTS, TOO_MUCH))
-    return [*ONLY_HERE, *(path for path in program_tests() if path.startswith(chosen) and not path.startswith(left_out))]
+    return [
+        *ONLY_HERE,
+        *(
+            path
+            for path in program_tests()
+            if path.startswith(chosen) and not path.startswith(left_out)
+        ),
+    ]
 
 
 def run(machine: Machine) -> tuple[bool, str]:
@@ -73,7 +88,10 @@ def run(machine: Machine) -> tuple[bool, str]:
     except NftproxyError as error:
         return False, f"{machine.release:10} FAILED  kernel {version}: {error}"
     result = "FAILED" if code else "passed"
-    return code == 0, f"{machine.release:10} {result}  kernel {version}, {time.monotonic() - started:.0f} s"
+    return (
+        code == 0,
+        f"{machine.release:10} {result}  kernel {version}, {time.monotonic() - started:.0f} s",
+    )
 
 
 if __name__ == "__main__":

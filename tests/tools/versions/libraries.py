@@ -22,13 +22,23 @@ _PRINT_VERSIONS = "import sys; print('Python', sys.version.split()[0])"
 def main() -> int:
     """Run the tests in each release."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--release", action="append", choices=RELEASES, help="only this one (may be repeated)")
-    parser.add_argument("pytest", nargs="*", help="what pytest is given instead of all tests of the program")
+    parser.add_argument(
+        "--release", action="append", choices=RELEASES, help="only this one (may be repeated)"
+    )
+    parser.add_argument(
+        "pytest", nargs="*", help="what pytest is given instead of all tests of the program"
+    )
     given = parser.parse_args()
     releases = given.release or RELEASES
     with ThreadPoolExecutor(os.cpu_count()) as workers:
-        results = list(workers.map(lambda release: run(release, given.pytest or program_tests()), releases))
-    print("\n".join(f"{release:10} {result}" for release, result in zip(releases, results, strict=True)))
+        results = list(
+            workers.map(lambda release: run(release, given.pytest or program_tests()), releases)
+        )
+    print(
+        "\n".join(
+            f"{release:10} {result}" for release, result in zip(releases, results, strict=True)
+        )
+    )
     return 1 if any(result.startswith("FAILED") for result in results) else 0
 
 
@@ -58,7 +68,14 @@ def run_in(folder: Folder, tests: list[str]) -> str:
     versions = f"libnftables {library_version(folder)}, {folder.ask('python3', '-c', _PRINT_VERSIONS).strip()}"
     print(f"{folder.release}: {versions}", flush=True)
     started = time.monotonic()
-    argv = ["sh", "-c", 'cd /project && exec python -m pytest -p no:cacheprovider "$@"', "sh", "-q", *tests]
+    argv = [
+        "sh",
+        "-c",
+        'cd /project && exec python -m pytest -p no:cacheprovider "$@"',
+        "sh",
+        "-q",
+        *tests,
+    ]
     code = folder.run(argv, lambda line: print(f"{folder.release:8} | {line}", flush=True))
     return f"{'FAILED' if code else 'passed'}  {versions}, {time.monotonic() - started:.0f} s"
 

@@ -28,7 +28,15 @@ _LEFT_OUT = re.compile(
     "|usr/share/(doc|i18n|info|locale|man|perl|zoneinfo)"
     "|venv/lib/python[^/]*/site-packages/(fontTools|kubernetes|matplotlib|numpy|pip|PIL)([.-][^/]*)?)(/|$)"
 )
-_MODULES = ("net/", "lib/", "crypto/", "arch/x86/crypto/", "drivers/net/veth.", "drivers/net/dummy.", "drivers/net/vxlan/")
+_MODULES = (
+    "net/",
+    "lib/",
+    "crypto/",
+    "arch/x86/crypto/",
+    "drivers/net/veth.",
+    "drivers/net/dummy.",
+    "drivers/net/vxlan/",
+)
 _UNPACK = """\
 set -e
 cd /var/cache/apt/archives
@@ -94,7 +102,9 @@ class Machine:
             "-append", "console=ttyS0 panic=-1 quiet rdinit=/init mitigations=off",
         ]  # fmt: skip
         code = None
-        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
             alarm = threading.Timer(limit, process.kill)
             alarm.start()
             try:
@@ -108,7 +118,9 @@ class Machine:
                 alarm.cancel()
                 process.kill()
         if code is None:
-            raise NftproxyError(f"the machine of {self.release} ended, or was stopped after {limit:.0f} s, before the tests did")
+            raise NftproxyError(
+                f"the machine of {self.release} ended, or was stopped after {limit:.0f} s, before the tests did"
+            )
         return code
 
     def _file(self, name: str) -> Path:
@@ -116,7 +128,11 @@ class Machine:
 
     def _pack_system(self, folder: Folder) -> None:
         """Pack the folder, unless that was done after it was last changed."""
-        stamps = (folder.path / ".made", folder.path / "venv/.installed", folder.path / "kernel/version")
+        stamps = (
+            folder.path / ".made",
+            folder.path / "venv/.installed",
+            folder.path / "kernel/version",
+        )
         recipe = digest([*(stamp.read_text() for stamp in stamps), _LEFT_OUT.pattern, *_MODULES])
         stamp = self._file("system.packed")
         if stamp.exists() and stamp.read_text() == recipe:

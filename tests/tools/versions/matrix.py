@@ -88,7 +88,9 @@ STEPS: Mapping[str, Step] = {
     "nft list sets": _nft("list", "sets", wanted=("set cluster_ips4", "set allowed6")),
     "nft list maps": _nft("list", "maps", wanted=("map services4", "map affinity4")),
     "nft list hooks": _nft("list", "hooks"),
-    "nft add table other": _nft("add table ip other; add chain ip other c; add set ip other s { typeof ip saddr; }"),
+    "nft add table other": _nft(
+        "add table ip other; add chain ip other c; add set ip other s { typeof ip saddr; }"
+    ),
     "nft add element other": _nft("add element ip other s { 192.0.2.1 }"),
     "nft insert rule other": _nft("insert rule ip other c ip saddr @s counter"),
     "nft delete table other": _nft("delete table ip other"),
@@ -104,7 +106,9 @@ ALL = (WATCH, *STEPS, BACK, CLEANUP)
 def main() -> int:
     """Try all pairs and print what became of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--release", action="append", choices=RELEASES, help="only this one (may be repeated)")
+    parser.add_argument(
+        "--release", action="append", choices=RELEASES, help="only this one (may be repeated)"
+    )
     given = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folders = []
@@ -122,10 +126,15 @@ def main() -> int:
         started = time.monotonic()
         with ThreadPoolExecutor(os.cpu_count()) as workers:
             results = list(workers.map(lambda pair: try_pair(*pair), pairs))
-    found = {(writer.release, reader.release): result for (writer, reader), result in zip(pairs, results, strict=True)}
+    found = {
+        (writer.release, reader.release): result
+        for (writer, reader), result in zip(pairs, results, strict=True)
+    }
     print("\n".join(_table(versions, found)))
     failed = sum(cell != "0" for cells in found.values() for cell in cells.values())
-    print(f"{len(pairs)} pairs, {len(pairs) * len(ALL)} exit codes, {failed} failed; {time.monotonic() - started:.0f} s")
+    print(
+        f"{len(pairs)} pairs, {len(pairs) * len(ALL)} exit codes, {failed} failed; {time.monotonic() - started:.0f} s"
+    )
     return 1 if failed else 0
 
 
@@ -150,10 +159,15 @@ def try_pair(writer: Folder, reader: Folder) -> dict[str, str]:
             missing = [wanted for wanted in step.wanted if wanted not in text]
             found[name] = f"{128 - code if code < 0 else code}" if code or not missing else "lacks"
             if found[name] != "0":
-                print(f"{writer.release} -> {reader.release}: {name}: exit code {found[name]} {missing or ''}\n{text[-2000:]}")
+                print(
+                    f"{writer.release} -> {reader.release}: {name}: exit code {found[name]} {missing or ''}\n{text[-2000:]}"
+                )
 
         watching = threading.Event()
-        watch = Step(("sh", "-c", _WATCH, "sh", f"/{flag}"), ("watching", "add element inet nftproxy services6"))
+        watch = Step(
+            ("sh", "-c", _WATCH, "sh", f"/{flag}"),
+            ("watching", "add element inet nftproxy services6"),
+        )
         watcher = threading.Thread(target=do, args=(WATCH, reader, watch, watching))
         watcher.start()
         watching.wait(30)
@@ -165,12 +179,18 @@ def try_pair(writer: Folder, reader: Folder) -> dict[str, str]:
         _be_remembered(lab)
         full = everything(where)
         if empty := sorted(name for name, held in full.items() if not held):
-            raise NftproxyError(f"the matrix proves nothing about sets without elements: {', '.join(empty)}")
+            raise NftproxyError(
+                f"the matrix proves nothing about sets without elements: {', '.join(empty)}"
+            )
         for name, step in STEPS.items():
             do(name, reader, step)
         now = everything(where)
-        if forgotten := [name for name in full if name.startswith(_CLIENTS) and full[name] != now.get(name)]:
-            print(f"{writer.release} -> {reader.release}: clients forgotten: {', '.join(forgotten)}")
+        if forgotten := [
+            name for name in full if name.startswith(_CLIENTS) and full[name] != now.get(name)
+        ]:
+            print(
+                f"{writer.release} -> {reader.release}: clients forgotten: {', '.join(forgotten)}"
+            )
             found["nftproxy run, as it was"] = "forgot"
         do(BACK, writer, STEPS["nft list ruleset"])
         do(CLEANUP, reader, Step(("nftproxy", "cleanup"), ("removed table inet nftproxy",)))
@@ -191,12 +211,26 @@ def objects() -> Iterator[Object]:
         wires = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
         for number, (protocol, name) in enumerate(wires.items(), 1):
             web = f"{name}{digit}"
-            ports: dict[str, Any] = {"protocol": protocol, "node_port": 30000 + 10 * number + digit, "vips": [f"{vip}{number}"]}
+            ports: dict[str, Any] = {
+                "protocol": protocol,
+                "node_port": 30000 + 10 * number + digit,
+                "vips": [f"{vip}{number}"],
+            }
             yield service(web, f"{ip}{number}", externalTrafficPolicy="Local", **ports)
             yield endpoint_slice(web, both, family=family, protocol=protocol)
-        limits: dict[str, Any] = {"externalTrafficPolicy": "Local", "loadBalancerSourceRanges": [outside]}
+        limits: dict[str, Any] = {
+            "externalTrafficPolicy": "Local",
+            "loadBalancerSourceRanges": [outside],
+        }
         cart = f"cart{digit}"
-        yield service(cart, f"{ip}10", sessionAffinity="ClientIP", node_port=30100 + digit, vips=[f"{vip}10"], **limits)
+        yield service(
+            cart,
+            f"{ip}10",
+            sessionAffinity="ClientIP",
+            node_port=30100 + digit,
+            vips=[f"{vip}10"],
+            **limits,
+        )
         yield endpoint_slice(cart, both, family=family)
         yield service(f"idle{digit}", f"{ip}11", node_port=30110 + digit)
 
@@ -223,7 +257,9 @@ def _be_remembered(lab: Lab) -> None:
             raise NftproxyError(f"{where} -> {address}:80: {answer}")
 
 
-def _table(versions: Mapping[str, str], found: Mapping[tuple[str, str], Mapping[str, str]]) -> Iterator[str]:
+def _table(
+    versions: Mapping[str, str], found: Mapping[tuple[str, str], Mapping[str, str]]
+) -> Iterator[str]:
     """Lay out the exit codes: a row for each step, a column for each pair."""
     rows = [
         ["written by", *(versions[writer] for writer, _ in found)],

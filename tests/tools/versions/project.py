@@ -30,8 +30,21 @@ def install(folder: Folder) -> None:
         return
     print(f"{folder.release}: installing the project", flush=True)
     folder.ask("python3", "-m", "venv", "--clear", "/venv")
-    pip = {"PIP_CERT": "/etc/ssl/certs/ca-certificates.crt", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1"}
-    folder.ask("/venv/bin/pip", "install", "--quiet", "--editable", f"/project[{','.join(own)}]", *needed, network=True, env=pip)
+    pip = {
+        "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_CACHE_DIR": "1",
+    }
+    folder.ask(
+        "/venv/bin/pip",
+        "install",
+        "--quiet",
+        "--editable",
+        f"/project[{','.join(own)}]",
+        *needed,
+        network=True,
+        env=pip,
+    )
     stamp.write_text(recipe)
 
 
@@ -56,5 +69,11 @@ def program_tests() -> list[str]:
 
     Not those that need more than a folder has without a network: a Kubernetes API server.
     """
-    texts = {str(path.relative_to(ROOT)): path.read_text() for path in ROOT.glob("tests/*/test_*.py")}
-    return sorted(path for path, text in texts.items() if not path.startswith(_CHECKOUT) and not _CLUSTER.search(text))
+    texts = {
+        str(path.relative_to(ROOT)): path.read_text() for path in ROOT.glob("tests/*/test_*.py")
+    }
+    return sorted(
+        path
+        for path, text in texts.items()
+        if not path.startswith(_CHECKOUT) and not _CLUSTER.search(text)
+    )

@@ -28,7 +28,10 @@ GROWTH = 1.5  # how much more each service may cost
 CHANGES = 15
 ATTEMPTS = 5  # until one shows it: a machine that others use can only make it look worse
 RANGES = ("10.0.0.0/8", "192.0.2.0/24")
-AFFINITY = {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10800}}}
+AFFINITY = {
+    "sessionAffinity": "ClientIP",
+    "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10800}},
+}
 LOCAL = {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}
 
 SIZES = (1000, 4000)
@@ -55,7 +58,10 @@ def make(kind: str, number: int, endpoints: int) -> tuple[Object, ...]:
         spec["vips"] = [f"203.0.{high}.{low + 1}"]
     if "node_port" in spec:
         spec["node_port"] = 20000 + number
-    found = [endpoint(f"10.244.{1 + index}.{1 + number % 250}", f"node{1 + index}") for index in range(endpoints)]
+    found = [
+        endpoint(f"10.244.{1 + index}.{1 + number % 250}", f"node{1 + index}")
+        for index in range(endpoints)
+    ]
     name = f"web{number}"
     return service(name, f"10.96.{high}.{low + 1}", **spec), endpoint_slice(name, found)
 
@@ -77,7 +83,9 @@ def measure(kind: str, count: int) -> dict[str, float]:
     """Seconds for the first sync of so many services, and for one service to get one endpoint less or more."""
     before, after = (0, 1) if kind == "no endpoints" else (3, 2)
     with new_table() as table:
-        for item in itertools.chain.from_iterable(make(kind, number, before) for number in range(count)):
+        for item in itertools.chain.from_iterable(
+            make(kind, number, before) for number in range(count)
+        ):
             table.store.put(item)
         first = seconds(table)
         changes = []
@@ -104,12 +112,19 @@ def test_cost_of_each_service(kind: str, capsys: pytest.CaptureFixture[str]) -> 
     for _ in range(ATTEMPTS):
         for count in (few, many):
             found = measure(kind, count)
-            best[count] = {what: min(took, best.get(count, found)[what]) for what, took in found.items()}
+            best[count] = {
+                what: min(took, best.get(count, found)[what]) for what, took in found.items()
+            }
         growth = {what: took / many / (best[few][what] / few) for what, took in best[many].items()}
         if max(growth.values()) <= GROWTH:
             break
     with capsys.disabled():
         for what, factor in growth.items():
-            costs = " and ".join(f"{took[what] * 1000:.1f} ms at {count}" for count, took in best.items())
-            print(f"\n{kind}, {what}: {costs} services; each costs {factor:.2f} times as much", flush=True)
+            costs = " and ".join(
+                f"{took[what] * 1000:.1f} ms at {count}" for count, took in best.items()
+            )
+            print(
+                f"\n{kind}, {what}: {costs} services; each costs {factor:.2f} times as much",
+                flush=True,
+            )
     assert max(growth.values()) <= GROWTH

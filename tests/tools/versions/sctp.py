@@ -33,7 +33,9 @@ def test_cluster_ip(world: World, wire: Wire) -> None:
     web.apply(*PODS)
     assert web.answers("pod1-3", "cluster", wire) == set(PODS)
     answer = world.ask("pod1-3", *web.at("cluster", wire))
-    assert (answer.port, answer.source) == (8080, world.address("pod1-3", wire.family)), "not masqueraded"
+    assert (answer.port, answer.source) == (8080, world.address("pod1-3", wire.family)), (
+        "not masqueraded"
+    )
 
 
 @pytest.mark.contract("2.1.4", "2.3.6", "4.1.3")
@@ -71,7 +73,11 @@ def test_a_pod_reaches_itself(world: World, wire: Wire) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_stays_with_its_endpoint(world: World, wire: Wire, kind: Kind) -> None:
     web = Web(world, wire)
-    web.apply(*PODS, sessionAffinity="ClientIP", sessionAffinityConfig={"clientIP": {"timeoutSeconds": 10800}})
+    web.apply(
+        *PODS,
+        sessionAffinity="ClientIP",
+        sessionAffinityConfig={"clientIP": {"timeoutSeconds": 10800}},
+    )
     assert len(web.answers("client", kind, wire, times=16)) == 1
 
 
@@ -96,8 +102,12 @@ def test_an_association_survives_what_happens_to_its_service(world: World, wire:
     assert isinstance(opened, Connection)
     with opened:
         web.apply("pod1-1")
-        assert world.ask("client", *web.at("nodeport", wire)).name == "pod1-1", "new ones go to the new endpoint"
+        assert world.ask("client", *web.at("nodeport", wire)).name == "pod1-1", (
+            "new ones go to the new endpoint"
+        )
         assert opened.again(timeout=SLOW) == opened.answer
         web.delete()
         assert opened.again(timeout=SLOW) == opened.answer
-        assert not isinstance(world.connect("client", *web.at("nodeport", wire), timeout=0.05 * SLOW), Answer)
+        assert not isinstance(
+            world.connect("client", *web.at("nodeport", wire), timeout=0.05 * SLOW), Answer
+        )

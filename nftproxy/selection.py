@@ -145,7 +145,9 @@ def local_ready(
 ) -> frozenset[str]:
     """Return the addresses of a Service's ready endpoints on this node, over all its ports (contract 3.5.1)."""
     slices = tuple(slices)
-    backends = (b for port in service.spec.ports or () for b in merge(slices, port, family, node, []))
+    backends = (
+        b for port in service.spec.ports or () for b in merge(slices, port, family, node, [])
+    )
     return frozenset(b.endpoint.address for b in backends if b.ready and b.is_local)
 
 
@@ -157,7 +159,9 @@ def serving(
     If none serves but the table uses ready ones (publishNotReadyAddresses), return those.
     """
     backends = merge(slices, port, family, "", [])
-    return tuple(b.endpoint for b in backends if b.serving) or tuple(b.endpoint for b in backends if b.ready)
+    return tuple(b.endpoint for b in backends if b.serving) or tuple(
+        b.endpoint for b in backends if b.ready
+    )
 
 
 def refusal(address: Address) -> str:
@@ -235,7 +239,9 @@ def _ranges(texts: Iterable[str], family: Family, notes: Notes) -> tuple[Network
     return tuple(sorted(found))
 
 
-def merge(slices: Iterable[EndpointSlice], port: ServicePort, family: Family, node: str, notes: Notes) -> list[Backend]:
+def merge(
+    slices: Iterable[EndpointSlice], port: ServicePort, family: Family, node: str, notes: Notes
+) -> list[Backend]:
     """Merge all slices for one service port, sorted by text (contract 3.1, 3.2)."""
     merged: dict[Endpoint, Backend] = {}
     name, proto = port.name or "", port.protocol

@@ -44,7 +44,9 @@ def stopped_by_others(visit: Visit, rule_text: str) -> Cause:
         where = f"rule{said} (handle {outcome.rule.handle}) of chain {outcome.chain.name} in table {base.chain.table}"
     by = program if not program.startswith("table ") else "another table"
     code = "foreign-reject" if outcome.reject else "foreign-drop"
-    return Cause(code, f"{verb} by {by}, not by nftproxy: {where}.", tuple(_openers(visit, program)))
+    return Cause(
+        code, f"{verb} by {by}, not by nftproxy: {where}.", tuple(_openers(visit, program))
+    )
 
 
 def _openers(visit: Visit, program: str) -> list[str]:
@@ -58,7 +60,10 @@ def _openers(visit: Visit, program: str) -> list[str]:
         if hook == "forward":
             return [f"ufw route allow in on {packet.iif} out on {packet.oif}"]
         return [f"ufw allow in on {packet.iif}" if packet.iif else f"ufw allow out on {packet.oif}"]
-    if visit.packet.tracked and visit.packet.tracked.original.destination != packet.ends.destination:
+    if (
+        visit.packet.tracked
+        and visit.packet.tracked.original.destination != packet.ends.destination
+    ):
         # Holds for the answers as well.
         if base.chain.name.isupper() and family in {"ip", "ip6"}:
             tool = "iptables" if family == "ip" else "ip6tables"
@@ -68,7 +73,9 @@ def _openers(visit: Visit, program: str) -> list[str]:
     there = text(packet.ends.destination)
     lines = [f"nft insert rule {base.chain.table} {base.chain.name} {ip} daddr {there} accept"]
     if hook in {"forward", "prerouting"} and packet.tracked:
-        lines.append(f"nft insert rule {base.chain.table} {base.chain.name} ct state established accept")
+        lines.append(
+            f"nft insert rule {base.chain.table} {base.chain.name} ct state established accept"
+        )
     return lines
 
 
@@ -94,11 +101,17 @@ def no_route(why: str, address: str, iif: str, forwards: str) -> Cause:
     six = ":" in address
     if forwards == "0":
         setting = "net.ipv6.conf.all.forwarding" if six else "net.ipv4.ip_forward"
-        return Cause("ip-forward", f"This node does not forward packets: {setting} is 0.", (f"sysctl -w {setting}=1",))
+        return Cause(
+            "ip-forward",
+            f"This node does not forward packets: {setting} is 0.",
+            (f"sysctl -w {setting}=1",),
+        )
     if why.startswith("rp_filter"):
         return Cause(
             "rp-filter",
             f"Packets from this client must not come in by {iif}: {why}.",
             (f"sysctl -w net.ipv4.conf.{iif}.rp_filter=0 net.ipv4.conf.all.rp_filter=0",),
         )
-    return Cause("no-route", f"This node has no route to {address}: {why}.", (f"ip route get {address}",))
+    return Cause(
+        "no-route", f"This node has no route to {address}: {why}.", (f"ip route get {address}",)
+    )

@@ -33,7 +33,9 @@ class Cluster:
         """Return the names of Services that may be meant: of the same name elsewhere, or spelled alike."""
         same = [str(key) for key in self.services if key.name == name.name]
         known = [str(key) for key in self.services]
-        return list(dict.fromkeys([*same, *difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)]))
+        return list(
+            dict.fromkeys([*same, *difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)])
+        )
 
     def compiled(self, name: ObjectName, context: Context) -> Compiled | None:
         """Return what a Service puts into the table; None when there is no such Service for the family."""
@@ -45,7 +47,11 @@ class Cluster:
     def route(self, name: ObjectName, frontend: Frontend, context: Context) -> Route | None:
         """Return what a frontend of a Service does."""
         compiled = self.compiled(name, context)
-        return next((route for route in compiled.routes if route.frontend == frontend), None) if compiled else None
+        return (
+            next((route for route in compiled.routes if route.frontend == frontend), None)
+            if compiled
+            else None
+        )
 
     def claims(self, frontend: Frontend, family: Family) -> list[ObjectName]:
         """Return the Services that want a frontend."""
@@ -59,13 +65,21 @@ class Cluster:
             if seen and address in {seen.cluster_ip, *seen.external_ips, *seen.vips}:
                 yield from ((name, port) for port in service.spec.ports or ())
 
-    def backends(self, name: ObjectName, port: ServicePort, family: Family, node: str) -> list[Backend]:
+    def backends(
+        self, name: ObjectName, port: ServicePort, family: Family, node: str
+    ) -> list[Backend]:
         """Return all endpoints that slices have for a port, used or not."""
         return merge(self.slices.get(name, ()), port, family, node, [])
 
     def addresses(self) -> set[str]:
         """Return the addresses of all endpoints there are."""
-        return {a for pieces in self.slices.values() for piece in pieces for e in piece.endpoints or () for a in e.addresses}
+        return {
+            a
+            for pieces in self.slices.values()
+            for piece in pieces
+            for e in piece.endpoints or ()
+            for a in e.addresses
+        }
 
 
 def is_others(service: Service) -> bool:
@@ -74,7 +88,9 @@ def is_others(service: Service) -> bool:
     return labels is not None and labels.proxy_name is not None
 
 
-def left_out(backends: Iterable[Backend], used: set[str], here: Locality, *, local_only: bool) -> list[Candidate]:
+def left_out(
+    backends: Iterable[Backend], used: set[str], here: Locality, *, local_only: bool
+) -> list[Candidate]:
     """Return the endpoints that are not used, and why."""
     found = []
     for backend in backends:
@@ -95,25 +111,43 @@ def left_out(backends: Iterable[Backend], used: set[str], here: Locality, *, loc
     return found
 
 
-def why_none(cluster: Cluster, name: ObjectName, port: ServicePort, family: Family) -> tuple[str, str]:
+def why_none(
+    cluster: Cluster, name: ObjectName, port: ServicePort, family: Family
+) -> tuple[str, str]:
     """Return a word and a sentence about why a Service port has no endpoint that can be used."""
     pieces = cluster.slices.get(name, ())
     of_family = [piece for piece in pieces if piece.address_type == family]
     if not pieces:
-        return "no-slices", f"{name} has no EndpointSlice: no Pod matches its selector, or it has none and nobody made a slice"
+        return (
+            "no-slices",
+            f"{name} has no EndpointSlice: no Pod matches its selector, or it has none and nobody made a slice",
+        )
     if not of_family:
         if any(piece.address_type == "FQDN" for piece in pieces):
-            return "fqdn", f"the EndpointSlices of {name} hold names (addressType FQDN), which no proxy can send packets to"
+            return (
+                "fqdn",
+                f"the EndpointSlices of {name} hold names (addressType FQDN), which no proxy can send packets to",
+            )
         return "no-slices", f"{name} has no EndpointSlice of addressType {family}"
     if not any(piece.endpoints for piece in of_family):
-        return "empty-slices", f"the EndpointSlices of {name} hold no endpoint: no Pod matches its selector"
+        return (
+            "empty-slices",
+            f"the EndpointSlices of {name} hold no endpoint: no Pod matches its selector",
+        )
     backends = cluster.backends(name, port, family, "")
     if not backends:
         ports = sorted(
-            {f"{p.name or 'unnamed'} ({p.port}/{p.protocol or 'TCP'})" for piece in of_family for p in piece.ports or ()}
+            {
+                f"{p.name or 'unnamed'} ({p.port}/{p.protocol or 'TCP'})"
+                for piece in of_family
+                for p in piece.ports or ()
+            }
         )
         wanted = f"{port.name or 'unnamed'}/{port.protocol.value}"
-        return "other-ports", f"the endpoints of {name} have no port {wanted}; they have {', '.join(ports) or 'none'}"
+        return (
+            "other-ports",
+            f"the endpoints of {name} have no port {wanted}; they have {', '.join(ports) or 'none'}",
+        )
     if any(backend.fallback for backend in backends):
         return "terminating", f"all {len(backends)} endpoints of {name} are terminating"
     return "not-ready", f"none of the {len(backends)} endpoints of {name} is ready"

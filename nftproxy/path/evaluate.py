@@ -62,7 +62,17 @@ def run(base: BaseChain, packet: Packet, rules: Ruleset, around: Surroundings) -
         steps += 1
         if steps > _MOST:
             doubt = Doubt("size", f"more than {_MOST} rules, the rest were not followed", None)
-            _keep(found, Outcome(Verdict.ACCEPT, state.packet, at.chain, None, (*state.doubts, doubt), state.events))
+            _keep(
+                found,
+                Outcome(
+                    Verdict.ACCEPT,
+                    state.packet,
+                    at.chain,
+                    None,
+                    (*state.doubts, doubt),
+                    state.events,
+                ),
+            )
             break
         here = rules.rules(at.chain)
         if at.index >= len(here):
@@ -78,7 +88,11 @@ def run(base: BaseChain, packet: Packet, rules: Ruleset, around: Surroundings) -
 
 
 def _next(
-    at: _At, rule: Rule, state: State, base: BaseChain, found: dict[tuple[int, Packet, bool], Outcome]
+    at: _At,
+    rule: Rule,
+    state: State,
+    base: BaseChain,
+    found: dict[tuple[int, Packet, bool], Outcome],
 ) -> list[tuple[_At, State]]:
     """Return where a rule's verdict leads to; an end is kept in `found`."""
     on = replace(at, index=at.index + 1)
@@ -87,7 +101,12 @@ def _next(
         case Verdict.CONTINUE | Verdict.BREAK:
             return [(on, state)]
         case Verdict.JUMP if len(at.returns) < _DEEPEST:
-            return [(_At(Chain(at.chain.table, target), 0, (*at.returns, (at.chain, at.index + 1))), state)]
+            return [
+                (
+                    _At(Chain(at.chain.table, target), 0, (*at.returns, (at.chain, at.index + 1))),
+                    state,
+                )
+            ]
         case Verdict.GOTO:
             return [(_At(Chain(at.chain.table, target), 0, at.returns), state)]
         case Verdict.RETURN:
@@ -96,12 +115,23 @@ def _next(
             code = Verdict.DROP
     _keep(
         found,
-        Outcome(code, state.packet, at.chain, rule, state.doubts, state.events, state.reject, translated=state.translated),
+        Outcome(
+            code,
+            state.packet,
+            at.chain,
+            rule,
+            state.doubts,
+            state.events,
+            state.reject,
+            translated=state.translated,
+        ),
     )
     return []
 
 
-def _returned(at: _At, state: State, base: BaseChain, found: dict[tuple[int, Packet, bool], Outcome]) -> list[tuple[_At, State]]:
+def _returned(
+    at: _At, state: State, base: BaseChain, found: dict[tuple[int, Packet, bool], Outcome]
+) -> list[tuple[_At, State]]:
     """Go back to where a jump came from, or meet the policy."""
     if at.returns:
         chain, index = at.returns[-1]

@@ -29,7 +29,11 @@ from nftproxy.table import expressions as nft
 from nftproxy.table import netlink
 from nftproxy.table.expressions import BitwiseOperation, Verdict
 
-_LIMITS = {"limit": "a limit of packets", "quota": "a quota of bytes", "connlimit": "a limit of connections"}
+_LIMITS = {
+    "limit": "a limit of packets",
+    "quota": "a quota of bytes",
+    "connlimit": "a limit of connections",
+}
 _INVERTED = 1  # NFT_LOOKUP_F_INV
 _DELETE = 2  # NFT_DYNSET_OP_DELETE
 _NETMAP = 0x40  # NF_NAT_RANGE_NETMAP
@@ -80,44 +84,70 @@ class Machine(Reading):
         if netlink.Data.VERDICT in content:
             verdict = netlink.parts(content[netlink.Data.VERDICT])
             code = int.from_bytes(verdict[netlink.Verdict.CODE], signed=True)
-            return [replace(state, code=code, target=netlink.text(verdict.get(netlink.Verdict.CHAIN, b"")))]
+            return [
+                replace(
+                    state, code=code, target=netlink.text(verdict.get(netlink.Verdict.CHAIN, b""))
+                )
+            ]
         return [store(state, integer(data[nft.Immediate.TO]), exact(content[netlink.Data.VALUE]))]
 
     def bitwise(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Change bits."""
         length = integer(data[nft.Bitwise.LENGTH])
         value = state.registers.load(integer(data[nft.Bitwise.FROM]), length)
-        operation = integer(data[nft.Bitwise.OPERATION]) if nft.Bitwise.OPERATION in data else BitwiseOperation.MASK_XOR
+        operation = (
+            integer(data[nft.Bitwise.OPERATION])
+            if nft.Bitwise.OPERATION in data
+            else BitwiseOperation.MASK_XOR
+        )
         to = integer(data[nft.Bitwise.TO])
         if operation in {BitwiseOperation.LEFT, BitwiseOperation.RIGHT}:
             bits = of_machine(_value(data[nft.Bitwise.DATA]))
             return [store(state, to, shift(value, operation, bits))]
         if operation == BitwiseOperation.MASK_XOR:
-            changed = bitwise(value, operation, _value(data[nft.Bitwise.MASK]), _value(data[nft.Bitwise.XOR]))
+            changed = bitwise(
+                value, operation, _value(data[nft.Bitwise.MASK]), _value(data[nft.Bitwise.XOR])
+            )
         elif nft.Bitwise.FROM_2 in data:
             other = state.registers.load(integer(data[nft.Bitwise.FROM_2]), length)
-            changed = bitwise(value, operation, other.options[0], b"") if other.is_exact else unknown(length, other.why)
+            changed = (
+                bitwise(value, operation, other.options[0], b"")
+                if other.is_exact
+                else unknown(length, other.why)
+            )
         else:
             changed = bitwise(value, operation, _value(data[nft.Bitwise.DATA]), b"")
         return [store(state, to, changed)]
 
     def byteorder(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Swap bytes."""
-        value = state.registers.load(integer(data[nft.Byteorder.FROM]), integer(data[nft.Byteorder.LENGTH]))
-        return [store(state, integer(data[nft.Byteorder.TO]), byteorder(value, integer(data[nft.Byteorder.SIZE])))]
+        value = state.registers.load(
+            integer(data[nft.Byteorder.FROM]), integer(data[nft.Byteorder.LENGTH])
+        )
+        return [
+            store(
+                state,
+                integer(data[nft.Byteorder.TO]),
+                byteorder(value, integer(data[nft.Byteorder.SIZE])),
+            )
+        ]
 
     def compare(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Compare with a constant."""
         wanted = _value(data[nft.Compare.DATA])
         value = state.registers.load(integer(data[nft.Compare.FROM]), len(wanted))
-        return _answers(compare(value, integer(data[nft.Compare.OPERATION]), wanted), value, rule, state)
+        return _answers(
+            compare(value, integer(data[nft.Compare.OPERATION]), wanted), value, rule, state
+        )
 
     def range(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Compare with two constants."""
         lowest, highest = _value(data[nft.Range.LOWEST]), _value(data[nft.Range.HIGHEST])
         value = state.registers.load(integer(data[nft.Range.FROM]), len(lowest))
         unequal = integer(data[nft.Range.OPERATION]) == nft.Operation.UNEQUAL
-        return _answers({answer is not unequal for answer in within(value, lowest, highest)}, value, rule, state)
+        return _answers(
+            {answer is not unequal for answer in within(value, lowest, highest)}, value, rule, state
+        )
 
     def lookup(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Look a key up in a set or map."""
@@ -139,9 +169,15 @@ class Machine(Reading):
                 yield broken(seen)
                 continue
             for one in self._stateful(found, rule, seen):
-                yield one if found is None or to is None or one.code != Verdict.CONTINUE else _taken(one, found, to)
+                yield (
+                    one
+                    if found is None or to is None or one.code != Verdict.CONTINUE
+                    else _taken(one, found, to)
+                )
 
-    def _elements(self, name: str, register: int, rule: Rule, state: State) -> Iterator[tuple[bytes, "Element | None", State]]:
+    def _elements(
+        self, name: str, register: int, rule: Rule, state: State
+    ) -> Iterator[tuple[bytes, "Element | None", State]]:
         """Yield what a look-up can find, each with a key that finds it; `_ANY` where the key is not known."""
         table = rule.chain.table
         value = state.registers.load(register, self.rules.key_length(table, name))
@@ -157,7 +193,11 @@ class Machine(Reading):
             else:
                 found.setdefault(self.rules.element(table, name, key), key)
         for element, key in found.items():
-            doubts = (*state.doubts, Doubt("chance", value.why, rule)) if len(found) > 1 else state.doubts
+            doubts = (
+                (*state.doubts, Doubt("chance", value.why, rule))
+                if len(found) > 1
+                else state.doubts
+            )
             yield key, element, replace(state, doubts=doubts)
 
     def _stateful(self, element: "Element | None", rule: Rule, state: State) -> Iterable[State]:
@@ -170,7 +210,9 @@ class Machine(Reading):
     def dynamic(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Put an element into a set, or take it out: only what comes with it can stop the rule."""
         table, name = rule.chain.table, netlink.text(data[nft.Dynamic.SET])
-        key = state.registers.load(integer(data[nft.Dynamic.KEY]), self.rules.key_length(table, name))
+        key = state.registers.load(
+            integer(data[nft.Dynamic.KEY]), self.rules.key_length(table, name)
+        )
         if key.is_exact and nft.Dynamic.VALUE not in data:
             there = integer(data[nft.Dynamic.OPERATION]) != _DELETE
             place = f"{table} {name}", key.options[0]
@@ -179,11 +221,14 @@ class Machine(Reading):
         inside = [data[nft.Dynamic.EXPRESSION]] if nft.Dynamic.EXPRESSION in data else []
         if nft.Dynamic.EXPRESSIONS in data:
             inside += [
-                data[nft.Dynamic.EXPRESSIONS][start:end] for _, (start, end) in netlink.attributes(data[nft.Dynamic.EXPRESSIONS])
+                data[nft.Dynamic.EXPRESSIONS][start:end]
+                for _, (start, end) in netlink.attributes(data[nft.Dynamic.EXPRESSIONS])
             ]
         states: list[State] = [state]
         for packed in inside:
-            states = [each for one in states for each in self._step(expression_of(packed), rule, one)]
+            states = [
+                each for one in states for each in self._step(expression_of(packed), rule, one)
+            ]
         return states
 
     def object(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
@@ -191,7 +236,9 @@ class Machine(Reading):
         if nft.Object.SET not in data:
             return self._object(integer(data[nft.Object.TYPE]), rule, state)
         found: list[State] = []
-        for _, element, after in self._elements(netlink.text(data[nft.Object.SET]), integer(data[nft.Object.FROM]), rule, state):
+        for _, element, after in self._elements(
+            netlink.text(data[nft.Object.SET]), integer(data[nft.Object.FROM]), rule, state
+        ):
             if element is None:
                 found.append(broken(after))
             else:  # of what kind the objects are is not said here
@@ -216,10 +263,17 @@ class Machine(Reading):
         """Refuse, and say so to the client."""
         kind = integer(data[nft.Reject.TYPE])
         code = data.get(nft.Reject.CODE, b"\0")[-1]
-        said = {nft.RejectType.ICMP: f"ICMP unreachable, code {code}", nft.RejectType.TCP_RESET: "TCP reset"}
+        said = {
+            nft.RejectType.ICMP: f"ICMP unreachable, code {code}",
+            nft.RejectType.TCP_RESET: "TCP reset",
+        }
         return [
             replace(
-                state, code=Verdict.DROP, reject=said.get(nft.RejectType(kind), f"ICMP unreachable, code {code} of both families")
+                state,
+                code=Verdict.DROP,
+                reject=said.get(
+                    nft.RejectType(kind), f"ICMP unreachable, code {code} of both families"
+                ),
             )
         ]
 
@@ -229,25 +283,40 @@ class Machine(Reading):
         flags = integer(data[nft.Nat.FLAGS]) if nft.Nat.FLAGS in data else 0
         size = state.packet.size
         address = _loaded(data, nft.Nat.ADDRESS, size, state)
-        last = _loaded(data, nft.Nat.ADDRESS_END, size, state) if nft.Nat.ADDRESS_END in data else address
+        last = (
+            _loaded(data, nft.Nat.ADDRESS_END, size, state)
+            if nft.Nat.ADDRESS_END in data
+            else address
+        )
         port = _loaded(data, nft.Nat.PORT, 2, state)
         for value in (address, port):
             if value is not None and not value.is_known:
                 return [
                     replace(
-                        state, code=Verdict.ACCEPT, doubts=(*state.doubts, Doubt("unknown", value.why, rule)), translated=True
+                        state,
+                        code=Verdict.ACCEPT,
+                        doubts=(*state.doubts, Doubt("unknown", value.why, rule)),
+                        translated=True,
                     )
                 ]
         found = []
-        addresses = _addresses(address, last, state.packet, destination=destination, netmap=bool(flags & _NETMAP))
+        addresses = _addresses(
+            address, last, state.packet, destination=destination, netmap=bool(flags & _NETMAP)
+        )
         ports = [None] if port is None else [int.from_bytes(option) for option in port.options]
         for one in addresses:
             for number_of_it in ports:
-                packet = state.packet.translated(destination=destination, address=one, port=number_of_it)
+                packet = state.packet.translated(
+                    destination=destination, address=one, port=number_of_it
+                )
                 doubts = state.doubts
                 if len(addresses) * len(ports) > 1:
                     doubts = (*doubts, Doubt("chance", "one of several addresses or ports", rule))
-                found.append(_translated(replace(state, doubts=doubts), packet, rule, destination=destination))
+                found.append(
+                    _translated(
+                        replace(state, doubts=doubts), packet, rule, destination=destination
+                    )
+                )
         return found
 
     def masquerade(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
@@ -260,7 +329,11 @@ class Machine(Reading):
         """Send the packet to this node itself."""
         size = state.packet.size
         loopback = bytes((127, 0, 0, 1)) if size == 4 else bytes(15) + b"\x01"
-        address = loopback if self.base.hook == "output" else self.around.address_of(state.packet.iif, size)
+        address = (
+            loopback
+            if self.base.hook == "output"
+            else self.around.address_of(state.packet.iif, size)
+        )
         port = _loaded(data, nft.Redirect.PORT, 2, state)
         to = int.from_bytes(port.options[0]) if port is not None and port.is_exact else None
         packet = state.packet.translated(destination=True, address=address, port=to)
@@ -287,16 +360,27 @@ class Machine(Reading):
     def match(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Ask a match of xtables."""
         name, info = netlink.text(data[nft.Extension.NAME]), data.get(nft.Extension.INFO, b"")
-        answers = xtables.match(name, integer(data[nft.Extension.REVISION]), info, state.packet, self.around)
+        answers = xtables.match(
+            name, integer(data[nft.Extension.REVISION]), info, state.packet, self.around
+        )
         if answers is None:
             return both(state, Doubt("unknown", f"the xtables match {name}", rule))
-        kind = "chance" if name in xtables.CHANCE else "limit" if name in xtables.LIMITS else "unknown"
+        kind = (
+            "chance" if name in xtables.CHANCE else "limit" if name in xtables.LIMITS else "unknown"
+        )
         return _answers(answers, unknown(0, f"the xtables match {name}"), rule, state, kind)
 
     def target(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Run a target of xtables."""
         name, info = netlink.text(data[nft.Extension.NAME]), data.get(nft.Extension.INFO, b"")
-        done = xtables.target(name, integer(data[nft.Extension.REVISION]), info, state.packet, self.around, self.base.hook)
+        done = xtables.target(
+            name,
+            integer(data[nft.Extension.REVISION]),
+            info,
+            state.packet,
+            self.around,
+            self.base.hook,
+        )
         if done is None:
             doubt = Doubt("unknown", f"the xtables target {name}", rule)
             doubtful = replace(state, doubts=(*state.doubts, doubt))
@@ -327,7 +411,9 @@ _ANY = Element(object_name="?")
 def expression_of(packed: bytes) -> Expression:
     """Return an expression as it stands in a message."""
     parts = netlink.parts(packed)
-    inside = netlink.parts(parts[netlink.Expression.DATA]) if netlink.Expression.DATA in parts else {}
+    inside = (
+        netlink.parts(parts[netlink.Expression.DATA]) if netlink.Expression.DATA in parts else {}
+    )
     return Expression(netlink.text(parts[netlink.Expression.NAME]), inside)
 
 
@@ -344,7 +430,9 @@ def _each_once(states: list[State], before: State) -> list[State]:
     return list(found.values())
 
 
-def _answers(answers: set[bool], value: Value, rule: Rule, state: State, kind: str = "") -> list[State]:
+def _answers(
+    answers: set[bool], value: Value, rule: Rule, state: State, kind: str = ""
+) -> list[State]:
     """Go on where the answer is yes, break where it is no."""
     if len(answers) > 1:
         chance = value.is_known and len(value.options) > 1
@@ -365,10 +453,14 @@ def _taken(state: State, element: Element, register: int) -> State:
 
 def _translated(state: State, packet: Packet, rule: Rule, *, destination: bool) -> State:
     event = Event("destination" if destination else "source", rule)
-    return replace(state, packet=packet, code=Verdict.ACCEPT, events=(*state.events, event), translated=True)
+    return replace(
+        state, packet=packet, code=Verdict.ACCEPT, events=(*state.events, event), translated=True
+    )
 
 
-def _addresses(first: Value | None, last: Value | None, packet: Packet, *, destination: bool, netmap: bool) -> list[bytes | None]:
+def _addresses(
+    first: Value | None, last: Value | None, packet: Packet, *, destination: bool, netmap: bool
+) -> list[bytes | None]:
     """Return the addresses that a translation can choose from."""
     if first is None or last is None:
         return [None]

@@ -37,7 +37,9 @@ class HeldByKernel:
         if element is None:
             return False, None
         if element.code is not None:
-            return True, Verdict(_VERBS.get(element.code, str(element.code)), element.target, element.comment)
+            return True, Verdict(
+                _VERBS.get(element.code, str(element.code)), element.target, element.comment
+            )
         return True, unpack_value(element.data, held.value) if held and held.value else None
 
 
@@ -61,7 +63,9 @@ def _packed(part: str | int) -> bytes:
     return pack(str(part))
 
 
-def verdict(held: Held, declaration: Declaration, family: Family, frontend: Frontend) -> Verdict | None:
+def verdict(
+    held: Held, declaration: Declaration, family: Family, frontend: Frontend
+) -> Verdict | None:
     """Return where a map of verdicts sends packets for a frontend."""
     found, value = held.get(declaration.name(family, node_port=frontend.is_node_port), frontend.key)
     return value if found and isinstance(value, Verdict) else None

@@ -49,32 +49,53 @@ class Branch:
         return self.last.outcome.reject if self.last and not self.alive else ""
 
 
-def chains_of(chains: Iterable[BaseChain], hook: str, families: set[str], device: str = "") -> list[BaseChain]:
+def chains_of(
+    chains: Iterable[BaseChain], hook: str, families: set[str], device: str = ""
+) -> list[BaseChain]:
     """Return the chains of a hook for some families; those of devices only if they are on this one."""
-    found = [chain for chain in chains if chain.hook == hook and chain.chain.table.family in families]
+    found = [
+        chain for chain in chains if chain.hook == hook and chain.chain.table.family in families
+    ]
     return [chain for chain in found if not device or device in chain.devices]
 
 
 def pass_hook(
-    branches: Iterable[Branch], chains: Sequence[BaseChain], hook: str, rules: Ruleset, around: Surroundings
+    branches: Iterable[Branch],
+    chains: Sequence[BaseChain],
+    hook: str,
+    rules: Ruleset,
+    around: Surroundings,
 ) -> list[Branch]:
     """Send packets through the chains of one hook."""
     nat = [chain for chain in chains if chain.kind == "nat"]
     at = _DESTINATION if hook in _TRACKING else _SOURCE
-    order: list[tuple[int, list[BaseChain]]] = [(chain.priority, [chain]) for chain in chains if chain.kind != "nat"]
+    order: list[tuple[int, list[BaseChain]]] = [
+        (chain.priority, [chain]) for chain in chains if chain.kind != "nat"
+    ]
     if nat:
         order.append((at, nat))
     found = list(branches)
     if hook in _TRACKING:
         order.append((_CONNTRACK, []))
     # Those of one priority stand in the order in which the kernel has them; what the kernel does itself comes first.
-    for _, group in sorted(order, key=lambda one: (one[0], len(one[1]) == 1 and one[1][0].kind != "nat")):
+    for _, group in sorted(
+        order, key=lambda one: (one[0], len(one[1]) == 1 and one[1][0].kind != "nat")
+    ):
         if not group:
-            found = [replace(branch, packet=branch.packet.track()) if branch.alive else branch for branch in found]
+            found = [
+                replace(branch, packet=branch.packet.track()) if branch.alive else branch
+                for branch in found
+            ]
         elif group is nat:
-            found = _merged(each for branch in found for each in _nat(branch, nat, rules, around, destination=at == _DESTINATION))
+            found = _merged(
+                each
+                for branch in found
+                for each in _nat(branch, nat, rules, around, destination=at == _DESTINATION)
+            )
         else:
-            found = _merged(each for branch in found for each in _one(branch, group[0], rules, around))
+            found = _merged(
+                each for branch in found for each in _one(branch, group[0], rules, around)
+            )
     return found
 
 
@@ -93,22 +114,38 @@ def _after(branch: Branch, base: BaseChain, outcome: Outcome) -> Branch:
     )
 
 
-def _nat(branch: Branch, chains: Sequence[BaseChain], rules: Ruleset, around: Surroundings, *, destination: bool) -> list[Branch]:
+def _nat(
+    branch: Branch,
+    chains: Sequence[BaseChain],
+    rules: Ruleset,
+    around: Surroundings,
+    *,
+    destination: bool,
+) -> list[Branch]:
     """Ask chains of type nat, until one translates; once for each connection."""
     done = Status.DESTINATION_DONE if destination else Status.SOURCE_DONE
     if not branch.alive or branch.packet.tracked is None or done in branch.packet.tracked.status:
         return [branch]
     waiting, ended = [branch], []
     for base in chains:
-        after = [(outcome.translated, each) for one in waiting for each, outcome in _asked(one, base, rules, around)]
+        after = [
+            (outcome.translated, each)
+            for one in waiting
+            for each, outcome in _asked(one, base, rules, around)
+        ]
         ended += [each for translated, each in after if translated or not each.alive]
         waiting = [each for translated, each in after if each.alive and not translated]
     found = ended + waiting
     return [replace(each, packet=each.packet.done(destination=destination)) for each in found]
 
 
-def _asked(branch: Branch, base: BaseChain, rules: Ruleset, around: Surroundings) -> list[tuple[Branch, Outcome]]:
-    return [(_after(branch, base, outcome), outcome) for outcome in run(base, branch.packet, rules, around)]
+def _asked(
+    branch: Branch, base: BaseChain, rules: Ruleset, around: Surroundings
+) -> list[tuple[Branch, Outcome]]:
+    return [
+        (_after(branch, base, outcome), outcome)
+        for outcome in run(base, branch.packet, rules, around)
+    ]
 
 
 def _merged(branches: Iterable[Branch]) -> list[Branch]:

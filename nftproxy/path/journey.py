@@ -48,7 +48,10 @@ class Traveller:
     """Sends packets through a ruleset. `choose` keeps the branches that are followed after the destination is chosen."""
 
     def __init__(
-        self, rules: Ruleset, around: Surroundings, choose: Callable[[list[Branch]], list[Branch]] = lambda branches: branches
+        self,
+        rules: Ruleset,
+        around: Surroundings,
+        choose: Callable[[list[Branch]], list[Branch]] = lambda branches: branches,
     ) -> None:
         self._rules = rules
         self._around = around
@@ -73,12 +76,17 @@ class Traveller:
         branches = [Branch(packet.at("", "lo" if way.local else way.device))]
         branches = self._layer3(journey, "output", branches)
         for way, group in self._ways(journey, branches, own=True):
-            after = [replace(one, packet=one.packet.at("", "lo" if way.local else way.device)) for one in group]
+            after = [
+                replace(one, packet=one.packet.at("", "lo" if way.local else way.device))
+                for one in group
+            ]
             after = self._layer3(journey, "postrouting", after)
             if not way.local:
                 self._exit(journey, after, way)
                 continue
-            after = [replace(one, packet=one.packet.at("lo", "")) if one.alive else one for one in after]
+            after = [
+                replace(one, packet=one.packet.at("lo", "")) if one.alive else one for one in after
+            ]
             after = self._layer3(journey, "prerouting", after)
             after = self._layer3(journey, "input", after)
             journey.ends += [End(one, way, delivered=one.alive) for one in after if one.alive]
@@ -103,12 +111,16 @@ class Traveller:
                 after = self._layer3(journey, "input", group)
                 journey.ends += [End(one, way, delivered=one.alive) for one in after if one.alive]
                 continue
-            after = [replace(one, packet=one.packet.at(one.packet.iif, way.device)) for one in group]
+            after = [
+                replace(one, packet=one.packet.at(one.packet.iif, way.device)) for one in group
+            ]
             after = self._layer3(journey, "forward", after)
             after = self._layer3(journey, "postrouting", after)
             self._exit(journey, after, way)
 
-    def _ways(self, journey: Journey, branches: list[Branch], *, own: bool) -> Iterable[tuple[Way, list[Branch]]]:
+    def _ways(
+        self, journey: Journey, branches: list[Branch], *, own: bool
+    ) -> Iterable[tuple[Way, list[Branch]]]:
         """Group packets by the way that the kernel has for them; those without one end here."""
         groups: dict[Way, list[Branch]] = {}
         for branch in self._choose(branches):
@@ -136,12 +148,20 @@ class Traveller:
         family = "ip" if branches[0].packet.size == 4 else "ip6"
         return self._pass(journey, hook, "inet", {family, "inet"}, branches)
 
-    def _device(self, journey: Journey, hook: str, device: str, branches: list[Branch]) -> list[Branch]:
+    def _device(
+        self, journey: Journey, hook: str, device: str, branches: list[Branch]
+    ) -> list[Branch]:
         families = {"netdev", "inet"} if hook == "ingress" else {"netdev"}
         return self._pass(journey, hook, "netdev", families, branches, device)
 
     def _pass(
-        self, journey: Journey, hook: str, kind: str, families: set[str], branches: list[Branch], device: str = ""
+        self,
+        journey: Journey,
+        hook: str,
+        kind: str,
+        families: set[str],
+        branches: list[Branch],
+        device: str = "",
     ) -> list[Branch]:
         """Pass one hook; branches that end there are ends of the journey."""
         chains = chains_of(self._chains, hook, families, device)

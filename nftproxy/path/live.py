@@ -13,7 +13,19 @@ from nftproxy.path.expressions import expression_of
 from nftproxy.path.ruleset import BaseChain, Chain, Element, Expression, Rule, Table
 from nftproxy.table import netlink
 from nftproxy.table.packing import unpack_comment
-from nftproxy.table.netlink import FAMILIES, FAMILY_NAMES, Data, Elements, Message, Set, Verdict, attributes, named, nested, text
+from nftproxy.table.netlink import (
+    FAMILIES,
+    FAMILY_NAMES,
+    Data,
+    Elements,
+    Message,
+    Set,
+    Verdict,
+    attributes,
+    named,
+    nested,
+    text,
+)
 from nftproxy.table.netlink import Chain as ChainPart
 from nftproxy.table.netlink import Element as Part
 from nftproxy.table.netlink import Hook as HookPart
@@ -70,8 +82,14 @@ class LiveRuleset:
         """Return the rules of a chain, in order."""
         if chain not in self._rules:
             wanted = named(RulePart.TABLE, chain.table.name) + named(RulePart.CHAIN, chain.name)
-            messages = self._channel.dump(Message.GET_RULE, wanted, family=FAMILIES[chain.table.family])
-            self._rules[chain] = [rule for rule in (_rule(chain, netlink.parts(message)) for message in messages) if rule]
+            messages = self._channel.dump(
+                Message.GET_RULE, wanted, family=FAMILIES[chain.table.family]
+            )
+            self._rules[chain] = [
+                rule
+                for rule in (_rule(chain, netlink.parts(message)) for message in messages)
+                if rule
+            ]
         return self._rules[chain]
 
     def key_length(self, table: Table, name: str) -> int:
@@ -90,7 +108,9 @@ class LiveRuleset:
             found = self._ask(table, name, packed)
             if found is None:
                 with suppress(KernelError):  # before Linux 5.13 nothing stands for all
-                    found = self._ask(table, name, netlink.attribute(Part.FLAGS, netlink.CATCHES_ALL.to_bytes(4)))
+                    found = self._ask(
+                        table, name, netlink.attribute(Part.FLAGS, netlink.CATCHES_ALL.to_bytes(4))
+                    )
             self._elements[place] = found
         return self._elements[place]
 
@@ -131,7 +151,11 @@ def _base_chain(family: str, parts: dict[int, bytes]) -> BaseChain | None:
 def _rule(chain: Chain, parts: dict[int, bytes]) -> Rule | None:
     if text(parts[RulePart.TABLE]) != chain.table.name or text(parts[RulePart.CHAIN]) != chain.name:
         return None
-    return Rule(chain, int.from_bytes(parts[RulePart.HANDLE]), _expressions(parts.get(RulePart.EXPRESSIONS, b"")))
+    return Rule(
+        chain,
+        int.from_bytes(parts[RulePart.HANDLE]),
+        _expressions(parts.get(RulePart.EXPRESSIONS, b"")),
+    )
 
 
 def _expressions(packed: bytes) -> tuple[Expression, ...]:

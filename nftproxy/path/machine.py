@@ -56,7 +56,11 @@ def choice(offset: int, modulus: int, why: str) -> Value:
     """Return a number from a range of which chance takes one."""
     if not 0 < modulus <= _MOST:
         return unknown(4, why)
-    return Value(tuple((offset + each).to_bytes(4, sys.byteorder) for each in range(modulus)), b"\xff" * 4, why)
+    return Value(
+        tuple((offset + each).to_bytes(4, sys.byteorder) for each in range(modulus)),
+        b"\xff" * 4,
+        why,
+    )
 
 
 class Registers:
@@ -83,7 +87,8 @@ class Registers:
         """Return what is in a register and those after it."""
         first = _word(register)
         words = [
-            self._words.get(first + index, unknown(4, "a register that no rule filled")) for index in range((length + 3) // 4)
+            self._words.get(first + index, unknown(4, "a register that no rule filled"))
+            for index in range((length + 3) // 4)
         ]
         count = 1
         for word in words:
@@ -91,7 +96,10 @@ class Registers:
         why = next((word.why for word in words if word.why), "")
         if count > _MOST:
             return unknown(length, why)
-        options = tuple(b"".join(parts)[:length] for parts in itertools.product(*(word.options for word in words)))
+        options = tuple(
+            b"".join(parts)[:length]
+            for parts in itertools.product(*(word.options for word in words))
+        )
         return Value(options, b"".join(word.known for word in words)[:length], why)
 
 
@@ -101,12 +109,16 @@ def _word(register: int) -> int:
 
 def compare(value: Value, operation: int, data: bytes) -> set[bool]:
     """Return the answers that a comparison can have."""
-    return set().union(*(_compare(option, value.known, operation, data) for option in value.options))
+    return set().union(
+        *(_compare(option, value.known, operation, data) for option in value.options)
+    )
 
 
 def _compare(option: bytes, known: bytes, operation: int, data: bytes) -> set[bool]:
     if operation in {Operation.EQUAL, Operation.UNEQUAL}:
-        differs = any((one ^ other) & mask for one, other, mask in zip(option, data, known, strict=False))
+        differs = any(
+            (one ^ other) & mask for one, other, mask in zip(option, data, known, strict=False)
+        )
         if not differs and any(mask != 0xFF for mask in known):
             return {True, False}
         return {differs is (operation == Operation.UNEQUAL)}
@@ -131,27 +143,44 @@ def within(value: Value, lowest: bytes, highest: bytes) -> set[bool]:
     below = compare(value, Operation.AT_MOST, highest)
     if len(value.options) == 1:
         return {one and other for one in above for other in below}
-    return set().union(*(within(Value((option,), value.known), lowest, highest) for option in value.options))
+    return set().union(
+        *(within(Value((option,), value.known), lowest, highest) for option in value.options)
+    )
 
 
 def bitwise(value: Value, operation: int, mask: bytes, xor: bytes) -> Value:
     """Return a value with its bits changed; `mask` is the one argument of operations that have one."""
     if operation == BitwiseOperation.MASK_XOR:
         return _each(
-            value, lambda data: bytes((a & m) ^ x for a, m, x in zip(data, mask, xor, strict=True)), _also(value, mask, 0)
+            value,
+            lambda data: bytes((a & m) ^ x for a, m, x in zip(data, mask, xor, strict=True)),
+            _also(value, mask, 0),
         )
     if operation == BitwiseOperation.AND:
-        return _each(value, lambda data: bytes(a & b for a, b in zip(data, mask, strict=True)), _also(value, mask, 0))
+        return _each(
+            value,
+            lambda data: bytes(a & b for a, b in zip(data, mask, strict=True)),
+            _also(value, mask, 0),
+        )
     if operation == BitwiseOperation.OR:
-        return _each(value, lambda data: bytes(a | b for a, b in zip(data, mask, strict=True)), _also(value, mask, 0xFF))
+        return _each(
+            value,
+            lambda data: bytes(a | b for a, b in zip(data, mask, strict=True)),
+            _also(value, mask, 0xFF),
+        )
     if operation == BitwiseOperation.XOR:
-        return _each(value, lambda data: bytes(a ^ b for a, b in zip(data, mask, strict=True)), value.known)
+        return _each(
+            value, lambda data: bytes(a ^ b for a, b in zip(data, mask, strict=True)), value.known
+        )
     return unknown(len(value.known), "an operation on bits that is not known")
 
 
 def _also(value: Value, mask: bytes, decided: int) -> bytes:
     """Return which bits are known where a mask decides some of them: its zeros, or its ones."""
-    return bytes(known | (~bits & 0xFF if decided == 0 else bits) for known, bits in zip(value.known, mask, strict=True))
+    return bytes(
+        known | (~bits & 0xFF if decided == 0 else bits)
+        for known, bits in zip(value.known, mask, strict=True)
+    )
 
 
 def shift(value: Value, operation: int, bits: int) -> Value:
@@ -159,7 +188,10 @@ def shift(value: Value, operation: int, bits: int) -> Value:
     left = operation == BitwiseOperation.LEFT
 
     def shifted(data: bytes) -> bytes:
-        words = [int.from_bytes(data[index : index + 4], sys.byteorder) for index in range(0, len(data), 4)]
+        words = [
+            int.from_bytes(data[index : index + 4], sys.byteorder)
+            for index in range(0, len(data), 4)
+        ]
         carry = 0
         for index in reversed(range(len(words))) if left else range(len(words)):
             word = words[index]
@@ -191,7 +223,9 @@ def byteorder(value: Value, size: int) -> Value:
 
 def _each(value: Value, change: Callable[[bytes], bytes], known: bytes) -> Value:
     options = tuple(dict.fromkeys(change(option) for option in value.options))
-    return Value(options, known, value.why if len(options) > 1 or any(byte != 0xFF for byte in known) else "")
+    return Value(
+        options, known, value.why if len(options) > 1 or any(byte != 0xFF for byte in known) else ""
+    )
 
 
 def each_exact(value: Value) -> Iterator[bytes]:

@@ -96,7 +96,9 @@ class Step(Value, frozen=True):
     came_out: str  # "pick4-tcp-2: any of 2 endpoints"
     outcome: Outcome
     rule: Rule | None = None
-    endpoint: str = ""  # the step is about packets that go to this endpoint; empty: about all of them
+    endpoint: str = (
+        ""  # the step is about packets that go to this endpoint; empty: about all of them
+    )
     details: tuple[str, ...] = ()
 
     @property
@@ -135,7 +137,11 @@ class Candidate(Value, frozen=True):
     reach: Reach | None = None  # None: not followed further
 
     def __str__(self) -> str:
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
 
 
 class Reply(Value, frozen=True):

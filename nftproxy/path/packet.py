@@ -13,7 +13,10 @@ from nftproxy.table.expressions import Base
 
 TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
 PROTOCOLS = {"tcp": TCP, "udp": UDP, "sctp": SCTP}
-PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()} | {ICMP: "icmp", ICMPV6: "icmpv6"}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()} | {
+    ICMP: "icmp",
+    ICMPV6: "icmpv6",
+}
 ETHERNET = {4: b"\x08\x00", 16: b"\x86\xdd"}  # by the length of an address
 NF_PROTOCOL = {4: 2, 16: 10}
 
@@ -107,7 +110,9 @@ class Packet:
             ends = replace(ends, destination=address or ends.destination, destination_port=there)
             status = Status.DESTINATION_TRANSLATED if ends != self.ends else Status(0)
         else:
-            ends = replace(ends, source=address or ends.source, source_port=port)  # the kernel may choose another port
+            ends = replace(
+                ends, source=address or ends.source, source_port=port
+            )  # the kernel may choose another port
             status = Status.SOURCE_TRANSLATED
         tracked = self.tracked and replace(self.tracked, status=self.tracked.status | status)
         return replace(self, ends=ends, tracked=tracked)
@@ -136,19 +141,30 @@ class Packet:
 
     def write(self, base: int, offset: int, value: bytes) -> "Packet":
         """Have bytes of a header changed by a rule."""
-        packet = replace(self, written=(*self.written, *((base, offset + index, byte) for index, byte in enumerate(value))))
+        packet = replace(
+            self,
+            written=(
+                *self.written,
+                *((base, offset + index, byte) for index, byte in enumerate(value)),
+            ),
+        )
         found = packet.header(base)
         if found is None:
             return packet
         data = found[0]
         if base == Base.NETWORK:
             start = 12 if self.size == 4 else 8
-            source, destination = data[start : start + self.size], data[start + self.size : start + 2 * self.size]
+            source, destination = (
+                data[start : start + self.size],
+                data[start + self.size : start + 2 * self.size],
+            )
             return replace(packet, ends=replace(self.ends, source=source, destination=destination))
         if base == Base.TRANSPORT and self.protocol in PROTOCOL_NAMES and offset < 4:
             here, there = struct.unpack(">HH", data[:4])
             if all(byte == 0xFF for byte in found[1][:2]):
-                return replace(packet, ends=replace(self.ends, source_port=here, destination_port=there))
+                return replace(
+                    packet, ends=replace(self.ends, source_port=here, destination_port=there)
+                )
             return replace(packet, ends=replace(self.ends, destination_port=there))
         return packet
 
@@ -168,7 +184,11 @@ def place(address: bytes, port: int | None) -> str:
 
 def _ipv4(packet: Packet) -> Known:
     ends = packet.ends
-    data = bytes((0x45, 0, 0, 0, 0, 0, 0, 0, 0, packet.protocol, 0, 0)) + ends.source + ends.destination
+    data = (
+        bytes((0x45, 0, 0, 0, 0, 0, 0, 0, 0, packet.protocol, 0, 0))
+        + ends.source
+        + ends.destination
+    )
     # Known: version, traffic class, that it is no fragment (though not whether it may become one), protocol, addresses.
     known = b"\xff\xff\x00\x00\x00\x00\xbf\xff\x00\xff\x00\x00" + b"\xff" * 8
     return data, known
@@ -184,12 +204,18 @@ def _ipv6(packet: Packet) -> Known:
 def _transport(packet: Packet) -> Known:
     ends = packet.ends
     if packet.protocol in {ICMP, ICMPV6}:
-        return bytes((8 if packet.protocol == ICMP else 128, 0, 0, 0, 0, 0, 0, 0)), b"\xff\xff" + bytes(6)
+        return bytes(
+            (8 if packet.protocol == ICMP else 128, 0, 0, 0, 0, 0, 0, 0)
+        ), b"\xff\xff" + bytes(6)
     ports = struct.pack(">HH", ends.source_port or 0, ends.destination_port or 0)
     known = (b"\0\0" if ends.source_port is None else b"\xff\xff") + b"\xff\xff"
-    if packet.protocol == TCP:  # a SYN: no acknowledgement, no urgent data; how long its header is depends on the client
+    if (
+        packet.protocol == TCP
+    ):  # a SYN: no acknowledgement, no urgent data; how long its header is depends on the client
         data = ports + bytes(8) + b"\x00\x02" + bytes(6)
         return data, known + bytes(4) + b"\xff" * 4 + b"\x0f\xff" + b"\0\0\0\0\xff\xff"
     if packet.protocol == UDP:
         return ports + bytes(4), known + bytes(4)
-    return ports + bytes(8) + b"\x01" + bytes(3), known + b"\xff" * 4 + bytes(4) + b"\xff" + bytes(3)
+    return ports + bytes(8) + b"\x01" + bytes(3), known + b"\xff" * 4 + bytes(4) + b"\xff" + bytes(
+        3
+    )

@@ -31,7 +31,9 @@ class Reading:
 
     def payload(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Read a piece of a header, or write one."""
-        base, offset, length = (integer(data[key]) for key in (nft.Payload.BASE, nft.Payload.OFFSET, nft.Payload.LENGTH))
+        base, offset, length = (
+            integer(data[key]) for key in (nft.Payload.BASE, nft.Payload.OFFSET, nft.Payload.LENGTH)
+        )
         if nft.Payload.FROM in data:
             value = state.registers.load(integer(data[nft.Payload.FROM]), length)
             if value.is_exact:
@@ -46,7 +48,11 @@ class Reading:
         content, known = header
         if offset + length > len(content):
             return [store(state, to, unknown(length, "what the packet carries"))]
-        piece = partly(content[offset : offset + length], known[offset : offset + length], _field(base, offset, state.packet))
+        piece = partly(
+            content[offset : offset + length],
+            known[offset : offset + length],
+            _field(base, offset, state.packet),
+        )
         return [store(state, to, piece)]
 
     def meta(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
@@ -58,11 +64,20 @@ class Reading:
             value = state.registers.load(integer(data[nft.Meta.FROM]), 4)
             events = (*state.events, Event("mark", rule))
             return [
-                replace(state, packet=state.packet.marked(mark), events=events, doubts=(*state.doubts, *doubts))
+                replace(
+                    state,
+                    packet=state.packet.marked(mark),
+                    events=events,
+                    doubts=(*state.doubts, *doubts),
+                )
                 for mark, doubts in _marks(value, rule)
             ]
         value_or_none = self._meta(key, state.packet)
-        return [broken(state) if value_or_none is None else store(state, integer(data[nft.Meta.TO]), value_or_none)]
+        return [
+            broken(state)
+            if value_or_none is None
+            else store(state, integer(data[nft.Meta.TO]), value_or_none)
+        ]
 
     def _meta(self, key: int, packet: Packet) -> Value | None:  # noqa: C901, PLR0912 - one case for each key
         match key:
@@ -73,16 +88,28 @@ class Reading:
             case MetaKey.L4_PROTOCOL:
                 return number(packet.protocol, 1)
             case MetaKey.MARK:
-                return unknown(4, "the mark of the packet") if packet.mark is None else number(packet.mark)
+                return (
+                    unknown(4, "the mark of the packet")
+                    if packet.mark is None
+                    else number(packet.mark)
+                )
             case MetaKey.IIF_NAME | MetaKey.OIF_NAME:
                 return exact(self._name(key == MetaKey.IIF_NAME, packet).encode().ljust(16, b"\0"))
             case MetaKey.PACKET_TYPE:
-                return number(0, 1) if self.base.chain.table.family != "bridge" else unknown(1, "whom the frame is for")
+                return (
+                    number(0, 1)
+                    if self.base.chain.table.family != "bridge"
+                    else unknown(1, "whom the frame is for")
+                )
             case MetaKey.TRACE:
                 return number(0, 1)
             case MetaKey.USER | MetaKey.GROUP | MetaKey.CGROUP:
                 return None if packet.iif else unknown(4, "the process that sends it")
-        link = self.around.link(self._name(key in {MetaKey.IIF, MetaKey.IIF_TYPE, MetaKey.IIF_GROUP, MetaKey.IIF_KIND}, packet))
+        link = self.around.link(
+            self._name(
+                key in {MetaKey.IIF, MetaKey.IIF_TYPE, MetaKey.IIF_GROUP, MetaKey.IIF_KIND}, packet
+            )
+        )
         match key:
             case MetaKey.IIF | MetaKey.OIF:
                 return number(link.index if link else 0)
@@ -101,7 +128,9 @@ class Reading:
         """Return the interface that a packet came by, or leaves by, as far as the hook knows it."""
         if incoming:
             return packet.iif if self.base.hook != "output" else ""
-        return packet.oif if self.base.hook in {"forward", "output", "postrouting", "egress"} else ""
+        return (
+            packet.oif if self.base.hook in {"forward", "output", "postrouting", "egress"} else ""
+        )
 
     def ct(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Read what conntrack knows, or change its mark."""
@@ -150,7 +179,12 @@ class Reading:
         """Ask for a socket of this node: there is none for an address of somebody else."""
         if self.around.address_type(state.packet.ends.destination, "") != RTN_LOCAL:
             return [broken(state)]
-        return [*both(store(state, integer(data[nft.Socket.TO]), unknown(16, "a socket")), Doubt("unknown", "a socket", rule))]
+        return [
+            *both(
+                store(state, integer(data[nft.Socket.TO]), unknown(16, "a socket")),
+                Doubt("unknown", "a socket", rule),
+            )
+        ]
 
     def header(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
         """Look for an extension header or an option: a first packet has no extension headers; its TCP options are not known."""
@@ -191,15 +225,25 @@ def _ct(key: int, data: ATTRIBUTES, packet: Packet) -> Value | None:  # noqa: C9
         return None
     reply = data.get(nft.Ct.DIRECTION, b"\0")[-1] == 1
     original, ends = tracked.original, packet.ends
-    source, destination = (ends.destination, original.source) if reply else (original.source, original.destination)
-    ports = (ends.destination_port, original.source_port) if reply else (original.source_port, original.destination_port)
+    source, destination = (
+        (ends.destination, original.source) if reply else (original.source, original.destination)
+    )
+    ports = (
+        (ends.destination_port, original.source_port)
+        if reply
+        else (original.source_port, original.destination_port)
+    )
     match key:
         case CtKey.DIRECTION:
             return number(0, 1)
         case CtKey.STATUS:
             return number(tracked.status)
         case CtKey.MARK:
-            return unknown(4, "the mark of the connection") if tracked.mark is None else number(tracked.mark)
+            return (
+                unknown(4, "the mark of the connection")
+                if tracked.mark is None
+                else number(tracked.mark)
+            )
         case CtKey.HELPER:
             return None
         case CtKey.L3_PROTOCOL:
@@ -231,8 +275,16 @@ def _field(base: int, offset: int, packet: Packet) -> str:
     if base == Base.LINK:
         return "the Ethernet addresses"
     if base == Base.TRANSPORT:
-        return "the port of the client" if offset < 2 else "what the client writes into the transport header"
-    return "length, lifetime or number of the packet" if packet.size == 4 else "length, lifetime or label of the packet"
+        return (
+            "the port of the client"
+            if offset < 2
+            else "what the client writes into the transport header"
+        )
+    return (
+        "length, lifetime or number of the packet"
+        if packet.size == 4
+        else "length, lifetime or label of the packet"
+    )
 
 
 def _marks(value: Value, rule: Rule) -> list[tuple[int | None, tuple[Doubt, ...]]]:
@@ -240,7 +292,9 @@ def _marks(value: Value, rule: Rule) -> list[tuple[int | None, tuple[Doubt, ...]
     if value.is_exact:
         return [(of_machine(value.options[0]), ())]
     if value.is_known and len(value.options) <= _MOST_MARKS:
-        return [(of_machine(option), (Doubt("chance", value.why, rule),)) for option in value.options]
+        return [
+            (of_machine(option), (Doubt("chance", value.why, rule),)) for option in value.options
+        ]
     return [(None, ())]
 
 

@@ -7,7 +7,9 @@ from nftproxy.address import Address, parse_address
 from nftproxy.errors import AddressError, ConfigError
 from nftproxy.model import ObjectName
 
-_SERVICE = re.compile(r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)(?::([-a-z0-9]{1,63}))?")
+_SERVICE = re.compile(
+    r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)(?::([-a-z0-9]{1,63}))?"
+)
 _HINT = "name a Service as NAMESPACE/NAME or NAMESPACE/NAME:PORT, an address as ADDRESS:PORT or [ADDRESS]:PORT, or a NodePort by its number"
 
 
@@ -37,7 +39,9 @@ def parse_target(text: str) -> Target:
     try:
         return Target(text, address=parse_address(host), port=_port(port) if port else 0)
     except AddressError:
-        raise ConfigError([f"{text[:80]!r} is neither a Service nor an address"], hint=_HINT) from None
+        raise ConfigError(
+            [f"{text[:80]!r} is neither a Service nor an address"], hint=_HINT
+        ) from None
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -8,7 +8,14 @@ from nftproxy.path.ruleset import Link, Way
 
 UNICAST, LOCAL, BROADCAST, ANYCAST, MULTICAST, UNREACHABLE = 1, 2, 3, 4, 5, 7
 _BAD = {0x20: "failed", 0x01: "incomplete"}  # NUD_*
-_GOOD = {0x02: "reachable", 0x04: "stale", 0x08: "delayed", 0x10: "probed", 0x40: "needs none", 0x80: "permanent"}
+_GOOD = {
+    0x02: "reachable",
+    0x04: "stale",
+    0x08: "delayed",
+    0x10: "probed",
+    0x40: "needs none",
+    0x80: "permanent",
+}
 
 
 class Routing:
@@ -51,8 +58,12 @@ class Routing:
 
     def address_of(self, link: str, size: int) -> bytes | None:
         """Return the first address of an interface; IPv6: the first that is not link-local."""
-        own = [address for address, name in self._addresses if name == link and len(address) == size]
-        return next((address for address in own if address[:2] != b"\xfe\x80"), next(iter(own), None))
+        own = [
+            address for address, name in self._addresses if name == link and len(address) == size
+        ]
+        return next(
+            (address for address in own if address[:2] != b"\xfe\x80"), next(iter(own), None)
+        )
 
     def address_type(self, address: bytes, device: str) -> int:
         """Return what the kernel calls an address, as `fib ... type` does."""
@@ -71,11 +82,21 @@ class Routing:
             return MULTICAST
         way = self.to(address)
         if way.local:
-            if not device or (address, device) in self._addresses or (address[0] == 127 and device == "lo"):
+            if (
+                not device
+                or (address, device) in self._addresses
+                or (address[0] == 127 and device == "lo")
+            ):
                 return LOCAL
             return UNICAST
         if len(address) == 16:
-            return ANYCAST if self._kinds.get(address) == ANYCAST else UNREACHABLE if way.error else UNICAST
+            return (
+                ANYCAST
+                if self._kinds.get(address) == ANYCAST
+                else UNREACHABLE
+                if way.error
+                else UNICAST
+            )
         return BROADCAST if self._kinds.get(address) == BROADCAST else UNICAST
 
     def way(self, address: bytes, mark: int | None) -> str:
@@ -93,7 +114,10 @@ class Routing:
     def _ask(self, address: bytes, source: bytes, iif: str, mark: int) -> Way:
         from pyroute2.netlink.exceptions import NetlinkError
 
-        wanted: dict[str, Any] = {"dst": text(address), "family": socket.AF_INET if len(address) == 4 else socket.AF_INET6}
+        wanted: dict[str, Any] = {
+            "dst": text(address),
+            "family": socket.AF_INET if len(address) == 4 else socket.AF_INET6,
+        }
         if source:
             wanted["src"] = text(source)
         if iif:
@@ -106,7 +130,9 @@ class Routing:
             return Way(error=_REASONS.get(error.code, error.args[-1]))
         metrics = message.get_attr("RTA_METRICS")
         device = self._names.get(message.get_attr("RTA_OIF"), "")
-        mtu = (metrics and metrics.get_attr("RTAX_MTU")) or (self.links[device].mtu if device in self.links else 0)
+        mtu = (metrics and metrics.get_attr("RTAX_MTU")) or (
+            self.links[device].mtu if device in self.links else 0
+        )
         failed = (message.get_attr("RTA_CACHEINFO") or {}).get("rta_error", 0)
         kind = self._kinds[address] = message["type"]
         if kind == UNREACHABLE or (len(address) == 16 and failed):

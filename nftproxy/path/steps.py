@@ -81,14 +81,22 @@ def _step(stop: Stop, one: Met, text_of: Callable[[NftRule], str]) -> Step | Non
         doubts = (
             ()
             if certain
-            else tuple(dict.fromkeys(f"{doubt.what} decides" for visit in one.visits for doubt in visit.outcome.doubts))
+            else tuple(
+                dict.fromkeys(
+                    f"{doubt.what} decides"
+                    for visit in one.visits
+                    for doubt in visit.outcome.doubts
+                )
+            )
         )
     else:
         to = place(outcome.packet.ends.destination, outcome.packet.ends.destination_port)
         source = place(outcome.packet.ends.source, None)
         moved = outcome.packet.ends.destination != deciding.packet.ends.destination
         port = outcome.packet.ends.destination_port != deciding.packet.ends.destination_port
-        said = f"{rule.name}: " + (f"sends it to {to}" if moved or port else f"gives it the source {source}")
+        said = f"{rule.name}: " + (
+            f"sends it to {to}" if moved or port else f"gives it the source {source}"
+        )
         came, doubts = Outcome.OK, ()
     details = (*([f"rule {rule.text}"] if rule.text else []), *doubts)
     where = Place(Kind.HOOK, stop.hook, one.base.chain.table.family, one.base.priority)
@@ -103,7 +111,11 @@ def _passed(stop: Stop, chains: list[BaseChain]) -> Step:
 
 
 def _hook_name(stop: Stop) -> str:
-    return stop.hook if stop.family == "inet" else f"{stop.hook} ({stop.family}{f' {stop.device}' if stop.device else ''})"
+    return (
+        stop.hook
+        if stop.family == "inet"
+        else f"{stop.hook} ({stop.family}{f' {stop.device}' if stop.device else ''})"
+    )
 
 
 def rule_of(visit: Visit, text_of: Callable[[NftRule], str]) -> Rule:
@@ -113,7 +125,14 @@ def rule_of(visit: Visit, text_of: Callable[[NftRule], str]) -> Rule:
     whose = Whose.OURS if table == OURS else Whose.FOREIGN
     if outcome.rule is None:
         return Rule(whose, table.family, table.name, visit.base.chain.name)
-    return Rule(whose, table.family, table.name, outcome.chain.name, outcome.rule.handle, text_of(outcome.rule))
+    return Rule(
+        whose,
+        table.family,
+        table.name,
+        outcome.chain.name,
+        outcome.rule.handle,
+        text_of(outcome.rule),
+    )
 
 
 def doubted(branches: Iterable[Branch]) -> list[str]:
@@ -124,6 +143,7 @@ def doubted(branches: Iterable[Branch]) -> list[str]:
         else doubt.what
         for branch in branches
         for doubt in branch.doubts
-        if doubt.kind in {"limit", "unknown", "size"} or (doubt.rule and doubt.rule.chain.table != OURS)
+        if doubt.kind in {"limit", "unknown", "size"}
+        or (doubt.rule and doubt.rule.chain.table != OURS)
     )
     return list(found)

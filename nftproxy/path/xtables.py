@@ -12,11 +12,27 @@ from nftproxy.table.expressions import Verdict
 
 CHANCE = {"statistic"}
 LIMITS = {"limit", "hashlimit", "connlimit", "quota", "recent"}
-_PASSIVE = {"LOG", "NFLOG", "TCPMSS", "CHECKSUM", "CLASSIFY", "AUDIT", "TRACE", "DSCP", "TOS", "TTL", "HL", "IDLETIMER"}
+_PASSIVE = {
+    "LOG",
+    "NFLOG",
+    "TCPMSS",
+    "CHECKSUM",
+    "CLASSIFY",
+    "AUDIT",
+    "TRACE",
+    "DSCP",
+    "TOS",
+    "TTL",
+    "HL",
+    "IDLETIMER",
+}
 _STATE, _PROTO, _STATUS = 1, 2, 0x40  # XT_CONNTRACK_*
 _STATES = {State.INVALID: 1, State.NEW: 8, State.UNTRACKED: 0x100}
 _STATE_SNAT, _STATE_DNAT = 0x40, 0x80
-_BY_ADDRESS = ((0x04, 0), (0x08, 32))  # ORIGSRC, ORIGDST: the flag, and where the address and its mask are
+_BY_ADDRESS = (
+    (0x04, 0),
+    (0x08, 32),
+)  # ORIGSRC, ORIGDST: the flag, and where the address and its mask are
 _MAP_IPS, _MAP_PORTS = 1, 2  # NF_NAT_RANGE_*
 
 
@@ -30,7 +46,9 @@ class Done:
     destination: bool | None = None  # whether it translated the destination, or the source
 
 
-def match(name: str, revision: int, info: bytes, packet: Packet, around: Surroundings) -> set[bool] | None:
+def match(
+    name: str, revision: int, info: bytes, packet: Packet, around: Surroundings
+) -> set[bool] | None:
     """Return the answers that a match can have for a packet."""
     if name in CHANCE | LIMITS:
         return {True, False}
@@ -42,7 +60,10 @@ def match(name: str, revision: int, info: bytes, packet: Packet, around: Surroun
         case (("icmp" | "icmp6"), 0):
             low, high = info[1], info[2]
             kind = {ICMP: 8, ICMPV6: 128}.get(packet.protocol, -1)
-            return {(kind in {info[0]} | ({kind} if info[0] == 0xFF else set()) and low == 0 <= high) is not bool(info[3] & 1)}
+            return {
+                (kind in {info[0]} | ({kind} if info[0] == 0xFF else set()) and low == 0 <= high)
+                is not bool(info[3] & 1)
+            }
         case "rt", 0:  # a first packet has no routing header
             return {False}
         case "multiport", 1:
@@ -75,7 +96,10 @@ def _ports(name: str, info: bytes, packet: Packet) -> set[bool] | None:
     if (source_low, source_high) != (0, 0xFFFF) or inverted & 1:
         if ends.source_port is None:
             return answers if answers == {False} else None
-        answers = {all(answers) and (source_low <= ends.source_port <= source_high) is not bool(inverted & 1)}
+        answers = {
+            all(answers)
+            and (source_low <= ends.source_port <= source_high) is not bool(inverted & 1)
+        }
     if name == "tcp":
         if info[8]:  # an option that must be there
             return answers if answers == {False} else None
@@ -94,7 +118,9 @@ def _multiport(info: bytes, packet: Packet) -> set[bool] | None:
         pairs.append((ports[index], ports[last]))
         index = last + 1
     ends = packet.ends
-    wanted = {0: (ends.source_port,), 1: (ends.destination_port,)}.get(kind, (ends.source_port, ends.destination_port))
+    wanted = {0: (ends.source_port,), 1: (ends.destination_port,)}.get(
+        kind, (ends.source_port, ends.destination_port)
+    )
     found = any(port is not None and low <= port <= high for port in wanted for low, high in pairs)
     if not found and None in wanted:
         return None
@@ -118,9 +144,14 @@ def _conntrack(name: str, revision: int, info: bytes, packet: Packet) -> set[boo
     if packet.tracked is None:
         return {bool(flags & _STATE) and answers}
     original = packet.tracked.original
-    for (flag, offset), address in zip(_BY_ADDRESS, (original.source, original.destination), strict=True):
+    for (flag, offset), address in zip(
+        _BY_ADDRESS, (original.source, original.destination), strict=True
+    ):
         if flags & flag:
-            wanted, mask = info[offset : offset + len(address)], info[offset + 16 : offset + 16 + len(address)]
+            wanted, mask = (
+                info[offset : offset + len(address)],
+                info[offset + 16 : offset + 16 + len(address)],
+            )
             same = all(a & m == w & m for a, w, m in zip(address, wanted, mask, strict=True))
             answers = answers and same is not bool(inverted & flag)
     if flags & _PROTO:
@@ -135,20 +166,29 @@ def _addrtype(info: bytes, packet: Packet, around: Surroundings) -> set[bool]:
     source, destination, flags = struct.unpack_from("=HHI", info)
     device = packet.iif if flags & 4 else packet.oif if flags & 8 else ""
     answer = True
-    for types, address, inverted in ((source, packet.ends.source, flags & 1), (destination, packet.ends.destination, flags & 2)):
+    for types, address, inverted in (
+        (source, packet.ends.source, flags & 1),
+        (destination, packet.ends.destination, flags & 2),
+    ):
         if types:
-            answer = answer and bool(types & 1 << around.address_type(address, device)) is not bool(inverted)
+            answer = answer and bool(types & 1 << around.address_type(address, device)) is not bool(
+                inverted
+            )
     return {answer}
 
 
-def target(name: str, revision: int, info: bytes, packet: Packet, around: Surroundings, hook: str) -> Done | None:
+def target(
+    name: str, revision: int, info: bytes, packet: Packet, around: Surroundings, hook: str
+) -> Done | None:
     """Return what a target does to a packet."""
     if name in _PASSIVE:
         return Done(packet)
     match name, revision:
         case "REJECT", 0:
             (kind,) = struct.unpack_from("=I", info)
-            reset = kind == (7 if packet.size == 4 else 6) and packet.protocol == TCP  # IPT_TCP_RESET, IP6T_TCP_RESET
+            reset = (
+                kind == (7 if packet.size == 4 else 6) and packet.protocol == TCP
+            )  # IPT_TCP_RESET, IP6T_TCP_RESET
             return Done(packet, Verdict.DROP, "TCP reset" if reset else "ICMP unreachable")
         case "MARK", 2:
             mark, mask = struct.unpack_from("=II", info)
@@ -156,7 +196,11 @@ def target(name: str, revision: int, info: bytes, packet: Packet, around: Surrou
         case "CONNMARK", _:
             return _connmark(revision, info, packet)
         case "CT", _:
-            return Done(replace(packet, untracked=True, tracked=None)) if info[:2] == b"\x01\x00" else Done(packet)
+            return (
+                Done(replace(packet, untracked=True, tracked=None))
+                if info[:2] == b"\x01\x00"
+                else Done(packet)
+            )
         case "NOTRACK", _:
             return Done(replace(packet, untracked=True, tracked=None))
         case (("DNAT" | "SNAT"), _):
@@ -170,7 +214,9 @@ def target(name: str, revision: int, info: bytes, packet: Packet, around: Surrou
             address = loopback if hook == "output" else around.address_of(packet.iif, packet.size)
             flags, port = (struct.unpack_from("=I", info, 4)[0], struct.unpack_from(">H", info, 16)[0]) if packet.size == 4 else (
                 struct.unpack_from("=I", info)[0], struct.unpack_from(">H", info, 36)[0])  # fmt: skip
-            after = packet.translated(destination=True, address=address, port=port if flags & _MAP_PORTS else None)
+            after = packet.translated(
+                destination=True, address=address, port=port if flags & _MAP_PORTS else None
+            )
             return Done(after, Verdict.ACCEPT, destination=True)
     return None
 
@@ -203,5 +249,7 @@ def _nat(name: str, revision: int, info: bytes, packet: Packet) -> Done | None:
     if flags & ~0x0F:
         return None
     there = int.from_bytes(port) if flags & _MAP_PORTS else None
-    after = packet.translated(destination=name == "DNAT", address=address if flags & _MAP_IPS else None, port=there)
+    after = packet.translated(
+        destination=name == "DNAT", address=address if flags & _MAP_IPS else None, port=there
+    )
     return Done(after, Verdict.ACCEPT, destination=name == "DNAT")

@@ -32,7 +32,9 @@ def shots(seed: object) -> Iterator[Shot]:
         six = chance.random() < 0.4
         place = chance.choice(("client", "client", "client", "pod", "server", ""))
         protocol = chance.choice((TCP, TCP, UDP, UDP, ICMPV6 if six else ICMP))
-        to = chance.choice([each for each in ("pod", "server", "far", "far", "router") if each != place])
+        to = chance.choice(
+            [each for each in ("pod", "server", "far", "far", "router") if each != place]
+        )
         near = place or "server"
         if to == "router":
             destination = address(near, six=six, host=1)
@@ -41,10 +43,19 @@ def shots(seed: object) -> Iterator[Shot]:
             destination = f"fd09::{host}" if six else f"10.9.0.{host}"
         else:
             destination = address(to, six=six, host=chance.randint(2, 5))
-        if place in {"pod", "server"} and to != "router":  # whatever is far away is behind the server
+        if (
+            place in {"pod", "server"} and to != "router"
+        ):  # whatever is far away is behind the server
             destination = address("client", six=six, host=chance.randint(2, 5))
         source = address(near, six=six, host=chance.randint(2, 5) if place else 1)
-        yield Shot(place, protocol, source, destination, 10_000 + number * 3000 + chance.randint(0, 2999), chance.choice(PORTS))
+        yield Shot(
+            place,
+            protocol,
+            source,
+            destination,
+            10_000 + number * 3000 + chance.randint(0, 2999),
+            chance.choice(PORTS),
+        )
 
 
 def fate(end: End) -> Seen:
@@ -56,7 +67,9 @@ def fate(end: End) -> Seen:
         return Seen("router")
     assert end.way is not None
     port = packet.ends.destination_port if packet.protocol in {TCP, UDP} else 0
-    return Seen(PLACES[end.way.device], text(packet.ends.source), text(packet.ends.destination), port or 0)
+    return Seen(
+        PLACES[end.way.device], text(packet.ends.source), text(packet.ends.destination), port or 0
+    )
 
 
 def agrees(seen: Seen, said: Seen) -> bool:
@@ -88,13 +101,25 @@ def compare(crossing: Crossing, name: str, rules: str, seed: object) -> list[str
             if "unknown" in doubts:  # the ports of ping are its checksum
                 words = (*DOUBTFUL, "th dport") if shot.protocol in {ICMP, ICMPV6} else DOUBTFUL
                 assert any(word in rules for word in words), where
-        found.append("may" if len(said) > 1 else "delivered" if seen.where else "refused" if seen.refused else "dropped")
+        found.append(
+            "may"
+            if len(said) > 1
+            else "delivered"
+            if seen.where
+            else "refused"
+            if seen.refused
+            else "dropped"
+        )
     return found
 
 
 @pytest.mark.parametrize("name", written())
 def test_written_rules(crossing: Crossing, name: str) -> None:
-    outcomes = [each for seed in range(3) for each in compare(crossing, name, written()[name], f"{name} {seed}")]
+    outcomes = [
+        each
+        for seed in range(3)
+        for each in compare(crossing, name, written()[name], f"{name} {seed}")
+    ]
     assert len(outcomes) == 3 * SHOTS
 
 

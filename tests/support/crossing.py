@@ -41,9 +41,15 @@ table inet zz-observer {
     }
 }
 """
-_QUIET = "table inet quiet { chain pre { type filter hook prerouting priority -400; policy drop; }; }"
+_QUIET = (
+    "table inet quiet { chain pre { type filter hook prerouting priority -400; policy drop; }; }"
+)
 _MAC = {"client": "0a:00:00:00:01:02", "pod": "0a:00:00:00:02:02", "server": "0a:00:00:00:03:02"}
-_ROUTER_MAC = {"client": "0a:00:00:00:01:01", "pod": "0a:00:00:00:02:01", "server": "0a:00:00:00:03:01"}
+_ROUTER_MAC = {
+    "client": "0a:00:00:00:01:01",
+    "pod": "0a:00:00:00:02:01",
+    "server": "0a:00:00:00:03:01",
+}
 NETWORK = {"client": 1, "pod": 2, "server": 3}
 LINK = {"client": "in0", "pod": "br0", "server": "out0"}
 PORT = {"client": "in0", "pod": "port0", "server": "out0"}
@@ -63,7 +69,10 @@ class Shot(NamedTuple):
         """As the evaluation wants it."""
         kind = socket.AF_INET6 if ":" in self.source else socket.AF_INET
         ends = Ends(
-            socket.inet_pton(kind, self.source), socket.inet_pton(kind, self.destination), self.source_port, self.destination_port
+            socket.inet_pton(kind, self.source),
+            socket.inet_pton(kind, self.destination),
+            self.source_port,
+            self.destination_port,
         )
         return Packet(ends, self.protocol, iif=PORT.get(self.place, ""))
 
@@ -106,7 +115,12 @@ class Crossing:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for each in (*self._taps.values(), *self._raw.values()):
             each.close()
         if self._channel:
@@ -126,8 +140,14 @@ class Crossing:
         ]
         for place, netns in self._places.items():
             mac = _ROUTER_MAC[place] if place != "pod" else "0a:00:00:00:02:03"
-            lines.append(f"link add {PORT[place]} address {mac} type veth peer name eth0 address {_MAC[place]} netns {netns}")
-        lines += ["link set port0 master br0", *(f"link set {PORT[place]} up" for place in NETWORK), "link set in0 group 7"]
+            lines.append(
+                f"link add {PORT[place]} address {mac} type veth peer name eth0 address {_MAC[place]} netns {netns}"
+            )
+        lines += [
+            "link set port0 master br0",
+            *(f"link set {PORT[place]} up" for place in NETWORK),
+            "link set in0 group 7",
+        ]
         for place in NETWORK:
             for six in (False, True):
                 lines.append(
@@ -149,14 +169,18 @@ class Crossing:
             nft(netns, _QUIET)
         for place, netns in self._places.items():
             with enter(netns):
-                tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(3))
+                tap = socket.socket(
+                    socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(3)
+                )
                 tap.bind(("eth0", 3))
                 self._taps[place] = tap
         with enter(self.router):
             self._channel = Channel()
             self.routing = Routing()
             for six in (False, True):
-                raw = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+                raw = socket.socket(
+                    socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW
+                )
                 raw.setblocking(False)  # noqa: FBT003
                 self._raw[six] = raw
 
@@ -173,7 +197,9 @@ class Crossing:
         content = _datagram(shot, number)
         if shot.place:
             ether = bytes.fromhex((_ROUTER_MAC[shot.place] + _MAC[shot.place]).replace(":", ""))
-            self._taps[shot.place].send(ether + (b"\x86\xdd" if ":" in shot.source else b"\x08\x00") + content)
+            self._taps[shot.place].send(
+                ether + (b"\x86\xdd" if ":" in shot.source else b"\x08\x00") + content
+            )
         else:
             with contextlib.suppress(PermissionError):  # a rule dropped it
                 self._raw[":" in shot.source].sendto(content, (shot.destination, 0))
@@ -207,7 +233,9 @@ class Crossing:
         """How many packets the router has taken for itself."""
         assert self._channel
         wanted = named(netlink.Rule.TABLE, "zz-observer") + named(netlink.Rule.CHAIN, "input")
-        *_, message = self._channel._exchange(Message.GET_RULE, netlink.DUMP, wanted, netlink.INET)[0]
+        *_, message = self._channel._exchange(Message.GET_RULE, netlink.DUMP, wanted, netlink.INET)[
+            0
+        ]
         packed = netlink.parts(message[4:])[netlink.Rule.EXPRESSIONS]
         counter = netlink.parts(netlink.parts(netlink.parts(packed)[1])[netlink.Expression.DATA])
         return int.from_bytes(bytes(counter[netlink.Counter.PACKETS]))
@@ -238,7 +266,9 @@ def nft(netns: str, text: str) -> None:
 def run(netns: str, command: str, text: str) -> None:
     """Run a program in a namespace with an input."""
     with enter(netns):
-        done = subprocess.run(command.split(), input=text, text=True, capture_output=True, check=False)
+        done = subprocess.run(
+            command.split(), input=text, text=True, capture_output=True, check=False
+        )
     assert done.returncode == 0, f"{done.stderr}\n{text}"
 
 
@@ -253,29 +283,52 @@ def _datagram(shot: Shot, number: int) -> bytes:
     """A whole packet without its frame, with right checksums."""
     six = ":" in shot.source
     kind = socket.AF_INET6 if six else socket.AF_INET
-    source, destination = socket.inet_pton(kind, shot.source), socket.inet_pton(kind, shot.destination)
+    source, destination = (
+        socket.inet_pton(kind, shot.source),
+        socket.inet_pton(kind, shot.destination),
+    )
     mark = struct.pack(">I", number)
     if shot.protocol == TCP:
-        body = struct.pack(">HHIIBBHHH", shot.source_port, shot.destination_port, number, 0, 0x50, 2, 64240, 0, 0)
+        body = struct.pack(
+            ">HHIIBBHHH", shot.source_port, shot.destination_port, number, 0, 0x50, 2, 64240, 0, 0
+        )
         place = 16
     elif shot.protocol == UDP:
         body = struct.pack(">HHHH", shot.source_port, shot.destination_port, 16, 0) + b"nftp" + mark
         place = 6
     else:
-        body = struct.pack(">BBHHH", 8 if shot.protocol == ICMP else 128, 0, 0, shot.source_port, 1) + b"nftp" + mark
+        body = (
+            struct.pack(">BBHHH", 8 if shot.protocol == ICMP else 128, 0, 0, shot.source_port, 1)
+            + b"nftp"
+            + mark
+        )
         place = 2
     pseudo = (
         source
         + destination
-        + struct.pack(">II" if six else ">HH", *((len(body), shot.protocol) if six else (shot.protocol, len(body))))
+        + struct.pack(
+            ">II" if six else ">HH",
+            *((len(body), shot.protocol) if six else (shot.protocol, len(body))),
+        )
     )
     if shot.protocol == ICMP:
         pseudo = b""
     total = _checksum(pseudo + body)
     body = body[:place] + struct.pack(">H", total or 0xFFFF) + body[place + 2 :]
     if six:
-        return struct.pack(">IHBB", 6 << 28, len(body), shot.protocol, 64) + source + destination + body
-    head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(body), number & 0xFFFF, 0x4000, 64, shot.protocol, 0) + source + destination
+        return (
+            struct.pack(">IHBB", 6 << 28, len(body), shot.protocol, 64)
+            + source
+            + destination
+            + body
+        )
+    head = (
+        struct.pack(
+            ">BBHHHBBH", 0x45, 0, 20 + len(body), number & 0xFFFF, 0x4000, 64, shot.protocol, 0
+        )
+        + source
+        + destination
+    )
     return head[:10] + struct.pack(">H", _checksum(head)) + head[12:] + body
 
 
@@ -283,19 +336,31 @@ def _parse(data: bytes, number: int) -> tuple[str, str, int] | str:
     """Source, destination and port of our packet, "refused" if this is an answer that refuses it, or nothing."""
     if data[0] >> 4 == 4:
         protocol, body = data[9], data[20:]
-        source, destination = socket.inet_ntop(socket.AF_INET, data[12:16]), socket.inet_ntop(socket.AF_INET, data[16:20])
+        source, destination = (
+            socket.inet_ntop(socket.AF_INET, data[12:16]),
+            socket.inet_ntop(socket.AF_INET, data[16:20]),
+        )
     elif data[0] >> 4 == 6:
         protocol, body = data[6], data[40:]
-        source, destination = socket.inet_ntop(socket.AF_INET6, data[8:24]), socket.inet_ntop(socket.AF_INET6, data[24:40])
+        source, destination = (
+            socket.inet_ntop(socket.AF_INET6, data[8:24]),
+            socket.inet_ntop(socket.AF_INET6, data[24:40]),
+        )
     else:
         return ""
     mark = struct.pack(">I", number)
     if protocol == TCP:
         if body[13] & 4 and body[8:12] == struct.pack(">I", number + 1):
             return "refused"
-        return (source, destination, int.from_bytes(body[2:4])) if body[4:8] == mark and body[13] & 2 else ""
+        return (
+            (source, destination, int.from_bytes(body[2:4]))
+            if body[4:8] == mark and body[13] & 2
+            else ""
+        )
     if protocol == UDP:
-        return (source, destination, int.from_bytes(body[2:4])) if body[8:16] == b"nftp" + mark else ""
+        return (
+            (source, destination, int.from_bytes(body[2:4])) if body[8:16] == b"nftp" + mark else ""
+        )
     if protocol in {ICMP, ICMPV6} and body[0] in {8, 128}:
         return (source, destination, 0) if body[8:16] == b"nftp" + mark else ""
     if (protocol == ICMP and body[0] == 3) or (protocol == ICMPV6 and body[0] == 1):

@@ -60,26 +60,39 @@ class Writer:
         self._family = self._pick("inet", "inet", "ip", "ip6")
         self._sets = []
         bases = [self._base(hook) for hook in self._hooks()]
-        self._may_reject = all(kind == "filter" and hook != "postrouting" for kind, hook, _, _ in bases)
+        self._may_reject = all(
+            kind == "filter" and hook != "postrouting" for kind, hook, _, _ in bases
+        )
         targets = [f"sub{index}" for index in range(self._random.randint(1, 3))]
         bodies: list[str] = []
         for index, name in enumerate(targets):  # each jumps only to those before it
-            rules = "\n".join(self._rule("filter", targets[:index], hook="") for _ in range(self._random.randint(1, 4)))
+            rules = "\n".join(
+                self._rule("filter", targets[:index], hook="")
+                for _ in range(self._random.randint(1, 4))
+            )
             bodies.append(f"  chain {name} {{\n{rules}\n  }}")
         for index, (kind, hook, priority, policy) in enumerate(bases):
             self._may_reject = hook != "postrouting"
             rules = "\n".join(
-                self._rule(kind, targets, hook=hook, early=priority == -300) for _ in range(self._random.randint(1, 6))
+                self._rule(kind, targets, hook=hook, early=priority == -300)
+                for _ in range(self._random.randint(1, 6))
             )
             head = f"type {kind} hook {hook} priority {priority}; policy {policy};"
             bodies.append(f"  chain base{index} {{\n    {head}\n{rules}\n  }}")
-        return f"table {self._family} random{number} {{\n" + "\n".join(self._sets + bodies) + "\n}\n"
+        return (
+            f"table {self._family} random{number} {{\n" + "\n".join(self._sets + bodies) + "\n}\n"
+        )
 
     def _base(self, hook: str) -> tuple[str, str, int, str]:
         """Type, hook, priority and policy of a base chain."""
         if hook != "forward" and self._random.random() < 0.35:
             before = hook in {"prerouting", "output"}
-            return "nat", hook, self._random.choice((-110, -100, -90) if before else (90, 100, 110)), "accept"
+            return (
+                "nat",
+                hook,
+                self._random.choice((-110, -100, -90) if before else (90, 100, 110)),
+                "accept",
+            )
         priority = self._random.choice((-150, -10, 0, 0, 10, 50))
         if hook == "prerouting" and self._random.random() < 0.3:
             priority = -300
@@ -87,12 +100,16 @@ class Writer:
 
     def _hooks(self) -> list[str]:
         return self._random.sample(
-            ["prerouting", "input", "forward", "forward", "output", "postrouting"], self._random.randint(1, 4)
+            ["prerouting", "input", "forward", "forward", "output", "postrouting"],
+            self._random.randint(1, 4),
         )
 
     def _rule(self, kind: str, targets: list[str], *, hook: str, early: bool = False) -> str:
         self._rule_ip, self._transport = self._new_ip(), True
-        matches = [self._match(hook, early=early) for _ in range(self._random.choice((0, 1, 1, 1, 2, 2, 3)))]
+        matches = [
+            self._match(hook, early=early)
+            for _ in range(self._random.choice((0, 1, 1, 1, 2, 2, 3)))
+        ]
         if kind == "nat" and self._random.random() < 0.6 and self._claim():
             return "    " + " ".join([*matches, self._translation(hook)])
         if self._random.random() < 0.12:
@@ -100,18 +117,36 @@ class Writer:
         return "    " + " ".join([*matches, self._statement(targets, kind)])
 
     def _statement(self, targets: list[str], kind: str) -> str:
-        jumps = [f"jump {self._random.choice(targets)}", f"goto {self._random.choice(targets)}"] if targets else ["counter"]
-        changes = [*(f"meta mark set {value}" for value in _MARKS), *(f"ct mark set {value}" for value in ("0x5", "meta mark"))]
+        jumps = (
+            [f"jump {self._random.choice(targets)}", f"goto {self._random.choice(targets)}"]
+            if targets
+            else ["counter"]
+        )
+        changes = [
+            *(f"meta mark set {value}" for value in _MARKS),
+            *(f"ct mark set {value}" for value in ("0x5", "meta mark")),
+        ]
         changes += ["counter", 'log prefix "x "', "counter accept"]
         if kind == "nat":
             return self._pick("accept", "return", "counter", *jumps, *changes)
         refusals = ["drop", "drop", "counter drop"]
         if self._may_reject:
-            refusals += ["reject", "reject with icmpx admin-prohibited" if self._family == "inet" else "reject"]
-        return self._pick("accept", "accept", "return", *jumps, *changes, *(refusals if kind == "filter" else []))
+            refusals += [
+                "reject",
+                "reject with icmpx admin-prohibited" if self._family == "inet" else "reject",
+            ]
+        return self._pick(
+            "accept", "accept", "return", *jumps, *changes, *(refusals if kind == "filter" else [])
+        )
 
     def _verdict_map(self, targets: list[str]) -> str:
-        ends = ["accept", "drop", "continue", "return", *(f"jump {target}" for target in targets if target != "nat")]
+        ends = [
+            "accept",
+            "drop",
+            "continue",
+            "return",
+            *(f"jump {target}" for target in targets if target != "nat"),
+        ]
         if "nat" in targets:
             ends.remove("drop")
         one, other, third = (self._random.choice(ends) for _ in range(3))
@@ -129,7 +164,11 @@ class Writer:
     def _translation(self, hook: str) -> str:
         self._count += 1
         six = self._rule_ip == "ip6"
-        to = self._pick("fd02::2", "fd03::3", "fd09::5") if six else self._pick("10.2.0.2", "10.3.0.3", "10.9.0.5")
+        to = (
+            self._pick("fd02::2", "fd03::3", "fd09::5")
+            if six
+            else self._pick("10.2.0.2", "10.3.0.3", "10.9.0.5")
+        )
         proto = self._pick("tcp", "udp")
         ip = "ip6" if six else "ip"
         guard = f"meta l4proto {proto}"
@@ -148,14 +187,20 @@ class Writer:
             )  # fmt: skip
         own = "fd03::1" if six else "10.3.0.1"
         if hook == "postrouting":
-            return guard + " " + self._pick("masquerade", "masquerade random", f"snat {ip} to {own}")
+            return (
+                guard + " " + self._pick("masquerade", "masquerade random", f"snat {ip} to {own}")
+            )
         return guard + f" snat {ip} to {own}"
 
     def _ip(self) -> str:
         return self._rule_ip
 
     def _new_ip(self) -> str:
-        return "ip6" if self._family == "ip6" or (self._family == "inet" and self._random.random() < 0.4) else "ip"
+        return (
+            "ip6"
+            if self._family == "ip6" or (self._family == "inet" and self._random.random() < 0.4)
+            else "ip"
+        )
 
     def _network(self, ip: str) -> str:
         number = self._pick("1", "2", "3", "9")
@@ -171,19 +216,29 @@ class Writer:
         if self._transport and self._random.random() < 0.4:
             self._transport = False
             return self._random.choice(self._transport_matches(equal))()
-        return self._random.choice([*self._general_matches(equal), *self._matches_of(hook, equal, early=early)])()
+        return self._random.choice(
+            [*self._general_matches(equal), *self._matches_of(hook, equal, early=early)]
+        )()
 
     def _transport_matches(self, equal: str) -> list[Callable[[], str]]:
         icmp = "icmpv6" if self._rule_ip == "ip6" else "icmp"
         return [
             lambda: f"meta l4proto {equal}{self._pick('tcp', 'udp', '{ tcp, udp }', 'icmp')}",
-            lambda: f"tcp dport {equal}{self._pick('80', '1-100', '{ 80, 443 }', '{ 1-100, 8000-9000 }')}",
+            lambda: (
+                f"tcp dport {equal}{self._pick('80', '1-100', '{ 80, 443 }', '{ 1-100, 8000-9000 }')}"
+            ),
             lambda: f"tcp dport {self._pick('>= 443', '< 1024')}",
-            lambda: f"udp dport {equal}{self._pick('53', '1-100', '{ 53, 443 }', '{ 1-60, 8000-9000 }')}",
-            lambda: f"meta l4proto {{ tcp, udp }} th dport {equal}{self._pick('80', '1-1024', '{ 53, 80, 8080 }')}",
+            lambda: (
+                f"udp dport {equal}{self._pick('53', '1-100', '{ 53, 443 }', '{ 1-60, 8000-9000 }')}"
+            ),
+            lambda: (
+                f"meta l4proto {{ tcp, udp }} th dport {equal}{self._pick('80', '1-1024', '{ 53, 80, 8080 }')}"
+            ),
             lambda: f"udp sport {equal}{self._pick('1-20000', '20001-65535')}",
             lambda: f"meta l4proto tcp ct original proto-dst {equal}{self._pick('80', '443')}",
-            lambda: f"tcp flags {self._pick('syn', '& (fin | syn | rst | ack) == syn', '& (syn | ack) == ack')}",
+            lambda: (
+                f"tcp flags {self._pick('syn', '& (fin | syn | rst | ack) == syn', '& (syn | ack) == ack')}"
+            ),
             lambda: f"{icmp} type {self._pick('echo-request', 'echo-reply')}",
             lambda: f"meta l4proto {{ tcp, udp }} @th,16,16 & 0xff {self._pick('== 80', '!= 53')}",
         ]
@@ -198,16 +253,22 @@ class Writer:
             *more,
             lambda: f"{ip} saddr {equal}{self._network(ip)}",
             lambda: f"{ip} daddr {equal}{self._host(ip)}",
-            lambda: f"{ip} daddr {equal}{{ {self._network(ip)}, {'fd08::/64' if six else '10.8.0.0-10.8.0.9'} }}",
+            lambda: (
+                f"{ip} daddr {equal}{{ {self._network(ip)}, {'fd08::/64' if six else '10.8.0.0-10.8.0.9'} }}"
+            ),
             lambda: f"{ip} saddr & {'::3 == ::2' if six else '0.0.0.3 == 0.0.0.2'}",
             lambda: f"meta mark {equal}{self._pick('0x0', '0x1', '0x10')}",
             lambda: f"meta mark & {self._pick('0x1 == 0x1', '0x10 == 0x0', '0x11 != 0x0')}",
-            lambda: f"ct state {equal}{self._pick('new', 'invalid', 'established,related', '{ new, untracked }')}",
+            lambda: (
+                f"ct state {equal}{self._pick('new', 'invalid', 'established,related', '{ new, untracked }')}"
+            ),
             lambda: f"ct mark {equal}{self._pick('0x0', '0x5')}",
             lambda: f"ct status {self._pick('dnat', 'snat')}",
             lambda: "ct direction original",
             lambda: f"ct original {ip} daddr {equal}{self._network(ip)}",
-            lambda: f"fib daddr type {equal}{self._pick('local', 'unicast', '{ local, broadcast }')}",
+            lambda: (
+                f"fib daddr type {equal}{self._pick('local', 'unicast', '{ local, broadcast }')}"
+            ),
             lambda: f"fib saddr type {equal}{self._pick('local', 'unicast')}",
             lambda: f"numgen random mod 3 {self._pick('== 0', '< 2', '!= 1')}",
             lambda: f"symhash mod 2 {self._pick('0', '1')}",
@@ -264,7 +325,9 @@ class Writer:
     def _set_match(self, ip: str) -> str:
         if self._random.random() < 0.5:
             networks = sorted({self._network(ip) for _ in range(2)})
-            name = self._set(f"type {self._type(ip)}; flags interval; elements = {{ {', '.join(networks)} }}")
+            name = self._set(
+                f"type {self._type(ip)}; flags interval; elements = {{ {', '.join(networks)} }}"
+            )
         else:
             hosts = sorted({self._host(ip) for _ in range(5)})
             name = self._set(f"type {self._type(ip)}; elements = {{ {', '.join(hosts)} }}")
@@ -272,20 +335,35 @@ class Writer:
 
     def _concat_match(self, ip: str) -> str:
         keys = sorted(
-            {f"{self._host(ip)} . {self._pick('tcp', 'udp')} . {self._pick('80', '443', '53', '8080')}" for _ in range(8)}
+            {
+                f"{self._host(ip)} . {self._pick('tcp', 'udp')} . {self._pick('80', '443', '53', '8080')}"
+                for _ in range(8)
+            }
         )
-        name = self._set(f"type {self._type(ip)} . inet_proto . inet_service; elements = {{ {', '.join(keys)} }}")
+        name = self._set(
+            f"type {self._type(ip)} . inet_proto . inet_service; elements = {{ {', '.join(keys)} }}"
+        )
         return (
-            f"meta l4proto {{ tcp, udp }} {ip} daddr . meta l4proto . th dport @{name}" if self._claim() else self._set_match(ip)
+            f"meta l4proto {{ tcp, udp }} {ip} daddr . meta l4proto . th dport @{name}"
+            if self._claim()
+            else self._set_match(ip)
         )
 
     def _interval_concat_match(self, ip: str) -> str:
-        keys = sorted({f"{self._network(ip)} . {self._pick('1-100', '443', '5000-9000')}" for _ in range(3)})
+        keys = sorted(
+            {f"{self._network(ip)} . {self._pick('1-100', '443', '5000-9000')}" for _ in range(3)}
+        )
         taken: dict[str, str] = {}
         for key in keys:
             taken.setdefault(key.partition(" ")[0], key)
-        name = self._set(f"type {self._type(ip)} . inet_service; flags interval; elements = {{ {', '.join(taken.values())} }}")
-        return f"meta l4proto {{ tcp, udp }} {ip} daddr . th dport @{name}" if self._claim() else self._set_match(ip)
+        name = self._set(
+            f"type {self._type(ip)} . inet_service; flags interval; elements = {{ {', '.join(taken.values())} }}"
+        )
+        return (
+            f"meta l4proto {{ tcp, udp }} {ip} daddr . th dport @{name}"
+            if self._claim()
+            else self._set_match(ip)
+        )
 
     def _learning_match(self, ip: str) -> str:
         name = self._set(f"type {self._type(ip)}; size 100; flags dynamic,timeout; timeout 1m;")

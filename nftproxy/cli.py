@@ -41,6 +41,7 @@ _COMMANDS = {
         "nftproxy.commands.show:show",
         "Show the Services in the table, read from the kernel.",
     ),
+    "page": ("nftproxy.commands.page:page", "Show the Services of this node in a browser."),
     "cleanup": ("nftproxy.commands.cleanup:cleanup", "Remove our table from this machine."),
     "bench": (
         "nftproxy.bench.cli:bench",

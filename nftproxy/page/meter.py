@@ -30,6 +30,7 @@ class Meter:
         self.rates = Rates()
         self.trouble = ""  # why there is nothing newer
         self.readings = 0
+        self.is_resting = False  # nobody looks
         self._read = read
         self._interval = interval
         self._clock = clock
@@ -43,14 +44,16 @@ class Meter:
         while True:
             if self._clock() - self._asked > _IDLE:
                 self._wanted.clear()
+                self.is_resting = True
                 await self._wanted.wait()
+                self.is_resting = False
             await self._enter()
             await asyncio.sleep(self._interval)
 
     async def fresh(self) -> None:
         """Wait for a reading if the last one is old."""
         self._ask()
-        if self.readings and self._clock() - self._at < _IDLE:
+        if self._at and self._clock() - self._at < _IDLE:
             return
         number = self.readings
         async with self._changed:

@@ -12,7 +12,6 @@ from nftproxy.kernel.channel import Channel
 from nftproxy.path.expressions import expression_of
 from nftproxy.path.ruleset import BaseChain, Chain, Element, Expression, Rule, Table
 from nftproxy.table import netlink
-from nftproxy.table.packing import unpack_comment
 from nftproxy.table.netlink import (
     FAMILIES,
     FAMILY_NAMES,
@@ -31,6 +30,7 @@ from nftproxy.table.netlink import Element as Part
 from nftproxy.table.netlink import Hook as HookPart
 from nftproxy.table.netlink import Rule as RulePart
 from nftproxy.table.netlink import Table as TablePart
+from nftproxy.table.packing import unpack_comment
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress")
 _DEVICE_HOOKS = ("ingress", "egress")

@@ -106,9 +106,10 @@ class Browser:
         message: Line = {"id": number, "method": method, "params": parameters or {}}
         if session:
             message["sessionId"] = session
-        self._answers[number] = asyncio.get_running_loop().create_future()
+        waiting = self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json(message)
-        answer = await asyncio.wait_for(self._answers.pop(number), _PATIENCE)
+        answer = await asyncio.wait_for(waiting, _PATIENCE)
+        del self._answers[number]
         assert "error" not in answer, f"{method}: {answer['error']}"
         result: Line = answer["result"]
         return result

@@ -41,6 +41,10 @@ _COMMANDS = {
         "nftproxy.commands.show:show",
         "Show the Services in the table, read from the kernel.",
     ),
+    "explain": (
+        "nftproxy.commands.explain:explain",
+        "Explain why a Service answers a client, or why not.",
+    ),
     "page": ("nftproxy.commands.page:page", "Show the Services of this node in a browser."),
     "cleanup": ("nftproxy.commands.cleanup:cleanup", "Remove our table from this machine."),
     "bench": (

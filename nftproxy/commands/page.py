@@ -8,6 +8,7 @@ from ipaddress import ip_address
 
 import click
 
+from nftproxy.commands.explain import view
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import ConfigError, UnusableError
 from nftproxy.kernel.reader import Reader
@@ -16,7 +17,9 @@ from nftproxy.monitoring.http.bind import listen
 from nftproxy.monitoring.http.server import Limits, Server
 from nftproxy.page.meter import Meter
 from nftproxy.page.site import Site
+from nftproxy.path.explain import explain
 from nftproxy.path.model import Path
+from nftproxy.path.request import parse_target
 
 _LIMITS = Limits(connections=64)
 _EXAMPLES = """\b
@@ -87,7 +90,8 @@ async def _serve(address: str) -> None:
 
 
 def _explain(target: str, source: str, protocol: str) -> Path:
-    raise NotImplementedError
+    with view() as node:
+        return explain(parse_target(target), source, protocol, node, None)
 
 
 def _read() -> Snapshot | None:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from nftproxy.address import Family
-from nftproxy.errors import AddressError
 from nftproxy.model import EndpointSlice, Node, ObjectName, Service, ServiceCIDR, ServicePort
 from nftproxy.path.model import Candidate
 from nftproxy.routes import Compiled, Context, Frontend, Route, compile_service
@@ -70,6 +69,16 @@ class Cluster:
     ) -> list[Backend]:
         """Return all endpoints that slices have for a port, used or not."""
         return merge(self.slices.get(name, ()), port, family, node, [])
+
+    def nodes_of(self, name: ObjectName, endpoints: set[str]) -> set[str]:
+        """Return the nodes of some endpoints of a Service, given as ADDRESS:PORT."""
+        hosts = {each.rpartition(":")[0].strip("[]") for each in endpoints}
+        return {
+            endpoint.node_name
+            for piece in self.slices.get(name, ())
+            for endpoint in piece.endpoints or ()
+            if endpoint.node_name and hosts & set(endpoint.addresses)
+        }
 
     def addresses(self) -> set[str]:
         """Return the addresses of all endpoints there are."""
@@ -151,14 +160,3 @@ def why_none(
     if any(backend.fallback for backend in backends):
         return "terminating", f"all {len(backends)} endpoints of {name} are terminating"
     return "not-ready", f"none of the {len(backends)} endpoints of {name} is ready"
-
-
-def parse_frontend(address: str, protocol: str, port: int) -> tuple[Family, Frontend]:
-    """Return the family and the frontend of an address."""
-    from nftproxy.address import parse_address
-
-    found = parse_address(address)
-    return found.family, Frontend(found.text, protocol, port)
-
-
-__all__ = ["AddressError", "Cluster", "is_others", "left_out", "parse_frontend", "why_none"]

@@ -33,14 +33,18 @@ class Met:
 
 def met(stop: Stop, before: set[int], frontend: str) -> list[Met]:
     """Return what each base chain of a stop said, in order; visits that earlier stops have shown are left out."""
-    found: dict[tuple[BaseChain, str], dict[Visit, None]] = {}
+    found: dict[tuple[BaseChain, str], dict[int, Visit]] = {}
     for branch in stop.branches:
         for visit in branch.visits:
             if id(visit) in before or visit.base.hook != stop.hook:
                 continue
             there = place(visit.packet.ends.destination, visit.packet.ends.destination_port)
-            found.setdefault((visit.base, "" if there == frontend else there), {})[visit] = None
-    return [Met(base, endpoint, tuple(visits)) for (base, endpoint), visits in found.items()]
+            found.setdefault((visit.base, "" if there == frontend else there), {})[id(visit)] = (
+                visit
+            )
+    return [
+        Met(base, endpoint, tuple(visits.values())) for (base, endpoint), visits in found.items()
+    ]
 
 
 def hook_steps(

@@ -156,7 +156,7 @@ class Tab:
             self._loaded.set()
         elif event == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
-        elif event == "Log.entryAdded" and parameters["entry"]["level"] == "error":
+        elif event == "Log.entryAdded" and parameters["entry"]["source"] == "security":
             self.complaints.append(parameters["entry"]["text"])
         elif event == "Runtime.exceptionThrown":
             self.complaints.append(parameters["exceptionDetails"]["text"])

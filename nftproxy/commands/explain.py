@@ -44,7 +44,8 @@ For example:
     "source",
     default="",
     metavar="IP|node|outside",
-    help="Who connects: the address of a Pod or of anybody else, this node (the default), or a client outside of the cluster.",
+    help="Who connects: the address of a Pod or of anybody else, this node (the default), or a "
+    "client outside of the cluster.",
 )
 @click.option("--protocol", default="", metavar="tcp|udp|sctp", help="If the port has several.")
 @click.option(
@@ -52,7 +53,8 @@ For example:
     type=click.Path(path_type=FilePath, readable=False),
     multiple=True,
     metavar="PATH",
-    help="Services, EndpointSlices and Nodes as kubectl get -o yaml prints them: with these, the answer says why an "
+    help="Services, EndpointSlices and Nodes as kubectl get -o yaml prints them: with these, the "
+    "answer says why an "
     "endpoint is left out. Without a table on this machine they are all there is to explain.",
 )
 @click.option(
@@ -122,7 +124,8 @@ def view(given: Input | None = None) -> Iterator[View]:
 def _lacks_capability(error: Exception) -> NftproxyError:
     return NftproxyError(
         f"the table of this node cannot be read: {error}",
-        hint="run as root or with the capability NET_ADMIN; --manifests explains objects without it",
+        hint="run as root or with the capability NET_ADMIN; --manifests explains objects without "
+        "it",
     )
 
 

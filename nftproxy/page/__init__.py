@@ -7,6 +7,6 @@
     rendering   the templates, with every text escaped
     site        which address shows what, and the headers of all answers
 
-Everything comes from this process: a strict content policy forbids anything else. A page is complete
-without JavaScript; with it, figures move.
+Everything comes from this process: a strict content policy forbids anything else. A page is
+complete without JavaScript; with it, figures move.
 """

@@ -1,1 +1,4 @@
-"""The way of a packet to an endpoint, computed: what each place looks up, what comes out, and whose rule decides."""
+"""The way of a packet to an endpoint, computed.
+
+What each place looks up, the result, and whose rule decides.
+"""

@@ -1,4 +1,7 @@
-"""Who asks: the address of a client, and the interface by which its packets reach this node. Pure but for what it asks."""
+"""Who asks: the address of a client, and the interface by which its packets reach this node.
+
+Pure, apart from its questions.
+"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -23,7 +26,10 @@ class Asker:
 
 
 def asker(source: str, family: Family, destination: str, near: Near | None) -> Asker:
-    """Return the client that `source` means: an address, "node" or "outside"; ConfigError for anything else."""
+    """Return the client that `source` means: an address, "node" or "outside".
+
+    ConfigError for anything else.
+    """
     if source in {"", NODE}:
         return Asker(_own(destination, near), NODE)
     if source == OUTSIDE:
@@ -79,7 +85,10 @@ def _outsider(family: Family, near: Near | None) -> Asker:
 
 
 def _kind(near: Near, device: str, family: Family) -> str:
-    """Return pod or outside: pods are behind a bridge, or behind an interface without an address of its own."""
+    """Return pod or outside.
+
+    Pods are behind a bridge, or behind an interface without an address of its own.
+    """
     link = near.link(device)
     own = near.address_of(device, 4 if family is Family.IPv4 else 16)
     if (link and link.kind == "bridge") or own is None or own[:2] == b"\xfe\x80":

@@ -16,7 +16,7 @@ _PROGRAMS = {
 
 
 def program_of(base: BaseChain, outcome: Outcome) -> str:
-    """Return the program that a table or chain belongs to, as far as names tell; else the table."""
+    """Return the program that a table or chain belongs to, by its name; else the table."""
     table = base.chain.table
     if table.name in _PROGRAMS:
         return _PROGRAMS[table.name]
@@ -90,7 +90,8 @@ def translated_by_others(visit: Visit, rule_text: str) -> Cause:
     said = f" `{rule_text}`" if rule_text else ""
     return Cause(
         "foreign-translation",
-        f"Translated to {to}:{outcome.packet.ends.destination_port} by {by} before nftproxy is asked: rule{said} (handle {handle}) "
+        f"Translated to {to}:{outcome.packet.ends.destination_port} by {by} before nftproxy is "
+        f"asked: rule{said} (handle {handle}) "
         f"of chain {outcome.chain.name} in table {base.chain.table}.",
         (f"nft delete rule {base.chain.table} {outcome.chain.name} handle {handle}",),
     )

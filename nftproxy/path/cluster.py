@@ -1,4 +1,6 @@
-"""What the cluster's objects say about Services: the ones meant, the ones that stand in the way, endpoints and why they are left out.
+"""What the cluster's objects say about Services.
+
+The ones meant, the ones that stand in the way, endpoints and why they are left out.
 
 Pure. The objects may be all there are, or those about one Service.
 """
@@ -29,7 +31,10 @@ class Cluster:
         return self.nodes[node].zone if node in self.nodes else ""
 
     def near(self, name: ObjectName) -> list[str]:
-        """Return the names of Services that may be meant: of the same name elsewhere, or spelled alike."""
+        """Return the names of Services that may be meant.
+
+        Of the same name elsewhere, or spelled alike.
+        """
         same = [str(key) for key in self.services if key.name == name.name]
         known = [str(key) for key in self.services]
         return list(
@@ -37,7 +42,10 @@ class Cluster:
         )
 
     def compiled(self, name: ObjectName, context: Context) -> Compiled | None:
-        """Return what a Service puts into the table; None when there is no such Service for the family."""
+        """Return what a Service puts into the table.
+
+        None when there is no such Service for the family.
+        """
         service = self.services.get(name)
         if service is None or is_others(service):
             return None
@@ -129,13 +137,19 @@ def why_none(
     if not pieces:
         return (
             "no-slices",
-            f"{name} has no EndpointSlice: no Pod matches its selector, or it has none and nobody made a slice",
+            (
+                f"{name} has no EndpointSlice: no Pod matches its selector, or it has none and nobody "
+                "made a slice"
+            ),
         )
     if not of_family:
         if any(piece.address_type == "FQDN" for piece in pieces):
             return (
                 "fqdn",
-                f"the EndpointSlices of {name} hold names (addressType FQDN), which no proxy can send packets to",
+                (
+                    f"the EndpointSlices of {name} hold names (addressType FQDN), which no proxy can "
+                    "send packets to"
+                ),
             )
         return "no-slices", f"{name} has no EndpointSlice of addressType {family}"
     if not any(piece.endpoints for piece in of_family):
@@ -155,7 +169,10 @@ def why_none(
         wanted = f"{port.name or 'unnamed'}/{port.protocol.value}"
         return (
             "other-ports",
-            f"the endpoints of {name} have no port {wanted}; they have {', '.join(ports) or 'none'}",
+            (
+                f"the endpoints of {name} have no port {wanted}; they have "
+                f"{', '.join(ports) or 'none'}"
+            ),
         )
     if any(backend.fallback for backend in backends):
         return "terminating", f"all {len(backends)} endpoints of {name} are terminating"

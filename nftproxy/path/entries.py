@@ -1,4 +1,7 @@
-"""Conntrack entries to one address and port: the kernel filters, so a table of any size costs little."""
+"""Conntrack entries to one address and port.
+
+The kernel filters, so a table of any size costs little.
+"""
 
 import socket
 import struct

@@ -1,8 +1,10 @@
-"""Chains, run on a packet as the kernel runs them: every rule's expressions, jumps, verdicts, policies.
+"""Chains, run on a packet as the kernel runs them.
 
-Pure but for what it asks of `Ruleset` and `Surroundings`. Where a packet may go two ways, because chance decides or because
-somebody cannot know, both are followed; an outcome carries a doubt for each such fork on its way. Different ways to the same place
-are followed once.
+Every rule's expressions, jumps, verdicts, policies.
+
+Pure, apart from the questions to `Ruleset` and `Surroundings`. Where a packet may go two ways,
+because chance decides or because somebody cannot know, both are followed; an outcome carries a
+doubt for each such fork on its way. Different ways to the same place are followed once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -151,7 +153,10 @@ def _keep(found: dict[tuple[int, Packet, bool], Outcome], outcome: Outcome) -> N
 def on_hook(
     chains: Sequence[BaseChain], packet: Packet, rules: Ruleset, around: Surroundings
 ) -> Iterator[tuple[BaseChain, Outcome]]:
-    """Run chains of one hook one after the other; yield each outcome where the packet ends, and the last one where it lives."""
+    """Run chains of one hook one after the other.
+
+    Yield each outcome where the packet ends, and the last one where it lives.
+    """
     if not chains:
         return
     first, *rest = chains

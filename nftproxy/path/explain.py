@@ -1,4 +1,6 @@
-"""A path, computed: what would happen to the first packet of a connection, whoever's rule it is. Pure but for what it asks.
+"""A path, computed: what would happen to the first packet of a connection, whoever's rule it is.
+
+Pure, apart from its questions.
 
 The table is asked for single elements, the packet is run through the base chains of all tables, and
 the kernel for routes and neighbours. Whatever was not looked at is named.
@@ -59,7 +61,8 @@ def explain(asked: Asked, source: str, protocol: str, node: View, cluster: Clust
 def _without_table(asked: Asked, source: str, node: View) -> Path:
     cause = Cause(
         "no-table",
-        "There is no table inet nftproxy on this node, so no Service is programmed: nftproxy does not run here, "
+        "There is no table inet nftproxy on this node, so no Service is programmed: nftproxy does "
+        "not run here, "
         "or its first sync failed.",
         ("nftproxy run --manifests FOLDER",),
     )
@@ -127,7 +130,10 @@ class _Explanation:
     # ---- the packet's way ----
 
     def _travel(self, machine: Machine) -> tuple[Journey, list[Endpoint]]:
-        """Send a packet through the rules of all tables; return its journey, and the endpoints that were followed."""
+        """Send a packet through the rules of all tables.
+
+        Return its journey, and the endpoints that were followed.
+        """
         followed: list[Endpoint] = []
 
         def choose(branches: list[Branch]) -> list[Branch]:
@@ -191,7 +197,10 @@ class _Explanation:
     def _ends(
         self, machine: Machine, journey: Journey, followed: list[Endpoint]
     ) -> tuple[list[tuple[Endpoint, Reach]], Reach]:
-        """Add the last steps to each endpoint; return which endpoints are reached, and whether any is."""
+        """Add the last steps to each endpoint.
+
+        Return which endpoints are reached, and whether any is.
+        """
         found: list[tuple[Endpoint, Reach]] = []
         for endpoint in followed:
             mine = [end for end in journey.ends if _goes_to(end, endpoint)]
@@ -248,7 +257,7 @@ class _Explanation:
                 "route",
                 Place(Kind.ROUTE),
                 endpoint.address,
-                f"{via}, which is down" if down else said,
+                f"{via}, which has no carrier" if down else said,
                 Outcome.STOPPED if bad else Outcome.OK,
                 None,
                 name,
@@ -258,8 +267,9 @@ class _Explanation:
             self._add(
                 Cause(
                     "link-down",
-                    f"The interface {way.device} to {endpoint} is down.",
-                    (f"ip link set {way.device} up",),
+                    f"The interface {way.device} to {endpoint} has no carrier: its other end is "
+                    "down or gone.",
+                    (f"ip -details link show {way.device}",),
                 )
             )
         elif state in _DEAD:
@@ -267,7 +277,8 @@ class _Explanation:
             self._add(
                 Cause(
                     "neighbour",
-                    f"{whom} does not answer on {way.device} (neighbour {state}): {endpoint} is gone, or its network is broken.",
+                    f"{whom} does not answer on {way.device} (neighbour {state}): {endpoint} is "
+                    "gone, or its network is broken.",
                     (f"ip neighbour show {whom} dev {way.device}",),
                 )
             )
@@ -312,7 +323,8 @@ class _Explanation:
             self._add(
                 Cause(
                     "bridge-nf-call",
-                    f"{endpoint} answers {self.who.address} directly within the bridge {way.device}, where the answer is not "
+                    f"{endpoint} answers {self.who.address} directly within the bridge "
+                    f"{way.device}, where the answer is not "
                     f"translated back: {setting.replace('/', '.')} is not 1.",
                     ("modprobe br_netfilter", f"sysctl -w {setting.replace('/', '.')}=1"),
                 )
@@ -338,7 +350,8 @@ class _Explanation:
             self._add(
                 Cause(
                     "conntrack-full",
-                    f"The conntrack table is full ({fill.count} of {fill.limit}): the kernel drops new connections.",
+                    f"The conntrack table is full ({fill.count} of {fill.limit}): the kernel drops "
+                    "new connections.",
                     (f"sysctl -w net.netfilter.nf_conntrack_max={2 * fill.limit}",),
                 ),
                 first=True,
@@ -349,7 +362,8 @@ class _Explanation:
             self._add(
                 Cause(
                     "behind",
-                    f"nftproxy on this node reports that it is not in step: {trouble.strip()[:200]}",
+                    "nftproxy on this node reports that it is not in step: "
+                    f"{trouble.strip()[:200]}",
                     ("curl -s 127.0.0.1:10256/healthz",),
                 )
             )
@@ -357,7 +371,8 @@ class _Explanation:
             self._add(
                 Cause(
                     "other-proxy",
-                    f"Another service proxy has rules on this node ({proxy}); which one translates a connection first is up to "
+                    f"Another service proxy has rules on this node ({proxy}); which one translates "
+                    "a connection first is up to "
                     "the order of their chains.",
                     ("nftproxy kube-proxy --help",),
                 )
@@ -384,10 +399,14 @@ class _Explanation:
             self._add(
                 Cause(
                     "stale-entry",
-                    f"conntrack still sends the packets of {first.source} to {place(pack(first.answers_from), first.answers_port)}, "
+                    f"conntrack still sends the packets of {first.source} to "
+                    f"{place(pack(first.answers_from), first.answers_port)}, "
                     "which is no endpoint any more.",
                     (
-                        f"conntrack -D -p {to.protocol} --orig-src {first.source} --orig-dst {to.address} --orig-port-dst {to.port}",
+                        (
+                            f"conntrack -D -p {to.protocol} --orig-src {first.source} --orig-dst "
+                            f"{to.address} --orig-port-dst {to.port}"
+                        ),
                     ),
                 ),
                 first=True,
@@ -403,7 +422,8 @@ class _Explanation:
                 self._add(
                     Cause(
                         "claimed-twice",
-                        f"{name} claims {self.to.frontend}, too; {owner} has it, and {name} gets no connection there.",
+                        f"{name} claims {self.to.frontend}, too; {owner} has it, and {name} gets "
+                        "no connection there.",
                         (f"kubectl get service -n {name.namespace} {name.name} -o yaml",),
                     )
                 )
@@ -412,7 +432,8 @@ class _Explanation:
         if not self.lookup.is_known:
             yield Cause(
                 "no-service",
-                f"{place(pack(self.to.address), self.to.port)} is no Service's: nftproxy does not touch such packets.",
+                f"{place(pack(self.to.address), self.to.port)} is no Service's: nftproxy does not "
+                "touch such packets.",
             )
         elif reach is Reach.YES:
             yield Cause("ok", "Nothing is wrong on this node.")

@@ -1,7 +1,8 @@
 """One rule, run on a packet: what each expression reads, decides and changes.
 
-Pure but for what it asks of `Ruleset` and `Surroundings`. An expression leads to one state or to several; what is not known here leads
-to both outcomes, with the rule named as the doubt, and is never guessed.
+Pure, apart from the questions to `Ruleset` and `Surroundings`. An expression leads to one state or
+to several; what is not known here leads to both outcomes, with the rule named as the doubt, and is
+never guessed.
 """
 
 # ruff: noqa: ARG002 - all expressions are given the same
@@ -178,7 +179,10 @@ class Machine(Reading):
     def _elements(
         self, name: str, register: int, rule: Rule, state: State
     ) -> Iterator[tuple[bytes, "Element | None", State]]:
-        """Yield what a look-up can find, each with a key that finds it; `_ANY` where the key is not known."""
+        """Yield what a look-up can find, each with a key that finds it.
+
+        `_ANY` where the key is not known.
+        """
         table = rule.chain.table
         value = state.registers.load(register, self.rules.key_length(table, name))
         if not value.is_known:
@@ -208,7 +212,7 @@ class Machine(Reading):
         return states
 
     def dynamic(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
-        """Put an element into a set, or take it out: only what comes with it can stop the rule."""
+        """Put an element into a set, or take it out: only its statements can stop the rule."""
         table, name = rule.chain.table, netlink.text(data[nft.Dynamic.SET])
         key = state.registers.load(
             integer(data[nft.Dynamic.KEY]), self.rules.key_length(table, name)
@@ -418,7 +422,10 @@ def expression_of(packed: bytes) -> Expression:
 
 
 def _each_once(states: list[State], before: State) -> list[State]:
-    """Return states that differ in what comes next; a fork whose branches do the same is no fork."""
+    """Return states that differ in the next expressions.
+
+    A fork whose branches do the same is no fork.
+    """
     found: dict[object, State] = {}
     for state in states:
         code = Verdict.CONTINUE if state.code == Verdict.BREAK else state.code

@@ -1,6 +1,9 @@
-"""What our table holds for one key: looked up in the kernel, or in the elements that a sync would write.
+"""What our table holds for one key.
 
-Pure but for what `Ruleset` is asked. Both answer alike, so whoever explains a Service does not care which it is.
+Looked up in the kernel, or in the elements that a sync would write.
+
+Pure, apart from the questions to `Ruleset`. Both answer alike, so whoever explains a Service does
+not care which it is.
 """
 
 from collections.abc import Mapping

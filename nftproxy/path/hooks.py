@@ -1,7 +1,8 @@
 """All base chains of one hook, in the order in which a packet meets them, with what the kernel itself does in between.
 
-Pure but for what the chains ask. The kernel's own steps: conntrack looks at a packet at priority -200, and chains of type nat are
-all asked at -100 (destination) or 100 (source), in the order of their own priorities, until one translates.
+Pure, apart from the questions of the chains. The kernel's own steps: conntrack looks at a packet at
+priority -200, and chains of type nat are all asked at -100 (destination) or 100 (source), in the
+order of their own priorities, until one translates.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,7 +46,7 @@ class Branch:
 
     @property
     def rejected(self) -> str:
-        """How the client is told, if it is."""
+        """How the client learns of it, if it does."""
         return self.last.outcome.reject if self.last and not self.alive else ""
 
 
@@ -77,7 +78,8 @@ def pass_hook(
     found = list(branches)
     if hook in _TRACKING:
         order.append((_CONNTRACK, []))
-    # Those of one priority stand in the order in which the kernel has them; what the kernel does itself comes first.
+    # Those of one priority stand in the order in which the kernel has them; what the kernel does
+    # itself comes first.
     for _, group in sorted(
         order, key=lambda one: (one[0], len(one[1]) == 1 and one[1][0].kind != "nat")
     ):

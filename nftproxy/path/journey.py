@@ -1,7 +1,9 @@
-"""The way of a packet through a node: which hooks it meets in which order, and the routes in between.
+"""The way of a packet through a node.
 
-Pure but for what it asks. A packet comes in by an interface, or is made on this node; it ends in a process of this node, leaves by an
-interface, or does not get so far.
+Which hooks it meets in which order, and the routes in between.
+
+Pure, apart from its questions. A packet comes in by an interface, or is made on this node; it ends
+in a process of this node, leaves by an interface, or does not get so far.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,7 +26,10 @@ class Stop(NamedTuple):
 
 @dataclass(slots=True)
 class Journey:
-    """What became of a packet: stops in order, and the ends of all branches with the ways they take."""
+    """What became of a packet.
+
+    Stops in order, and the ends of all branches with the ways they take.
+    """
 
     stops: list[Stop] = field(default_factory=list)
     ends: list["End"] = field(default_factory=list)
@@ -45,7 +50,10 @@ class End:
 
 
 class Traveller:
-    """Sends packets through a ruleset. `choose` keeps the branches that are followed after the destination is chosen."""
+    """Sends packets through a ruleset.
+
+    `choose` keeps the branches that are followed after the destination is chosen.
+    """
 
     def __init__(
         self,
@@ -134,7 +142,10 @@ class Traveller:
         return groups.items()
 
     def _exit(self, journey: Journey, branches: list[Branch], way: Way) -> None:
-        """Pass what is below the internet protocol on the way out. Which port of a bridge it is, nobody here knows."""
+        """Pass what is below the internet protocol on the way out.
+
+        Which port of a bridge it is, nobody here knows.
+        """
         link: Link | None = self._around.link(way.device)
         if link and link.kind == "bridge":
             for hook in ("output", "postrouting"):

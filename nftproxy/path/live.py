@@ -1,7 +1,8 @@
 """The ruleset of the network namespace of the thread that made this object, read from the kernel as far as it is asked for.
 
-Chains are read when a packet gets there, and once; sets are asked for single elements and never listed, so ten thousand
-Services cost no more than ten. Nothing is written, and libnftables has no part in it, so no table of anybody's does any harm.
+Chains are read when a packet gets there, and once; sets are asked for single elements and never
+listed, so ten thousand Services cost no more than ten. Nothing is written, and libnftables has no
+part in it, so no table of anybody's does any harm.
 """
 
 from collections.abc import Sequence
@@ -58,7 +59,10 @@ class LiveRuleset:
         return self._channel.generation() != self.generation
 
     def base_chains(self) -> Sequence[BaseChain]:
-        """Return the base chains of all tables that are not dormant; of those of one priority the last one made is met first."""
+        """Return the base chains of all tables that are not dormant.
+
+        Of those of one priority the last one made is met first.
+        """
         if self._base is None:
             asleep = set(self._asleep())
             found = []

@@ -1,4 +1,6 @@
-"""What our table does with connections to one frontend, element by element. Pure but for what `Held` is asked.
+"""What our table does with connections to one frontend, element by element.
+
+Pure, apart from the questions to `Held`.
 
 Only single keys are asked for, never a whole map, so the number of Services does not matter.
 """

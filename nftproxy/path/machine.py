@@ -1,6 +1,7 @@
 """The registers of nf_tables, holding values of which some bits are unknown, or one of several values that chance decides.
 
-Pure. A comparison therefore has one answer or both; whoever asks goes on with each of them, and remembers why there are two.
+Pure. A comparison therefore has one answer or both; whoever asks goes on with each of them, and
+remembers why there are two.
 """
 
 import itertools
@@ -15,7 +16,10 @@ _MOST = 4096
 
 
 class Value(NamedTuple):
-    """One of `options`, as far as its bits are `known`; `why` says what is unknown, or what chooses."""
+    """One of `options`, as far as its bits are `known`.
+
+    `why` says what is unknown, or what chooses.
+    """
 
     options: tuple[bytes, ...]
     known: bytes
@@ -64,7 +68,10 @@ def choice(offset: int, modulus: int, why: str) -> Value:
 
 
 class Registers:
-    """The registers while a rule is run: words of four bytes. Never changed: `store` returns new ones."""
+    """The registers while a rule is run: words of four bytes.
+
+    Never changed: `store` returns new ones.
+    """
 
     def __init__(self, words: Mapping[int, Value] | None = None) -> None:
         self._words = words or {}
@@ -122,7 +129,8 @@ def _compare(option: bytes, known: bytes, operation: int, data: bytes) -> set[bo
         if not differs and any(mask != 0xFF for mask in known):
             return {True, False}
         return {differs is (operation == Operation.UNEQUAL)}
-    # Between the lowest and the highest value that the unknown bits allow, the answer may be the same all the same.
+    # Between the lowest and the highest value that the unknown bits allow, the answer may be the
+    # same all the same.
     lowest = bytes(byte & mask for byte, mask in zip(option, known, strict=True))
     highest = bytes(byte | (~mask & 0xFF) for byte, mask in zip(lowest, known, strict=True))
     test = _ORDER[operation]
@@ -184,7 +192,10 @@ def _also(value: Value, mask: bytes, decided: int) -> bytes:
 
 
 def shift(value: Value, operation: int, bits: int) -> Value:
-    """Return a value shifted: word by word from the last, each as the machine reads it, the rest going over to the next."""
+    """Return a value shifted.
+
+    Word by word from the last, each as the machine reads it, the rest going over to the next.
+    """
     left = operation == BitwiseOperation.LEFT
 
     def shifted(data: bytes) -> bytes:

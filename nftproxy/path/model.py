@@ -1,15 +1,20 @@
 """A path: what happens to the first packet of a connection, step by step, whoever's rule it is.
 
-`explain` computes a path, other commands observe or draw one: the same types, the same words, the same JSON. A step that nobody
-looked at says so; an answer that looks complete and is not is worse than none. Pure values.
+`explain` computes a path, other commands observe or draw one: the same types, the same words, the
+same JSON. A step that nobody looked at says so; an answer that looks complete and is not is worse
+than none. Pure values.
 """
 
 import enum
+from typing import Any
 
 import msgspec
 
 VERSION = 1
-"""Of the JSON: a field may be added without a new number; one that changes its meaning or goes asks for the next."""
+"""Of the JSON: a field may be added without a new number.
+
+One that changes its meaning or goes asks for the next.
+"""
 
 
 class Value(msgspec.Struct, frozen=True, rename="camel"):
@@ -24,7 +29,7 @@ class Origin(enum.StrEnum):
 
 
 class Outcome(enum.StrEnum):
-    """What came out of a step."""
+    """The result of a step."""
 
     OK = "ok"  # the packet goes on
     FOUND = "found"  # the packet goes on, to what was looked up
@@ -52,7 +57,7 @@ class Kind(enum.StrEnum):
     LINK = "link"
     SYSCTL = "sysctl"
     CONNTRACK = "conntrack"
-    REPLY = "reply"  # what came back
+    REPLY = "reply"  # the answer
 
 
 class Whose(enum.StrEnum):
@@ -72,7 +77,10 @@ class Place(Value, frozen=True):
 
 
 class Rule(Value, frozen=True):
-    """The rule that decided; without a handle it was the chain's policy. `text` is for people, as nft prints it."""
+    """The rule that decided; without a handle it was the chain's policy.
+
+    `text` is for people, as nft prints it.
+    """
 
     whose: Whose
     family: str
@@ -88,7 +96,7 @@ class Rule(Value, frozen=True):
 
 
 class Step(Value, frozen=True):
-    """One step: where, what was looked up, what came out."""
+    """One step: where, what was looked up, the result."""
 
     name: str  # a word or two, as the text shows it: "services4", "forward", "route"
     place: Place
@@ -127,7 +135,10 @@ class Client(Value, frozen=True):
 
 
 class Candidate(Value, frozen=True):
-    """An endpoint that the Service has: used, with its share of new connections, or left out, and why."""
+    """An endpoint that the Service has.
+
+    Used, with its share of new connections, or left out, and why.
+    """
 
     address: str
     port: int
@@ -153,7 +164,10 @@ class Reply(Value, frozen=True):
 
 
 class Cause(Value, frozen=True):
-    """Why a connection does not get through: a word for programs, a sentence for people, and commands that mend it."""
+    """Why a connection does not get through.
+
+    A word for programs, a sentence for people, and commands that mend it.
+    """
 
     code: str
     text: str
@@ -184,3 +198,12 @@ def to_json(path: Path) -> bytes:
 def of_json(text: bytes) -> Path:
     """Return the path that JSON holds."""
     return msgspec.json.decode(text, type=Path)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a path."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"A path of nftproxy, version {VERSION}: explain computes it, trace observes it",
+        **msgspec.json.schema(Path),
+    }

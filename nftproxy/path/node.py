@@ -110,7 +110,10 @@ class ThisMachine:
         return found
 
     def trouble(self) -> str:
-        """Return what the proxy process reports as unhealthy; empty if nothing or if it does not answer."""
+        """Return what the proxy process reports as unhealthy.
+
+        Empty if nothing or if it does not answer.
+        """
         connection = http.client.HTTPConnection(*_HEALTH, timeout=_TIMEOUT)
         try:
             connection.request("GET", "/healthz")
@@ -176,7 +179,10 @@ class ThisNode:
 
 
 def _listing(family: str, table: str, chain: str) -> Iterator[tuple[int, str]]:
-    """Yield handle and text of the rules of a chain, by the program nft: what would kill it does not kill us."""
+    """Yield handle and text of the rules of a chain, by the program nft.
+
+    What would kill it does not kill us.
+    """
     command = ["nft", "--handle", "list", "chain", family, table, chain]
     try:
         done = subprocess.run(

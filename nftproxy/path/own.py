@@ -70,7 +70,7 @@ def _unclaimed_steps(node: View, to: Destination) -> Iterator[Step]:
 def _source_ranges(node: View, lookup: Lookup, asker: Asker) -> Step:
     if not lookup.is_filtered:
         return Step("source ranges", _TABLE, "", "none on this address", Outcome.OK)
-    name = f"allowed{lookup.family.digit}"
+    name = schema.allowed(lookup.family)
     if asker.address and is_allowed(node.held, lookup.family, lookup.frontend, asker.address):
         return Step(name, _TABLE, asker.address, "an allowed source", Outcome.OK)
     return Step(name, _TABLE, asker.address, "not an allowed source: dropped", Outcome.STOPPED)
@@ -122,7 +122,8 @@ def _unclaimed(node: View, to: Destination, cluster: Cluster | None) -> Cause | 
         return Cause("wrong-port", text)
     if has(node.held, schema.SERVICE_CIDRS, to.family, to.address):
         text = (
-            f"{to.address} is in the range of Services, but no Service has it: it was deleted, or never existed. "
+            f"{to.address} is in the range of Services, but no Service has it: it was deleted, or "
+            "never existed. "
             "Packets are dropped."
         )
         return Cause("unallocated", text)
@@ -134,7 +135,8 @@ def _not_accepted(node: View, to: Destination) -> Cause | None:
     if to.address in {"127.0.0.1", "::1"} or to.address.startswith("127."):
         return Cause(
             "nodeport-loopback",
-            f"NodePorts are not accepted on {to.address}: packets from a loopback address cannot leave this node. "
+            f"NodePorts are not accepted on {to.address}: packets from a loopback address cannot "
+            "leave this node. "
             "Use an address of the node.",
         )
     accepted = node.nodeport_addresses(to.family)
@@ -158,7 +160,8 @@ def _local(lookup: Lookup, cluster: Cluster | None) -> Cause:
     where = f" Nodes that have one: {', '.join(nodes)}." if nodes else ""
     kind = "internal" if lookup.is_cluster_ip else "external"
     text = (
-        f"The {kind}TrafficPolicy of {_short(lookup)} is Local, and it has no endpoint on this node: "
+        f"The {kind}TrafficPolicy of {_short(lookup)} is Local, and it has no endpoint on this "
+        "node: "
         f"connections are dropped.{where}"
     )
     command = (

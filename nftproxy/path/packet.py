@@ -1,7 +1,10 @@
-"""The first packet of a connection, as rules see it: addresses, headers, interfaces, mark, and what conntrack knows.
+"""The first packet of a connection, as rules see it.
 
-Pure. What nobody can know before the packet is sent (lengths, sequence numbers, the source port if the kernel chooses it) is
-marked as unknown bit by bit, so that a rule which looks at the rest is still decided.
+Addresses, headers, interfaces, mark, and what conntrack knows.
+
+Pure. What nobody can know before the packet is sent (lengths, sequence numbers, the source port if
+the kernel chooses it) is marked as unknown bit by bit, so that a rule which looks at the rest is
+still decided.
 """
 
 import socket
@@ -64,8 +67,9 @@ class Tracked:
 class Packet:
     """A packet at one place of its way.
 
-    `written` are bytes of headers that rules have changed, by base and offset; `learnt` are keys that rules put into sets or took
-    out of them on its way: the set's name with its table, the key, and whether it is in.
+    `written` are bytes of headers that rules have changed, by base and offset; `learnt` are keys
+    that rules put into sets or took out of them on its way: the set's name with its table, the key,
+    and whether it is in.
     """
 
     ends: Ends
@@ -189,7 +193,8 @@ def _ipv4(packet: Packet) -> Known:
         + ends.source
         + ends.destination
     )
-    # Known: version, traffic class, that it is no fragment (though not whether it may become one), protocol, addresses.
+    # Known: version, traffic class, that it is no fragment (though not whether it may become one),
+    # protocol, addresses.
     known = b"\xff\xff\x00\x00\x00\x00\xbf\xff\x00\xff\x00\x00" + b"\xff" * 8
     return data, known
 

@@ -1,4 +1,7 @@
-"""A node that only manifests describe: the elements that a sync would write, and nothing of a machine. Pure."""
+"""A node that only manifests describe.
+
+The elements that a sync would write, and nothing of a machine. Pure.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -44,7 +47,10 @@ class PlannedNode:
         return ports(self._verdicts(), address)
 
     def nodeport_addresses(self, family: Family) -> list[str] | None:
-        """Return the addresses that accept NodePorts; None if all but loopback do, or if nobody knows."""
+        """Return the addresses that accept NodePorts.
+
+        None if all but loopback do, or if nobody knows.
+        """
         found = self._elements.get(schema.NODEPORT_IPS.name(family))
         return None if found is None else [str(key[0]) for key in found]
 

@@ -1,6 +1,8 @@
-"""The expressions of a rule that read: headers, what the kernel and conntrack know of a packet, routes.
+"""The expressions of a rule that read.
 
-Pure but for what it asks of `Surroundings`. What nobody can know yet is stored as unknown.
+Headers, what the kernel and conntrack know of a packet, routes.
+
+Pure, apart from the questions to `Surroundings`. What nobody can know yet is stored as unknown.
 """
 
 # ruff: noqa: ARG002 - all expressions are given the same
@@ -176,7 +178,7 @@ class Reading:
         return [store(state, to, number(link.index if link else 0))]
 
     def socket(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
-        """Ask for a socket of this node: there is none for an address of somebody else."""
+        """Ask for a socket of this node: an address of somebody else has no socket here."""
         if self.around.address_type(state.packet.ends.destination, "") != RTN_LOCAL:
             return [broken(state)]
         return [
@@ -187,7 +189,10 @@ class Reading:
         ]
 
     def header(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
-        """Look for an extension header or an option: a first packet has no extension headers; its TCP options are not known."""
+        """Look for an extension header or an option: a first packet has no extension headers.
+
+        Its TCP options are not known.
+        """
         if nft.Header.FROM in data or nft.Header.TO not in data:
             return [state]
         to = integer(data[nft.Header.TO])
@@ -198,7 +203,10 @@ class Reading:
         return [store(state, to, unknown(16, "the options of the packet"))]
 
     def route(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
-        """Ask for what the route says, such as the segment size; nothing but the packet's length depends on it."""
+        """Ask for what the route says, such as the segment size.
+
+        Nothing but the packet's length depends on it.
+        """
         return [store(state, integer(data[nft.Route.TO]), unknown(16, "what the route says"))]
 
 

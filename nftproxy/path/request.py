@@ -15,7 +15,10 @@ _HINT = "name a Service as NAMESPACE/NAME or NAMESPACE/NAME:PORT, an address as 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is asked about: a Service and perhaps its port by name or number, or an address, or a NodePort."""
+    """What is asked about.
+
+    A Service and perhaps its port by name or number, or an address, or a NodePort.
+    """
 
     asked: str
     service: ObjectName | None = None

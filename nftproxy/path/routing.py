@@ -7,6 +7,7 @@ from nftproxy.path.packet import text
 from nftproxy.path.ruleset import Link, Way
 
 UNICAST, LOCAL, BROADCAST, ANYCAST, MULTICAST, UNREACHABLE = 1, 2, 3, 4, 5, 7
+_NO_CARRIER = {"DOWN", "LOWERLAYERDOWN", "NOTPRESENT"}
 _BAD = {0x20: "failed", 0x01: "incomplete"}  # NUD_*
 _GOOD = {
     0x02: "reachable",
@@ -100,12 +101,15 @@ class Routing:
         return BROADCAST if self._kinds.get(address) == BROADCAST else UNICAST
 
     def way(self, address: bytes, mark: int | None) -> str:
-        """Return the interface that packets to an address leave by; empty when there is none."""
+        """Return the interface that packets to an address leave by; empty if there is no such one."""
         way = self.to(address, mark=mark or 0)
         return "" if way.local or way.error else way.device
 
     def to(self, address: bytes, *, source: bytes = b"", iif: str = "", mark: int = 0) -> Way:
-        """Ask for the way to an address: of this node's own packets, or of packets that come in from somebody."""
+        """Ask for the way to an address.
+
+        Of this node's own packets, or of packets that come in from somebody.
+        """
         key = address, source, iif, mark
         if key not in self._ways:
             self._ways[key] = self._ask(address, source, iif, mark)
@@ -141,7 +145,10 @@ class Routing:
         return Way(device, gateway, message.get_attr("RTA_PREFSRC") or "", kind == LOCAL, mtu)
 
     def neighbour(self, address: str, device: str) -> str:
-        """Return what the kernel knows of a neighbour: reachable, stale, failed and so on; empty when it has not asked yet."""
+        """Return what the kernel knows of a neighbour: reachable, stale, failed and so on.
+
+        Empty when it has not asked yet.
+        """
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         for message in self._route.get_neighbours(family=family, ifindex=self.links[device].index):
             if message.get_attr("NDA_DST") == address:
@@ -174,6 +181,6 @@ def _link(message: Any, by_index: dict[int, str]) -> Link:
         group=message.get_attr("IFLA_GROUP") or 0,
         kind=kind,
         master=master or "",
-        up=bool(message["flags"] & 1) and message.get_attr("IFLA_OPERSTATE") != "DOWN",
+        up=bool(message["flags"] & 1) and message.get_attr("IFLA_OPERSTATE") not in _NO_CARRIER,
         mtu=message.get_attr("IFLA_MTU") or 0,
     )

@@ -1,6 +1,9 @@
-"""What the evaluation asks of the machine it is about: chains, rules, single elements of sets, addresses, routes, links.
+"""What the evaluation asks of the machine it is about.
 
-Pure: types alone. `live` reads them from the kernel. A set is never listed: whoever wants to know asks for one key.
+Chains, rules, single elements of sets, addresses, routes, links.
+
+Pure: types alone. `live` reads them from the kernel. A set is never listed: whoever wants to know
+asks for one key.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,7 +63,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An element of a set or map: nothing, a value, a verdict or the name of an object, with the expressions that it has."""
+    """An element of a set or map.
+
+    Nothing, a value, a verdict or the name of an object, with the expressions that it has.
+    """
 
     data: bytes = b""
     code: int | None = None
@@ -119,13 +125,19 @@ class Surroundings(Protocol):
         """Return an interface."""
 
     def address_type(self, address: bytes, device: str) -> int:
-        """Return what the kernel calls an address: RTN_UNICAST, RTN_LOCAL and so on, on a device or on all."""
+        """Return what the kernel calls an address.
+
+        RTN_UNICAST, RTN_LOCAL and so on, on a device or on all.
+        """
 
     def address_of(self, link: str, size: int) -> bytes | None:
         """Return the first address of an interface, of 4 or 16 bytes."""
 
     def way(self, address: bytes, mark: int | None) -> str:
-        """Return the interface that packets to an address leave by; empty when there is none."""
+        """Return the interface that packets to an address leave by; empty if there is no such one."""
 
     def to(self, address: bytes, *, source: bytes = b"", iif: str = "", mark: int = 0) -> Way:
-        """Return the way to an address: of this node's own packets, or of packets that come in from somebody."""
+        """Return the way to an address.
+
+        Of this node's own packets, or of packets that come in from somebody.
+        """

@@ -1,4 +1,7 @@
-"""What a packet is like while a rule runs: itself, the registers, what is in doubt, what has been looked up and changed. Pure."""
+"""What a packet is like while a rule runs.
+
+Itself, the registers, what is in doubt, what has been looked up and changed. Pure.
+"""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,7 +13,10 @@ from nftproxy.table.expressions import Verdict
 
 
 class Doubt(NamedTuple):
-    """Why a packet may also go another way: chance, a limit, or something that is not known, at a rule."""
+    """Why a packet may also go another way.
+
+    Chance, a limit, or something that is not known, at a rule.
+    """
 
     kind: str  # chance, limit, unknown or size
     what: str
@@ -18,7 +24,10 @@ class Doubt(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that a rule did: looked a key up, gave the packet a mark, or another destination or source."""
+    """Something that a rule did.
+
+    Looked a key up, gave the packet a mark, or another destination or source.
+    """
 
     kind: str  # lookup, mark, destination, source
     rule: Rule

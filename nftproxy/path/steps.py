@@ -1,4 +1,7 @@
-"""A journey told in steps: every base chain that stopped, translated or marked a packet, and how many others let it pass. Pure."""
+"""A journey as steps.
+
+Every base chain that stopped, translated or marked a packet, and how many others let it pass. Pure.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,7 +35,10 @@ class Met:
 
 
 def met(stop: Stop, before: set[int], frontend: str) -> list[Met]:
-    """Return what each base chain of a stop said, in order; visits that earlier stops have shown are left out."""
+    """Return what each base chain of a stop said, in order.
+
+    Visits that earlier stops have shown are left out.
+    """
     found: dict[tuple[BaseChain, str], dict[int, Visit]] = {}
     for branch in stop.branches:
         for visit in branch.visits:
@@ -50,7 +56,7 @@ def met(stop: Stop, before: set[int], frontend: str) -> list[Met]:
 def hook_steps(
     journey: Journey, frontend: str, text_of: Callable[[NftRule], str]
 ) -> Iterator[tuple[Stop, list[Met], list[Step]]]:
-    """Yield each stop with what was met there, and the steps that tell of foreign chains."""
+    """Yield each stop with what was met there, and the steps about foreign chains."""
     shown: set[int] = set()
     for stop in journey.stops:
         everything = met(stop, shown, frontend)
@@ -142,7 +148,8 @@ def rule_of(visit: Visit, text_of: Callable[[NftRule], str]) -> Rule:
 def doubted(branches: Iterable[Branch]) -> list[str]:
     """Return what is in doubt about branches, each once."""
     found = dict.fromkeys(
-        f"{doubt.what} ({doubt.rule.chain.table} {doubt.rule.chain.name}, handle {doubt.rule.handle})"
+        f"{doubt.what} ({doubt.rule.chain.table} {doubt.rule.chain.name}, handle "
+        f"{doubt.rule.handle})"
         if doubt.rule
         else doubt.what
         for branch in branches

@@ -1,7 +1,9 @@
-"""Which frontend is meant: a Service, an address or a NodePort, found in the table or among the cluster's objects.
+"""Which frontend is meant.
 
-Pure but for what it asks. What cannot be a destination is a cause at once: a Service that another
-proxy serves, one without an address, an address without a port.
+A Service, an address or a NodePort, found in the table or among the cluster's objects.
+
+Pure, apart from its questions. What cannot be a destination is a cause at once: a Service that
+another proxy serves, one without an address, an address without a port.
 """
 
 import difflib
@@ -38,7 +40,7 @@ class Destination:
 def destination(
     target: Target, protocol: str, node: View, cluster: Cluster | None
 ) -> Destination | Cause:
-    """Return the destination that a target means, or why there is none."""
+    """Return the destination that a target means, or why none exists."""
     if target.service:
         return _of_service(target.service, target.port_name, protocol, node, cluster)
     if target.is_node_port:
@@ -133,7 +135,8 @@ def _of_service(
     if service:
         return Cause(
             "not-in-table",
-            f"{full} is not in the table of this node yet, or the kernel refused it: see the log of nftproxy.",
+            f"{full} is not in the table of this node yet, or the kernel refused it: see the log "
+            "of nftproxy.",
         )
     names = node.names()
     services = [each.partition(":")[0] for each in names]
@@ -158,17 +161,20 @@ def _not_ours(name: ObjectName, service: Service) -> Cause | None:
         proxy = labels.proxy_name if labels else ""
         return Cause(
             "other-proxy",
-            f"{name} has the label service.kubernetes.io/service-proxy-name: {proxy}; that proxy serves it, not nftproxy.",
+            f"{name} has the label service.kubernetes.io/service-proxy-name: {proxy}; that proxy "
+            "serves it, not nftproxy.",
         )
     if service.spec.type == "ExternalName":
         return Cause(
             "external-name",
-            f"{name} is an ExternalName: the cluster's DNS answers with another name, and no packet meets a proxy.",
+            f"{name} is an ExternalName: the cluster's DNS answers with another name, and no "
+            "packet meets a proxy.",
         )
     if service.spec.cluster_ip == "None":
         return Cause(
             "headless",
-            f"{name} is headless: the cluster's DNS answers with the addresses of its Pods, and clients connect to these directly.",
+            f"{name} is headless: the cluster's DNS answers with the addresses of its Pods, and "
+            "clients connect to these directly.",
         )
     return None
 

@@ -1,4 +1,7 @@
-"""A path as text for a terminal. Pure: lines with the names of styles, which the command turns into colour."""
+"""A path as text for a terminal.
+
+Pure: lines with the names of styles, which the command turns into colour.
+"""
 
 from collections.abc import Iterator
 from typing import Final, NamedTuple

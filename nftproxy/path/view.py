@@ -1,4 +1,7 @@
-"""What an explanation asks of a node, as types alone. `node` answers from this machine, `planned` from manifests."""
+"""What an explanation asks of a node, as types alone.
+
+`node` answers from this machine, `planned` from manifests.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +79,10 @@ class Machine(Protocol):
         """Return the tables of iptables-legacy that are loaded: nftables does not show their rules."""
 
     def trouble(self) -> str:
-        """Return what the proxy process of this node reports as unhealthy; empty if nothing or if it does not answer."""
+        """Return what the proxy process of this node reports as unhealthy.
+
+        Empty if nothing or if it does not answer.
+        """
 
 
 class View(Protocol):

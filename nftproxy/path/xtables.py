@@ -1,4 +1,6 @@
-"""Matches and targets of xtables, which iptables-nft puts into rules as they are: the ones that decide about packets most often.
+"""Matches and targets of xtables, which iptables-nft puts into rules as they are.
+
+The ones that decide about packets most often.
 
 Pure. `match` and `target` return None for those that are not known here.
 """

@@ -73,7 +73,10 @@ def fate(end: End) -> Seen:
 
 
 def agrees(seen: Seen, said: Seen) -> bool:
-    """Whether what was seen is what was said; an answer that refuses may itself fall victim to the rules."""
+    """Whether what was seen is what was said.
+
+    An answer that refuses may itself fall victim to the rules.
+    """
     if said.where or seen.where:
         return seen == said
     return not (seen.refused and not said.refused)

@@ -1,8 +1,9 @@
 """A router with somebody else's rules, and packets sent across it: what became of each, seen where they arrive.
 
-A client, a pod on a bridge and a server hang on the router. Frames are made by hand, so that nothing is sent but what a test wants, and
-each carries a number by which it is known again however often it is translated. Nobody answers: client, pod and server drop what
-they get after it was seen. What the router takes for itself is counted behind all its other rules.
+A client, a pod on a bridge and a server hang on the router. Frames are made by hand, so that
+nothing is sent but what a test wants, and each carries a number by which it is known again however
+often it is translated. Nobody answers: client, pod and server drop what they get after it was seen.
+What the router takes for itself is counted behind all its other rules.
 """
 
 import contextlib
@@ -78,7 +79,10 @@ class Shot(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What became of a packet. `where` it arrived: a place, "router", or nowhere (""); `refused`: somebody said so."""
+    """What became of a packet.
+
+    `where` it arrived: a place, "router", or nowhere (""); `refused`: somebody said so.
+    """
 
     where: str
     source: str = ""

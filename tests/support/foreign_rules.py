@@ -1,6 +1,7 @@
 """Rulesets as other programs and administrators write them: some by hand, of the kinds that are found on nodes, and any number by chance.
 
-The places are those of `crossing`: in0 (10.1.0.0/24, fd01::/64), br0 (10.2., fd02), out0 (10.3. and 10.9., fd03 and fd09).
+The places are those of `crossing`: in0 (10.1.0.0/24, fd01::/64), br0 (10.2., fd02), out0 (10.3. and
+10.9., fd03 and fd09).
 """
 
 import random
@@ -32,7 +33,10 @@ _KINDS = ('"veth"', '"bridge"')
 
 
 def written() -> dict[str, str]:
-    """The rulesets written by hand, by the names of their files: `.nft`, or `.rules` as iptables-restore reads them."""
+    """The rulesets written by hand, by the names of their files:
+
+    `.nft`, or `.rules` as iptables-restore reads them.
+    """
     return {path.name: path.read_text() for path in sorted(KINDS.iterdir())}
 
 

@@ -23,7 +23,7 @@ LAYERS = [
     "node",
     "sync",
     "monitoring",
-    "aftermath daemon path",
+    "aftermath daemon path page",
     "commands cli __main__",
 ]
 """Folders, and modules beside them, bottom first: each imports from its own layer, without a circle, and from those below."""

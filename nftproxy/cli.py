@@ -41,6 +41,10 @@ _COMMANDS = {
         "nftproxy.commands.show:show",
         "Show the Services in the table, read from the kernel.",
     ),
+    "doctor": (
+        "nftproxy.commands.doctor:doctor",
+        "Say what is wrong with this node, and the command that cures it.",
+    ),
     "cleanup": ("nftproxy.commands.cleanup:cleanup", "Remove our table from this machine."),
     "bench": (
         "nftproxy.bench.cli:bench",

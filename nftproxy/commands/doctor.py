@@ -17,7 +17,7 @@ from nftproxy.doctor.model import Result, State
 Command = TypeVar("Command", bound=Callable[..., Any])
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.BAD: "red", State.UNCHECKED: "cyan"}
 _WIDTH = 100
-_INDENT = 13
+_INDENT = 15
 _EXAMPLES = """\b
 For example:
   nftproxy doctor
@@ -117,7 +117,7 @@ def lines(results: Iterable[Result], width: int) -> Iterable[str]:
             yield from ([""] if group else [])
             group = result.group
             yield click.style(group, bold=True)
-        state = click.style(f"{result.state.value:<11}", fg=_COLOURS[result.state])
+        state = click.style(f"{result.state.value:<13}", fg=_COLOURS[result.state])
         first, *more = _wrapped(result.found, width - _INDENT - names - 2)
         yield f"  {state}{result.check:<{names}}  {first}".rstrip()
         yield from (" " * (_INDENT + names + 2) + line for line in more)

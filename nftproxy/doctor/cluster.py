@@ -15,8 +15,9 @@ from nftproxy.doctor.machine import networks
 from nftproxy.doctor.model import Unknown
 from nftproxy.errors import NftproxyError
 from nftproxy.model import Node, ServiceCIDR
-from nftproxy.sources.delivery import own_node
+from nftproxy.sources import delivery
 from nftproxy.sources.manifests import Manifests
+from nftproxy.sources.resources import SERVICE_CIDRS, Resource, own_node
 
 if TYPE_CHECKING:
     from nftproxy.sources.apiserver import Connection
@@ -33,8 +34,12 @@ class Objects(msgspec.Struct, frozen=True):
     api: Api | Unknown
 
 
-class _List(msgspec.Struct, frozen=True):
+class _ServiceCIDRs(msgspec.Struct, frozen=True):
     items: tuple[ServiceCIDR, ...] = ()
+
+
+class _Nodes(msgspec.Struct, frozen=True):
+    items: tuple[Node, ...] = ()
 
 
 def of_manifests(paths: Sequence[Path], node_name: str) -> Objects:
@@ -42,7 +47,7 @@ def of_manifests(paths: Sequence[Path], node_name: str) -> Objects:
     manifests = Manifests(paths)
     manifests.check()
     scan = manifests.scan()
-    node = own_node(scan, node_name)
+    node = delivery.own_node(scan, node_name)
     cidrs = [item for item in scan.objects[ServiceCIDR] if isinstance(item, ServiceCIDR)]
     return Objects(
         node or Unknown(f"the manifests have no Node {node_name!r}"),
@@ -69,41 +74,41 @@ def of_api(config: KubeProxyConfiguration | Unknown, node_name: str) -> Objects:
 
 def _asked(connection: "Connection", node_name: str) -> Objects:
     started = time.monotonic()
-    node: Node | Unknown
-    cidrs: tuple[Network, ...] | Unknown
     try:
-        status, body = _get(connection, f"/api/v1/nodes/{node_name}")
+        status, body = _get(connection, own_node(node_name))
     except NftproxyError as error:
         failed = _unknown(f"the API server does not answer: {error}")
-        return msgspec.structs.replace(
-            failed, api=Api(time.monotonic() - started, str(error), connection.server)
-        )
-    api = Api(
-        time.monotonic() - started,
-        "" if status < 500 and status != 401 else f"it answers with HTTP {status}",
-        connection.server,
-    )
+        api = Api(time.monotonic() - started, str(error), connection.server)
+        return msgspec.structs.replace(failed, api=api)
+    failure = "" if status < 500 and status != 401 else f"it answers with HTTP {status}"
+    api = Api(time.monotonic() - started, failure, connection.server)
+    node: Node | Unknown = _denied(status, "the Node")
+    cidrs: tuple[Network, ...] | Unknown
     try:
-        node = (
-            msgspec.json.decode(body, type=Node)
-            if status == 200
-            else Unknown(
-                f"the API server answers with HTTP {status} to a request for Node {node_name!r}"
+        if status == 200:
+            found = msgspec.json.decode(body, type=_Nodes).items
+            node = next(
+                (each for each in found if each.metadata.name == node_name),
+                Unknown(f"the API server knows no Node {node_name!r}"),
             )
-        )
-        status, body = _get(connection, "/apis/networking.k8s.io/v1/servicecidrs")
+        status, body = _get(connection, SERVICE_CIDRS)
         cidrs = (
-            _networks(msgspec.json.decode(body, type=_List).items)
+            _networks(msgspec.json.decode(body, type=_ServiceCIDRs).items)
             if status == 200
-            else Unknown(f"the API server answers with HTTP {status} to a request for ServiceCIDRs")
+            else _denied(status, "ServiceCIDRs")
         )
     except (NftproxyError, msgspec.MsgspecError) as error:
-        return Objects(Unknown(str(error)), Unknown(str(error)), api)
+        return Objects(node, Unknown(f"the API server: {error}"), api)
     return Objects(node, cidrs, api)
 
 
-def _get(connection: "Connection", path: str) -> tuple[int, bytes]:
-    with connection.get(path, {}, silence=_PATIENCE) as answer:
+def _denied(status: int, what: str) -> Unknown:
+    return Unknown(f"the API server answers with HTTP {status} to a request for {what}")
+
+
+def _get(connection: "Connection", resource: Resource) -> tuple[int, bytes]:
+    query = {**resource.selectors, "limit": "500"}
+    with connection.get(resource.path, query, silence=_PATIENCE) as answer:
         return answer.status, answer.body()
 
 

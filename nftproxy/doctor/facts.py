@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from nftproxy.address import Network
+from nftproxy.address import Family, Network
 from nftproxy.configuration.config import KubeProxyConfiguration
 from nftproxy.doctor.model import Unknown
 from nftproxy.kernel.snapshot import Snapshot
@@ -148,7 +148,6 @@ class Facts:
     interfaces: tuple[Interface, ...] | Unknown
     routes: tuple[Route, ...] | Unknown
     filtered: int | Unknown  # packets that rp_filter dropped
-    serves_ipv6: bool
     fill: Fill | Unknown
     tracking: Counted | Unknown
     leftovers: Leftovers | Unknown
@@ -171,4 +170,24 @@ class Facts:
     service_cidrs: tuple[Network, ...] | Unknown
     api: Api | Unknown
     probed: tuple[Probed, ...] | Unknown
+    restart: str  # the command that starts nftproxy again here
+    log: str  # the command that shows its log
     now: float
+
+    @property
+    def uses_ipv6(self) -> bool:
+        """Whether Services of this node have IPv6 addresses, as far as table, configuration and objects say."""
+        six = Family.IPv6
+        if isinstance(self.snapshot, Snapshot) and any(
+            shown.family is six and shown.address
+            for port in self.snapshot.services
+            for shown in port.frontends
+        ):
+            return True
+        if isinstance(self.configuration, KubeProxyConfiguration) and (
+            ":" in self.configuration.cluster_cidr
+        ):
+            return True
+        return isinstance(self.service_cidrs, tuple) and any(
+            network.family is six for network in self.service_cidrs
+        )

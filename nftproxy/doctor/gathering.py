@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nftproxy.address import Family, Network
+from nftproxy.address import Network
 from nftproxy.configuration import effective
 from nftproxy.configuration.config import KubeProxyConfiguration, build
 from nftproxy.configuration.settings import NodeSettings, node_name, node_settings
@@ -82,13 +82,18 @@ def gather(asked: Asked) -> Facts:
         interfaces=interfaces,
         routes=rules.attempt(machine.routes),
         filtered=machine.filtered(),
-        serves_ipv6=Family.IPv6 in settings.families,
         fill=machine.fill(sysctls),
         tracking=machine.tracking(),
         leftovers=rules.attempt(takeover.leftovers),
         barriers=rules.attempt(lambda: rules.found_barriers(table)),
         deadly=deadly,
-        lister=rules.lister() if table else Unknown("there is no table of ours to list"),
+        lister=(
+            seen
+            if isinstance(seen, Unknown)
+            else rules.lister()
+            if seen
+            else Unknown("there is no table of ours to list")
+        ),
         flushes=files.flushes(),
         firewalld=files.firewalld(),
         ufw=files.ufw(),
@@ -107,10 +112,14 @@ def gather(asked: Asked) -> Facts:
         probed=(
             Unknown("give --probe to make connections")
             if not asked.probe
+            else seen
+            if isinstance(seen, Unknown)
+            else probing.probe(seen)
+            if seen
             else Unknown("there is no table of ours to look Services up in")
-            if table is None
-            else probing.probe(table)
         ),
+        restart=files.restart,
+        log=files.log,
         now=time.time(),
     )
 
@@ -138,7 +147,9 @@ def configuration(asked: Asked) -> Configured:
             config, str(usual), config.healthz_bind_address, config.metrics_bind_address
         )
     return Configured(
-        Unknown(f"no configuration: {served.reason}, and there is no {usual}; give --config"),
+        Unknown(
+            f"no configuration: no nftproxy serves one, and there is no {usual}; give --config"
+        ),
         "",
         defaults.healthz_bind_address,
         defaults.metrics_bind_address,

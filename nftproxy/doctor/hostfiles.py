@@ -43,6 +43,24 @@ class HostFiles:
             return Unknown(f"{self._root} is no folder")
         return None
 
+    @property
+    def restart(self) -> str:
+        """The command that starts nftproxy again here."""
+        if self._by_systemd:
+            return "systemctl restart nftproxy"
+        return "kubectl -n kube-system rollout restart daemonset/nftproxy"
+
+    @property
+    def log(self) -> str:
+        """The command that shows its log."""
+        if self._by_systemd:
+            return "journalctl -u nftproxy -n 200"
+        return "kubectl -n kube-system logs daemonset/nftproxy --tail 200"
+
+    @property
+    def _by_systemd(self) -> bool:
+        return any((self._root / at / "nftproxy.service").exists() for at in _UNITS)
+
     def flushes(self) -> tuple[Flush, ...] | Unknown:
         """Return the files that remove all tables: of enabled services, and /etc/nftables.conf whoever reads it."""
         if self.hidden:

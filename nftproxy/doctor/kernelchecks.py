@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from nftproxy.doctor.facts import Facts, Failure, Interface
+from nftproxy.doctor.facts import Facts, Failure
 from nftproxy.doctor.model import Finding, State, bad, known, ok, warning
 from nftproxy.node.host import OLDEST_KERNEL
 
@@ -75,10 +75,8 @@ def ipv4_forwarding(facts: Facts) -> Finding:
 
 def ipv6_forwarding(facts: Facts) -> Finding:
     """Judge whether this node passes IPv6 packets on."""
-    if not facts.serves_ipv6:
-        return ok("IPv6 is not served here")
-    if not any(_has_ipv6(interface) for interface in known(facts.interfaces)):
-        return ok("no interface has an IPv6 address of its own")
+    if not facts.uses_ipv6:
+        return ok("no Service here has an IPv6 address")
     path = "net/ipv6/conf/all/forwarding"
     return _forwarding(facts, path, "net/ipv6/conf", "net.ipv6.conf.all.forwarding")
 
@@ -107,13 +105,6 @@ def _forwarding(facts: Facts, path: str, each: str, name: str) -> Finding:
 def _dotted(interface: str) -> str:
     """Return the name of an interface as sysctl takes it: a dot in it stands as a slash."""
     return interface.replace(".", "/")
-
-
-def _has_ipv6(interface: Interface) -> bool:
-    return any(
-        ":" in address and not address.startswith("fe80") and address != "::1"
-        for address, _ in interface.addresses
-    )
 
 
 def rp_filter(facts: Facts) -> Finding:
@@ -162,7 +153,7 @@ def bridge(facts: Facts) -> Finding:
         )
     six = (
         facts.sysctls.get(f"{_BRIDGE.removesuffix('iptables')}ip6tables")
-        if facts.serves_ipv6
+        if facts.uses_ipv6
         else "1"
     )
     off = [

@@ -6,11 +6,6 @@ from collections.abc import Iterable
 from nftproxy.doctor.facts import Barrier, Facts
 from nftproxy.doctor.model import Finding, State, bad, known, ok, warning
 
-_RESTART = (
-    "systemctl restart nftproxy",
-    "kubectl -n kube-system rollout restart daemonset/nftproxy",
-)
-
 
 def proxies(facts: Facts) -> Finding:
     """Judge whether another mode of kube-proxy left rules, or runs."""
@@ -29,7 +24,7 @@ def proxies(facts: Facts) -> Finding:
         "two proxies translate the same Services, and each undoes what the other does. If kube-proxy "
         "still runs here, remove it first; a start of nftproxy removes what it left",
         *cures,
-        *(_RESTART[:1] if others else ()),
+        *((facts.restart,) if others else ()),
     )
 
 
@@ -130,13 +125,12 @@ def library_neighbours(facts: Facts) -> Finding:
     deadly = known(facts.deadly)
     if not deadly:
         return ok("libnftables can read the tables of all programs")
-    tables = dict.fromkeys(name.rpartition(" ")[0] for name in deadly)
     return bad(
         f"a newer nft wrote {', '.join(deadly)}, which libnftables on this machine does not survive",
-        "endpoints are still applied, but new kinds of rules wait, and a first start fails; nft ends "
-        "with a crash as well. The image of nftproxy has a libnftables that survives it",
+        "endpoints are still applied, but new kinds of rules wait, and a first start fails; nft on "
+        "this machine crashes as well. Versions from 1.1.4 on survive it, such as that in the image "
+        "of nftproxy; or let the program that made the table remove it",
         "apt-get install --only-upgrade libnftables1",
-        *(f"nft delete table {table}" for table in tables),
     )
 
 

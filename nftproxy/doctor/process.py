@@ -31,15 +31,16 @@ def running() -> bool | Unknown:
 def get(address: str, path: str) -> tuple[int, bytes] | Unknown:
     """Ask a server of this node; `address` is what it listens on, as the configuration has it."""
     host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    server = http.client.HTTPConnection(_UNSPECIFIED.get(host, host), int(port), timeout=_PATIENCE)
+    host = _UNSPECIFIED.get(host.strip("[]"), host.strip("[]"))
+    server = http.client.HTTPConnection(host, int(port), timeout=_PATIENCE)
     try:
         server.request("GET", path)
         answer = server.getresponse()
         return answer.status, answer.read(_LARGEST)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return Unknown(f"http://{address}{path} does not answer: {reason}")
+        shown = f"[{host}]" if ":" in host else host
+        return Unknown(f"http://{shown}:{port}{path} does not answer: {reason}")
     finally:
         server.close()
 

@@ -33,9 +33,15 @@ def attempt(ask: Callable[[], T]) -> T | Unknown:
     try:
         return ask()
     except NftproxyError as error:
-        return Unknown(f"{error}; {error.hint}" if error.hint else str(error))
+        return _unknown(error)
     except OSError as error:
         return Unknown(str(error.strerror or error))
+
+
+def _unknown(error: NftproxyError) -> Unknown:
+    if "not permitted" in str(error):
+        return Unknown("needs the capability NET_ADMIN: run it as root")
+    return Unknown(f"{error}; {error.hint}" if error.hint else str(error))
 
 
 def netfilter() -> int | Unknown | Failure:
@@ -45,7 +51,7 @@ def netfilter() -> int | Unknown | Failure:
             return channel.generation()
     except NftproxyError as error:
         if "not permitted" in str(error):
-            return Unknown(f"{error}; {error.hint}")
+            return _unknown(error)
         return Failure(str(error), error.hint or "modprobe nf_tables")
 
 

@@ -3,9 +3,8 @@
 from datetime import datetime
 
 from nftproxy.doctor.facts import Facts
-from nftproxy.doctor.model import Finding, State, bad, known, ok, warning
+from nftproxy.doctor.model import Finding, State, Unknown, UnknownError, bad, known, ok, warning
 
-_START = ("systemctl restart nftproxy",)
 _SYNC = "kubeproxy_sync_proxy_rules"
 _PATIENCE = 60.0  # seconds that a change may wait
 
@@ -17,7 +16,7 @@ def present(facts: Facts) -> Finding:
         return bad(
             "there is no table inet nftproxy",
             "this node serves no Service",
-            *_START,
+            facts.restart,
         )
     frontends = sum(len(port.frontends) for port in seen.services)
     return ok(f"{len(seen.services)} service ports, {frontends} frontends")
@@ -30,7 +29,7 @@ def program(facts: Facts) -> Finding:
         if known(facts.snapshot) is None:
             return Finding(State.UNCHECKED, "there is no table")
         return bad(
-            "the table names no program", "somebody else made it, or removed a chain", *_START
+            "the table names no program", "somebody else made it, or removed a chain", facts.restart
         )
     wanted = known(facts.wanted)
     if not wanted & set(held):
@@ -38,7 +37,7 @@ def program(facts: Facts) -> Finding:
             f"the table holds program {', '.join(held)}; this version with this configuration has "
             f"{' or '.join(sorted(wanted))}",
             "the process that keeps the table is another version, or has another configuration",
-            *_START,
+            facts.restart,
         )
     return ok(f"program {', '.join(sorted(wanted & set(held)))}, as this version writes it")
 
@@ -49,14 +48,25 @@ def running(facts: Facts) -> Finding:
         return ok("a process keeps the table")
     return bad(
         "no nftproxy runs in this network namespace",
-        "the table stays as it is: Services work, but changes of endpoints have no effect",
-        *_START,
+        "no Service works here"
+        if facts.snapshot is None
+        else "the table stays as it is: Services work, but changes of endpoints have no effect",
+        facts.restart,
     )
 
 
 def health(facts: Facts) -> Finding:
     """Judge what the health server says."""
-    answer = known(facts.health)
+    answer = facts.health
+    if isinstance(answer, Unknown):
+        if facts.running is not True:
+            raise UnknownError(answer.reason)
+        return warning(
+            answer.reason,
+            "nftproxy runs, but load balancers and probes of kubelet get no answer; if it listens "
+            "elsewhere, --config says where",
+            facts.log,
+        )
     if answer.code != 200 and not answer.eligible:
         return warning(
             f"/healthz: HTTP {answer.code}, the node is about to be removed",
@@ -67,8 +77,8 @@ def health(facts: Facts) -> Finding:
         return bad(
             f"/healthz: HTTP {answer.code}, no sync since {answer.updated}",
             "changes of Services and endpoints wait; the log names the error",
-            "journalctl -u nftproxy -n 50",
-            *_START,
+            facts.log,
+            facts.restart,
         )
     if answer.limited:
         return warning(
@@ -83,7 +93,9 @@ def sync(facts: Facts) -> Finding:
     last = figures.get(f"{_SYNC}_last_timestamp_seconds", 0.0)
     queued = figures.get(f"{_SYNC}_last_queued_timestamp_seconds", 0.0)
     if not last:
-        return bad("no sync has succeeded yet", "this process has written nothing so far", *_START)
+        return bad(
+            "no sync has succeeded yet", "this process has written nothing so far", facts.restart
+        )
     waiting = facts.now - queued
     when = datetime.fromtimestamp(last).astimezone().isoformat(timespec="seconds")
     failures = int(figures.get(f"{_SYNC}_nftables_sync_failures_total", 0))
@@ -91,8 +103,8 @@ def sync(facts: Facts) -> Finding:
         return bad(
             f"a change has been waiting for {waiting:.0f} s; the last sync was at {when}",
             "changes of Services and endpoints have no effect; the log names the error",
-            "journalctl -u nftproxy -n 50",
-            *_START,
+            facts.log,
+            facts.restart,
         )
     failed = f", {failures} failed before" if failures else ""
     return ok(f"the last sync was {max(0.0, facts.now - last):.0f} s ago{failed}, nothing waits")
@@ -105,7 +117,7 @@ def refused(facts: Facts) -> Finding:
         return bad(
             f"the kernel refuses {count} Services",
             "each stays as it was before; the log names it with the reason",
-            "journalctl -u nftproxy | grep 'the kernel refuses it'",
+            f"{facts.log} | grep 'the kernel refuses it'",
         )
     return ok("the kernel refuses no Service")
 
@@ -117,6 +129,6 @@ def repairs(facts: Facts) -> Finding:
         return warning(
             f"another program changed the table {count} times since the process started",
             "each time Services may have failed for a moment; the log names the program",
-            "journalctl -u nftproxy | grep 'somebody changed table'",
+            f"{facts.log} | grep 'somebody changed table'",
         )
     return ok("no other program changed the table")

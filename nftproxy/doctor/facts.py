@@ -49,6 +49,11 @@ class Tracking(NamedTuple):
     early_drop: int
     insert_failed: int
 
+    @property
+    def without_room(self) -> int:
+        """The packets dropped for want of room; the kernel counts a collision as a drop, too."""
+        return max(0, self.drop - self.insert_failed)
+
 
 class Counted(NamedTuple):
     """The counters at the first look, and a second later."""

@@ -4,13 +4,21 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from nftproxy.address import Network
 from nftproxy.configuration import effective
-from nftproxy.configuration.config import KubeProxyConfiguration, build
-from nftproxy.configuration.settings import NodeSettings, node_name, node_settings
+from nftproxy.configuration.config import PRIMARY, KubeProxyConfiguration, build
+from nftproxy.configuration.settings import (
+    ALL,
+    NodePortNetworks,
+    NodeSettings,
+    node_name,
+    node_settings,
+)
+from nftproxy.configuration.validation import require_valid
 from nftproxy.doctor import cluster, machine, probing, process, rules
 from nftproxy.doctor.cluster import Objects
 from nftproxy.doctor.facts import Facts
@@ -21,8 +29,10 @@ from nftproxy.kernel.snapshot import Snapshot
 from nftproxy.model import Node
 from nftproxy.node import host, takeover
 from nftproxy.sources.delivery import facts as node_facts
+from nftproxy.table.program import Program
 
 CONFIG = "etc/nftproxy/config.conf"
+_LISTED_OR_NOT: tuple[NodePortNetworks, ...] = (ALL, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,7 @@ def gather(asked: Asked) -> Facts:
         ufw=files.ufw(),
         snapshot=seen,
         programs=rules.attempt(rules.programs),
-        wanted=_digests(configured.config, settings),
+        wanted=_digests(configured.config, objects.node, settings),
         running=process.running(),
         health=process.health(configured.health),
         metrics=process.metrics(configured.metrics),
@@ -129,6 +139,7 @@ def configuration(asked: Asked) -> Configured:
     given = {name: value for name, value in asked.flags.items() if value not in (None, ())}
     if given:
         config, _ = effective.node(asked.flags)
+        require_valid(config)
         file = str(asked.flags.get("config") or "")
         return Configured(config, file, config.healthz_bind_address, config.metrics_bind_address)
     defaults = build({})
@@ -142,9 +153,10 @@ def configuration(asked: Asked) -> Configured:
             served.metrics_bind_address,
         )
     if usual.is_file():
-        config, _ = effective.node({"config": str(usual)})
+        held = rules.attempt(lambda: effective.node({"config": str(usual)})[0])
+        servers = defaults if isinstance(held, Unknown) else held
         return Configured(
-            config, str(usual), config.healthz_bind_address, config.metrics_bind_address
+            held, str(usual), servers.healthz_bind_address, servers.metrics_bind_address
         )
     return Configured(
         Unknown(
@@ -167,17 +179,25 @@ def _settings(config: KubeProxyConfiguration, node: Node | Unknown, hostname: st
 
 
 def _digests(
-    config: KubeProxyConfiguration | Unknown, settings: NodeSettings
+    config: KubeProxyConfiguration | Unknown, node: Node | Unknown, settings: NodeSettings
 ) -> frozenset[str] | Unknown:
     """Return the digests that the table may name: which family is the primary one, not everybody knows."""
-    from nftproxy.table.program import Program
-
     if isinstance(config, Unknown):
         return config
     if config.detect_local_mode == "NodeCIDR" and settings.detector is None:
         return Unknown("detectLocalMode NodeCIDR needs the Node, which is not known")
-    orders = (settings.families, tuple(reversed(settings.families)))
-    return frozenset(Program(replace(settings, families=order)).digest for order in orders)
+    possible = [settings]
+    if PRIMARY in config.node_port_addresses and isinstance(node, Unknown):
+        # Whether a family has an address of its own decides whether its NodePorts are listed.
+        possible = [
+            replace(settings, nodeport_addresses=dict(zip(settings.families, chosen, strict=True)))
+            for chosen in product(_LISTED_OR_NOT, repeat=len(settings.families))
+        ]
+    return frozenset(
+        Program(replace(each, families=order)).digest
+        for each in possible
+        for order in (settings.families, tuple(reversed(settings.families)))
+    )
 
 
 def _service_cidrs(objects: Objects, seen: Snapshot | None) -> tuple[Network, ...] | Unknown:

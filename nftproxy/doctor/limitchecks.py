@@ -24,9 +24,9 @@ def conntrack(facts: Facts) -> Finding:
 def drops(facts: Facts) -> Finding:
     """Judge whether conntrack dropped packets for want of room or memory."""
     before, after = known(facts.tracking)
-    lost, early = after.drop, after.early_drop
+    lost, early = after.without_room, after.early_drop
     found = f"{lost} packets dropped, {early} connections ended early to make room"
-    if lost > before.drop or early > before.early_drop:
+    if lost > before.without_room or early > before.early_drop:
         limit = 0 if isinstance(facts.fill, Unknown) else facts.fill.limit
         return bad(
             f"{found}, more every second",

@@ -13,6 +13,7 @@ from nftproxy.doctor import machine, rules
 from nftproxy.doctor.checks import CHECKS
 from nftproxy.doctor.model import State
 from nftproxy.lab import namespace
+from nftproxy.table.program import Program
 from tests.support.patient import NODE, SERVICE_CIDR, Patient, node, patient
 from tests.support.process import Run, nftproxy, write
 
@@ -134,9 +135,7 @@ def test_no_libnftables(here: Patient, tmp_path: Path) -> None:
 
 def test_an_expression_that_nobody_knows(here: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
     """libnftables at hand refuses it, as an old one refuses ours."""
-    monkeypatch.setattr(
-        rules.Program, "text", lambda _: "chain c {\n  meta frobnicate 1 accept\n}\n"
-    )
+    monkeypatch.setattr(Program, "text", lambda _: "chain c {\n  meta frobnicate 1 accept\n}\n")
     found = here.look()["expressions"]
     assert found.state is BAD
     assert "syntax error" in found.found
@@ -174,6 +173,8 @@ def test_rp_filter_drops(here: Patient) -> None:
     assert here.look()["rp_filter"].state is OK  # nothing lost yet
     spoof = f"ip addr add 10.244.1.77/32 dev lo && ip route replace {NODE} dev eth0 src 10.244.1.77"
     with namespace.enter(here.beyond):
+        # First with its own address: ARP from the other one gets no answer.
+        subprocess.run(["ping", "-c", "1", "-W", "5", NODE], check=True, capture_output=True)
         subprocess.run(["sh", "-c", spoof], check=True)
         subprocess.run(
             ["ping", "-c", "2", "-W", "0.2", "-i", "0.2", NODE], check=False, capture_output=True

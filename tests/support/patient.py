@@ -151,7 +151,7 @@ class Patient:
 @click.command(context_settings=CONTEXT_SETTINGS)
 @asking_options
 @click.pass_context
-def _parse(context: click.Context, **options: Any) -> None:
+def _parse(context: click.Context, /, **options: Any) -> None:
     context.obj.update(options)
 
 

@@ -45,6 +45,10 @@ _COMMANDS = {
         "nftproxy.commands.doctor:doctor",
         "Say what is wrong with this node, and the command that cures it.",
     ),
+    "report": (
+        "nftproxy.commands.report:report",
+        "Write one archive for whoever helps, without secrets.",
+    ),
     "cleanup": ("nftproxy.commands.cleanup:cleanup", "Remove our table from this machine."),
     "bench": (
         "nftproxy.bench.cli:bench",

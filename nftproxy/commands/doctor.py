@@ -6,13 +6,16 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
 from nftproxy.configuration.flags import CONTEXT_SETTINGS, node_options
 from nftproxy.doctor.model import Result, State
+
+if TYPE_CHECKING:
+    from nftproxy.doctor.gathering import Asked
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.BAD: "red", State.UNCHECKED: "cyan"}
@@ -82,9 +85,7 @@ def doctor(output: str, **options: Any) -> int:
     found = examine(options)
     bad = any(result.state is State.BAD for result in found)
     if output == "json":
-        counts = Counter(result.state.value for result in found)
-        whole = Examined(1, {state.value: counts[state.value] for state in State}, tuple(found))
-        click.echo(msgspec.json.format(msgspec.json.encode(whole)))
+        click.echo(examined(found))
     else:
         for line in lines(found, _columns()):
             click.echo(line)
@@ -94,17 +95,31 @@ def doctor(output: str, **options: Any) -> int:
 def examine(options: dict[str, Any]) -> list[Result]:
     """Gather all facts and judge them; `options` are the parameters of a command with `asking_options`."""
     from nftproxy.doctor.checks import CHECKS
-    from nftproxy.doctor.gathering import Asked, gather
+    from nftproxy.doctor.gathering import gather
     from nftproxy.doctor.model import judge
 
+    return judge(CHECKS, gather(asked_of(options)))
+
+
+def asked_of(options: dict[str, Any]) -> "Asked":
+    """Return what the parameters of a command with `asking_options` ask for."""
+    from nftproxy.doctor.gathering import Asked
+
     flags = dict(options)
-    asked = Asked(
+    return Asked(
         manifests=flags.pop("manifests"),
         host_root=flags.pop("host_root"),
         probe=flags.pop("probe"),
         flags=flags,
     )
-    return judge(CHECKS, gather(asked))
+
+
+def examined(results: Iterable[Result]) -> str:
+    """Return findings as JSON."""
+    found = tuple(results)
+    counts = Counter(result.state.value for result in found)
+    whole = Examined(1, {state.value: counts[state.value] for state in State}, found)
+    return msgspec.json.format(msgspec.json.encode(whole)).decode()
 
 
 def lines(results: Iterable[Result], width: int) -> Iterable[str]:

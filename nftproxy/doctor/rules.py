@@ -12,9 +12,9 @@ from nftproxy.doctor.facts import Barrier, Failure
 from nftproxy.doctor.model import Unknown
 from nftproxy.errors import NftproxyError
 from nftproxy.kernel.channel import Channel
+from nftproxy.kernel.child import rehearse
 from nftproxy.kernel.neighbours import Neighbours
 from nftproxy.kernel.reader import Reader
-from nftproxy.kernel.rehearsal import rehearse
 from nftproxy.kernel.snapshot import Snapshot, take
 from nftproxy.node import takeover
 from nftproxy.path.live import LiveRuleset

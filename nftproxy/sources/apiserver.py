@@ -177,8 +177,8 @@ class Connection:
 
     @property
     def server(self) -> str:
-        """The host and port of the API server."""
-        return self._session.host
+        """The host and port of the API server, without credentials in its URL."""
+        return self._session.host.rpartition("@")[2]
 
     def renew(self) -> None:
         """Read the credentials again before the next request: the server refused them."""

@@ -1,8 +1,8 @@
 """The command line: `nftproxy COMMAND`. Finds the command and prints errors, nothing else.
 
 Commands are imported when they are called, so that `--help` and completion answer at once. Exit
-codes: 0 success, 1 a negative check (`diff` found a difference, `lab demo` a wrong answer), 2 an
-error of the input or the machine.
+codes: 0 success, 1 a negative check (`diff` found a difference, `doctor` something bad, `lab demo`
+a wrong answer), 2 an error of the input or the machine.
 """
 
 import difflib

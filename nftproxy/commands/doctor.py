@@ -96,7 +96,7 @@ def examine(options: dict[str, Any]) -> list[Result]:
     """Gather all facts and judge them; `options` are the parameters of a command with `asking_options`."""
     from nftproxy.doctor.checks import CHECKS
     from nftproxy.doctor.gathering import gather
-    from nftproxy.doctor.model import judge
+    from nftproxy.doctor.judgement import judge
 
     return judge(CHECKS, gather(asked_of(options)))
 

@@ -48,7 +48,7 @@ def report(log: tuple[Path, ...], output: Path | None, **options: Any) -> None:
     """
     from nftproxy.doctor import archive, gathering
     from nftproxy.doctor.checks import CHECKS
-    from nftproxy.doctor.model import judge
+    from nftproxy.doctor.judgement import judge
 
     asked = asked_of(options)
     configured = gathering.configuration(asked)

@@ -1,7 +1,7 @@
 """All checks, in the order in which they are shown. Declarative: group, name, and the function that judges."""
 
 from nftproxy.doctor import clusterchecks, kernelchecks, limitchecks, neighbourchecks, tablechecks
-from nftproxy.doctor.model import Check
+from nftproxy.doctor.judgement import Check
 
 CHECKS = (
     Check("kernel", "version", kernelchecks.kernel),

@@ -52,7 +52,7 @@ def of_manifests(paths: Sequence[Path], node_name: str) -> Objects:
     return Objects(
         node or Unknown(f"the manifests have no Node {node_name!r}"),
         _networks(cidrs) if cidrs else Unknown("the manifests have no ServiceCIDR"),
-        Unknown("objects come from manifests"),
+        Unknown("the Node is that of the manifests"),
     )
 
 

@@ -127,7 +127,7 @@ class Api(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Who was asked directly or through the ClusterIP, and what came of it; empty: an answer."""
+    """Who was asked, and why there is no answer; empty where there is one."""
 
     where: str
     failure: str

@@ -5,14 +5,10 @@ checked" with that reason: it never guesses.
 """
 
 import enum
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import msgspec
-
-if TYPE_CHECKING:
-    from nftproxy.doctor.facts import Facts
 
 T = TypeVar("T")
 
@@ -46,15 +42,6 @@ class UnknownError(Exception):
     """A check needs a fact that is not known; the text is the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One question about the node; `judge` answers it from facts alone."""
-
-    group: str
-    name: str
-    judge: "Callable[[Facts], Finding]"
-
-
 class Result(msgspec.Struct, frozen=True):
     """A check and its finding, as `--output json` prints it."""
 
@@ -86,16 +73,3 @@ def warning(found: str, means: str, *cures: str) -> Finding:
 def bad(found: str, means: str, *cures: str) -> Finding:
     """Return what makes Services fail, or will at the next change."""
     return Finding(State.BAD, found, means, cures)
-
-
-def judge(checks: "Iterable[Check]", facts: "Facts") -> list[Result]:
-    """Answer all questions, in order."""
-    return [_judged(check, facts) for check in checks]
-
-
-def _judged(check: Check, facts: "Facts") -> Result:
-    try:
-        found = check.judge(facts)
-    except UnknownError as error:
-        found = Finding(State.UNCHECKED, str(error))
-    return Result(check.group, check.name, found.state, found.found, found.means, found.cures)

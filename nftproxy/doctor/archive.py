@@ -86,9 +86,8 @@ def collect(
         for number, path in enumerate(logs or _known_logs(asked.host_root), 1)
     ]
     if not any(name.startswith("log-") for name, _, _ in sources):
-        missing.append(
-            f"log: no file is known; `{facts.log} > FILE` writes one, --log FILE adds it"
-        )
+        write = f"`{facts.log} > FILE` writes one, " if facts.log else ""
+        missing.append(f"log: no file is known; {write}--log FILE adds it")
     for name, what, source in sources:
         text = rules.attempt(source)
         if isinstance(text, Unknown):

@@ -60,7 +60,7 @@ def of_api(config: KubeProxyConfiguration | Unknown, node_name: str) -> Objects:
     """Return what the API server says."""
     if isinstance(config, Unknown):
         return _unknown(config.reason)
-    if not config.client_connection.kubeconfig and not _in_cluster():
+    if not config.client_connection.kubeconfig and not in_cluster():
         return _unknown(_NO_SOURCE)
     from nftproxy.sources.apiserver import connect
 
@@ -120,5 +120,6 @@ def _unknown(reason: str) -> Objects:
     return Objects(Unknown(reason), Unknown(reason), Unknown(reason))
 
 
-def _in_cluster() -> bool:
+def in_cluster() -> bool:
+    """Whether this is a pod with a service account."""
     return Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists()

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable
 
 from nftproxy.address import Network
-from nftproxy.doctor.facts import Answer, Facts, Probed
+from nftproxy.doctor.facts import Answer, Facts, Probed, Starter
 from nftproxy.doctor.machine import inside, networks, overlap
 from nftproxy.doctor.model import Finding, State, bad, known, ok, warning
 from nftproxy.kernel.snapshot import Kind, Snapshot
@@ -73,6 +73,8 @@ def _set_cidr(facts: Facts, own: Iterable[str]) -> list[str]:
     if facts.config_file:
         edit = f's|^clusterCIDR:.*|clusterCIDR: "{value}"|'
         return [f"sed -i '{edit}' {shlex.quote(facts.config_file)}"]
+    if facts.started_by is Starter.HAND:
+        return [f"{facts.restart} --cluster-cidr {value}"]
     return ["kubectl -n kube-system edit configmap nftproxy"]
 
 

@@ -1,5 +1,6 @@
 """What is known of a node, as values. Pure: `gathering` fills them in; whatever it could not learn is `Unknown` with the reason."""
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -141,6 +142,14 @@ class Probed(NamedTuple):
     direct: tuple[Answer, ...]
 
 
+class Starter(enum.Enum):
+    """Who starts nftproxy here, as far as its configuration and the host's files show."""
+
+    SYSTEMD = "systemd"
+    CLUSTER = "cluster"
+    HAND = "hand"
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """All that checks may ask about."""
@@ -175,9 +184,26 @@ class Facts:
     service_cidrs: tuple[Network, ...] | Unknown
     api: Api | Unknown
     probed: tuple[Probed, ...] | Unknown
-    restart: str  # the command that starts nftproxy again here
-    log: str  # the command that shows its log
+    started_by: Starter
     now: float
+
+    @property
+    def restart(self) -> str:
+        """The command that starts nftproxy again here."""
+        return {
+            Starter.SYSTEMD: "systemctl restart nftproxy",
+            Starter.CLUSTER: "kubectl -n kube-system rollout restart daemonset/nftproxy",
+            Starter.HAND: "nftproxy run --manifests FOLDER",
+        }[self.started_by]
+
+    @property
+    def log(self) -> str:
+        """The command that shows its log; empty where only who started it knows."""
+        return {
+            Starter.SYSTEMD: "journalctl -u nftproxy -n 200",
+            Starter.CLUSTER: "kubectl -n kube-system logs daemonset/nftproxy --tail 200",
+            Starter.HAND: "",
+        }[self.started_by]
 
     @property
     def uses_ipv6(self) -> bool:

@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nftproxy.address import Network
 from nftproxy.configuration import effective
 from nftproxy.configuration.config import PRIMARY, KubeProxyConfiguration, build
@@ -21,7 +23,7 @@ from nftproxy.configuration.settings import (
 from nftproxy.configuration.validation import require_valid
 from nftproxy.doctor import cluster, machine, probing, process, rules
 from nftproxy.doctor.cluster import Objects
-from nftproxy.doctor.facts import Facts
+from nftproxy.doctor.facts import Facts, Starter
 from nftproxy.doctor.hostfiles import HostFiles
 from nftproxy.doctor.model import Unknown
 from nftproxy.errors import NftproxyError
@@ -32,6 +34,7 @@ from nftproxy.sources.delivery import facts as node_facts
 from nftproxy.table.program import Program
 
 CONFIG = "etc/nftproxy/config.conf"
+_NAME = "hostname_override"  # the parameter of --node-name, which describes no other setting
 _LISTED_OR_NOT: tuple[NodePortNetworks, ...] = (ALL, ())
 
 
@@ -128,16 +131,15 @@ def gather(asked: Asked) -> Facts:
             if seen
             else Unknown("there is no table of ours to look Services up in")
         ),
-        restart=files.restart,
-        log=files.log,
+        started_by=_starter(files, configured.config, asked.manifests),
         now=time.time(),
     )
 
 
 def configuration(asked: Asked) -> Configured:
     """Return the configuration by flags, of the process that runs, or of the usual file, in this order."""
-    given = {name: value for name, value in asked.flags.items() if value not in (None, ())}
-    if given:
+    given = {name for name, value in asked.flags.items() if value not in (None, ())}
+    if given - {_NAME}:
         config, _ = effective.node(asked.flags)
         require_valid(config)
         file = str(asked.flags.get("config") or "")
@@ -146,6 +148,8 @@ def configuration(asked: Asked) -> Configured:
     usual = asked.host_root / CONFIG
     served = process.served_configuration(defaults.metrics_bind_address)
     if not isinstance(served, Unknown):
+        if given:
+            served = msgspec.structs.replace(served, hostname_override=asked.flags[_NAME])
         return Configured(
             served,
             str(usual) if usual.is_file() else "",
@@ -198,6 +202,17 @@ def _digests(
         for each in possible
         for order in (settings.families, tuple(reversed(settings.families)))
     )
+
+
+def _starter(
+    files: HostFiles, config: KubeProxyConfiguration | Unknown, manifests: Sequence[Path]
+) -> Starter:
+    if files.has_unit:
+        return Starter.SYSTEMD
+    by_hand = not isinstance(config, Unknown) and not config.client_connection.kubeconfig
+    if manifests or (by_hand and not cluster.in_cluster()):
+        return Starter.HAND
+    return Starter.CLUSTER
 
 
 def _service_cidrs(objects: Objects, seen: Snapshot | None) -> tuple[Network, ...] | Unknown:

@@ -44,21 +44,8 @@ class HostFiles:
         return None
 
     @property
-    def restart(self) -> str:
-        """The command that starts nftproxy again here."""
-        if self._by_systemd:
-            return "systemctl restart nftproxy"
-        return "kubectl -n kube-system rollout restart daemonset/nftproxy"
-
-    @property
-    def log(self) -> str:
-        """The command that shows its log."""
-        if self._by_systemd:
-            return "journalctl -u nftproxy -n 200"
-        return "kubectl -n kube-system logs daemonset/nftproxy --tail 200"
-
-    @property
-    def _by_systemd(self) -> bool:
+    def has_unit(self) -> bool:
+        """Whether systemd starts nftproxy on this host."""
         return any((self._root / at / "nftproxy.service").exists() for at in _UNITS)
 
     def flushes(self) -> tuple[Flush, ...] | Unknown:

@@ -67,9 +67,9 @@ def ok(found: str) -> Finding:
 
 def warning(found: str, means: str, *cures: str) -> Finding:
     """Return what is doubtful, or wrong without stopping traffic now."""
-    return Finding(State.WARNING, found, means, cures)
+    return Finding(State.WARNING, found, means, tuple(filter(None, cures)))
 
 
 def bad(found: str, means: str, *cures: str) -> Finding:
     """Return what makes Services fail, or will at the next change."""
-    return Finding(State.BAD, found, means, cures)
+    return Finding(State.BAD, found, means, tuple(filter(None, cures)))

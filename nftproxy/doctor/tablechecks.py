@@ -82,7 +82,8 @@ def health(facts: Facts) -> Finding:
         )
     if answer.limited:
         return warning(
-            f"/healthz: limited, {answer.limited}", "some changes wait", "nftproxy doctor"
+            f"/healthz: limited, {answer.limited}",
+            "some changes wait; the check `newer nft` says more",
         )
     return ok("/healthz: HTTP 200")
 
@@ -117,7 +118,7 @@ def refused(facts: Facts) -> Finding:
         return bad(
             f"the kernel refuses {count} Services",
             "each stays as it was before; the log names it with the reason",
-            f"{facts.log} | grep 'the kernel refuses it'",
+            _lines(facts, "the kernel refuses it"),
         )
     return ok("the kernel refuses no Service")
 
@@ -129,6 +130,11 @@ def repairs(facts: Facts) -> Finding:
         return warning(
             f"another program changed the table {count} times since the process started",
             "each time Services may have failed for a moment; the log names the program",
-            f"{facts.log} | grep 'somebody changed table'",
+            _lines(facts, "somebody changed table"),
         )
     return ok("no other program changed the table")
+
+
+def _lines(facts: Facts, text: str) -> str:
+    """Return the command that finds lines in the log; empty where nobody knows the log."""
+    return f"{facts.log} | grep '{text}'" if facts.log else ""

@@ -218,7 +218,7 @@ def test_kube_proxys_rules_in_iptables(running: tuple[Patient, Run], here: Patie
     found = here.look()["other proxies"]
     assert found.state is BAD
     assert "KUBE-SVC-ABCDEFGHIJKLMNOP" in found.found
-    assert found.cures == ("kubectl -n kube-system rollout restart daemonset/nftproxy",)
+    assert found.cures == ("nftproxy run --manifests FOLDER",)
     restart(running[1])
     assert here.look()["other proxies"].state is OK
 

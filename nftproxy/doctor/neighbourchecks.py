@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from nftproxy.doctor.facts import Barrier, Facts
 from nftproxy.doctor.model import Finding, State, bad, known, ok, warning
 
+_TABLES = {"raw", "mangle", "filter", "security"}
+
 
 def proxies(facts: Facts) -> Finding:
     """Judge whether another mode of kube-proxy left rules, or runs."""
@@ -41,10 +43,7 @@ def docker(facts: Facts) -> Finding:
     found = [one for one in known(facts.barriers) if one.owner == "docker"]
     if not found:
         return ok("no rules of docker stop packets to endpoints")
-    cures = []
-    for one in found:
-        program = _iptables(one)
-        cures.append(f"{program} -P {one.chain} ACCEPT")
+    cures = [f"{_iptables(one) or 'iptables'} -P {one.chain} ACCEPT" for one in found]
     return _barriers(
         found,
         "",
@@ -169,13 +168,16 @@ def _barriers(
 
 def _opening(one: Barrier) -> str:
     """Return the command that lets packets pass which a Service translated."""
-    if one.table.startswith(("ip6tables", "iptables")):
-        return f"{_iptables(one)} -I {one.chain} -m conntrack --ctstate DNAT -j ACCEPT"
+    program = _iptables(one)
+    if program:
+        return f"{program} -I {one.chain} -m conntrack --ctstate DNAT -j ACCEPT"
     family, _, name = one.table.partition(" ")
     return f"nft insert rule {family} {shlex.quote(name)} {shlex.quote(one.chain)} ct status dnat accept"
 
 
 def _iptables(one: Barrier) -> str:
-    """Return the program that changes a chain of docker or of iptables-legacy."""
-    program = one.table.partition(" ")[0]
-    return {"ip": "iptables", "ip6": "ip6tables"}.get(program, program)
+    """Return the program whose table it is; empty for one of nft's own."""
+    program, _, table = one.table.partition(" ")
+    if program in {"ip", "ip6"} and table in _TABLES and one.chain == one.hook.upper():
+        return f"{program}tables-nft"
+    return program if "tables" in program else ""

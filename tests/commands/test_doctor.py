@@ -75,6 +75,10 @@ def test_the_configuration_is_that_of_the_running_process(here: Patient) -> None
     found, code = here.say()
     assert found["program"]["state"] == OK, found["program"]
     assert code == 0
+    found, code = here.say("--node-name", "node1", "--manifests", str(here.manifests))
+    assert found["program"]["state"] == OK, found["program"]
+    assert found["node address"]["state"] == OK
+    assert code == 0
 
 
 @pytest.mark.parametrize(
@@ -277,6 +281,17 @@ def test_iptables_legacy_drops(here: Patient) -> None:
     here.cure(found)
     assert here.look()["other tables"].state is OK
     here.shell("iptables-legacy -F FORWARD && iptables-legacy -P FORWARD ACCEPT")
+
+
+def test_iptables_nft_drops(here: Patient) -> None:
+    """Its own program opens it: a rule of nft's would make iptables refuse the table."""
+    here.shell("iptables-nft -P FORWARD DROP")
+    found = here.look()["other tables"]
+    assert found.state is BAD
+    assert found.cures == ("iptables-nft -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT",)
+    here.cure(found)
+    assert here.look()["other tables"].state is OK
+    here.shell("nft delete table ip filter")
 
 
 def test_docker_drops(here: Patient) -> None:

@@ -37,6 +37,9 @@ _MANY = 5_000  # frontends and endpoints: listing more takes libnftables 100 MB 
 _LOG_LINES = 5_000
 _LOGS = "var/log/pods/kube-system_nftproxy-*/*/*.log"
 _PROGRAMS = ("nft", "iptables", "conntrack", "firewall-cmd", "ufw", "docker")
+_OURS = {"doctor.json", "show.json", "table.nft", "chains.txt", "metrics.txt"}
+"""Parts without a word of anybody else's but names of Services, tables and chains."""
+
 _NEVER = (
     "credentials: kubeconfig files, tokens, certificates and keys are not read",
     "the environment of any process",
@@ -94,7 +97,10 @@ def collect(
             missing.append(f"{name}: {text.reason}")
         else:
             parts.append(Part(name, what, text))
-    whole = tuple(Part(part.name, part.what, bounded(scrub(part.text))) for part in parts)
+    whole = tuple(
+        Part(part.name, part.what, bounded(scrub(part.text, by_name=part.name not in _OURS)))
+        for part in parts
+    )
     return Collected(whole, (*missing, *_NEVER))
 
 
@@ -133,7 +139,9 @@ def bounded(text: str, largest: int = LARGEST) -> str:
 
 
 def _show(facts: Facts) -> str:
-    return msgspec.json.format(msgspec.json.encode(_snapshot(facts))).decode()
+    packed = msgspec.json.encode(_snapshot(facts))
+    readable = msgspec.json.format(packed)
+    return (readable if len(readable) <= LARGEST else packed).decode()
 
 
 def _snapshot(facts: Facts) -> Snapshot:

@@ -202,6 +202,7 @@ def test_a_file_that_exists_stays(tmp_path: Path) -> None:
         ("Bearer abcdef", f"Bearer {REMOVED}"),
         (PEM, REMOVED),
         (PEM[:60], REMOVED),  # cut off
+        (PEM[40:], REMOVED),
         ("x " + "A" * 200, f"x {REMOVED}"),
         ("https://u:p@h/", f"https://{REMOVED}@h/"),
         ('{"password": "a b", "x": 1}', f'{{"password": {REMOVED}, "x": 1}}'),
@@ -209,6 +210,12 @@ def test_a_file_that_exists_stays(tmp_path: Path) -> None:
 )
 def test_secrets_are_removed(text: str, left: str) -> None:
     assert scrub(text) == left
+
+
+def test_a_service_may_be_called_like_a_secret() -> None:
+    text = '{"name": "default/token-secret:http", "address": "10.96.0.1"}'
+    assert scrub(text, by_name=False) == text
+    assert "http" not in scrub(text)
 
 
 @pytest.mark.parametrize(

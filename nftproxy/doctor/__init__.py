@@ -1,0 +1,1 @@
+"""What is wrong with this node: facts are gathered at thin edges, checks judge them, and nothing is ever changed."""

@@ -45,7 +45,8 @@ def asking_options(command: Command) -> Command:
         type=click.Path(path_type=Path, readable=False),  # `Manifests` reports its faults
         multiple=True,
         metavar="PATH",
-        help="Read the Node and the ServiceCIDRs from these files or folders instead of the API server; may be repeated.",
+        help="Read the Node and the ServiceCIDRs from these files or folders instead of the API "
+        "server; may be repeated.",
     )
     root = click.option(
         "--host-root",
@@ -58,7 +59,8 @@ def asking_options(command: Command) -> Command:
     probe = click.option(
         "--probe",
         is_flag=True,
-        help="Also connect to kubernetes.default and the cluster's DNS, through the ClusterIP and at each endpoint.",
+        help="Also connect to kubernetes.default and the cluster's DNS, through the ClusterIP and "
+        "at each endpoint.",
     )
     return manifests(probe(root(node_options(command))))
 
@@ -93,7 +95,10 @@ def doctor(output: str, **options: Any) -> int:
 
 
 def examine(options: dict[str, Any]) -> list[Result]:
-    """Gather all facts and judge them; `options` are the parameters of a command with `asking_options`."""
+    """Gather all facts and judge them.
+
+    `options` are the parameters of a command with `asking_options`.
+    """
     from nftproxy.doctor.checks import CHECKS
     from nftproxy.doctor.gathering import gather
     from nftproxy.doctor.judgement import judge
@@ -123,7 +128,10 @@ def examined(results: Iterable[Result]) -> str:
 
 
 def lines(results: Iterable[Result], width: int) -> Iterable[str]:
-    """Yield what people read: groups, a line for each check, and what to do below those that are not ok."""
+    """Yield what people read.
+
+    Groups, a line for each check, and what to do below those that are not ok.
+    """
     group = ""
     results = list(results)
     names = max(len(result.check) for result in results)

@@ -34,10 +34,13 @@ For example:
     "--output",
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Where to write the archive; - is standard output. [default: nftproxy-report-NODE-TIME.tar.gz]",
+    help="Where to write the archive; - is standard output. [default: "
+    "nftproxy-report-NODE-TIME.tar.gz]",
 )
 def report(log: tuple[Path, ...], output: Path | None, **options: Any) -> None:
-    """Write one archive for whoever helps: what doctor says, the table, metrics, configuration, versions.
+    """Write one archive for whoever helps.
+
+    What doctor says, the table, metrics, configuration, versions.
 
     Secrets stay here: credentials and environments are not read, the configuration is written field
     by field, and tokens, keys, certificates and passwords are removed from logs and all other

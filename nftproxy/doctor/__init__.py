@@ -1,1 +1,4 @@
-"""What is wrong with this node: facts are gathered at thin edges, checks judge them, and nothing is ever changed."""
+"""What is wrong with this node.
+
+Facts are gathered at thin edges, checks judge them, and nothing is ever changed.
+"""

@@ -1,4 +1,6 @@
-"""Which chains of other tables stop what Services need: packets are run through them, as the kernel would.
+"""Which chains of other tables stop what Services need.
+
+Packets are run through them, as the kernel would.
 
 The packets are first ones of connections to endpoints of this node's table: from a pod here, from
 this node, and, where there are frontends for it, from outside. Each has its destination translated

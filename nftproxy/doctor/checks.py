@@ -1,4 +1,7 @@
-"""All checks, in the order in which they are shown. Declarative: group, name, and the function that judges."""
+"""All checks, in the order in which they are shown.
+
+Declarative: group, name, and the function that judges.
+"""
 
 from nftproxy.doctor import clusterchecks, kernelchecks, limitchecks, neighbourchecks, tablechecks
 from nftproxy.doctor.judgement import Check

@@ -31,7 +31,8 @@ def address(facts: Facts) -> Finding:
         return bad(
             f"{', '.join(missing)} of Node {facts.node_name} is on no interface here",
             "NodePorts and masquerading use an address that this machine does not have. Correct "
-            "kubelet's --node-ip, or --hostname-override if this is another node; or add the address",
+            "kubelet's --node-ip, or --hostname-override if this is another node; or add the "
+            "address",
             *(f"ip address add {text} dev {shlex.quote(device)}" for text in missing),
         )
     return ok(f"{', '.join(named)}, as the Node says")
@@ -55,7 +56,8 @@ def pod_network(facts: Facts) -> Finding:
     outside = [one for one in own if not any(inside(one, each) for each in wide)]
     if outside:
         return bad(
-            f"pods of this node have {_list(outside)}, which is outside of clusterCIDR {_list(wide)}",
+            f"pods of this node have {_list(outside)}, which is outside of clusterCIDR "
+            f"{_list(wide)}",
             "their connections are masqueraded, and answers of policy Local do not reach them",
             *_set_cidr(facts, [str(one) for one in own]),
         )
@@ -178,7 +180,10 @@ def api(facts: Facts) -> Finding:
 
 
 def probe(facts: Facts) -> Finding:
-    """Judge connections that were made: what fails through a Service alone, and what at its endpoint."""
+    """Judge connections that were made.
+
+    What fails through a Service alone, and what at its endpoint.
+    """
     probed = known(facts.probed)
     if not probed:
         return Finding(

@@ -1,4 +1,7 @@
-"""What is known of a node, as values. Pure: `gathering` fills them in; whatever it could not learn is `Unknown` with the reason."""
+"""What is known of a node, as values.
+
+Pure: `gathering` fills them in; whatever it could not learn is `Unknown` with the reason.
+"""
 
 import enum
 from collections.abc import Mapping
@@ -21,7 +24,10 @@ class Failure(NamedTuple):
 
 
 class Interface(NamedTuple):
-    """An interface: what kind it is, the bridge that it is a port of, its addresses with their lengths."""
+    """An interface.
+
+    What kind it is, the bridge that it is a port of, its addresses with their lengths.
+    """
 
     name: str
     kind: str
@@ -89,7 +95,10 @@ class Barrier(NamedTuple):
 
 
 class Flush(NamedTuple):
-    """A file that a service gives to nft, and that removes all tables, ours too; `service` is empty if none enabled reads it."""
+    """A file that a service gives to nft, and that removes all tables, ours too.
+
+    `service` is empty if none enabled reads it.
+    """
 
     file: str
     service: str

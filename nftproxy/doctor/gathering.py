@@ -1,4 +1,7 @@
-"""All facts about this node, gathered one after the other; what fails is `Unknown` and stops nothing."""
+"""All facts about this node, gathered one after the other.
+
+What fails is `Unknown` and stops nothing.
+"""
 
 import platform
 import time
@@ -40,7 +43,10 @@ _LISTED_OR_NOT: tuple[NodePortNetworks, ...] = (ALL, ())
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the command line says: flags as `effective.node` takes them, manifests, the root of the host's files."""
+    """What the command line says.
+
+    Flags as `effective.node` takes them, manifests, the root of the host's files.
+    """
 
     flags: Mapping[str, Any]
     manifests: Sequence[Path] = ()
@@ -185,7 +191,10 @@ def _settings(config: KubeProxyConfiguration, node: Node | Unknown, hostname: st
 def _digests(
     config: KubeProxyConfiguration | Unknown, node: Node | Unknown, settings: NodeSettings
 ) -> frozenset[str] | Unknown:
-    """Return the digests that the table may name: which family is the primary one, not everybody knows."""
+    """Return the digests that the table may name.
+
+    Which family is the primary one, not everybody knows.
+    """
     if isinstance(config, Unknown):
         return config
     if config.detect_local_mode == "NodeCIDR" and settings.detector is None:

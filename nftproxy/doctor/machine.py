@@ -1,4 +1,7 @@
-"""What the kernel says of itself, of interfaces, routes and conntrack. Reads /proc and asks by netlink."""
+"""What the kernel says of itself, of interfaces, routes and conntrack.
+
+Reads /proc and asks by netlink.
+"""
 
 import errno
 import socket
@@ -31,7 +34,10 @@ _SYSCTLS = (
 
 
 def sysctls(interfaces: Iterable[Interface]) -> dict[str, str]:
-    """Return the settings that checks look at, by their path below /proc/sys; missing ones are left out."""
+    """Return the settings that checks look at, by their path below /proc/sys.
+
+    Missing ones are left out.
+    """
     names = [interface.name for interface in interfaces]
     paths = [
         *_SYSCTLS,

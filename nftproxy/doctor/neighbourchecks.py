@@ -23,7 +23,8 @@ def proxies(facts: Facts) -> Finding:
     others = found.rules or found.interface or found.ipsets or found.virtual_services
     return bad(
         "; ".join(found.lines()),
-        "two proxies translate the same Services, and each undoes what the other does. If kube-proxy "
+        "two proxies translate the same Services, and each undoes what the other does. If "
+        "kube-proxy "
         "still runs here, remove it first; a start of nftproxy removes what it left",
         *cures,
         *((facts.restart,) if others else ()),
@@ -125,10 +126,10 @@ def library_neighbours(facts: Facts) -> Finding:
     if not deadly:
         return ok("libnftables can read the tables of all programs")
     return bad(
-        f"a newer nft wrote {', '.join(deadly)}, which libnftables on this machine does not survive",
+        f"a newer nft wrote {', '.join(deadly)}; libnftables on this machine crashes on it",
         "endpoints are still applied, but new kinds of rules wait, and a first start fails; nft on "
-        "this machine crashes as well. Versions from 1.1.4 on survive it, such as that in the image "
-        "of nftproxy; or let the program that made the table remove it",
+        "this machine crashes as well. libnftables 1.1.4 and later survive it, such as that in "
+        "the image of nftproxy; or let the program that made the table remove it",
         "apt-get install --only-upgrade libnftables1",
     )
 

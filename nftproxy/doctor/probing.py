@@ -1,4 +1,6 @@
-"""Connections that `--probe` makes: to a Service through its ClusterIP, and to each of its endpoints directly.
+"""Connections that `--probe` makes.
+
+To a Service through its ClusterIP, and to each of its endpoints directly.
 
 What fails through the ClusterIP alone is the proxy's or a firewall's; what fails at an endpoint,
 too, is the endpoint's. Only kubernetes.default and the cluster's DNS are asked.

@@ -1,4 +1,7 @@
-"""The nftproxy that runs on this node: whether it does, what its servers answer, and with what configuration it runs."""
+"""The nftproxy that runs on this node.
+
+Whether it does, what its servers answer, and with what configuration it runs.
+"""
 
 import http.client
 import json

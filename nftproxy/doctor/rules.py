@@ -1,4 +1,7 @@
-"""What nftables, iptables and IPVS hold on this node, ours and others'. Reads; the program is only rehearsed."""
+"""What nftables, iptables and IPVS hold on this node, ours and others'.
+
+Reads; the program is only rehearsed.
+"""
 
 import shutil
 import subprocess

@@ -1,4 +1,7 @@
-"""`doctor` again: checks of the process, of conntrack's limits, of the API server, and the connections of `--probe`."""
+"""`doctor` again.
+
+Checks of the process, of conntrack's limits, of the API server, and the connections of `--probe`.
+"""
 
 import contextlib
 import http.server
@@ -192,7 +195,10 @@ def test_the_kernel_refuses_services(here: Patient) -> None:
 
 
 def test_a_newer_nft(here: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the library at hand survives it, this process believes that it does not; it is another process's, then, that does."""
+    """Where the library at hand survives it, this process believes that it does not.
+
+    It is another process's, then, that does.
+    """
     with here.run() as run:
         run.until_started()
         move_in(here.where)
@@ -220,7 +226,10 @@ def test_a_newer_nft(here: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_conntrack_fills_up(here: Patient) -> None:
-    """The limit is the whole machine's, so the proposed command is not run: the entries are removed in its place."""
+    """The limit is the whole machine's, so the proposed command is not run.
+
+    The entries are removed in its place.
+    """
     limit = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
     if limit > 300_000:
         pytest.skip(f"a limit of {limit} connections takes too long to reach")

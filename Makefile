@@ -8,7 +8,7 @@ JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
 # For running: the library and the lab's tools. For the tests: nft checks what render prints, iptables makes what we take over from.
 PACKAGES = python3 python3-venv libnftables1 iproute2 procps
-TEST_PACKAGES = $(PACKAGES) nftables iptables ipset ipvsadm openssl git conntrack iperf3 iputils-ping shellcheck
+TEST_PACKAGES = $(PACKAGES) nftables iptables ipset ipvsadm openssl git conntrack iperf3 iputils-ping shellcheck chromium
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 

@@ -1,8 +1,8 @@
 """The command line: `nftproxy COMMAND`. Finds the command and prints errors, nothing else.
 
 Commands are imported when they are called, so that `--help` and completion answer at once. Exit
-codes: 0 success, 1 a negative check (`diff` found a difference, `lab demo` a wrong answer), 2 an
-error of the input or the machine.
+codes: 0 success, 1 a negative check (`diff` found a difference, `doctor` something bad, `lab demo`
+a wrong answer), 2 an error of the input or the machine.
 """
 
 import difflib
@@ -40,6 +40,19 @@ _COMMANDS = {
     "show": (
         "nftproxy.commands.show:show",
         "Show the Services in the table, read from the kernel.",
+    ),
+    "explain": (
+        "nftproxy.commands.explain:explain",
+        "Explain why a Service answers a client, or why not.",
+    ),
+    "page": ("nftproxy.commands.page:page", "Show the Services of this node in a browser."),
+    "doctor": (
+        "nftproxy.commands.doctor:doctor",
+        "Say what is wrong with this node, and the command that cures it.",
+    ),
+    "report": (
+        "nftproxy.commands.report:report",
+        "Write one archive for whoever helps, without secrets.",
     ),
     "cleanup": ("nftproxy.commands.cleanup:cleanup", "Remove our table from this machine."),
     "bench": (

@@ -52,6 +52,7 @@ from nftproxy.monitoring.metrics import Metrics
 from nftproxy.monitoring.tablefigures import LIMIT, TableFigures
 from nftproxy.node import instance, interfaces, sysctl
 from nftproxy.node.conntrack import Conntrack
+from nftproxy.node.host import OLDEST_KERNEL
 from nftproxy.sources.delivery import facts
 from nftproxy.sources.folders import Folders
 from nftproxy.sources.source import Source, Sourcing
@@ -63,7 +64,6 @@ NODE_PATIENCE = 30.0  # seconds for the Node to exist and to have an address (co
 POD_CIDR_PATIENCE = 300.0  # seconds for its pod CIDRs, where they are needed (1.2.3)
 EVENTS_PATIENCE = 3.0  # seconds to write what is still to be written at the end
 SKIP_KERNEL_CHECK = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK"  # contract 5.1.1
-OLDEST_KERNEL = (5, 13)
 
 
 class Figures(enum.Enum):

@@ -122,7 +122,7 @@ def lists(
     external = seen.externally_accessible(port)
     uses_cluster = external or not seen.internal_local
     uses_local = seen.internal_local or (seen.external_local and external)
-    backends = _merge(slices, port, family, here.node, notes)
+    backends = merge(slices, port, family, here.node, notes)
     ready = [b for b in backends if b.ready]
     cluster: list[Backend] = []
     local: list[Backend] = []
@@ -146,7 +146,7 @@ def local_ready(
     """Return the addresses of a Service's ready endpoints on this node, over all its ports (contract 3.5.1)."""
     slices = tuple(slices)
     backends = (
-        b for port in service.spec.ports or () for b in _merge(slices, port, family, node, [])
+        b for port in service.spec.ports or () for b in merge(slices, port, family, node, [])
     )
     return frozenset(b.endpoint.address for b in backends if b.ready and b.is_local)
 
@@ -158,7 +158,7 @@ def serving(
 
     If none serves but the table uses ready ones (publishNotReadyAddresses), return those.
     """
-    backends = _merge(slices, port, family, "", [])
+    backends = merge(slices, port, family, "", [])
     return tuple(b.endpoint for b in backends if b.serving) or tuple(
         b.endpoint for b in backends if b.ready
     )
@@ -239,7 +239,7 @@ def _ranges(texts: Iterable[str], family: Family, notes: Notes) -> tuple[Network
     return tuple(sorted(found))
 
 
-def _merge(
+def merge(
     slices: Iterable[EndpointSlice], port: ServicePort, family: Family, node: str, notes: Notes
 ) -> list[Backend]:
     """Merge all slices for one service port, sorted by text (contract 3.1, 3.2)."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from nftproxy.address import Family
 
+OLDEST_KERNEL = (5, 13)
+
 
 def supported_families(proc: Path = Path("/proc")) -> frozenset[Family]:
     """Return the families of this machine: IPv4, and IPv6 unless missing or disabled everywhere (contract 8.6.5)."""

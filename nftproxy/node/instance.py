@@ -10,6 +10,8 @@ import socket
 from nftproxy.errors import NftproxyError
 
 _NAME = "\0nftproxy"
+SHOWN_NAME = "@nftproxy"
+"""How /proc/net/unix and ss write it."""
 
 
 def claim() -> socket.socket:

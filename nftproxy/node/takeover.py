@@ -137,6 +137,11 @@ def dropping_chains() -> list[DroppingChain]:
     return found
 
 
+def saved_tables() -> list[tuple[str, Saved]]:
+    """Return the tables of every iptables program there is, with the program's name; what cannot be read is left out."""
+    return list(_saved([]))
+
+
 @contextmanager
 def _reported(problems: list[str], what: str) -> Iterator[None]:
     """Turn whatever goes wrong inside into a line: everything here is best effort (contract 5.12.1)."""

@@ -175,6 +175,11 @@ class Connection:
         finally:
             self.observer.requested(code=code, method=method, host=session.host)
 
+    @property
+    def server(self) -> str:
+        """The host and port of the API server, without credentials in its URL."""
+        return self._session.host.rpartition("@")[2]
+
     def renew(self) -> None:
         """Read the credentials again before the next request: the server refused them."""
         self._outdated = True

@@ -49,6 +49,7 @@ class Table(enum.IntEnum):
     """NFTA_TABLE_*."""
 
     NAME = 1
+    FLAGS = 2
 
 
 class Chain(enum.IntEnum):
@@ -58,12 +59,16 @@ class Chain(enum.IntEnum):
     NAME = 3
     HOOK = 4
     POLICY = 5
+    TYPE = 7
 
 
 class Hook(enum.IntEnum):
-    """NFTA_HOOK_*."""
+    """NFTA_HOOK_*; `DEVICES` holds a list of names."""
 
     NUMBER = 1
+    PRIORITY = 2
+    DEVICE = 3
+    DEVICES = 4
 
 
 class Rule(enum.IntEnum):
@@ -71,6 +76,7 @@ class Rule(enum.IntEnum):
 
     TABLE = 1
     CHAIN = 2
+    HANDLE = 3
     EXPRESSIONS = 4
 
 
@@ -103,6 +109,9 @@ class Element(enum.IntEnum):
     TIMEOUT = 4
     USER_DATA = 6
     EXPRESSION = 7
+    OBJECT = 9
+    KEY_END = 10
+    EXPRESSIONS = 11
 
 
 class Data(enum.IntEnum):
@@ -160,6 +169,8 @@ class Generation(enum.IntEnum):
 
 LIST_ITEM: Final = 1  # NFTA_LIST_ELEM
 ENDS_INTERVAL: Final = 1  # NFT_SET_ELEM_INTERVAL_END
+CATCHES_ALL: Final = 2  # NFT_SET_ELEM_CATCHALL
+DORMANT: Final = 1  # NFT_TABLE_F_DORMANT
 
 Place = tuple[int, int]  # from, to
 

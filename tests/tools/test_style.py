@@ -23,7 +23,8 @@ LAYERS = [
     "node",
     "sync",
     "monitoring",
-    "aftermath daemon",
+    "aftermath daemon path page",
+    "doctor",
     "commands cli __main__",
 ]
 """Folders, and modules beside them, bottom first: each imports from its own layer, without a circle, and from those below."""

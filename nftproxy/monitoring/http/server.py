@@ -15,9 +15,10 @@ A connection that breaks a limit is reset without an answer.
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -25,7 +26,16 @@ from loguru import logger
 
 from nftproxy.monitoring.health import Answer
 
-Respond = Callable[[web.BaseRequest], Awaitable[Answer]]
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer in pieces, until `chunks` ends or the client leaves; each must be read in time."""
+
+    chunks: AsyncGenerator[bytes]
+    headers: Mapping[str, str]
+
+
+Respond = Callable[[web.BaseRequest], Awaitable[Answer | Stream]]
 
 LINE = 8190  # bytes of a request line or of one header
 _SILENT = logging.getLogger(
@@ -97,6 +107,8 @@ class Server:
         connection.begin()
         try:
             answer = await self._answer(request)
+            if isinstance(answer, Stream):
+                return await self._stream(request, answer, connection)
             response = web.Response(
                 status=answer.code,
                 body=answer.body,
@@ -110,7 +122,20 @@ class Server:
             connection.end()
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> Answer:
+    async def _stream(
+        self, request: web.BaseRequest, stream: Stream, connection: "_Connection"
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Server": "nftproxy", **stream.headers})
+        async with contextlib.aclosing(stream.chunks) as chunks:
+            await response.prepare(request)
+            async for chunk in chunks:
+                connection.begin()  # so much time for this piece
+                await response.write(chunk)
+                connection.rest()
+        await response.write_eof()
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> Answer | Stream:
         try:
             return await self._respond(request)
         except ConnectionError:
@@ -165,6 +190,11 @@ class _Connection(asyncio.Protocol):
         self.busy = False
         self._received = 0
         self._arm(self._server.limits.idle)
+
+    def rest(self) -> None:
+        """Note that a piece of its answer is written; the next one may take any time."""
+        if self._deadline:
+            self._deadline.cancel()
 
     def abort(self) -> None:
         """Reset the connection."""

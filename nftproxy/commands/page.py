@@ -1,0 +1,102 @@
+"""`nftproxy page`: the Services of this node in a browser."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from ipaddress import ip_address
+
+import click
+
+from nftproxy.commands.explain import view
+from nftproxy.configuration.flags import CONTEXT_SETTINGS
+from nftproxy.errors import ConfigError, UnusableError
+from nftproxy.kernel.reader import Reader
+from nftproxy.kernel.snapshot import Snapshot, take
+from nftproxy.monitoring.http.bind import listen
+from nftproxy.monitoring.http.server import Limits, Server
+from nftproxy.page.meter import Meter
+from nftproxy.page.site import Site
+from nftproxy.path.explain import explain
+from nftproxy.path.model import Path
+from nftproxy.path.request import parse_target
+
+_LIMITS = Limits(connections=64)
+_EXAMPLES = """\b
+For example:
+  nftproxy page                           then open http://127.0.0.1:10260
+  nftproxy page --listen [::1]:8080
+  kubectl port-forward -n kube-system POD 10260    for a node of a cluster
+"""
+
+
+@click.command(context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
+@click.option(
+    "--listen",
+    "address",
+    metavar="IP:PORT",
+    default="127.0.0.1:10260",
+    show_default=True,
+    help="Where to serve it. Everybody who reaches this address sees the names, addresses and "
+    "endpoints of all Services.",
+)
+def page(address: str) -> None:
+    """Show the Services of this node in a browser.
+
+    The list of Services moves with their counters. The page of a Service shows its endpoints, their
+    shares, and the path of a connection as a picture; a form explains any other connection; the
+    last refusals have a page of their own. Nothing can be changed there. Needs the capability
+    NET_ADMIN. Ctrl-C ends it.
+    """
+    _check(address)
+    asyncio.run(_serve(address))
+
+
+def _check(address: str) -> None:
+    host, colon, port = address.rpartition(":")
+    try:
+        ip_address(host.strip("[]"))
+        usable = bool(colon) and 0 <= int(port) <= 65535
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(
+            [f"--listen: {address!r} is not IP:PORT"], hint="for example 127.0.0.1:10260"
+        )
+
+
+async def _serve(address: str) -> None:
+    meter = Meter(_read)
+    site = Site(meter, _explain, socket.gethostname())
+    try:
+        listening = listen(address)
+    except OSError as error:
+        raise UnusableError(
+            f"the page cannot be served on {address}: {error.strerror or error}",
+            hint="name another address with --listen",
+        ) from error
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    listener = await Server(site.respond, _LIMITS).listen(listening)
+    host, port = listening.getsockname()[:2]
+    click.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}   Ctrl-C ends it")
+    reading = asyncio.create_task(meter.run())
+    await stop.wait()
+    listener.close()
+    reading.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await reading
+
+
+def _explain(target: str, source: str, protocol: str) -> Path:
+    with view() as node:
+        return explain(parse_target(target), source, protocol, node, None)
+
+
+def _read() -> Snapshot | None:
+    reader = Reader()
+    try:
+        return take(reader)
+    finally:
+        reader.close()

@@ -1,0 +1,178 @@
+"""Which chains of other tables stop what Services need.
+
+Packets are run through them, as the kernel would.
+
+The packets are first ones of connections to endpoints of this node's table: from a pod here, from
+this node, and, where there are frontends for it, from outside. Each has its destination translated
+already, as behind our own chain; chains before that are left to `explain`. Where there is no
+endpoint to try, the policy alone speaks.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from nftproxy.address import pack
+from nftproxy.doctor.facts import Barrier
+from nftproxy.kernel.snapshot import Kind, Snapshot
+from nftproxy.node.leftovers import Saved
+from nftproxy.path import evaluate
+from nftproxy.path.packet import PROTOCOLS, Ends, Packet, Status, Tracked
+from nftproxy.path.routing import Routing
+from nftproxy.path.ruleset import OURS, BaseChain, Ruleset
+from nftproxy.table.expressions import Verdict
+
+_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+_TRANSLATED = (
+    -100
+)  # chains at or before this priority see the ClusterIP still, where connections begin
+_MOST = 12  # packets
+_STRANGER = {4: pack("198.51.100.77"), 16: pack("2001:db8::77")}
+_OWNERS = (("DOCKER", "docker"), ("ufw", "ufw"), ("ufw6", "ufw"))
+_ACCEPTED = "-m conntrack --ctstate DNAT -j ACCEPT"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A packet, the hooks of this node that it passes, and who sends it."""
+
+    packet: Packet
+    hooks: tuple[str, ...]
+    what: str
+
+
+def trials(seen: Snapshot, around: Routing) -> list[Trial]:
+    """Return packets that have to pass; few, and different ones first."""
+    found: dict[tuple[object, ...], Trial] = {}
+    endpoints = []
+    for port in seen.services:
+        for shown in port.frontends:
+            outside = shown.kind is not Kind.CLUSTER_IP
+            for listed in (*shown.cluster[:2], *shown.local[:1]):
+                place = pack(listed.address), listed.port, PROTOCOLS[shown.protocol]
+                endpoints.append((place, outside))
+    local: dict[int, tuple[bytes, str]] = {}
+    for (address, _, _), _ in endpoints:
+        way = around.to(address)
+        if not (way.local or way.error or way.gateway):
+            local.setdefault(len(address), (address, way.device))
+    for place, outside in endpoints:
+        for trial in _to(place, around, local.get(len(place[0])), outside=outside):
+            kind = (
+                trial.packet.iif,
+                trial.packet.oif,
+                trial.hooks,
+                place[2],
+                len(place[0]),
+                trial.what,
+            )
+            found.setdefault(kind, trial)
+    return list(found.values())[:_MOST]
+
+
+def _to(
+    place: tuple[bytes, int, int], around: Routing, pod: tuple[bytes, str] | None, *, outside: bool
+) -> Iterator[Trial]:
+    address, port, protocol = place
+    way = around.to(address)
+    if way.error:
+        return
+    name = "this node" if way.local else "pods"
+    forward = ("prerouting", "input") if way.local else ("prerouting", "forward", "postrouting")
+    senders = []
+    if pod and pod[0] != address:
+        senders.append((pod[0], pod[1], f"from pods to {name}"))
+    if outside:
+        uplink = around.to(_STRANGER[len(address)]).device
+        if uplink:
+            senders.append((_STRANGER[len(address)], uplink, f"from outside to {name}"))
+    for source, device, what in senders:
+        packet = _first(Ends(source, address, 40000, port), protocol)
+        yield Trial(packet.at(device, "" if way.local else way.device), forward, what)
+    if not way.local:
+        own = around.address_of(way.device, len(address))
+        if own:
+            packet = _first(Ends(own, address, 40000, port), protocol)
+            leaving = packet.at("", way.device)
+            yield Trial(leaving, ("output", "postrouting"), f"from this node to {name}")
+
+
+def _first(ends: Ends, protocol: int) -> Packet:
+    """Return a packet whose destination has been translated."""
+    status = Status.DESTINATION_TRANSLATED | Status.DESTINATION_DONE
+    return Packet(ends, protocol, tracked=Tracked(ends, status))
+
+
+def barriers(
+    rules: Ruleset, around: Routing, tried: list[Trial], owners: dict[str, str]
+) -> list[Barrier]:
+    """Return the chains of nftables that stop packets; `owners` by table."""
+    found: dict[tuple[str, str], Barrier] = {}
+    for base in rules.base_chains():
+        table = base.chain.table
+        if table == OURS or base.hook not in _HOOKS or base.kind == "nat":
+            continue
+        if base.hook in {"prerouting", "output"} and base.priority <= _TRANSLATED:
+            continue
+        if table.family not in {"inet", "ip", "ip6"}:
+            continue
+        key = str(table), base.chain.name
+        for barrier in _at(base, rules, around, tried, owners.get(str(table), "")):
+            if key not in found or (barrier.sure and not found[key].sure):
+                found[key] = barrier
+    return list(found.values())
+
+
+def _at(
+    base: BaseChain, rules: Ruleset, around: Routing, tried: list[Trial], owner: str
+) -> Iterator[Barrier]:
+    table, chain = str(base.chain.table), base.chain.name
+    sizes = {"ip": {4}, "ip6": {16}}.get(base.chain.table.family, {4, 16})
+    meeting = [
+        one for one in tried if base.hook in one.hooks and len(one.packet.ends.source) in sizes
+    ]
+    for one in meeting:
+        packet = _on(base.hook, one.packet)
+        outcomes = evaluate.run(base, packet, rules, around)
+        stopped = next((outcome for outcome in outcomes if not outcome.goes_on), None)
+        if stopped is None or stopped.verdict == Verdict.QUEUE:
+            continue
+        why = (
+            f"rule with handle {stopped.rule.handle} of chain {stopped.chain.name}"
+            if stopped.rule
+            else "policy drop"
+        )
+        sure = len(outcomes) == 1
+        device = packet.iif or packet.oif
+        yield Barrier(table, chain, base.hook, owner, one.what, why, sure, device)
+    if not tried and base.drops:
+        yield Barrier(table, chain, base.hook, owner, "packets", "policy drop", sure=False)
+
+
+def _on(hook: str, packet: Packet) -> Packet:
+    """Return the packet as a hook sees it: only some know both interfaces."""
+    if hook in {"prerouting", "input"}:
+        return packet.at(packet.iif, "")
+    if hook in {"output", "postrouting"}:
+        return packet.at("", packet.oif)
+    return packet
+
+
+def owner_of(chains: Iterable[str], table: str = "") -> str:
+    """Return the program that a table belongs to, by its chains; empty when they say nothing."""
+    if table in {"inet firewalld", "ip firewalld", "ip6 firewalld"}:
+        return "firewalld"
+    for chain in chains:
+        for start, owner in _OWNERS:
+            if chain == start or chain.startswith((f"{start}-", f"{start}_")):
+                return owner
+    return ""
+
+
+def legacy(program: str, saved: Saved) -> Iterator[Barrier]:
+    """Yield the chains of iptables-legacy whose policy drops, unless their first words accept what Services translate."""
+    for chain, policy in saved.policies.items():
+        if policy != "DROP" or any(rule == f"-A {chain} {_ACCEPTED}" for rule in saved.rules):
+            continue
+        owner = owner_of(saved.chains)
+        place = f"{program} {saved.table}"
+        yield Barrier(place, chain, chain.lower(), owner, "packets", "policy drop", sure=False)

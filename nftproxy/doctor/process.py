@@ -1,0 +1,102 @@
+"""The nftproxy that runs on this node.
+
+Whether it does, what its servers answer, and with what configuration it runs.
+"""
+
+import http.client
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nftproxy.configuration import config as configuration
+from nftproxy.configuration.config import KubeProxyConfiguration
+from nftproxy.doctor.facts import Health
+from nftproxy.doctor.model import Unknown
+from nftproxy.node import instance
+
+_PATIENCE = 5.0  # seconds
+_LARGEST = 64 << 20
+_UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound
+
+
+def running() -> bool | Unknown:
+    """Whether a process holds the lock of this network namespace."""
+    try:
+        lines = Path("/proc/thread-self/net/unix").read_text().splitlines()
+    except OSError as error:
+        return Unknown(f"/proc/thread-self/net/unix cannot be read: {error.strerror}")
+    return any(line.split()[-1] == instance.SHOWN_NAME for line in lines if "@" in line)
+
+
+def get(address: str, path: str) -> tuple[int, bytes] | Unknown:
+    """Ask a server of this node; `address` is what it listens on, as the configuration has it."""
+    host, _, port = address.rpartition(":")
+    host = _UNSPECIFIED.get(host.strip("[]"), host.strip("[]"))
+    server = http.client.HTTPConnection(host, int(port), timeout=_PATIENCE)
+    try:
+        server.request("GET", path)
+        answer = server.getresponse()
+        return answer.status, answer.read(_LARGEST)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        shown = f"[{host}]" if ":" in host else host
+        return Unknown(f"http://{shown}:{port}{path} does not answer: {reason}")
+    finally:
+        server.close()
+
+
+def health(address: str) -> Health | Unknown:
+    """Return what the health server says."""
+    answer = get(address, "/healthz") if address else Unknown("healthzBindAddress is empty")
+    if isinstance(answer, Unknown):
+        return answer
+    try:
+        body: dict[str, Any] = json.loads(answer[1])
+        return Health(
+            answer[0],
+            str(body.get("limited", "")),
+            str(body["lastUpdated"]),
+            bool(body.get("nodeEligible", True)),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Unknown(f"http://{address}/healthz is not ours: another program has the port")
+
+
+def metrics(address: str) -> Mapping[str, float] | Unknown:
+    """Return the metrics, the series of one name added together; of times the latest."""
+    answer = get(address, "/metrics") if address else Unknown("metricsBindAddress is empty")
+    if isinstance(answer, Unknown):
+        return answer
+    found: dict[str, float] = {}
+    for line in answer[1].decode(errors="replace").splitlines():
+        name = line.partition("{")[0].partition(" ")[0]
+        if line.startswith("#") or not name:
+            continue
+        try:
+            value = float(line.rpartition(" ")[2])
+        except ValueError:
+            continue
+        if name.endswith("_timestamp_seconds"):
+            found[name] = max(found.get(name, 0.0), value)
+        else:
+            found[name] = found.get(name, 0.0) + value
+    if "nftproxy_build_info" not in found:
+        return Unknown(f"http://{address}/metrics is not ours: another program has the port")
+    return found
+
+
+def served_configuration(address: str) -> KubeProxyConfiguration | Unknown:
+    """Return the configuration that the running process has."""
+    answer = get(address, "/configz")
+    if isinstance(answer, Unknown):
+        return answer
+    try:
+        fields = json.loads(answer[1])["kubeproxy.config.k8s.io"]
+        return configuration.build(
+            {name: value for name, value in fields.items() if name not in {"kind", "apiVersion"}}
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError):
+        return Unknown(f"http://{address}/configz is not ours: another program has the port")

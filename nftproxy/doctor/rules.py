@@ -1,0 +1,140 @@
+"""What nftables, iptables and IPVS hold on this node, ours and others'.
+
+Reads; the program is only rehearsed.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from typing import TypeVar
+
+from nftproxy.configuration.settings import NodeSettings
+from nftproxy.doctor import barriers
+from nftproxy.doctor.facts import Barrier, Failure
+from nftproxy.doctor.model import Unknown
+from nftproxy.errors import NftproxyError
+from nftproxy.kernel.channel import Channel
+from nftproxy.kernel.child import rehearse
+from nftproxy.kernel.neighbours import Neighbours
+from nftproxy.kernel.reader import Reader
+from nftproxy.kernel.snapshot import Snapshot, take
+from nftproxy.node import takeover
+from nftproxy.path.live import LiveRuleset
+from nftproxy.path.routing import Routing
+from nftproxy.table import netlink, schema
+from nftproxy.table.netlink import FAMILY_NAMES, Chain, Message
+from nftproxy.table.program import Program
+
+T = TypeVar("T")
+_PATIENCE = 60.0  # seconds for nft, where other tables are large
+_ATTEMPTS = 5
+
+
+def attempt(ask: Callable[[], T]) -> T | Unknown:
+    """Return what somebody says, or why not; a missing permission is a reason like any other."""
+    try:
+        return ask()
+    except NftproxyError as error:
+        return _unknown(error)
+    except OSError as error:
+        return Unknown(str(error.strerror or error))
+
+
+def _unknown(error: NftproxyError) -> Unknown:
+    if "not permitted" in str(error):
+        return Unknown("needs the capability NET_ADMIN: run it as root")
+    return Unknown(f"{error}; {error.hint}" if error.hint else str(error))
+
+
+def netfilter() -> int | Unknown | Failure:
+    """Return the number of the last transaction; Failure where the kernel has no nf_tables."""
+    try:
+        with closing(Channel()) as channel:
+            return channel.generation()
+    except NftproxyError as error:
+        if "not permitted" in str(error):
+            return _unknown(error)
+        return Failure(str(error), error.hint or "modprobe nf_tables")
+
+
+def library() -> Failure | None:
+    """Return why libnftables cannot be used; None where it can."""
+    try:
+        rehearse("")
+    except NftproxyError as error:
+        return Failure(str(error), error.hint)
+    return None
+
+
+def program(settings: NodeSettings) -> Failure | None:
+    """Return why the kernel would refuse our program; None where it takes it."""
+    text = f"table inet nftproxy-doctor {{\n{Program(settings).text()}\n}}\n"
+    try:
+        rehearse(text)
+    except NftproxyError as error:
+        return Failure(str(error), error.hint)
+    return None
+
+
+def snapshot() -> Snapshot | None:
+    """Return what our table holds; None without one."""
+    with closing(Reader()) as reader:
+        return take(reader)
+
+
+def programs() -> tuple[str, ...]:
+    """Return the digests of the programs that our table names."""
+    with closing(Reader()) as reader:
+        if not reader.table_exists():
+            return ()
+        return tuple(filter(None, map(schema.parse_program, reader.chains())))
+
+
+def deadly() -> tuple[str, ...]:
+    """Return the sets of other programs that end whoever has libnftables read them here."""
+    with closing(Channel()) as channel, closing(Neighbours(channel)) as neighbours:
+        return neighbours.deadly(-1)
+
+
+def lister() -> Failure | Unknown | None:
+    """Return why the program nft on this machine cannot list our table; None where it can."""
+    if not shutil.which("nft"):
+        return Unknown("there is no program nft here; nftproxy needs none")
+    argv = ["nft", "--terse", "list", "table", "inet", "nftproxy"]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", check=False, timeout=_PATIENCE
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Unknown(f"`{' '.join(argv)}`: {error}")
+    if done.returncode < 0:
+        return Failure(f"`{' '.join(argv)}` ends with signal {-done.returncode}")
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return Failure(f"`{' '.join(argv)}`: {lines[0] if lines else 'failed without a reason'}")
+    return None
+
+
+def found_barriers(seen: Snapshot | None) -> tuple[Barrier, ...]:
+    """Return the chains of others that stop what Services need."""
+    with closing(Channel()) as channel, Routing() as around:
+        tried = barriers.trials(seen, around) if seen else []
+        owners = {
+            table: barriers.owner_of(names, table) for table, names in chains(channel).items()
+        }
+        found = barriers.barriers(LiveRuleset(channel), around, tried, owners)
+    for program_name, saved in takeover.saved_tables():
+        if "-nft" not in program_name:  # those of iptables-nft are among those of nftables
+            found += barriers.legacy(program_name, saved)
+    return tuple(found)
+
+
+def chains(channel: Channel) -> dict[str, list[str]]:
+    """Return the names of all chains, by family and name of their table."""
+    found: dict[str, list[str]] = {}
+    for number, message in channel.dump_all(Message.GET_CHAIN, _ATTEMPTS):
+        parts = netlink.parts(message)
+        table = f"{FAMILY_NAMES.get(number, number)} {netlink.text(parts[Chain.TABLE])}"
+        found.setdefault(table, []).append(netlink.text(parts[Chain.NAME]))
+    return found

@@ -1,0 +1,490 @@
+"""One rule, run on a packet: what each expression reads, decides and changes.
+
+Pure, apart from the questions to `Ruleset` and `Surroundings`. An expression leads to one state or
+to several; what is not known here leads to both outcomes, with the rule named as the doubt, and is
+never guessed.
+"""
+
+# ruff: noqa: ARG002 - all expressions are given the same
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from nftproxy.path import xtables
+from nftproxy.path.machine import (
+    Registers,
+    Value,
+    bitwise,
+    byteorder,
+    choice,
+    compare,
+    exact,
+    shift,
+    unknown,
+    within,
+)
+from nftproxy.path.packet import Packet
+from nftproxy.path.reading import Reading, both, broken, integer, of_machine, store
+from nftproxy.path.ruleset import ATTRIBUTES, Element, Expression, Rule
+from nftproxy.path.state import Doubt, Event, State
+from nftproxy.table import expressions as nft
+from nftproxy.table import netlink
+from nftproxy.table.expressions import BitwiseOperation, Verdict
+
+_LIMITS = {
+    "limit": "a limit of packets",
+    "quota": "a quota of bytes",
+    "connlimit": "a limit of connections",
+}
+_INVERTED = 1  # NFT_LOOKUP_F_INV
+_DELETE = 2  # NFT_DYNSET_OP_DELETE
+_NETMAP = 0x40  # NF_NAT_RANGE_NETMAP
+
+
+class Machine(Reading):
+    """Runs rules of one base chain and the chains that it calls."""
+
+    __slots__ = ()
+
+    def run(self, rule: Rule, state: State) -> list[State]:
+        """Run a rule; return the states that it can end in, each once."""
+        states = [replace(state, registers=Registers())]
+        ended: list[State] = []
+        for expression in rule.expressions:
+            after = [each for one in states for each in self._step(expression, rule, one)]
+            ended += [one for one in after if one.code != Verdict.CONTINUE]
+            states = [one for one in after if one.code == Verdict.CONTINUE]
+            if not states:
+                break
+        return _each_once(ended + states, state)
+
+    def _step(self, expression: Expression, rule: Rule, state: State) -> Iterable[State]:
+        name, data = expression
+        if name in _STEPS:
+            return _STEPS[name](self, data, rule, state)
+        if name in _LIMITS:
+            return both(state, Doubt("limit", _LIMITS[name], rule))
+        return both(state, Doubt("unknown", f"the expression {name}", rule))
+
+    # ---- what computes and compares ----
+
+    def numgen(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Draw a number."""
+        offset = integer(data[nft.Numgen.OFFSET]) if nft.Numgen.OFFSET in data else 0
+        value = choice(offset, integer(data[nft.Numgen.MODULUS]), "chance")
+        return [store(state, integer(data[nft.Numgen.TO]), value)]
+
+    def hash(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Take a hash of the packet: any of the numbers that it can be."""
+        offset = integer(data[nft.Hash.OFFSET]) if nft.Hash.OFFSET in data else 0
+        value = choice(offset, integer(data[nft.Hash.MODULUS]), "a hash")
+        return [store(state, integer(data[nft.Hash.TO]), value)]
+
+    def immediate(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Load a constant, or say a verdict."""
+        content = netlink.parts(data[nft.Immediate.DATA])
+        if netlink.Data.VERDICT in content:
+            verdict = netlink.parts(content[netlink.Data.VERDICT])
+            code = int.from_bytes(verdict[netlink.Verdict.CODE], signed=True)
+            return [
+                replace(
+                    state, code=code, target=netlink.text(verdict.get(netlink.Verdict.CHAIN, b""))
+                )
+            ]
+        return [store(state, integer(data[nft.Immediate.TO]), exact(content[netlink.Data.VALUE]))]
+
+    def bitwise(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Change bits."""
+        length = integer(data[nft.Bitwise.LENGTH])
+        value = state.registers.load(integer(data[nft.Bitwise.FROM]), length)
+        operation = (
+            integer(data[nft.Bitwise.OPERATION])
+            if nft.Bitwise.OPERATION in data
+            else BitwiseOperation.MASK_XOR
+        )
+        to = integer(data[nft.Bitwise.TO])
+        if operation in {BitwiseOperation.LEFT, BitwiseOperation.RIGHT}:
+            bits = of_machine(_value(data[nft.Bitwise.DATA]))
+            return [store(state, to, shift(value, operation, bits))]
+        if operation == BitwiseOperation.MASK_XOR:
+            changed = bitwise(
+                value, operation, _value(data[nft.Bitwise.MASK]), _value(data[nft.Bitwise.XOR])
+            )
+        elif nft.Bitwise.FROM_2 in data:
+            other = state.registers.load(integer(data[nft.Bitwise.FROM_2]), length)
+            changed = (
+                bitwise(value, operation, other.options[0], b"")
+                if other.is_exact
+                else unknown(length, other.why)
+            )
+        else:
+            changed = bitwise(value, operation, _value(data[nft.Bitwise.DATA]), b"")
+        return [store(state, to, changed)]
+
+    def byteorder(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Swap bytes."""
+        value = state.registers.load(
+            integer(data[nft.Byteorder.FROM]), integer(data[nft.Byteorder.LENGTH])
+        )
+        return [
+            store(
+                state,
+                integer(data[nft.Byteorder.TO]),
+                byteorder(value, integer(data[nft.Byteorder.SIZE])),
+            )
+        ]
+
+    def compare(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Compare with a constant."""
+        wanted = _value(data[nft.Compare.DATA])
+        value = state.registers.load(integer(data[nft.Compare.FROM]), len(wanted))
+        return _answers(
+            compare(value, integer(data[nft.Compare.OPERATION]), wanted), value, rule, state
+        )
+
+    def range(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Compare with two constants."""
+        lowest, highest = _value(data[nft.Range.LOWEST]), _value(data[nft.Range.HIGHEST])
+        value = state.registers.load(integer(data[nft.Range.FROM]), len(lowest))
+        unequal = integer(data[nft.Range.OPERATION]) == nft.Operation.UNEQUAL
+        return _answers(
+            {answer is not unequal for answer in within(value, lowest, highest)}, value, rule, state
+        )
+
+    def lookup(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Look a key up in a set or map."""
+        name = netlink.text(data[nft.Lookup.SET])
+        inverted = bool(nft.Lookup.FLAGS in data and integer(data[nft.Lookup.FLAGS]) & _INVERTED)
+        to = integer(data[nft.Lookup.TO]) if nft.Lookup.TO in data else None
+        for key, found, after in self._elements(name, integer(data[nft.Lookup.FROM]), rule, state):
+            if found is _ANY:
+                yield broken(after)
+                if to == 0:  # a verdict; chains that the map may jump to are not followed
+                    yield replace(after, code=Verdict.DROP)
+                    yield replace(after, code=Verdict.ACCEPT)
+                else:
+                    yield after if to is None else _unknown_data(after, to)
+                continue
+            event = Event("lookup", rule, name, key, found)
+            seen = replace(after, events=(*after.events, event))
+            if (found is None) is not inverted:
+                yield broken(seen)
+                continue
+            for one in self._stateful(found, rule, seen):
+                yield (
+                    one
+                    if found is None or to is None or one.code != Verdict.CONTINUE
+                    else _taken(one, found, to)
+                )
+
+    def _elements(
+        self, name: str, register: int, rule: Rule, state: State
+    ) -> Iterator[tuple[bytes, "Element | None", State]]:
+        """Yield what a look-up can find, each with a key that finds it.
+
+        `_ANY` where the key is not known.
+        """
+        table = rule.chain.table
+        value = state.registers.load(register, self.rules.key_length(table, name))
+        if not value.is_known:
+            doubt = Doubt("unknown", value.why, rule)
+            yield b"", _ANY, replace(state, doubts=(*state.doubts, doubt))
+            return
+        found: dict[Element | None, bytes] = {}
+        learnt = {key: there for of, key, there in state.packet.learnt if of == f"{table} {name}"}
+        for key in value.options:
+            if key in learnt:
+                found.setdefault(Element() if learnt[key] else None, key)
+            else:
+                found.setdefault(self.rules.element(table, name, key), key)
+        for element, key in found.items():
+            doubts = (
+                (*state.doubts, Doubt("chance", value.why, rule))
+                if len(found) > 1
+                else state.doubts
+            )
+            yield key, element, replace(state, doubts=doubts)
+
+    def _stateful(self, element: "Element | None", rule: Rule, state: State) -> Iterable[State]:
+        """Run the expressions of an element, such as a limit for each client."""
+        states: list[State] = [state]
+        for expression in element.expressions if element else ():
+            states = [each for one in states for each in self._step(expression, rule, one)]
+        return states
+
+    def dynamic(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Put an element into a set, or take it out: only its statements can stop the rule."""
+        table, name = rule.chain.table, netlink.text(data[nft.Dynamic.SET])
+        key = state.registers.load(
+            integer(data[nft.Dynamic.KEY]), self.rules.key_length(table, name)
+        )
+        if key.is_exact and nft.Dynamic.VALUE not in data:
+            there = integer(data[nft.Dynamic.OPERATION]) != _DELETE
+            place = f"{table} {name}", key.options[0]
+            others = (one for one in state.packet.learnt if one[:2] != place)
+            state = replace(state, packet=replace(state.packet, learnt=(*others, (*place, there))))
+        inside = [data[nft.Dynamic.EXPRESSION]] if nft.Dynamic.EXPRESSION in data else []
+        if nft.Dynamic.EXPRESSIONS in data:
+            inside += [
+                data[nft.Dynamic.EXPRESSIONS][start:end]
+                for _, (start, end) in netlink.attributes(data[nft.Dynamic.EXPRESSIONS])
+            ]
+        states: list[State] = [state]
+        for packed in inside:
+            states = [
+                each for one in states for each in self._step(expression_of(packed), rule, one)
+            ]
+        return states
+
+    def object(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Use a named counter, limit, quota and so on, perhaps one that a map chooses."""
+        if nft.Object.SET not in data:
+            return self._object(integer(data[nft.Object.TYPE]), rule, state)
+        found: list[State] = []
+        for _, element, after in self._elements(
+            netlink.text(data[nft.Object.SET]), integer(data[nft.Object.FROM]), rule, state
+        ):
+            if element is None:
+                found.append(broken(after))
+            else:  # of what kind the objects are is not said here
+                found += both(after, Doubt("limit", f"the object {element.object_name}", rule))
+        return found
+
+    def _object(self, kind: int, rule: Rule, state: State) -> Iterable[State]:
+        limits = {
+            nft.ObjectType.QUOTA: "quota",
+            nft.ObjectType.LIMIT: "limit",
+            nft.ObjectType.CONNECTIONS: "connlimit",
+        }
+        if kind in limits:
+            return both(state, Doubt("limit", _LIMITS[limits[nft.ObjectType(kind)]], rule))
+        if kind == nft.ObjectType.SYN_PROXY:
+            return both(state, Doubt("unknown", "a SYN proxy", rule))
+        return [state]
+
+    # ---- what ends ----
+
+    def reject(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Refuse, and say so to the client."""
+        kind = integer(data[nft.Reject.TYPE])
+        code = data.get(nft.Reject.CODE, b"\0")[-1]
+        said = {
+            nft.RejectType.ICMP: f"ICMP unreachable, code {code}",
+            nft.RejectType.TCP_RESET: "TCP reset",
+        }
+        return [
+            replace(
+                state,
+                code=Verdict.DROP,
+                reject=said.get(
+                    nft.RejectType(kind), f"ICMP unreachable, code {code} of both families"
+                ),
+            )
+        ]
+
+    def nat(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Translate source or destination."""
+        destination = integer(data[nft.Nat.TYPE]) == nft.NatType.DESTINATION
+        flags = integer(data[nft.Nat.FLAGS]) if nft.Nat.FLAGS in data else 0
+        size = state.packet.size
+        address = _loaded(data, nft.Nat.ADDRESS, size, state)
+        last = (
+            _loaded(data, nft.Nat.ADDRESS_END, size, state)
+            if nft.Nat.ADDRESS_END in data
+            else address
+        )
+        port = _loaded(data, nft.Nat.PORT, 2, state)
+        for value in (address, port):
+            if value is not None and not value.is_known:
+                return [
+                    replace(
+                        state,
+                        code=Verdict.ACCEPT,
+                        doubts=(*state.doubts, Doubt("unknown", value.why, rule)),
+                        translated=True,
+                    )
+                ]
+        found = []
+        addresses = _addresses(
+            address, last, state.packet, destination=destination, netmap=bool(flags & _NETMAP)
+        )
+        ports = [None] if port is None else [int.from_bytes(option) for option in port.options]
+        for one in addresses:
+            for number_of_it in ports:
+                packet = state.packet.translated(
+                    destination=destination, address=one, port=number_of_it
+                )
+                doubts = state.doubts
+                if len(addresses) * len(ports) > 1:
+                    doubts = (*doubts, Doubt("chance", "one of several addresses or ports", rule))
+                found.append(
+                    _translated(
+                        replace(state, doubts=doubts), packet, rule, destination=destination
+                    )
+                )
+        return found
+
+    def masquerade(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Give the packet an address of this node as its source."""
+        address = self.around.address_of(state.packet.oif, state.packet.size)
+        packet = state.packet.translated(destination=False, address=address, port=None)
+        return [_translated(state, packet, rule, destination=False)]
+
+    def redirect(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Send the packet to this node itself."""
+        size = state.packet.size
+        loopback = bytes((127, 0, 0, 1)) if size == 4 else bytes(15) + b"\x01"
+        address = (
+            loopback
+            if self.base.hook == "output"
+            else self.around.address_of(state.packet.iif, size)
+        )
+        port = _loaded(data, nft.Redirect.PORT, 2, state)
+        to = int.from_bytes(port.options[0]) if port is not None and port.is_exact else None
+        packet = state.packet.translated(destination=True, address=address, port=to)
+        return [_translated(state, packet, rule, destination=True)]
+
+    def other(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Let the packet pass a statement that changes nothing about where it goes."""
+        return [state]
+
+    def untracked(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Keep conntrack off the packet."""
+        return [replace(state, packet=replace(state.packet, untracked=True, tracked=None))]
+
+    def handed_over(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Give the packet to somebody else, who decides."""
+        return [replace(state, code=Verdict.STOLEN)]
+
+    def queued(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Give the packet to a program: it may come back, or not."""
+        doubt = Doubt("unknown", "a program that the rule asks", rule)
+        doubtful = replace(state, doubts=(*state.doubts, doubt))
+        return [replace(doubtful, code=Verdict.ACCEPT), replace(doubtful, code=Verdict.DROP)]
+
+    def match(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Ask a match of xtables."""
+        name, info = netlink.text(data[nft.Extension.NAME]), data.get(nft.Extension.INFO, b"")
+        answers = xtables.match(
+            name, integer(data[nft.Extension.REVISION]), info, state.packet, self.around
+        )
+        if answers is None:
+            return both(state, Doubt("unknown", f"the xtables match {name}", rule))
+        kind = (
+            "chance" if name in xtables.CHANCE else "limit" if name in xtables.LIMITS else "unknown"
+        )
+        return _answers(answers, unknown(0, f"the xtables match {name}"), rule, state, kind)
+
+    def target(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+        """Run a target of xtables."""
+        name, info = netlink.text(data[nft.Extension.NAME]), data.get(nft.Extension.INFO, b"")
+        done = xtables.target(
+            name,
+            integer(data[nft.Extension.REVISION]),
+            info,
+            state.packet,
+            self.around,
+            self.base.hook,
+        )
+        if done is None:
+            doubt = Doubt("unknown", f"the xtables target {name}", rule)
+            doubtful = replace(state, doubts=(*state.doubts, doubt))
+            return [doubtful, replace(doubtful, code=Verdict.DROP)]
+        after = replace(state, packet=done.packet, code=done.code, reject=done.reject)
+        if done.destination is not None:
+            return [_translated(after, done.packet, rule, destination=done.destination)]
+        if done.packet.mark != state.packet.mark:
+            return [replace(after, events=(*state.events, Event("mark", rule)))]
+        return [after]
+
+
+Step = Callable[[Machine, ATTRIBUTES, Rule, State], Iterable[State]]
+_STEPS: dict[str, Step] = {
+    "payload": Machine.payload, "meta": Machine.meta, "ct": Machine.ct, "fib": Machine.fib, "socket": Machine.socket,
+    "exthdr": Machine.header, "rt": Machine.route, "numgen": Machine.numgen, "hash": Machine.hash,
+    "immediate": Machine.immediate, "bitwise": Machine.bitwise, "byteorder": Machine.byteorder, "cmp": Machine.compare,
+    "range": Machine.range, "lookup": Machine.lookup, "dynset": Machine.dynamic, "objref": Machine.object,
+    "reject": Machine.reject, "nat": Machine.nat, "masq": Machine.masquerade, "redir": Machine.redirect,
+    "counter": Machine.other, "log": Machine.other, "last": Machine.other, "dup": Machine.other, "flow_offload": Machine.other,
+    "notrack": Machine.untracked, "fwd": Machine.handed_over, "synproxy": Machine.handed_over, "queue": Machine.queued,
+    "match": Machine.match, "target": Machine.target,
+}  # fmt: skip
+_ANY = Element(object_name="?")
+"""An element that may be there or not."""
+
+
+def expression_of(packed: bytes) -> Expression:
+    """Return an expression as it stands in a message."""
+    parts = netlink.parts(packed)
+    inside = (
+        netlink.parts(parts[netlink.Expression.DATA]) if netlink.Expression.DATA in parts else {}
+    )
+    return Expression(netlink.text(parts[netlink.Expression.NAME]), inside)
+
+
+def _each_once(states: list[State], before: State) -> list[State]:
+    """Return states that differ in the next expressions.
+
+    A fork whose branches do the same is no fork.
+    """
+    found: dict[object, State] = {}
+    for state in states:
+        code = Verdict.CONTINUE if state.code == Verdict.BREAK else state.code
+        key = code, state.target, state.packet, state.reject, state.translated
+        if key not in found or len(state.doubts) < len(found[key].doubts):
+            found[key] = replace(state, code=code)
+    if len(found) == 1:
+        return [replace(state, doubts=before.doubts) for state in found.values()]
+    return list(found.values())
+
+
+def _answers(
+    answers: set[bool], value: Value, rule: Rule, state: State, kind: str = ""
+) -> list[State]:
+    """Go on where the answer is yes, break where it is no."""
+    if len(answers) > 1:
+        chance = value.is_known and len(value.options) > 1
+        return both(state, Doubt(kind or ("chance" if chance else "unknown"), value.why, rule))
+    return [state if True in answers else broken(state)]
+
+
+def _unknown_data(state: State, register: int) -> State:
+    return store(state, register, unknown(16, "what the map holds"))
+
+
+def _taken(state: State, element: Element, register: int) -> State:
+    """Take over what an element of a map holds."""
+    if element.code is not None:
+        return replace(state, code=element.code, target=element.target)
+    return store(state, register, exact(element.data)) if element.data else state
+
+
+def _translated(state: State, packet: Packet, rule: Rule, *, destination: bool) -> State:
+    event = Event("destination" if destination else "source", rule)
+    return replace(
+        state, packet=packet, code=Verdict.ACCEPT, events=(*state.events, event), translated=True
+    )
+
+
+def _addresses(
+    first: Value | None, last: Value | None, packet: Packet, *, destination: bool, netmap: bool
+) -> list[bytes | None]:
+    """Return the addresses that a translation can choose from."""
+    if first is None or last is None:
+        return [None]
+    low, high = first.options[0], last.options[0]
+    if netmap:
+        old = packet.ends.destination if destination else packet.ends.source
+        mask = bytes(one ^ other for one, other in zip(low, high, strict=True))
+        return [bytes(o & m | n & ~m & 0xFF for o, n, m in zip(old, low, mask, strict=True))]
+    if first == last:
+        return list(first.options)
+    start, end = int.from_bytes(low), int.from_bytes(high)
+    return [each.to_bytes(len(low)) for each in range(start, min(end, start + 255) + 1)]
+
+
+def _loaded(data: ATTRIBUTES, key: int, length: int, state: State) -> Value | None:
+    return state.registers.load(integer(data[key]), length) if key in data else None
+
+
+def _value(packed: bytes) -> bytes:
+    return netlink.parts(packed)[netlink.Data.VALUE]

@@ -1,0 +1,209 @@
+"""A path: what happens to the first packet of a connection, step by step, whoever's rule it is.
+
+`explain` computes a path, other commands observe or draw one: the same types, the same words, the
+same JSON. A step that nobody looked at says so; an answer that looks complete and is not is worse
+than none. Pure values.
+"""
+
+import enum
+from typing import Any
+
+import msgspec
+
+VERSION = 1
+"""Of the JSON: a field may be added without a new number.
+
+One that changes its meaning or goes asks for the next.
+"""
+
+
+class Value(msgspec.Struct, frozen=True, rename="camel"):
+    """The base of all parts of a path."""
+
+
+class Origin(enum.StrEnum):
+    """How a path came to be known."""
+
+    COMPUTED = "computed"
+    OBSERVED = "observed"
+
+
+class Outcome(enum.StrEnum):
+    """The result of a step."""
+
+    OK = "ok"  # the packet goes on
+    FOUND = "found"  # the packet goes on, to what was looked up
+    STOPPED = "stopped"  # the packet ends here
+    MAY = "may"  # the packet may end here: a limit, chance, or an expression that is not known decides
+    UNCHECKED = "not checked"
+
+
+class Reach(enum.StrEnum):
+    """Whether a connection gets to an endpoint."""
+
+    YES = "yes"
+    NO = "no"
+    MAY = "may"  # it depends on chance, on a limit, or on something that is not known
+
+
+class Kind(enum.StrEnum):
+    """Where a place is."""
+
+    OBJECTS = "objects"  # what the cluster asks for: Services and EndpointSlices
+    TABLE = "table"  # elements of our table
+    HOOK = "hook"  # base chains
+    ROUTE = "route"
+    NEIGHBOUR = "neighbour"
+    LINK = "link"
+    SYSCTL = "sysctl"
+    CONNTRACK = "conntrack"
+    REPLY = "reply"  # the answer
+
+
+class Whose(enum.StrEnum):
+    """To whom a table of rules belongs."""
+
+    OURS = "ours"
+    FOREIGN = "foreign"
+
+
+class Place(Value, frozen=True):
+    """Where on its way the packet is; hook, priority and family only where chains are."""
+
+    kind: Kind
+    hook: str = ""  # ingress, prerouting, input, forward, output, postrouting, egress
+    family: str = ""  # of the table: ip, ip6, inet, bridge, netdev, or "xtables" for tables of iptables-legacy
+    priority: int | None = None
+
+
+class Rule(Value, frozen=True):
+    """The rule that decided; without a handle it was the chain's policy.
+
+    `text` is for people, as nft prints it.
+    """
+
+    whose: Whose
+    family: str
+    table: str
+    chain: str
+    handle: int | None = None
+    text: str = ""
+
+    @property
+    def name(self) -> str:
+        """The chain with its table."""
+        return f"{self.family} {self.table} {self.chain}"
+
+
+class Step(Value, frozen=True):
+    """One step: where, what was looked up, the result."""
+
+    name: str  # a word or two, as the text shows it: "services4", "forward", "route"
+    place: Place
+    looked_up: str  # "10.96.0.10 . tcp . 80"
+    came_out: str  # "pick4-tcp-2: any of 2 endpoints"
+    outcome: Outcome
+    rule: Rule | None = None
+    endpoint: str = (
+        ""  # the step is about packets that go to this endpoint; empty: about all of them
+    )
+    details: tuple[str, ...] = ()
+
+    @property
+    def checked(self) -> bool:
+        """Whether it was looked at."""
+        return self.outcome is not Outcome.UNCHECKED
+
+
+class Target(Value, frozen=True):
+    """What is asked for; `service` is empty for an address of no Service."""
+
+    asked: str  # as the user wrote it
+    address: str = ""
+    port: int = 0
+    protocol: str = ""  # tcp, udp, sctp
+    service: str = ""  # namespace/name:port
+    kind: str = ""  # ClusterIP, External, LoadBalancer, NodePort, Endpoint; empty for an address of no Service
+
+
+class Client(Value, frozen=True):
+    """Who asks; `what` is pod, node or outside."""
+
+    address: str
+    what: str
+    interface: str = ""
+
+
+class Candidate(Value, frozen=True):
+    """An endpoint that the Service has.
+
+    Used, with its share of new connections, or left out, and why.
+    """
+
+    address: str
+    port: int
+    used: bool
+    share: float | None = None  # of 1
+    reason: str = ""
+    reach: Reach | None = None  # None: not followed further
+
+    def __str__(self) -> str:
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
+
+
+class Reply(Value, frozen=True):
+    """What was seen of an answer: "answered", "refused", "silent" or "passed by", and when."""
+
+    what: str
+    who: str = ""
+    milliseconds: float | None = None
+
+
+class Cause(Value, frozen=True):
+    """Why a connection does not get through.
+
+    A word for programs, a sentence for people, and commands that mend it.
+    """
+
+    code: str
+    text: str
+    commands: tuple[str, ...] = ()
+
+
+class Path(Value, frozen=True):
+    """The way of a connection's first packet."""
+
+    origin: Origin
+    target: Target
+    client: Client
+    reach: Reach
+    steps: tuple[Step, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    causes: tuple[Cause, ...] = ()  # the first one is the answer
+    not_checked: tuple[str, ...] = ()
+    reply: Reply | None = None
+    node: str = ""
+    version: int = VERSION
+
+
+def to_json(path: Path) -> bytes:
+    """Return a path as its schema says."""
+    return msgspec.json.format(msgspec.json.encode(path))
+
+
+def of_json(text: bytes) -> Path:
+    """Return the path that JSON holds."""
+    return msgspec.json.decode(text, type=Path)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a path."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"A path of nftproxy, version {VERSION}: explain computes it, trace observes it",
+        **msgspec.json.schema(Path),
+    }

@@ -1,0 +1,63 @@
+"""What a user asks about: a Service, an address with a port, a NodePort; and who asks. Pure."""
+
+import re
+from dataclasses import dataclass
+
+from nftproxy.address import Address, parse_address
+from nftproxy.errors import AddressError, ConfigError
+from nftproxy.model import ObjectName
+
+_SERVICE = re.compile(
+    r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)(?::([-a-z0-9]{1,63}))?"
+)
+_HINT = "name a Service as NAMESPACE/NAME or NAMESPACE/NAME:PORT, an address as ADDRESS:PORT or [ADDRESS]:PORT, or a NodePort by its number"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked about.
+
+    A Service and perhaps its port by name or number, or an address, or a NodePort.
+    """
+
+    asked: str
+    service: ObjectName | None = None
+    port_name: str = ""
+    address: Address | None = None
+    port: int = 0
+
+    @property
+    def is_node_port(self) -> bool:
+        """Whether only a number was given."""
+        return self.service is None and self.address is None
+
+
+def parse_target(text: str) -> Target:
+    """Return what a text means; ConfigError when it means nothing."""
+    if text.isascii() and text.isdigit():
+        return Target(text, port=_port(text))
+    if match := _SERVICE.fullmatch(text):
+        return Target(text, ObjectName(match[1], match[3]), match[5] or "")
+    host, port = _split(text)
+    try:
+        return Target(text, address=parse_address(host), port=_port(port) if port else 0)
+    except AddressError:
+        raise ConfigError(
+            [f"{text[:80]!r} is neither a Service nor an address"], hint=_HINT
+        ) from None
+
+
+def _split(text: str) -> tuple[str, str]:
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        return host, rest.removeprefix(":")
+    if text.count(":") == 1:
+        host, _, port = text.partition(":")
+        return host, port
+    return text, ""
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
+        raise ConfigError([f"{text[:20]!r} is not a port number from 1 to 65535"], hint=_HINT)
+    return int(text)

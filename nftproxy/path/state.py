@@ -1,0 +1,50 @@
+"""What a packet is like while a rule runs.
+
+Itself, the registers, what is in doubt, what has been looked up and changed. Pure.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from nftproxy.path.machine import Registers
+from nftproxy.path.packet import Packet
+from nftproxy.path.ruleset import Element, Rule
+from nftproxy.table.expressions import Verdict
+
+
+class Doubt(NamedTuple):
+    """Why a packet may also go another way.
+
+    Chance, a limit, or something that is not known, at a rule.
+    """
+
+    kind: str  # chance, limit, unknown or size
+    what: str
+    rule: Rule | None
+
+
+class Event(NamedTuple):
+    """Something that a rule did.
+
+    Looked a key up, gave the packet a mark, or another destination or source.
+    """
+
+    kind: str  # lookup, mark, destination, source
+    rule: Rule
+    name: str = ""  # of the set
+    key: bytes = b""
+    element: Element | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A packet in a rule. `code` is CONTINUE until a verdict ends the rule."""
+
+    packet: Packet
+    registers: Registers = field(default_factory=Registers, compare=False)
+    code: int = Verdict.CONTINUE
+    target: str = ""
+    doubts: tuple[Doubt, ...] = ()
+    events: tuple[Event, ...] = ()
+    reject: str = ""
+    translated: bool = False

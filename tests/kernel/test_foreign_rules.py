@@ -1,0 +1,131 @@
+"""Other programs' rules are evaluated as the kernel runs them: packets sent through them, and what was said against what became of them."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from nftproxy.lab.namespace import enter
+from nftproxy.path.journey import End, Traveller
+from nftproxy.path.live import LiveRuleset
+from nftproxy.path.packet import ICMP, ICMPV6, TCP, UDP, text
+from tests.support.crossing import PORT, Crossing, Seen, Shot, address
+from tests.support.foreign_rules import DOUBTFUL, Writer, written
+
+BY_CHANCE = 60
+SHOTS = 12
+PORTS = (7, 22, 53, 80, 80, 443, 443, 5353, 5500, 8080, 8080, 8443)
+PLACES = {device: place for place, device in PORT.items()} | {"br0": "pod"}
+
+
+@pytest.fixture(scope="module")
+def crossing() -> Iterator[Crossing]:
+    with Crossing() as crossing:
+        yield crossing
+
+
+def shots(seed: object) -> Iterator[Shot]:
+    """Packets by chance; each has a source port of its own, so that conntrack knows none of them."""
+    chance = random.Random(str(seed))
+    for number in range(SHOTS):
+        six = chance.random() < 0.4
+        place = chance.choice(("client", "client", "client", "pod", "server", ""))
+        protocol = chance.choice((TCP, TCP, UDP, UDP, ICMPV6 if six else ICMP))
+        to = chance.choice(
+            [each for each in ("pod", "server", "far", "far", "router") if each != place]
+        )
+        near = place or "server"
+        if to == "router":
+            destination = address(near, six=six, host=1)
+        elif to == "far":
+            host = chance.choice((3, 4, 5, 10, 11, 12))
+            destination = f"fd09::{host}" if six else f"10.9.0.{host}"
+        else:
+            destination = address(to, six=six, host=chance.randint(2, 5))
+        if (
+            place in {"pod", "server"} and to != "router"
+        ):  # whatever is far away is behind the server
+            destination = address("client", six=six, host=chance.randint(2, 5))
+        source = address(near, six=six, host=chance.randint(2, 5) if place else 1)
+        yield Shot(
+            place,
+            protocol,
+            source,
+            destination,
+            10_000 + number * 3000 + chance.randint(0, 2999),
+            chance.choice(PORTS),
+        )
+
+
+def fate(end: End) -> Seen:
+    """What is to be seen of a packet."""
+    packet = end.branch.packet
+    if not end.branch.alive:
+        return Seen("", refused=bool(end.branch.rejected))
+    if end.delivered:
+        return Seen("router")
+    assert end.way is not None
+    port = packet.ends.destination_port if packet.protocol in {TCP, UDP} else 0
+    return Seen(
+        PLACES[end.way.device], text(packet.ends.source), text(packet.ends.destination), port or 0
+    )
+
+
+def agrees(seen: Seen, said: Seen) -> bool:
+    """Whether what was seen is what was said.
+
+    An answer that refuses may itself fall victim to the rules.
+    """
+    if said.where or seen.where:
+        return seen == said
+    return not (seen.refused and not said.refused)
+
+
+def compare(crossing: Crossing, name: str, rules: str, seed: object) -> list[str]:
+    """Send packets through rules; return what was seen, and fail where it is not what was said."""
+    crossing.load(name, rules)
+    found = []
+    for shot in shots(seed):
+        with enter(crossing.router):
+            live = LiveRuleset()  # anew for each: rules learn from packets
+        with contextlib.closing(live):
+            traveller = Traveller(live, crossing.routing)
+            packet = shot.packet()
+            journey = traveller.arrive(packet) if shot.place else traveller.leave(packet)
+        said = {fate(end): end for end in journey.ends}
+        seen = crossing.send(shot, expected=all(one.where for one in said))
+        doubts = {doubt.kind for end in journey.ends for doubt in end.branch.doubts}
+        where = f"{name}: {shot}\n  said {list(said)} {doubts}\n  seen {seen}\n{rules}"
+        assert any(agrees(seen, one) for one in said), where
+        if len(said) > 1:
+            assert doubts, where
+            assert doubts <= {"limit", "unknown", "chance"}, where
+            if "unknown" in doubts:  # the ports of ping are its checksum
+                words = (*DOUBTFUL, "th dport") if shot.protocol in {ICMP, ICMPV6} else DOUBTFUL
+                assert any(word in rules for word in words), where
+        found.append(
+            "may"
+            if len(said) > 1
+            else "delivered"
+            if seen.where
+            else "refused"
+            if seen.refused
+            else "dropped"
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", written())
+def test_written_rules(crossing: Crossing, name: str) -> None:
+    outcomes = [
+        each
+        for seed in range(3)
+        for each in compare(crossing, name, written()[name], f"{name} {seed}")
+    ]
+    assert len(outcomes) == 3 * SHOTS
+
+
+@pytest.mark.parametrize("seed", range(BY_CHANCE))
+def test_rules_by_chance(crossing: Crossing, seed: int) -> None:
+    assert compare(crossing, "chance.nft", Writer(seed).ruleset(), seed)

@@ -1,0 +1,185 @@
+"""The page's pure parts: rates, charts, the picture of a path, and templates that escape."""
+
+import msgspec
+import pytest
+
+from nftproxy.address import Family
+from nftproxy.kernel.snapshot import Kind, Listed, Refused, ServicePort, Shown
+from nftproxy.page import charts, rendering
+from nftproxy.page.drawing import WIDTH, Drawing, draw
+from nftproxy.page.rates import KEPT, Rate, Rates
+from nftproxy.path.model import (
+    Candidate,
+    Client,
+    Origin,
+    Outcome,
+    Path,
+    Place,
+    Reach,
+    Step,
+    Target,
+)
+from nftproxy.path.model import Kind as PlaceKind
+from nftproxy.table.schema import Policy
+
+HOSTILE = "<script>alert(1)</script>\"'&"
+
+
+def port(name: str, connections: int, refused: int = 0) -> ServicePort:
+    shown = Shown(
+        Family.IPv4,
+        Kind.CLUSTER_IP,
+        "10.96.0.10",
+        "tcp",
+        80,
+        Policy.CLUSTER,
+        connections,
+        (Listed("10.244.1.2", 8080, connections),),
+        (),
+        Refused("reject", "no endpoint in the cluster", refused),
+        None,
+        None,
+    )
+    return ServicePort(name, (shown,))
+
+
+def step(name: str, outcome: Outcome = Outcome.OK, endpoint: str = "") -> Step:
+    return Step(name, Place(PlaceKind.TABLE), "looked up", "came out", outcome, endpoint=endpoint)
+
+
+PATH = Path(
+    Origin.COMPUTED,
+    Target("default/web", "10.96.0.10", 80, "tcp", "default/web:http", "ClusterIP"),
+    Client("10.244.1.9", "pod"),
+    Reach.NO,
+    steps=(
+        step("services4"),
+        step("route", endpoint="10.244.1.2:8080"),
+        step("forward", Outcome.STOPPED, "10.244.1.2:8080"),
+    ),
+    candidates=(
+        Candidate("10.244.1.2", 8080, used=True, share=1.0, reach=Reach.NO),
+        Candidate("10.244.9.1", 8080, used=False, reason="not ready"),
+    ),
+)
+
+
+def names(drawing: Drawing) -> list[str]:
+    return [stop.texts[0].text for stop in drawing.stations]
+
+
+def test_rates_come_from_two_readings() -> None:
+    rates = Rates()
+    rates.enter([port("a/b", 10)], 1, 0)
+    assert rates.rate("a/b") == Rate(0, 0)
+    rates.enter([port("a/b", 30, 4)], 2, 100)
+    assert rates.rate("a/b") == Rate(10, 2)
+    assert [tuple(each) for each in rates.refusals] == [
+        (100, "a/b", "no endpoint in the cluster", 4)
+    ]
+
+
+def test_a_counter_that_started_again_counts_from_zero() -> None:
+    rates = Rates()
+    rates.enter([port("a/b", 1000)], 1, 0)
+    rates.enter([port("a/b", 6)], 2, 0)
+    assert rates.rate("a/b") == Rate(3, 0)
+
+
+def test_a_service_that_is_removed_is_forgotten_and_history_has_an_end() -> None:
+    rates = Rates()
+    for number in range(KEPT + 5):
+        rates.enter([port("a/b", number)], 1, 0)
+    assert len(rates.line("a/b")) == KEPT
+    rates.enter([], 1, 0)
+    assert rates.line("a/b") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "points"),
+    [
+        ([], ""),
+        ([0.0, 0.0], "117.97,23.0 120.0,23.0"),
+        ([5.0], "120.0,1.0"),
+        ([0.0, 5.0, 10.0], "115.9,23.0 118.0,12.0 120.0,1.0"),
+    ],
+)
+def test_sparkline(values: list[float], points: str) -> None:
+    drawn = charts.sparkline(values, 60)
+    assert len(drawn.split()) == len(values)
+    assert [round(float(pair.split(",")[1])) for pair in drawn.split()] == [
+        round(float(pair.split(",")[1])) for pair in points.split()
+    ]
+    assert not values or drawn.split()[-1].startswith("120.0,")
+
+
+def test_a_bar_has_a_part_for_each_share() -> None:
+    assert [part.width for part in charts.bar([3, 1])] == [90, 30]
+    assert [part.x for part in charts.bar([3, 1])] == [0, 90]
+    assert [part.width for part in charts.bar([0, 0])] == [60, 60]
+    assert charts.bar([]) == []
+
+
+def test_stations_are_in_the_order_of_the_packet() -> None:
+    drawing = draw(PATH)
+    assert names(drawing) == [
+        "10.244.1.9",
+        "services4",
+        "10.244.1.2:8080",
+        "route",
+        "forward",
+        "10.244.9.1:8080",
+    ]
+    assert [stop.y for stop in drawing.stations] == sorted(stop.y for stop in drawing.stations)
+    assert [stop.kind for stop in drawing.stations][-2:] == ["stopped", "out"]
+    assert drawing.title == "A connection from 10.244.1.9 to default/web does not get through"
+
+
+def test_the_line_to_an_endpoint_starts_where_the_ways_part() -> None:
+    _, services, endpoint, route, forward, out = draw(PATH).stations
+    assert (endpoint.start_x, endpoint.start_y) == (services.x, services.y)
+    assert (forward.start_x, forward.start_y) == (route.x, route.y)
+    assert not out.is_joined
+    assert endpoint.width == 8
+
+
+def test_many_endpoints_are_counted_and_not_drawn() -> None:
+    many = tuple(Candidate(f"10.244.1.{n}", 80, used=True, share=0.05) for n in range(20))
+    drawing = draw(msgspec.structs.replace(PATH, candidates=many))
+    assert names(drawing)[-1] == "8 more endpoints"
+
+
+def test_no_text_is_wider_than_the_picture() -> None:
+    wide = msgspec.structs.replace(step("s"), came_out="word " * 60, looked_up="x" * 200)
+    for stop in draw(msgspec.structs.replace(PATH, steps=(wide,))).stations:
+        for line in stop.texts:
+            assert line.x + 6.6 * len(line.text) < WIDTH
+
+
+def test_names_never_become_markup() -> None:
+    path = msgspec.structs.replace(PATH, target=msgspec.structs.replace(PATH.target, asked=HOSTILE))
+    page = rendering.render(
+        "explain.html",
+        node=HOSTILE,
+        trouble=HOSTILE,
+        to=HOSTILE,
+        source=HOSTILE,
+        protocol=HOSTILE,
+        path=path,
+        drawing=draw(path),
+        problem=None,
+    ).decode()
+    assert "<script>alert" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;") >= 5
+
+
+def test_addresses_of_pages_are_quoted() -> None:
+    assert rendering.address_of("a/b:http") == "/service/a/b:http"
+    assert rendering.address_of("a/<b>?x#y") == "/service/a/%3Cb%3E%3Fx%23y"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.04, "<0.1"), (1.25, "1.2"), (12.6, "13"), (1234.0, "1234")]
+)
+def test_rates_are_short(value: float, text: str) -> None:
+    assert rendering.rate(value) == text

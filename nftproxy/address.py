@@ -110,7 +110,10 @@ def mask(address: Address, length: int) -> Address:
 
 
 def pack(text: str) -> bytes:
-    """Return the 4 or 16 bytes of an address in any spelling of the kernel's tools; OSError if it is invalid."""
+    """Return the 4 or 16 bytes of an address in any spelling of the kernel's tools.
+
+    OSError if it is invalid.
+    """
     return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
 
 

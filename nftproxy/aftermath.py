@@ -1,6 +1,8 @@
-"""What follows each sync: figures, health, health check node ports, stale conntrack entries, and once, the end of the other mode.
+"""The work after each sync.
 
-The order is fixed (contract 5.11). A failure here never undoes a sync nor stops the next one.
+Figures, health, health check node ports, stale conntrack entries, and once, the removal of what
+another mode left. The order is fixed (contract 5.11). A failure here neither undoes a sync nor
+stops the next one.
 """
 
 import asyncio
@@ -28,7 +30,7 @@ Record = Callable[[Kind, Regarding, str], None]
 
 
 class _Side:
-    """What is remembered beside the table of one family."""
+    """The state beside the table of one family."""
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class _Side:
         self.flows = UdpFlows(family, external_ips=settings.allow_external_ips)
         self.notes: list[str] = []
         self.networks = settings.nodeport_addresses[family]
-        self.moved = True  # whether this machine's addresses may be others than `flows` knows
+        self.moved = True  # whether the addresses of this machine may differ from those in `flows`
 
         def failed(service: ObjectName, reason: str) -> None:
             record(HEALTH_CHECK_PORT_FAILED, Regarding.service(service), reason)
@@ -67,12 +69,13 @@ class Aftermath(Observer):
         record: Record,
         judged: bool,
     ) -> None:
-        """Prepare; nothing is opened before the first sync.
+        """Prepare; open nothing before the first sync.
 
-        `own` are the addresses of this machine's interfaces, looked up once at the start (contract 7.2.2); `judged`: whether there
-        is a health server. Without one, health check node ports count the proxy as healthy (7.2.8).
+        `own` are the addresses of this machine's interfaces, looked up once at the start (contract
+        7.2.2). `judged` is true if there is a health server. Without one, health check node ports
+        count the proxy as healthy (7.2.8).
         """
-        self.proxy: Proxy  # set by whoever makes the proxy that this observes
+        self.proxy: Proxy  # set by the caller, which makes the proxy
         self._kernel = kernel
         self._conntrack = conntrack
         self._health = health
@@ -85,7 +88,7 @@ class Aftermath(Observer):
             family: _Side(family, settings, own, healthy, record) for family in settings.families
         }
         self._taking_over: asyncio.Task[None] | None = None
-        self._first = set(settings.families)  # families whose first sync has not succeeded yet
+        self._first = set(settings.families)  # families that have had no successful sync yet
 
     def close(self) -> None:
         """Close the health check node ports."""
@@ -93,22 +96,22 @@ class Aftermath(Observer):
             side.ports.close()
 
     def queued(self, family: Family) -> None:
-        """Note that a run was asked for (contract 1.3.9)."""
+        """Note a request for a sync (contract 1.3.9)."""
         self._health.queued(family)
         self._metrics.queued(family)
 
     def started(self, family: Family) -> None:
-        """Note that a family's runner has started (contract 7.1.3, 7.4.5)."""
+        """Note the start of a family's runner (contract 7.1.3, 7.4.5)."""
         self._health.started(family)
         self._metrics.queued(family)
 
     def addresses_changed(self) -> None:
-        """Have the next clean-up look at the addresses of this machine again."""
+        """Let the next clean-up read the addresses of this machine again."""
         for side in self._sides.values():
             side.moved = True
 
     async def synced(self, report: Report, seconds: float) -> None:
-        """Do what is due after a successful sync."""
+        """Do the work that is due after a successful sync."""
         family = report.family
         side = self._sides[family]
         notes: list[str] = []
@@ -134,7 +137,8 @@ class Aftermath(Observer):
         if family in self._first:
             self._first.discard(family)
             if not self._first:
-                # In a thread of its own: iptables programs take a minute for ten thousand Services, and syncs must go on.
+                # In a thread: iptables programs need a minute for 10 000 Services, and syncs must
+                # go on.
                 self._taking_over = asyncio.create_task(asyncio.to_thread(self._take_over))
 
     def failed(self, family: Family, seconds: float, *, full: bool) -> None:
@@ -152,7 +156,7 @@ class Aftermath(Observer):
             self._metrics.repaired(family)
 
     def noticed(self, blocked: BlockedError | None) -> None:
-        """Say in the answers of the health server what keeps us from calling libnftables."""
+        """Report in the answers of the health server why libnftables cannot be called."""
         self._health.limited = f"{blocked}: {blocked.hint}" if blocked else ""
 
     def _reconcile(self, side: _Side) -> None:
@@ -161,16 +165,17 @@ class Aftermath(Observer):
             self._metrics.conntrack_done(side.flows.family, cleaned.seconds, cleaned.deleted)
 
     def _take_over(self) -> None:
-        """Remove what another mode left, now that every Service has its rules in our table (contract 5.12)."""
+        """Remove the rules of another mode, now that our table has all Services (contract 5.12)."""
         try:
             takeover.take_over(self._kernel)
             dropping = takeover.dropping_chains()
         except NftproxyError as error:
-            logger.error("what another mode of kube-proxy left could not be looked at: {}", error)
+            logger.error("the rules of another mode of kube-proxy cannot be read: {}", error)
             return
         for chain in dropping:
             logger.warning(
-                "table {}, chain {}, hook {} drops by default: Services fail unless it accepts {}; add rules for them there",
+                "table {}, chain {}, hook {} drops by default: Services fail unless it accepts {}; "
+                "add rules for them there",
                 chain.table,
                 chain.chain,
                 chain.hook,

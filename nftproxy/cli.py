@@ -168,7 +168,10 @@ def _write_no_more() -> None:
 
 
 def tell(error: NftproxyError) -> None:
-    """Print an error for a person: every problem on a line, then the hint; colour only on a terminal."""
+    """Print an error for a person.
+
+    Every problem on a line, then the hint; colour only on a terminal.
+    """
     lines = error.problems if isinstance(error, ConfigError) else [str(error)]
     for line in lines:
         click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)

@@ -10,7 +10,10 @@ Rows = Sequence[Sequence[str]]
 
 
 def show(header: Sequence[str], rows: Rows, *, indent: int = 0) -> None:
-    """Print rows under a header. On a terminal the last column wraps if there is room; else the terminal wraps the lines."""
+    """Print rows under a header.
+
+    On a terminal the last column wraps if there is room; else the terminal wraps the lines.
+    """
     if sys.stdout.isatty():
         _rich(header, rows, indent)
     else:

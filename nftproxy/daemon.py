@@ -1,12 +1,12 @@
-"""A node's proxy, from start to stop: the order in which things begin, and why it ends.
+"""A node's proxy, from start to stop: the order of its parts, and the reasons for its end.
 
-Where objects come from, an API server or manifests, makes no difference here but for two things:
-events need an API server, and a host without a cluster needs no Node.
+The source of objects, an API server or manifests, makes two differences here: events need an API
+server, and a host without a cluster needs no Node.
 
-The order of work is kube-proxy's (contract 8.1.2), but for two things. The servers answer from the
-first second on, so that a long first list never looks like a dead process. And what another mode of
-kube-proxy left goes only when our own table is in place, so that no Service is without rules in
-between (5.12 has it go first).
+The order of work is kube-proxy's (contract 8.1.2), with two exceptions. The servers answer from the
+first second on, so that a long first list never looks like a dead process. And the rules of another
+mode of kube-proxy are removed only when our own table is in place, so that no Service is without
+rules in between (5.12 has this first).
 """
 
 import asyncio
@@ -67,7 +67,7 @@ SKIP_KERNEL_CHECK = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK"  # contract 
 
 
 class Figures(enum.Enum):
-    """For what connections are counted at each scrape."""
+    """The objects whose connections are counted at each scrape."""
 
     OFF = "off"
     FRONTENDS = "frontends"
@@ -76,7 +76,10 @@ class Figures(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a process is started with: its settings, the file they came from, its flags as text, and the machine it is on."""
+    """The input of a process.
+
+    Its settings, the file they came from, its flags as text, and the machine it runs on.
+    """
 
     config: KubeProxyConfiguration
     node_name: str
@@ -86,7 +89,7 @@ class Launch:
     flags: Mapping[str, str] | None = None
     init_only: bool = False
     limits_required: bool = (
-        True  # whether the process ends when the conntrack settings cannot be made
+        True  # whether the process ends if the conntrack settings cannot be made
     )
     figures: Figures = Figures.FRONTENDS
     series: int = LIMIT
@@ -98,7 +101,7 @@ class Daemon:
     def __init__(
         self, launch: Launch, sourcing: Sourcing, metrics: Metrics, events: Events | None = None
     ) -> None:
-        """Prepare; `events` None where there is no API server to write them to."""
+        """Prepare; `events` is None without an API server to write them to."""
         self._launch = launch
         self._config = launch.config
         self._events = events
@@ -116,7 +119,10 @@ class Daemon:
         )
 
     async def run(self) -> None:
-        """Serve until a signal says stop; NftproxyError when the process has to end, most often to be started again."""
+        """Serve until a signal.
+
+        NftproxyError if the process has to end, mostly to be started again.
+        """
         _allow_open_files()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._finish)
@@ -130,7 +136,7 @@ class Daemon:
             if not self._launch.init_only:
                 claimed.enter_context(
                     instance.claim()
-                )  # before the servers, whose addresses another instance would have, too
+                )  # before the servers, whose addresses another instance would use, too
                 self._serve(source)
             self._spawn(source.follow())
             self._spawn(self._work(source))
@@ -178,7 +184,7 @@ class Daemon:
             await self._proxy.run()
 
     async def _count_connections(self, settings: NodeSettings, stack: ExitStack) -> None:
-        """Have scrapes read the counters of the table, unless told not to."""
+        """Let scrapes read the counters of the table, unless switched off."""
         figures = self._launch.figures
         if figures is not Figures.OFF:
             # In a thread: it reads all frontends once, to begin with what is there.
@@ -192,7 +198,7 @@ class Daemon:
             self._metrics.registry.register(collector)
 
     async def _prepare(self, source: Source) -> NodeSettings:
-        """Wait for the Node, derive the settings, make those of the system (contract 1.2, 6.1)."""
+        """Wait for the Node, derive the settings, apply those of the system (contract 1.2, 6.1)."""
         node = await asyncio.to_thread(source.wait_for_node, NODE_PATIENCE, _has_address)
         if source.node_required if node is None else not _has_address(node):
             logger.error("Node {} has no usable address; going on without", self._launch.node_name)
@@ -216,16 +222,19 @@ class Daemon:
         return settings
 
     def _set_limits(self) -> None:
-        """Make the settings of conntrack; what hinders that ends the process, but where its limits are nobody's order."""
+        """Make the settings of conntrack.
+
+        A failure ends the process if its limits were ordered, else it is a warning.
+        """
         try:
             sysctl.apply(self._config.conntrack)
         except UnusableError as error:
             if self._launch.limits_required:
                 raise
-            logger.warning("{}; going on with the limits there are. It {}", error, error.hint)
+            logger.warning("{}; going on with the present limits. It {}", error, error.hint)
 
     def _serve(self, source: Source) -> None:
-        """Start the servers, and the look-out for a changed configuration file."""
+        """Start the servers, and the watch on the configuration file."""
         config, regarding, hard = (
             self._config,
             Regarding.node(self._launch.node_name),
@@ -277,12 +286,15 @@ class Daemon:
         )
 
     async def _watch_configuration(self, path: Path, before: bytes) -> None:
-        """End the process when the file holds something else, also after the swap of a ConfigMap's symlink (contract 8.1.6)."""
+        """End the process when the content of the file changes.
+
+        This includes the swap of a ConfigMap's symlink (contract 8.1.6).
+        """
         with Folders({path.parent}) as folders:
             while True:
                 with suppress(TimeoutError):
                     await folders.changed()
-                with suppress(OSError):  # between two versions there may be none
+                with suppress(OSError):  # between two versions there may be no file
                     if path.read_bytes() != before:
                         raise NftproxyError(
                             f"{path} has changed",
@@ -290,7 +302,7 @@ class Daemon:
                         )
 
     def _record(self, kind: Kind, regarding: Regarding, note: str) -> None:
-        """Write an event, where there is an API server."""
+        """Write an event, if there is an API server."""
         if self._events:
             self._events.record(kind, regarding, note)
 
@@ -308,7 +320,7 @@ class Daemon:
             )
 
     def _log_addresses(self, node: Node) -> None:
-        """Say which addresses of the Node changed: those it had at the start stay in use (contract 1.4.3)."""
+        """Log changed addresses of the Node: those of the start stay in use (contract 1.4.3)."""
         if self._addresses is None:
             return
         before, self._addresses = (
@@ -319,7 +331,8 @@ class Daemon:
             old, new = before.get(family), self._addresses.get(family)
             if old != new:
                 logger.warning(
-                    "Node {}: its {} address changed from {} to {}; NodePorts on `primary` and source ranges go on with what it "
+                    "Node {}: its {} address changed from {} to {}; NodePorts on `primary` and "
+                    "source ranges go on with what it "
                     "was at the start. Restart nftproxy to use the new one.",
                     node.metadata.name,
                     family,
@@ -328,12 +341,12 @@ class Daemon:
                 )
 
     def _call(self, work: "Any") -> None:
-        """Have something done in the event loop's thread; the loop may be gone already."""
+        """Run a function in the event loop's thread, unless the loop has ended."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(work)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something until the end; if it fails, that is the end."""
+        """Run a task; its failure ends the process."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -356,25 +369,28 @@ def _warn(note: str) -> None:
 
 
 def _allow_open_files() -> None:
-    """Open as many files as the machine allows: each health check node port takes a socket for each family and address."""
+    """Allow as many open files as the machine does.
+
+    Each health check node port takes a socket for each family and address.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def require_kernel(release: str, environment: Mapping[str, str]) -> None:
-    """Raise UnusableError for a kernel before 5.13, unless the environment says not to look (contract 5.1.1)."""
+    """Raise UnusableError for a kernel before 5.13, unless the environment says not to check (contract 5.1.1)."""
     if environment.get(SKIP_KERNEL_CHECK):
         return
     found = re.match(r"(\d+)\.(\d+)", release)
     if found and (int(found[1]), int(found[2])) < OLDEST_KERNEL:
         raise UnusableError(
             f"kernel {release} is older than 5.13",
-            hint=f"upgrade it, or set {SKIP_KERNEL_CHECK} to try all the same",
+            hint=f"upgrade it, or set {SKIP_KERNEL_CHECK} to try anyway",
         )
 
 
 def _has_address(node: Node) -> bool:
-    """Whether a Node has an address that counts (contract 8.6.2)."""
+    """Whether a Node has a usable address (contract 8.6.2)."""
     for each in node.status.addresses or ():
         if each.type in {"InternalIP", "ExternalIP"}:
             with suppress(AddressError):

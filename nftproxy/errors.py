@@ -42,11 +42,17 @@ class KernelError(NftproxyError):
 
 
 class MissingError(KernelError):
-    """A transaction named something that was deleted (ENOENT): our picture of the table is out of date."""
+    """A transaction named something that was deleted (ENOENT).
+
+    Our picture of the table is out of date.
+    """
 
 
 class ExistsError(KernelError):
-    """A transaction added something that exists with another value (EEXIST): our picture of the table is out of date."""
+    """A transaction added something that exists with another value (EEXIST).
+
+    Our picture of the table is out of date.
+    """
 
 
 class BusyError(KernelError):
@@ -58,4 +64,7 @@ class BlockedError(KernelError):
 
 
 class UnusableError(NftproxyError):
-    """This machine lacks what is needed: permission, library, kernel feature; the hint names the command that helps."""
+    """This machine lacks what is needed.
+
+    Permission, library, kernel feature; the hint names the command that helps.
+    """

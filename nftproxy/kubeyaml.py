@@ -37,7 +37,10 @@ Loader.add_implicit_resolver(
 
 
 def refuse_depth(text: str) -> None:
-    """Raise ValueError for deep nesting, and yaml.YAMLError for invalid YAML; parsing to events does not recurse."""
+    """Raise ValueError for deep nesting, and yaml.YAMLError for invalid YAML.
+
+    Parsing to events does not recurse.
+    """
     depth = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(

@@ -107,7 +107,10 @@ class AffinityConfig(Wire, frozen=True):
 
 
 class ServiceSpec(Wire, frozen=True):
-    """What a Service asks for; fields that a service proxy does not read are absent (contract 2.1.6)."""
+    """What a Service asks for.
+
+    Fields that a service proxy does not read are absent (contract 2.1.6).
+    """
 
     type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
     cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
@@ -164,7 +167,10 @@ class SlicePort(Wire, frozen=True):
 
 
 class Conditions(Wire, frozen=True):
-    """Endpoint conditions; nil ready and serving mean true, nil terminating means false (contract 3.1.6)."""
+    """Endpoint conditions.
+
+    Nil ready and serving mean true, nil terminating means false (contract 3.1.6).
+    """
 
     ready: bool | None = None
     serving: bool | None = None

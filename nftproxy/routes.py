@@ -1,7 +1,8 @@
-"""From a service's endpoint lists to its routes.
+"""From a Service's endpoint lists to its routes.
 
-Pure, but for the notes it collects. A *route* is everything one frontend does; the elements follow from it alone. Routes are
-what is remembered of the table: they are small, and share the tuples of endpoints among all frontends of a service port.
+Pure, apart from the notes it collects. A *route* is everything one frontend does; the elements
+follow from it alone. The memory of the table consists of routes: they are small, and all frontends
+of a service port share the tuples of endpoints.
 """
 
 import enum
@@ -18,7 +19,7 @@ from nftproxy.table.schema import Policy
 
 
 class Verdict(NamedTuple):
-    """Where an element of a verdict map sends a packet, and the service port it belongs to, for people who list the map."""
+    """The target of an element in a verdict map, and its service port, for people who list the map."""
 
     verb: str  # goto, jump or drop
     target: str = ""
@@ -31,7 +32,7 @@ class Verdict(NamedTuple):
 Key = tuple[str | int, ...]
 Value = (
     Verdict | tuple[str | int, ...] | str | None
-)  # a verdict, an endpoint, an address a client is sent to, nothing in a set
+)  # a verdict, an endpoint, the address of an endpoint, or nothing in a set
 
 
 class Element(NamedTuple):
@@ -43,7 +44,10 @@ class Element(NamedTuple):
 
 
 class Frontend(NamedTuple):
-    """Where clients connect: a canonical address, or an empty one for a NodePort, with protocol (in nft's spelling) and port."""
+    """The place where clients connect: address, protocol (in nft's spelling) and port.
+
+    The address is canonical, or empty for a NodePort.
+    """
 
     address: str
     proto: str
@@ -61,7 +65,7 @@ class Frontend(NamedTuple):
 
     @classmethod
     def node_port(cls, proto: str, port: int) -> "Frontend":
-        """Return a NodePort, at whatever addresses accept them."""
+        """Return a NodePort, on all addresses that accept them."""
         return cls("", proto, port)
 
     @classmethod
@@ -94,7 +98,7 @@ class Frontend(NamedTuple):
 
 
 class Refusal(enum.Enum):
-    """What happens to a new connection that no list takes (contract 2.5)."""
+    """The fate of a new connection that no list takes (contract 2.5)."""
 
     NONE = Verdict("")
     REJECT = Verdict("goto", schema.REJECT_NEW)
@@ -102,7 +106,7 @@ class Refusal(enum.Enum):
 
 
 class Affinity(msgspec.Struct, frozen=True, gc=False):
-    """ClientIP affinity of one service port: what may be remembered, and for how many seconds."""
+    """ClientIP affinity of one service port: the endpoints to remember, and for how many seconds."""
 
     name: str  # namespace/service/protocol/port name, bounded; part of chain and map names
     family: Family
@@ -116,12 +120,12 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The port numbers that the endpoints have, nearly always one."""
+        """The port numbers of the endpoints, nearly always one."""
         return tuple(sorted({e.port for e in (*self.cluster, *self.local)}))
 
     @property
     def ports_name(self) -> str:
-        """The port numbers as they stand in chain names."""
+        """The port numbers as in chain names."""
         return schema.ports(self.ports)
 
     @property
@@ -135,12 +139,15 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
         return tuple(filter(None, picks))
 
     def sticky(self, picked: str) -> str:
-        """Return the name of the chain that looks the client up before a pick; a chain with other content has another name."""
+        """Return the name of the chain that looks the client up before a pick.
+
+        A chain with other content has another name.
+        """
         return schema.sticky(picked, self.ports_name, self.name)
 
     @property
     def learn(self) -> str:
-        """Return the name of the chain that remembers clients, for the lists that are used."""
+        """Return the name of the chain that remembers clients, for the lists in use."""
         cluster = any(policy.uses_cluster for policy, _ in self.entries)
         local = any(policy.uses_local for policy, _ in self.entries)
         return schema.learn(
@@ -153,7 +160,7 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
         return (self.learn, *map(self.sticky, self.picks))
 
     def memories(self, ports: Iterable[int]) -> Iterator[tuple[str, frozenset[str]]]:
-        """Yield the names of the maps client -> endpoint address, and the addresses that each may hold."""
+        """Yield the names of the maps from client to endpoint address, each with its possible addresses."""
         for declaration, members in (
             (schema.AFFINITY, self.cluster),
             (schema.LOCAL_AFFINITY, self.local),
@@ -179,9 +186,9 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
 
 class Compiled(msgspec.Struct, frozen=True, gc=False):
-    """All that one service puts into the table, for one family."""
+    """Everything that one Service puts into the table, for one family."""
 
-    created: str  # creationTimestamp: of two services with the same frontend the older one has it
+    created: str  # creationTimestamp: of two Services with the same frontend, the older one has it
     cluster_ip: str
     routes: tuple[Route, ...]
     affinities: tuple[Affinity, ...]
@@ -191,7 +198,7 @@ class Compiled(msgspec.Struct, frozen=True, gc=False):
 
 
 class Context(NamedTuple):
-    """What a node adds to every service: its place, its address of the family, and a feature gate."""
+    """The node's share in every Service: its place, its address of the family, and a feature gate."""
 
     family: Family
     here: Locality
@@ -202,9 +209,9 @@ class Context(NamedTuple):
 def compile_service(
     service: Service, slices: Iterable[EndpointSlice], context: Context, notes: Notes
 ) -> Compiled | None:
-    """Return what `service` puts into the table; None when it does not exist for this family.
+    """Return what `service` puts into the table; None if it does not exist for this family.
 
-    `notes` collects, one line each, what had to be ignored.
+    `notes` collects a line for each part that is ignored.
     """
     seen = view(service, context.family, notes, external_ips=context.external_ips)
     if seen is None:
@@ -239,7 +246,7 @@ def _routes(
     affinity: Affinity | None,
     context: Context,
 ) -> Iterator[Route]:
-    """Yield the routes of one service port: ClusterIP, external IPs, load-balancer addresses, NodePort (contract 2.2)."""
+    """Yield the routes of one service port, by kind of frontend (contract 2.2)."""
     proto = port.protocol.nft
     name = _comment(f"{service}:{port.name}" if port.name else str(service))  # contract 5.3.1
     yield _route(
@@ -312,9 +319,9 @@ def _affinity(
 
 
 def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:
-    """Add the load-balancer addresses to the allowed sources if the node is one of them (contract 2.7.6).
+    """Add the load-balancer addresses to the allowed sources if the node is one (contract 2.7.6).
 
-    Traffic of the node to its own load-balancer address may carry that address as source.
+    Traffic of the node to its own load-balancer address may have that address as its source.
     """
     if seen.ranges is None or not context.node_ip:
         return seen.ranges
@@ -326,5 +333,8 @@ def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:
 
 
 def _comment(text: str) -> str:
-    """Shorten a comment to what the kernel keeps: 128 bytes with the end mark (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN)."""
+    """Shorten a comment to what the kernel keeps.
+
+    That is 128 bytes with the end mark (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN).
+    """
     return text if len(text) < 128 else f"{text[:124]}..."

@@ -39,7 +39,10 @@ class Locality(NamedTuple):
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """A Service as one IP family sees it; all addresses canonical (contract 2.1, 2.2, 2.3, 2.4, 2.7)."""
+    """A Service as one IP family sees it.
+
+    All addresses canonical (contract 2.1, 2.2, 2.3, 2.4, 2.7).
+    """
 
     cluster_ip: str
     external_ips: tuple[str, ...]
@@ -55,7 +58,10 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lists(msgspec.Struct, frozen=True, kw_only=True):
-    """The two endpoint lists of a service port (contract 3.4), each sorted; a list that no frontend uses is empty."""
+    """The two endpoint lists of a service port (contract 3.4), each sorted.
+
+    A list that no frontend uses is empty.
+    """
 
     cluster: tuple[Endpoint, ...] = ()
     local: tuple[Endpoint, ...] = ()
@@ -81,7 +87,9 @@ Notes = list[str]
 def view(
     service: Service, family: Family, notes: Notes, *, external_ips: bool = True
 ) -> View | None:
-    """Return a Service as `family` sees it; None if it does not exist there (contract 2.1.1 to 2.1.3).
+    """Return a Service as `family` sees it.
+
+    None if it does not exist there (contract 2.1.1 to 2.1.3).
 
     `external_ips`: the feature gate AllowServiceExternalIPs.
     """
@@ -154,7 +162,9 @@ def local_ready(
 def serving(
     slices: Iterable[EndpointSlice], port: ServicePort, family: Family
 ) -> tuple[Endpoint, ...]:
-    """Return the endpoints that a UDP flow may keep: all that serve, regardless of policies and hints (contract 6.2.2).
+    """Return the endpoints that a UDP flow may keep.
+
+    All that serve, regardless of policies and hints (contract 6.2.2).
 
     If none serves but the table uses ready ones (publishNotReadyAddresses), return those.
     """
@@ -204,7 +214,10 @@ def _cluster_ip(service: Service, family: Family, notes: Notes) -> str | None:
 
 
 def _addresses(texts: Iterable[str], family: Family, field: str, notes: Notes) -> tuple[str, ...]:
-    """Return the usable addresses of `family` in `texts`, each once; blank ones are ignored (contract 2.2)."""
+    """Return the usable addresses of `family` in `texts`, each once.
+
+    Blank ones are ignored (contract 2.2).
+    """
     found: dict[str, None] = {}
     for text in texts:
         if not text.strip():

@@ -27,7 +27,10 @@ class Taken:
 
 
 class Watcher(Protocol):
-    """Notified of every change before a sync can apply it; called with the store locked, so it must be quick."""
+    """Notified of every change before a sync can apply it.
+
+    Called with the store locked, so it must be quick.
+    """
 
     def service_changed(self, name: ObjectName, /) -> None:
         """Note that a Service is new, different or deleted."""
@@ -109,7 +112,10 @@ class Store:
                     return self._put_node(item)
 
     def remove(self, kind: type[Object], key: ObjectName) -> bool:
-        """Forget an object; return whether that changes anything. An unknown one is no error (contract 1.3.8)."""
+        """Forget an object; return whether that changes anything.
+
+        An unknown one is no error (contract 1.3.8).
+        """
         with self._lock:
             if kind is Service:
                 self._noted[Service].discard(key)
@@ -124,7 +130,9 @@ class Store:
     def replace(
         self, kind: type[Object], items: Iterable[Object], *, keep: Collection[ObjectName] = ()
     ) -> bool:
-        """Replace all objects of a kind by `items`, after a list; return whether that changes anything.
+        """Replace all objects of a kind by `items`, after a list.
+
+        Return whether that changes anything.
 
         Known objects in `keep` stay: they are in the list, but their new version is unusable.
         """
@@ -191,7 +199,8 @@ class Store:
             self._note_once(
                 Service,
                 key,
-                f"Service {key} is left out: it has no spec.clusterIP, which an API server would assign; set one, or try it with "
+                f"Service {key} is left out: it has no spec.clusterIP, which an API server would "
+                "assign; set one, or try it with "
                 "nftproxy render --assign-cluster-ips",
             )
         else:
@@ -207,7 +216,8 @@ class Store:
             self._note_once(
                 EndpointSlice,
                 key,
-                f"EndpointSlice {key} has no label kubernetes.io/service-name, so no Service uses its endpoints; "
+                f"EndpointSlice {key} has no label kubernetes.io/service-name, so no Service uses "
+                "its endpoints; "
                 "set the label to the name of the Service",
             )
             return self._drop_slice(key)
@@ -252,7 +262,10 @@ class Store:
         return True
 
     def _families_of(self, piece: EndpointSlice) -> list[Family]:
-        """Return the families that use a slice; all of them have to report that they ignore one with names."""
+        """Return the families that use a slice.
+
+        All of them have to report that they ignore one with names.
+        """
         return [family for family in self._dirty if piece.address_type in {family, "FQDN"}]
 
     def _mark_service(self, name: ObjectName) -> bool:

@@ -1,4 +1,6 @@
-"""Requests to the API server of a `controlplane`: create, change and delete objects, many at the same time.
+"""Requests to the API server of a `controlplane`.
+
+Create, change and delete objects, many at the same time.
 
 Callers are in a namespace with a route to the server: sockets and threads belong to that of the
 thread that makes them.
@@ -21,7 +23,10 @@ Document = dict[str, Any]
 
 
 class Access(msgspec.Struct, frozen=True):
-    """The address of the server and the credentials; `certificate` is a file that its certificate is checked with."""
+    """The address of the server and the credentials.
+
+    `certificate` is a file that its certificate is checked with.
+    """
 
     url: str
     certificate: str
@@ -123,7 +128,8 @@ class Api:
             return None
         if answer.status >= 300:
             raise NftproxyError(
-                f"the API server refuses {method} {path}: {answer.data.decode(errors='replace')[:300]}"
+                f"the API server refuses {method} {path}: "
+                f"{answer.data.decode(errors='replace')[:300]}"
             )
         return msgspec.json.decode(answer.data, type=_Answer).metadata.version
 

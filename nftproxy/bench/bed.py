@@ -1,4 +1,6 @@
-"""The place of a measurement: a client, a node and a host of endpoints, each a network namespace, in a row.
+"""The place of a measurement.
+
+A client, a node and a host of endpoints, each a network namespace, in a row.
 
 The client is a pod of the node. All endpoints, up to hundreds of thousands, are addresses of the
 third namespace, so any service of a workload answers. However the block ends, it removes the

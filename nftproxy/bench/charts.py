@@ -73,7 +73,10 @@ def draw(figures: Figures, output: Path) -> list[str]:
 
 
 def latency(figures: Figures) -> "Figure | None":
-    """Draw the connection times to the last service of the list: a hill for each mode, a panel for each size."""
+    """Draw the connection times to the last service of the list.
+
+    A hill for each mode, a panel for each size.
+    """
     import numpy as np
     from matplotlib.figure import Figure
 

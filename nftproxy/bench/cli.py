@@ -41,13 +41,15 @@ _REPEAT, _QUICK_REPEAT = 3, 1
     type=click.Choice([mix.value for mix in Mix]),
     default=Mix.PLAIN.value,
     show_default=True,
-    help="Plain: ClusterIPs. Mixed: a fifth are LoadBalancers with NodePort and external policy Local, one in a hundred has "
+    help="Plain: ClusterIPs. Mixed: a fifth are LoadBalancers with NodePort and external policy "
+    "Local, one in a hundred has "
     "ClientIP affinity.",
 )
 @click.option(
     "--modes",
     metavar="MODE,MODE...",
-    help=f"What to compare, of {', '.join(MODES)}, iptables, {', '.join(REAL)}; by default {_MODES}.",
+    help=f"What to compare, of {', '.join(MODES)}, iptables, {', '.join(REAL)}; by default "
+    f"{_MODES}.",
 )
 @click.option(
     "--repeat",
@@ -63,7 +65,8 @@ _REPEAT, _QUICK_REPEAT = 3, 1
     "--kube-proxy",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help=f"Measure a real kube-proxy, too, as {' and '.join(REAL)}. Needs an API server: KUBEBUILDER_ASSETS has to name a folder "
+    help=f"Measure a real kube-proxy, too, as {' and '.join(REAL)}. Needs an API server: "
+    "KUBEBUILDER_ASSETS has to name a folder "
     f"with {' and '.join(PROGRAMS)}.",
 )
 @click.option(

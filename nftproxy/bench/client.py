@@ -1,4 +1,7 @@
-"""The near end: `python -m nftproxy.bench.client` measures what a client of services sees, one command per line, one answer each.
+"""The near end.
+
+`python -m nftproxy.bench.client` measures what a client of services sees, one command per line, one
+answer each.
 
 It does nothing else, so that neither a large heap nor a garbage collection delays a reading. A
 connection's time is that of connect(): on veth links the kernel completes both directions before it
@@ -39,7 +42,10 @@ class Order(msgspec.Struct, kw_only=True):
 
 
 def connections(order: Order) -> list[list[float]]:
-    """Return for each target the seconds of its connections. Targets take turns, so noise hits all alike."""
+    """Return for each target the seconds of its connections.
+
+    Targets take turns, so noise hits all alike.
+    """
     return _in_turn(order, _connect)
 
 
@@ -171,7 +177,8 @@ def main() -> None:
                 error, BlockingIOError
             )  # what sockets with SO_RCVTIMEO and SO_SNDTIMEO raise
             answer = {
-                "problem": f"{order.what}: {f'no answer within {_PATIENCE:g} s' if timeout else error}"
+                "problem": f"{order.what}: "
+                f"{f'no answer within {_PATIENCE:g} s' if timeout else error}"
             }
         print(msgspec.json.encode(answer).decode(), flush=True)
 

@@ -1,4 +1,6 @@
-"""One mode's control plane, in a process of its own: `python -m nftproxy.bench.control JOB` measures it apart from all others.
+"""One mode's control plane, in a process of its own.
+
+`python -m nftproxy.bench.control JOB` measures it apart from all others.
 
 The job is one JSON object; each reading is one line of JSON, followed by `null` at the end. Then
 the process stays until its input ends, because packets may need a child of it. A restart is a job
@@ -31,14 +33,20 @@ from nftproxy.node import memory
 
 _STRIDE: Final = 7919  # a prime: services that change in a row are far from each other
 _KERNEL_MEMORY: Final = ("SUnreclaim", "VmallocUsed", "Percpu")
-"""Memory of rules and elements, by names in /proc/meminfo; reclaimable slab holds files, which others read meanwhile."""
+"""Memory of rules and elements, by names in /proc/meminfo.
+
+Reclaimable slab holds files, which others read meanwhile.
+"""
 
 _OWN: Final = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """The job of a process. It makes at least one and at most `changes` changes of each kind, within `seconds`."""
+    """The job of a process.
+
+    It makes at least one and at most `changes` changes of each kind, within `seconds`.
+    """
 
     mode: str
     iptables_backend: Literal["legacy", "nft"]
@@ -62,7 +70,10 @@ Answer = Reading | str | None
 
 
 class Arriving(Sequence[Load]):
-    """The services of an offer, decoded on demand; `seconds` and `processor` are the cost of the latest pass."""
+    """The services of an offer, decoded on demand.
+
+    `seconds` and `processor` are the cost of the latest pass.
+    """
 
     def __init__(self, offer: Offer) -> None:
         self._offer = offer
@@ -122,7 +133,11 @@ def _asked(measure: Measure, work: Work) -> Iterator[Reading]:
 
 
 def _watched(mode: Mode, work: Callable[[], Work]) -> tuple[Work, float]:
-    """Call a function; return its result and its processor time, programs included, which other processes do not affect."""
+    """Call a function.
+
+    Return its result and its processor time, programs included, which other processes do not
+    affect.
+    """
     before = _processor(mode)
     done = work()
     return done, _processor(mode) - before
@@ -189,7 +204,10 @@ def _status(pid: str, field: str) -> float:
 
 
 def kernel_memory() -> float:
-    """Return the bytes of the kernel's memory for rules, of the whole machine: only differences count."""
+    """Return the bytes of the kernel's memory for rules, of the whole machine.
+
+    Only differences count.
+    """
     return _kilobytes(Path("/proc/meminfo"), _KERNEL_MEMORY)
 
 

@@ -1,4 +1,6 @@
-"""An API server for `--kube-proxy`: etcd and kube-apiserver in a namespace of their own, with the objects of one offer.
+"""An API server for `--kube-proxy`.
+
+Etcd and kube-apiserver in a namespace of their own, with the objects of one offer.
 
 The programs come from the folder that `KUBEBUILDER_ASSETS` names, the convention of the
 controller-runtime test environment. No controller runs, so there are no objects but those made

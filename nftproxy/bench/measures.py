@@ -1,4 +1,6 @@
-"""Measures: names, units, and their rows in the table. Everything else in the bench uses these names.
+"""Measures: names, units, and their rows in the table.
+
+Everything else in the bench uses these names.
 
 A `Sample` is one reading and never a summary. Seconds, bytes and counts are stored unscaled; only
 people see ms or MB.

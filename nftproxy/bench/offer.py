@@ -1,4 +1,7 @@
-"""The services of one round: those of a workload, except the last, which is UDP, and one for iperf3."""
+"""The services of one round.
+
+Those of a workload, except the last, which is UDP, and one for iperf3.
+"""
 
 from typing import Any, Final
 

@@ -1,4 +1,7 @@
-"""The report of a run: a table for each size in the terminal, and CSV of all samples and of the machine."""
+"""The report of a run.
+
+A table for each size in the terminal, and CSV of all samples and of the machine.
+"""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +24,9 @@ _PREFIXES: Final[dict[Unit, tuple[tuple[float, str], ...]]] = {
 
 
 def quantity(value: float, unit: Unit) -> str:
-    """Return a reading with three digits and a unit. It is negative if others freed memory meanwhile.
+    """Return a reading with three digits and a unit.
+
+    It is negative if others freed memory meanwhile.
 
     >>> quantity(0.00123, Unit.SECONDS)
     '1.23 ms'

@@ -1,4 +1,6 @@
-"""A run, round by round: each sets up every mode on a bed of its own, and then sends packets to all of them in turn.
+"""A run, round by round.
+
+Each sets up every mode on a bed of its own, and then sends packets to all of them in turn.
 
 `samples` always has the readings so far, whatever ends the run. A mode that fails is left out of
 the rest of its round and named in `notes`; the others continue. However a round ends, it removes

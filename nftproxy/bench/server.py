@@ -1,4 +1,6 @@
-"""The far end: `python -m nftproxy.bench.server` answers on all addresses of its namespace until its input ends.
+"""The far end.
+
+`python -m nftproxy.bench.server` answers on all addresses of its namespace until its input ends.
 
 It accepts TCP connections and counts their bytes; when the client has no more to send, it gets the
 count as a line. A datagram returns from the address that it was sent to.

@@ -16,7 +16,10 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 class Figures:
-    """The samples of a run by measure; readings of all rounds count alike. `order` is that of the modes."""
+    """The samples of a run by measure; readings of all rounds count alike.
+
+    `order` is that of the modes.
+    """
 
     def __init__(self, samples: Iterable[Sample], order: Sequence[str]) -> None:
         self._order = order

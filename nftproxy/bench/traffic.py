@@ -1,4 +1,6 @@
-"""Packets through one mode's node: commands to the `client` process of its bed, and iperf3 where installed.
+"""Packets through one mode's node.
+
+Commands to the `client` process of its bed, and iperf3 where installed.
 
 Commands are short, so that modes can take turns: a disturbance of the machine then hits all alike.
 Microseconds are measured on one processor, throughput on all of them.
@@ -53,7 +55,10 @@ class Report(msgspec.Struct):
 
 
 class Traffic:
-    """The clients of one bed with all services of the offer; `proxied` says whether they use the services' addresses."""
+    """The clients of one bed with all services of the offer.
+
+    `proxied` says whether they use the services' addresses.
+    """
 
     def __init__(self, bed: Bed, offer: Offer, *, proxied: bool) -> None:
         self._bed = bed

@@ -64,7 +64,8 @@ class Workload:
             raise NftproxyError(f"{self.services} services: only 1 to {MOST} have addresses here")
         if not 1 <= self.endpoints <= 1000 or self.services * self.endpoints > _MOST_ENDPOINTS:
             raise NftproxyError(
-                f"{self.services} services with {self.endpoints} endpoints each are too many to have addresses"
+                f"{self.services} services with {self.endpoints} endpoints each are too many to "
+                "have addresses"
             )
 
     def name(self, number: int) -> str:
@@ -147,7 +148,10 @@ class Workload:
         return document
 
     def slice_document(self, number: int, replaced: int = 0) -> dict[str, Any]:
-        """Return the EndpointSlice of a service; its first endpoint is on the node, the others elsewhere."""
+        """Return the EndpointSlice of a service.
+
+        Its first endpoint is on the node, the others elsewhere.
+        """
         name = self.name(number)
         return {
             "apiVersion": "discovery.k8s.io/v1",
@@ -193,7 +197,10 @@ class Workload:
 
 
 def node_settings() -> NodeSettings:
-    """Return the settings of the measured node: pods recognized by their CIDR, NodePorts on its own address."""
+    """Return the settings of the measured node.
+
+    Pods recognized by their CIDR, NodePorts on its own address.
+    """
     return NodeSettings(
         node_name=NODE,
         families=(Family.IPv4,),

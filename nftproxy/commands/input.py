@@ -26,7 +26,8 @@ def manifests_option(command: Command) -> Command:
         multiple=True,
         required=True,
         metavar="PATH",
-        help="A file, or a folder of files, with Services, EndpointSlices, Nodes and ServiceCIDRs as kubectl get -o yaml prints "
+        help="A file, or a folder of files, with Services, EndpointSlices, Nodes and ServiceCIDRs "
+        "as kubectl get -o yaml prints "
         "them; may be repeated.",
     )
     return option(command)

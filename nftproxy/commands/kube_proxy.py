@@ -1,4 +1,7 @@
-"""`nftproxy kube-proxy`, and the program `kube-proxy`: the replacement, with the original's flags, order of work and exit codes."""
+"""`nftproxy kube-proxy`, and the program `kube-proxy`.
+
+The replacement, with the original's flags, order of work and exit codes.
+"""
 
 import asyncio
 import sys

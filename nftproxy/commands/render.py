@@ -26,8 +26,10 @@ For example:
 @click.option(
     "--assign-cluster-ips",
     is_flag=True,
-    help="Give a ClusterIP to each Service that has none, as an API server would, so that a chart can be tried as its author wrote it: "
-    "from the ServiceCIDRs in the manifests, or else from 10.96.0.0/12 and fd00:96::/112. The choice depends on the Services alone.",
+    help="Give a ClusterIP to each Service that has none, as an API server would, so that a chart "
+    "can be tried as its author wrote it: "
+    "from the ServiceCIDRs in the manifests, or else from 10.96.0.0/12 and fd00:96::/112. The "
+    "choice depends on the Services alone.",
 )
 @click.option(
     "--output",
@@ -39,9 +41,10 @@ For example:
 def render(
     manifests: tuple[Path, ...], output: str, *, assign_cluster_ips: bool, **flags: Any
 ) -> None:
-    """Print what would be loaded; needs no root and no kernel.
+    """Print the table as it would be loaded; needs no root and no kernel.
 
-    The output replaces our table when nft loads it, and nft -c -f - checks it, also on a node where nftproxy runs.
+    The output replaces our table when nft loads it, and nft -c -f
+    - checks it, also on a node where nftproxy runs.
     """
     given = Input(manifests, flags, assign_cluster_ips=assign_cluster_ips)
     given.refuse_problems()
@@ -61,7 +64,7 @@ def render(
 
 
 def _accepted(settings: NodeSettings) -> tuple[dict[Family, list[Address]], list[str]]:
-    """Return the addresses that accept NodePorts as far as the settings alone tell, and what they leave open."""
+    """Return the addresses that accept NodePorts as far as the settings name them, and open questions."""
     addresses: dict[Family, list[Address]] = {}
     doubts: list[str] = []
     for family, networks in settings.nodeport_addresses.items():

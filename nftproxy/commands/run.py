@@ -1,4 +1,4 @@
-"""`nftproxy run`: follow manifests and keep the table in step; the daemon is the one of `kube-proxy`."""
+"""`nftproxy run`: follow manifests and keep the table in step; the daemon of `kube-proxy`."""
 
 import asyncio
 from pathlib import Path
@@ -25,14 +25,16 @@ For example, on a node of the lab:
 @run_options
 @figures_options
 def run(manifests: tuple[Path, ...], **flags: Any) -> None:
-    """Keep this node's table in step with manifests, until told to stop.
+    """Keep this node's table in step with manifests, until stopped.
 
-    A change is applied when a file is closed or renamed into place. What is broken is named in the log and leaves the last good
-    version in use. SIGTERM and SIGINT end the process and leave the table as it is, so traffic goes on: nftproxy cleanup removes it.
+    A change is applied when a file is closed or renamed into place. The log names broken objects,
+    and their last good version stays in use. SIGTERM and SIGINT end the process and leave the table
+    as it is, so traffic goes on: nftproxy cleanup removes it.
 
-    Everything else is as in kube-proxy, with the same flags: health checks, metrics, health check node ports, clean-up of UDP flows,
-    conntrack settings, and the removal of what other modes of kube-proxy left. Only events need an API server. Conntrack settings
-    that cannot be made are a warning.
+    Everything else is as in kube-proxy, with the same flags: health checks, metrics, health check
+    node ports, clean-up of UDP flows, conntrack settings, and the removal of the rules of other
+    modes of kube-proxy. Only events need an API server. Conntrack settings that cannot be made are
+    a warning.
     """
     from nftproxy.configuration import effective
     from nftproxy.configuration.validation import require_valid

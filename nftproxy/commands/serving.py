@@ -1,4 +1,7 @@
-"""Common to `run` and `kube-proxy`: the options for counting connections, and the launch of the daemon."""
+"""Common to `run` and `kube-proxy`.
+
+The options for counting connections, and the launch of the daemon.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,7 +25,8 @@ def figures_options(command: Command) -> Command:
         type=click.Choice(["off", "frontends", "endpoints"]),
         default="frontends",
         show_default=True,
-        help="Count connections for these, by reading the table at each scrape. Also effective with --config.",
+        help="Count connections for these, by reading the table at each scrape. Also effective "
+        "with --config.",
     )
     limit = click.option(
         "--connection-metrics-limit",
@@ -42,7 +46,10 @@ def launch(
     *,
     limits_required: bool = True,
 ) -> "Launch":
-    """Return how to start a daemon with a configuration; `values` are the parameters of a command with `flags`."""
+    """Return how to start a daemon with a configuration.
+
+    `values` are the parameters of a command with `flags`.
+    """
     from nftproxy.configuration.settings import node_name
     from nftproxy.daemon import Figures, Launch
     from nftproxy.node import host

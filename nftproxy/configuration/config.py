@@ -34,7 +34,10 @@ HEALTHZ_PORT: Final = 10256
 METRICS_PORT: Final = 10249
 
 Sparse = Mapping[str, Any]
-"""Fields of the configuration under their wire names, nested like it; a missing key means "not set"."""
+"""Fields of the configuration under their wire names, nested like it.
+
+A missing key means "not set".
+"""
 
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 """Go's int32: a value that does not fit is not decodable (contract 8.1.3)."""
@@ -42,7 +45,10 @@ Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The findings of a check: problems are fatal, warnings are only logged. Each names its field first."""
+    """The findings of a check: problems are fatal, warnings are only logged.
+
+    Each names its field first.
+    """
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -70,7 +76,10 @@ class VmoduleItem(Section, frozen=True, kw_only=True):
 
 
 class FormatOptions(Section, frozen=True, kw_only=True):
-    """Details of one log format; both fields are alpha. The buffer size is a quantity: 0, 4096 or 64Ki."""
+    """Details of one log format; both fields are alpha.
+
+    The buffer size is a quantity: 0, 4096 or 64Ki.
+    """
 
     split_stream: bool = False
     info_buffer_size: int | str = "0"
@@ -143,7 +152,10 @@ class DetectLocal(Section, frozen=True, kw_only=True):
 
 
 class Conntrack(Section, frozen=True, kw_only=True):
-    """Kernel settings of connection tracking; 0 means "do not set" and differs from a missing value."""
+    """Kernel settings of connection tracking.
+
+    0 means "do not set" and differs from a missing value.
+    """
 
     max_per_core: Int32 = 32768
     min: Int32 = 131072
@@ -233,7 +245,10 @@ def decode(wanted: type, value: object) -> object:
 
 
 def with_port(address: str, port: int) -> str:
-    """Return `address` as IP:port if it is a bare IP, else unchanged; validation reports invalid ones."""
+    """Return `address` as IP:port if it is a bare IP, else unchanged.
+
+    Validation reports invalid ones.
+    """
     if _host(address) is None:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -247,7 +262,10 @@ def _host(text: str) -> Address | None:
 
 
 def _lay_over(merged: dict[str, Any], layer: Sparse) -> None:
-    """Write the fields of `layer` into `merged`, section by section; featureGates, a map, gains keys too."""
+    """Write the fields of `layer` into `merged`, section by section.
+
+    FeatureGates, a map, gains keys too.
+    """
     for name, value in layer.items():
         if isinstance(value, Mapping):
             _lay_over(merged.setdefault(name, {}), value)

@@ -1,4 +1,6 @@
-"""The text of a configuration file: v1alpha1 as YAML or JSON, read into a sparse mapping and written from a configuration.
+"""The text of a configuration file.
+
+V1alpha1 as YAML or JSON, read into a sparse mapping and written from a configuration.
 
 Reading is lenient where kube-proxy is (contract 8.1.3): unknown and duplicate fields become
 warnings. It is strict about the rest and finds everything at once: each field of a wrong type is
@@ -26,7 +28,10 @@ _ZERO_HAS_MEANING_BELOW: Final = "conntrack."  # 8.2: explicit 0 is kept
 
 
 def read(text: str, source: str) -> tuple[config.Sparse, list[str]]:
-    """Return the fields set in `text` and warnings; ConfigError has all problems, each starting with `source`."""
+    """Return the fields set in `text` and warnings.
+
+    ConfigError has all problems, each starting with `source`.
+    """
     document, warnings = _parse(text, source)
     if not isinstance(document, Mapping):
         raise ConfigError([f"{source}: holds no {config.KIND} object"], hint=_HINT)
@@ -61,7 +66,10 @@ def read_file(path: Path) -> tuple[config.Sparse, list[str]]:
 
 
 def load(text: str, source: str) -> tuple[config.KubeProxyConfiguration, list[str]]:
-    """Return the effective configuration of a file's text alone, and its warnings; ConfigError as `read`."""
+    """Return the effective configuration of a file's text alone, and its warnings.
+
+    ConfigError as `read`.
+    """
     sparse, warnings = read(text, source)
     return config.build(sparse), warnings
 
@@ -79,7 +87,10 @@ _HINT: Final = f"the file must be one YAML or JSON object with apiVersion: {conf
 def _section(
     fields: Mapping[Any, Any], section: type[config.Section], prefix: str, found: config.Findings
 ) -> config.Sparse:
-    """Return those of `fields` that are set, decoded; report unknown ones and wrong types to `found`."""
+    """Return those of `fields` that are set, decoded.
+
+    Report unknown ones and wrong types to `found`.
+    """
     sparse: dict[str, Any] = {}
     known = {field.encode_name: field for field in msgspec.structs.fields(section)}
     for name, value in fields.items():
@@ -125,7 +136,10 @@ def _is_unset(path: str, value: object) -> bool:
 
 
 def _misplaced(sparse: config.Sparse) -> list[str]:
-    """Warn of settings for kube-proxy's default mode that a file with `mode: ""` may have relied on."""
+    """Warn of settings for kube-proxy's default mode that a file with `mode.
+
+    ""` may have relied on.
+    """
     iptables = sparse.get("iptables", {})
     defaults = config.Iptables()
     return [

@@ -33,7 +33,10 @@ _LONGEST: Final = (
 
 
 class Duration(int):
-    """A length of time in nanoseconds; negative ones exist, and are refused where they make no sense."""
+    """A length of time in nanoseconds.
+
+    Negative ones exist, and are refused where they make no sense.
+    """
 
     __slots__ = ()
 
@@ -81,7 +84,10 @@ class Duration(int):
 
 
 def _nanoseconds(whole: str, fraction: str, unit: int) -> int:
-    """Return whole.fraction units, the fraction rounded as Go does: it multiplies in floating point and cuts off."""
+    """Return whole.fraction units, the fraction rounded as Go does.
+
+    It multiplies in floating point and cuts off.
+    """
     total = int(whole or "0") * unit
     digits = fraction
     while digits and int(digits) > _LIMIT:  # Go reads only as many digits as fit into 63 bits

@@ -30,7 +30,9 @@ _BESIDE_THE_FILE: Final = frozenset(
 
 
 def kube_proxy(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
-    """Return the configuration of the command `kube-proxy` and warnings; ConfigError if the file is unusable.
+    """Return the configuration of the command `kube-proxy` and warnings.
+
+    ConfigError if the file is unusable.
 
     `values` are the parameters of a command with `flags.kube_proxy_options`. --hostname-override
     and the logging flags win over the file; --vmodule's patterns precede the file's (contract
@@ -60,7 +62,9 @@ def kube_proxy(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
 
 
 def node(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
-    """Return the configuration of `render` or `diff` and warnings; ConfigError if the file is unusable.
+    """Return the configuration of `render` or `diff` and warnings.
+
+    ConfigError if the file is unusable.
 
     `values` are the parameters of a command with `flags.node_options`; others in it are ignored.
     """

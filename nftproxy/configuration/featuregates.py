@@ -1,8 +1,9 @@
-"""Feature gates of Kubernetes 1.36: which names are known, which of them mean something here, and what they are set to.
+"""Feature gates of Kubernetes 1.36: known names, those with an effect here, and their values.
 
-All Kubernetes components share one set of names, and clusters often hand the same `featureGates` to each of them. So kube-proxy
-knows, and we accept, also the gates of other components; they have no effect here, and a warning says so. A name that no component
-knows is an error (contract 8.3.1).
+All Kubernetes components share one set of names, and clusters often pass the same `featureGates` to
+each of them. So kube-proxy knows, and nftproxy accepts, the gates of other components, too; they
+have no effect here, and a warning says so. A name that no component knows is an error (contract
+8.3.1).
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,10 @@ from typing import Final, Literal
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A gate that means something to a service proxy. Stable ones are locked: they can be set to their value only."""
+    """A gate with an effect on a service proxy.
+
+    Stable ones are locked: they accept their own value only.
+    """
 
     default: bool
     stage: Literal["alpha", "beta", "stable", "deprecated"]
@@ -97,11 +101,18 @@ ELSEWHERE: Final = frozenset(
     WindowsGracefulNodeShutdown WindowsHostNetwork WorkloadAwarePreemption WorkloadWithJob
     """.split()  # noqa: SIM905 - a list literal would put 233 names on 233 lines
 )
-"""Gates of other components: those a 1.36 component lists in its help, and the stable and deprecated ones that it hides there."""
+"""Gates of other components.
+
+Those that a 1.36 component lists in its help, and the stable and deprecated ones that it hides
+there.
+"""
 
 
 def enabled(gates: Mapping[str, bool], name: str) -> bool:
-    """Whether the gate `name` of GATES is on, given what the configuration sets; AllAlpha and AllBeta stand for those not set."""
+    """Whether the gate `name` is on in a configuration.
+
+    AllAlpha and AllBeta stand for gates not set.
+    """
     gate = GATES[name]
     if name in gates or gate.stage not in ("alpha", "beta"):
         return gates.get(name, gate.default)
@@ -110,7 +121,7 @@ def enabled(gates: Mapping[str, bool], name: str) -> bool:
 
 
 def problems(gates: Mapping[str, bool]) -> list[str]:
-    """Return what is wrong with the gates set, each with its field path (contract 8.3.1)."""
+    """Return the problems of the gates set, each with its field path (contract 8.3.1)."""
     found = []
     for name, value in gates.items():
         gate = GATES.get(name)
@@ -122,7 +133,7 @@ def problems(gates: Mapping[str, bool]) -> list[str]:
 
 
 def warnings(gates: Mapping[str, bool]) -> list[str]:
-    """Return one line that names the gates set which mean nothing here; none if there are none."""
+    """Return a line that names the gates without effect here; empty without such gates."""
     foreign = [name for name in gates if name in ELSEWHERE]
     return (
         [f"featureGates: {', '.join(foreign)}: for other components; without effect here"]

@@ -1,4 +1,6 @@
-"""Values of command-line flags as Go programs spell them, for click: booleans, integers, durations, lists and maps.
+"""Values of command-line flags as Go programs spell them, for click.
+
+Booleans, integers, durations, lists and maps.
 
 Only the spelling is checked here; `validation` checks whether a value makes sense.
 """
@@ -26,7 +28,10 @@ class GoType(click.ParamType):  # type: ignore[type-arg]  # generic in click's t
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return what `value` spells; click reports the ValueError's sentence with the name of the flag."""
+        """Return what `value` spells.
+
+        Click reports the ValueError's sentence with the name of the flag.
+        """
         if not isinstance(value, str):
             return value
         try:

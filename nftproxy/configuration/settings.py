@@ -39,7 +39,10 @@ _UNSPECIFIED: Final = {Address(Family.IPv4, "0.0.0.0"), Address(Family.IPv6, "::
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
-    """What the Node object says, unparsed: `status.addresses` as (type, address) in order, and `spec.podCIDRs`."""
+    """What the Node object says, unparsed.
+
+    `status.addresses` as (type, address) in order, and `spec.podCIDRs`.
+    """
 
     addresses: tuple[tuple[str, str], ...] = ()
     pod_cidrs: tuple[str, ...] = ()
@@ -57,7 +60,10 @@ NodePortNetworks = Literal[_Every.ALL] | tuple[Network, ...]
 
 @dataclass(frozen=True, slots=True)
 class Cidr:
-    """Local pods are the sources inside these networks; a family without one has no detector (contract 4.2.2)."""
+    """Local pods are the sources inside these networks.
+
+    A family without one has no detector (contract 4.2.2).
+    """
 
     networks: Mapping[Family, Network]
 
@@ -82,7 +88,10 @@ class InterfaceNamePrefix:
 
     @property
     def pattern(self) -> str:
-        """The prefix as nft's iifname takes it; one of 15 characters is a whole name, and nft refuses a star after it."""
+        """The prefix as nft's iifname takes it.
+
+        One of 15 characters is a whole name, and nft refuses a star after it.
+        """
         return f"{self.prefix}*" if len(self.prefix) < 15 else self.prefix
 
 
@@ -112,7 +121,10 @@ class NodeSettings:
 
 
 def node_name(config: KubeProxyConfiguration, hostname: str) -> str:
-    """Return the name of this node's Node object: the override or the OS host name (contract 8.6.1); ConfigError if blank."""
+    """Return the name of this node's Node object.
+
+    The override or the OS host name (contract 8.6.1); ConfigError if blank.
+    """
     name = (config.hostname_override or hostname).strip().lower()
     if not name:
         raise ConfigError(
@@ -225,7 +237,10 @@ def _node_ips(bind_address: str, facts: NodeFacts | None) -> tuple[dict[Family, 
 
 
 def _raw_node_ips(facts: NodeFacts) -> list[Address]:
-    """Return all usable addresses: internal ones in order, then external ones; DNS names are skipped (contract 8.6.2)."""
+    """Return all usable addresses.
+
+    Internal ones in order, then external ones; DNS names are skipped (contract 8.6.2).
+    """
     addresses = []
     for wanted in ("InternalIP", "ExternalIP"):
         for kind, text in facts.addresses:
@@ -240,7 +255,8 @@ def _families(primary: Family, supported: frozenset[Family]) -> tuple[Family, ..
     if primary not in supported:
         raise ConfigError(
             [f"the node's primary family is {primary}, which this machine does not support"],
-            hint=f"enable {primary} on this machine, or name an address of another family with --bind-address",
+            hint=f"enable {primary} on this machine, or name an address of another family with "
+            "--bind-address",
         )
     return (
         primary,
@@ -281,7 +297,8 @@ def _detector(
                 families[0] not in networks
             ):  # fatal also if the other family has one (contract 4.2.4)
                 found.problems.append(
-                    f"detectLocalMode: NodeCIDR needs an {families[0]} network in the Node's spec.podCIDRs"
+                    f"detectLocalMode: NodeCIDR needs an {families[0]} network in the Node's "
+                    "spec.podCIDRs"
                 )
         case "" | "ClusterCIDR":
             cidrs = config.cluster_cidr.split(",") if config.cluster_cidr else []
@@ -337,6 +354,9 @@ def _nodeport_networks(
 
 
 def _of_family(networks: Iterable[Network], family: Family) -> NodePortNetworks:
-    """Return the networks of one family; ALL without any, or if one is the whole family (contract 2.6.3)."""
+    """Return the networks of one family.
+
+    ALL without any, or if one is the whole family (contract 2.6.3).
+    """
     own = tuple(network for network in networks if network.family is family)
     return own if own and all(network.length for network in own) else ALL

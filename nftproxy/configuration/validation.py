@@ -76,7 +76,8 @@ def startup_warnings(
         )
     elif primary not in nodeports:
         found.append(
-            f"nodePortAddresses: has no {primary} network, so NodePorts are accepted on all {primary} addresses"
+            f"nodePortAddresses: has no {primary} network, so NodePorts are accepted on all "
+            f"{primary} addresses"
         )
     elif len(nodeports) == 1 and 2 in (len(clusters), len(pods)):
         (other,) = set(Family) - nodeports
@@ -108,7 +109,10 @@ def interface_name_problem(path: str, name: str) -> list[str]:
         return [f"{path}: must not be empty in this detectLocalMode"]
     if not _INTERFACE.fullmatch(name):
         return [
-            f"{path}: {name!r:.80} is no interface name: 1 to 15 letters, digits, dots, dashes or underscores"
+            (
+                f"{path}: {name!r:.80} is no interface name: 1 to 15 letters, digits, dots, dashes or "
+                "underscores"
+            )
         ]
     return []
 
@@ -118,7 +122,10 @@ def _mode(config: KubeProxyConfiguration) -> list[str]:
         return []
     if config.mode in _MODES:
         return [
-            f"mode: {config.mode} is not available, nftproxy has the nftables mode only; set it to nftables or leave it empty"
+            (
+                f"mode: {config.mode} is not available, nftproxy has the nftables mode only; set it to "
+                "nftables or leave it empty"
+            )
         ]
     return [f"mode: {config.mode!r:.80} is unknown; set it to nftables or leave it empty"]
 
@@ -147,7 +154,8 @@ def _numbers(config: KubeProxyConfiguration) -> list[str]:
     if config.show_hidden_metrics_for_version not in ("", _HIDDEN_METRICS_VERSION):
         version = config.show_hidden_metrics_for_version
         found.append(
-            f"showHiddenMetricsForVersion: {version!r:.80} is not {_HIDDEN_METRICS_VERSION}, the only version possible"
+            f"showHiddenMetricsForVersion: {version!r:.80} is not {_HIDDEN_METRICS_VERSION}, the "
+            "only version possible"
         )
     return found
 
@@ -167,7 +175,8 @@ def _periods(config: KubeProxyConfiguration) -> list[str]:
         found.append(f"nftables.minSyncPeriod: {section.min_sync_period} is negative")
     if section.min_sync_period > section.sync_period:
         found.append(
-            f"nftables.minSyncPeriod: {section.min_sync_period} is longer than syncPeriod, {section.sync_period}"
+            f"nftables.minSyncPeriod: {section.min_sync_period} is longer than syncPeriod, "
+            f"{section.sync_period}"
         )
     return found
 
@@ -179,7 +188,8 @@ def _addresses(config: KubeProxyConfiguration) -> list[str]:
         parse_address(config.bind_address)
     except AddressError:
         found.append(
-            f"bindAddress: {config.bind_address!r:.80} is not a bare IP address such as 10.0.0.1 or fd00::1"
+            f"bindAddress: {config.bind_address!r:.80} is not a bare IP address such as 10.0.0.1 "
+            "or fd00::1"
         )
     healthz, metrics = config.healthz_bind_address, config.metrics_bind_address
     if healthz and _host(healthz) is None:
@@ -223,7 +233,8 @@ def _detect_local(config: KubeProxyConfiguration) -> list[str]:
             families = [network.family for network in _parsable(texts)]
             if not found and len(texts) > 1 and (len(texts) > 2 or families[0] is families[1]):
                 found.append(
-                    f"clusterCIDR: {config.cluster_cidr!r:.80} is neither one CIDR nor a pair of an IPv4 and an IPv6 one"
+                    f"clusterCIDR: {config.cluster_cidr!r:.80} is neither one CIDR nor a pair of "
+                    "an IPv4 and an IPv6 one"
                 )
             return found
         case "ClusterCIDR" | "NodeCIDR":

@@ -1,7 +1,7 @@
-"""A netlink socket to nf_tables: requests, dumps that are one picture, and transactions.
+"""A netlink socket to nf_tables: requests, consistent dumps, and transactions.
 
-A dump that a transaction touched is started again. A transaction happens whole or not at all, and an error says which way our picture
-of the table was wrong (`MissingError`, `ExistsError`).
+A dump that a transaction touched is started again. A transaction happens whole or not at all, and
+its error says how our picture of the table was wrong (`MissingError`, `ExistsError`).
 """
 
 import errno
@@ -17,9 +17,7 @@ from nftproxy.table.netlink import Generation, Message
 
 _ERRORS = {errno.ENOENT: MissingError, errno.EEXIST: ExistsError}
 _SMALL = 100_000  # bytes that any socket may send at once
-_SEND_BUFFER = (
-    64 << 20
-)  # bytes: a transaction is one message, and twenty thousand elements take two million
+_SEND_BUFFER = 64 << 20  # bytes: a transaction is one message, and 20 000 elements need two million
 
 
 class Change(NamedTuple):
@@ -32,7 +30,7 @@ class Change(NamedTuple):
 
 
 class Channel:
-    """One netlink socket; not for two threads at once."""
+    """One netlink socket; not for two threads at the same time."""
 
     def __init__(self) -> None:
         try:
@@ -55,31 +53,32 @@ class Channel:
 
     @property
     def port(self) -> int:
-        """The netlink port id: what it commits bears this number."""
+        """The netlink port id, which marks the commits of this socket."""
         return int(self._socket.getsockname()[0])
 
     def get(self, kind: int, attributes: bytes = b"", *, family: int = netlink.INET) -> list[bytes]:
-        """Return the answers to a request for one thing."""
+        """Return the answers to a request for one object."""
         return self._exchange(kind, netlink.ACK, attributes, family)[0]
 
     def dump(
         self, kind: int, attributes: bytes = b"", *, family: int = netlink.INET
     ) -> Iterator[bytes]:
-        """Yield the attributes of each thing there is."""
+        """Yield the attributes of each object."""
         return (payload[4:] for payload in self._dump(kind, attributes, family))
 
     def dump_all(self, kind: int, attempts: int) -> Iterator[tuple[int, bytes]]:
-        """Yield the family and the attributes of each thing there is in any family."""
+        """Yield the family and the attributes of each object in any family."""
         return (
             (payload[0], payload[4:])
             for payload in self._dump(kind, b"", netlink.UNSPECIFIED, attempts)
         )
 
     def _dump(self, kind: int, attributes: bytes, family: int, attempts: int = 20) -> list[bytes]:
-        """Return what is there as one picture.
+        """Return all objects as one consistent picture.
 
-        The kernel marks a dump during which a transaction began, not one that began while a transaction was being committed:
-        that one may miss what the transaction removes, or mix both states. Hence the generation, and waiting for its end.
+        The kernel marks a dump during which a transaction began, but not one that began during a
+        commit: that one may miss what the transaction removes, or mix both states. Hence the
+        generation, and the wait for the end of the commit.
         """
         for _ in range(attempts):
             generation = self.generation()
@@ -93,12 +92,15 @@ class Channel:
         )
 
     def generation(self) -> int:
-        """Return the number of the last transaction of this network namespace, whoever made it, and if only begun to be committed."""
+        """Return the number of the last transaction in this network namespace, by any process.
+
+        A transaction counts from the start of its commit.
+        """
         (answer,) = self.get(Message.GET_GENERATION, family=netlink.UNSPECIFIED)
         return int.from_bytes(netlink.parts(answer, (4, len(answer)))[Generation.ID])
 
     def transact(self, changes: list[Change]) -> None:
-        """Make changes in one transaction; KernelError when the kernel refuses it, and nothing has changed then."""
+        """Make changes in one transaction; KernelError if the kernel refuses them all."""
         if not changes:
             return
         first = self._sequence + 1
@@ -121,21 +123,25 @@ class Channel:
         self._acknowledged(first, last)
 
     def _acknowledged(self, first: int, last: int) -> None:
-        """Read the answers to a transaction: errors to any part of it, then the answer to its last change."""
+        """Read the answers to a transaction.
+
+        Errors to any part, then the answer to its last change.
+        """
         failed = 0
         while True:
             for kind, _, sequence, payload in self._messages():
                 if kind != netlink.ERROR or not first <= sequence <= last:
                     continue
                 failed = failed or -struct.unpack_from("=i", payload)[0]
-                # What is refused as a whole (no permission, a loop of chains) is answered to its beginning alone.
+                # The kernel answers a refusal of the whole (no permission, a loop of chains) to its
+                # start alone.
                 if sequence == last or (sequence == first and failed):
                     if failed:
                         raise _error("writing", failed)
                     return
 
     def _settle(self) -> None:
-        """Wait until no transaction is being committed: an empty one, which changes nothing, has to wait for it."""
+        """Wait until no transaction is being committed, by an empty one, which has to wait for it."""
         self._socket.send(
             b"".join(netlink.batch(kind, 0) for kind in (netlink.BATCH_BEGIN, netlink.BATCH_END))
         )
@@ -165,7 +171,7 @@ class Channel:
                 answers.append(payload)
 
     def _messages(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Yield kind, flags, sequence number and payload of the messages that come next."""
+        """Yield kind, flags, sequence number and payload of the next messages."""
         data = self._socket.recv(1 << 20)
         position = 0
         while position < len(data):
@@ -176,7 +182,7 @@ class Channel:
     def _enlarge(self) -> None:
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, netlink.SO_SNDBUFFORCE, _SEND_BUFFER)
-        except PermissionError:  # in a user namespace; the limit of the system has to do
+        except PermissionError:  # in a user namespace; the limit of the system must suffice
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 

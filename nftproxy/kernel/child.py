@@ -1,7 +1,7 @@
-"""libnftables in a child process: a transaction that is only rehearsed, and our table as text.
+"""libnftables in a child process: a rehearsed transaction, and our table as text.
 
 The Python binding has no dry run, and a library that another program's table kills takes the child
-along, not us. The child lives in the network namespace of the thread that calls.
+along, not us. The child lives in the network namespace of the calling thread.
 """
 
 import subprocess
@@ -36,7 +36,10 @@ sys.exit(bool(failed))
 
 
 def rehearse(text: str) -> None:
-    """Raise what would go wrong: UnusableError without the library, KernelError where it or the kernel refuses."""
+    """Raise the error that a load would.
+
+    UnusableError without the library, KernelError on a refusal.
+    """
     _run("rehearse", text, 0)
 
 

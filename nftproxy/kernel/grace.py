@@ -1,7 +1,8 @@
-"""Waiting until no packet is on its way any more that met the rules as they were.
+"""A wait until every packet has left that met the rules as they were.
 
-A packet passes a hook's rules within one read-side section of the kernel's RCU. So once a grace period is over, whoever had read a verdict
-before a transaction has finished with whatever that verdict leads to.
+A packet passes a hook's rules within one read-side section of the kernel's RCU. So after a grace
+period, every packet that read a verdict before a transaction has finished with the target of that
+verdict.
 """
 
 import ctypes
@@ -25,7 +26,10 @@ _syscall = ctypes.CDLL(None).syscall
 
 
 def wait() -> bool:
-    """Wait for a grace period; False if the kernel would not (CPUs with nohz_full), and only time has passed."""
+    """Wait for a grace period.
+
+    False if the kernel cannot (CPUs with nohz_full), and time has passed.
+    """
     number = _NUMBERS.get(platform.machine())
     if (
         number is not None

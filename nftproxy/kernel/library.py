@@ -1,6 +1,7 @@
 """libnftables: the only module that calls it.
 
-Text and JSON go through one context; each call is one transaction. The library is not thread safe: whoever has it has a lock.
+Text and JSON go through one context; each call is one transaction. The library is not thread safe:
+its caller holds a lock.
 """
 
 import ctypes
@@ -15,17 +16,20 @@ from nftproxy.errors import ExistsError, KernelError, MissingError, UnusableErro
 
 
 class Sender(Protocol):
-    """What takes transactions as nft text or JSON; KernelError when one is refused, and nothing has changed then."""
+    """Takes transactions as nft text or JSON.
+
+    KernelError means that one is refused and nothing has changed.
+    """
 
     @property
     def ports(self) -> set[int]:
-        """The netlink port ids that it commits with."""
+        """The netlink port ids of its commits."""
 
     def run(self, text: str) -> None:
         """Make one transaction."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close its sockets."""
 
 
 class Library:
@@ -34,14 +38,15 @@ class Library:
     def __init__(self) -> None:
         before = _netlink_sockets()
         self._nft = _context()
-        self._sockets = _netlink_sockets() - before  # those of libnftables, which does not tell
+        # those of libnftables, which does not name them
+        self._sockets = _netlink_sockets() - before
         for number in self._sockets:
             with suppress(OSError), socket.socket(fileno=os.dup(number)) as found:
                 found.bind((0, 0))  # else it has no port id before its first command
 
     @property
     def ports(self) -> set[int]:
-        """The netlink port ids that it commits with."""
+        """The netlink port ids of its commits."""
         ports = set()
         for number in self._sockets:
             with socket.socket(fileno=os.dup(number)) as found:
@@ -49,18 +54,21 @@ class Library:
         return ports
 
     def run(self, text: str) -> None:
-        """Make one transaction; KernelError when it is refused, and nothing has changed then."""
+        """Make one transaction; KernelError if it is refused and nothing has changed."""
         code, _, error = self._nft.cmd(text)
         if code:
             raise _error(str(error))
 
     def close(self) -> None:
-        """Give the sockets back."""
+        """Close its sockets."""
         del self._nft
 
 
 def _error(text: str) -> KernelError:
-    """Turn what libnftables printed into an error; its first line is the reason, the rest repeats our input."""
+    """Turn the output of libnftables into an error.
+
+    Its first line is the reason; the rest repeats our input.
+    """
     line = next(
         (line for line in text.splitlines() if line.strip()), "libnftables gave no reason"
     ).strip()

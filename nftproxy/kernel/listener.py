@@ -1,8 +1,9 @@
-"""Noticing that somebody else changed our table.
+"""Notices of changes to our table by others.
 
-nf_tables tells every listener what was committed. What we commit ourselves is filtered out in the kernel by the port id of our
-libnftables socket, so a first load of 100 000 elements costs nothing here. Other programs change *their* tables all the time; a look
-at each message's table name is all that this may cost.
+nf_tables announces every commit to all listeners. The kernel drops the announcements of our own
+commits by the port id of our libnftables socket, so a first load of 100 000 elements costs nothing
+here. Other programs change *their* tables all the time; a look at the table's name in each message
+is all that this may cost.
 """
 
 import ctypes
@@ -22,7 +23,7 @@ _BUFFER = (
 
 
 class Kind(enum.IntEnum):
-    """How much of our table has to be looked at again."""
+    """The part of our table to look at again."""
 
     NOTHING = 0
     ELEMENTS = 1
@@ -31,14 +32,17 @@ class Kind(enum.IntEnum):
 
 @dataclass(slots=True)
 class Interference:
-    """What others did to our table since the last look; `who` names the process where the kernel told."""
+    """The changes by others since the last look; `who` names the process if the kernel does."""
 
     kind: Kind = Kind.NOTHING
     who: str = ""
 
 
 class Listener:
-    """A subscription to changes of nf_tables by others than the sockets with `own` port ids; for one thread."""
+    """A subscription to changes of nf_tables by others than the sockets with `own` port ids.
+
+    For one thread.
+    """
 
     def __init__(self, own: set[int]) -> None:
         self.socket = socket.socket(
@@ -49,7 +53,7 @@ class Listener:
         self._pending = Kind.NOTHING
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, netlink.SO_RCVBUFFORCE, _BUFFER)
-        except PermissionError:  # in a user namespace; the limit of the system has to do
+        except PermissionError:  # in a user namespace; the limit of the system must suffice
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         _attach(self.socket, own)
         self.socket.bind((0, 0))
@@ -62,7 +66,7 @@ class Listener:
         self.socket.close()
 
     def look(self) -> Interference:
-        """Read all messages there are and say what they mean for our table."""
+        """Read all waiting messages and return their meaning for our table."""
         found = Interference()
         while True:
             try:
@@ -104,7 +108,7 @@ def _table(message: bytes) -> bytes:
 
 
 def _author(message: bytes) -> str:
-    """Return name and number of the process that committed."""
+    """Return name and number of the committing process."""
     parts = netlink.parts(message, (4, len(message)))
     name = netlink.text(parts.get(Generation.PROCESS_NAME, b""))
     return (
@@ -115,7 +119,7 @@ def _author(message: bytes) -> str:
 
 
 def _attach(listener: socket.socket, own: set[int]) -> None:
-    """Have the kernel drop messages whose header carries one of our port ids."""
+    """Let the kernel drop messages whose header has one of our port ids."""
     program = [(0x20, 0, 0, 12)]  # load nlmsg_pid; BPF reads it in network order
     for index, port in enumerate(sorted(own)):
         swapped = int.from_bytes(struct.pack("=I", port))

@@ -1,10 +1,12 @@
 """Other programs' sets that an older libnftables does not survive.
 
-libnftables 1.1.2 and later keep with a set declared by `type` how it was declared: as a constant. Versions before 1.1.4 that read this
-call a null pointer, and they read all sets of all tables before most commands. So before each use of the library somebody looks:
-the number of the last transaction tells, in microseconds, whether anybody else has changed anything since; only then all sets are
-looked at, and only if one is suspicious, a child process is asked once whether this library survives it. The library does
-not tell its version. A child that does survive shows that there is nothing to look for, for good.
+libnftables 1.1.2 and later store with a set declared by `type` how it was declared: as a constant.
+Versions before 1.1.4 call a null pointer when they read this, and they read all sets of all tables
+before most commands. So there is a look before each use of the library. The number of the last
+transaction shows, in microseconds, whether anybody else has changed anything since; only then all
+sets are looked at, and only if one is suspicious, a child process is asked once whether this
+library survives it. The library does not name its version. A child that survives shows, for good,
+that no set is dangerous.
 """
 
 import os
@@ -22,11 +24,12 @@ from nftproxy.table.netlink import FAMILY_NAMES, Message, Set
 _KEY, _DATA = (
     3,
     4,
-)  # NFTNL_UDATA_SET_KEY_TYPEOF, NFTNL_UDATA_SET_DATA_TYPEOF: the expression that a set was declared with
+)  # NFTNL_UDATA_SET_KEY_TYPEOF, NFTNL_UDATA_SET_DATA_TYPEOF: the expression of its declaration
 _EXPRESSION = 0  # NFTNL_UDATA_SET_TYPEOF_EXPR
-# The expressions that every libnftables takes back: verdict, payload, exthdr, meta, socket, osf, ct, concat, numgen, hash, rt, fib, xfrm.
+# The expressions that every libnftables reads: verdict, payload, exthdr, meta, socket, osf, ct,
+# concat, numgen, hash, rt, fib, xfrm.
 _SAFE = {1, *range(7, 14), *range(23, 28)}
-_ATTEMPTS = 5  # at one picture of all sets: others may change theirs all the time
+_ATTEMPTS = 5  # at a consistent picture of all sets: others may change theirs all the time
 _PATIENCE = 30.0  # seconds for the child
 _CHILD = """\
 import ctypes, sys
@@ -44,23 +47,24 @@ library.nft_run_cmd_from_buffer(context, b"list sets")
 
 
 class Neighbours:
-    """The sets in the network namespace of the thread that made this object, seen through a channel."""
+    """The sets in the network namespace of the thread that made this object, through a channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.looked_at = -1  # the number of the last transaction at the last look
         self._found: tuple[str, ...] = ()
-        self._survives: bool | None = None  # None: nobody has asked yet
+        self._survives: bool | None = None  # None: not asked yet
 
     def close(self) -> None:
-        """Give the namespace back."""
+        """Close the namespace's file."""
         os.close(self._namespace)
 
     def deadly(self, known: int) -> tuple[str, ...]:
-        """Return the sets that end whoever calls the library now, such as `ip other s`.
+        """Return the sets that end any caller of the library now, such as `ip other s`.
 
-        `known` is the number of the last transaction up to which nobody else can have changed anything since the last look.
+        `known` is the number of the last transaction until which nobody else can have changed
+        anything since the last look.
         """
         if self._survives:
             return ()
@@ -68,9 +72,7 @@ class Neighbours:
         if generation == known:
             self.looked_at = generation
         else:
-            with suppress(
-                BusyError
-            ):  # what was seen last counts, and the next time somebody looks again
+            with suppress(BusyError):  # the last picture counts, and the next look starts again
                 self._found = tuple(suspicious(self._channel))
                 self.looked_at = generation
             if self._found and self._survives is None:
@@ -79,7 +81,7 @@ class Neighbours:
 
 
 def suspicious(channel: Channel) -> Iterator[str]:
-    """Yield family, table and name of each set that is declared by an expression which older versions do not take back."""
+    """Yield family, table and name of each set whose declaration older versions cannot read."""
     for number, answer in channel.dump_all(Message.GET_SET, _ATTEMPTS):
         parts = netlink.parts(answer)
         if Set.USER_DATA in parts and not is_safe(parts[Set.USER_DATA]):
@@ -98,7 +100,7 @@ def is_safe(user_data: bytes) -> bool:
 
 
 def survives(namespace: int) -> bool:
-    """Whether a child process that has libnftables read all sets of a network namespace lives on."""
+    """Whether a child process survives when libnftables reads all sets of a network namespace."""
     there = os.fstat(namespace).st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
     argv = [sys.executable, "-I", "-S", "-c", _CHILD, *([] if there else [str(namespace)])]
     quiet = subprocess.DEVNULL
@@ -118,7 +120,10 @@ def survives(namespace: int) -> bool:
 
 
 def _user_data(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and value of each piece of user data: one byte each for kind and length, then the value."""
+    """Yield kind and value of each piece of user data.
+
+    One byte each for kind and length, then the value.
+    """
     position = 0
     while position + 2 <= len(data):
         kind, length = data[position], data[position + 1]

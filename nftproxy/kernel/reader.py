@@ -1,8 +1,9 @@
-"""Reading our own table from the kernel: names, elements, counters, straight from netlink.
+"""Reads our own table from the kernel: names, elements, counters, straight from netlink.
 
-Elements come as the packed keys the kernel holds, so nothing here depends on how a version of libnftables prints them, on
-/etc/protocols or on other programs' tables. A hundred thousand elements take about a second and no memory to speak of; listing
-them through libnftables takes three, and 300 MB inside the library. Only our table is ever asked for.
+Elements are the packed keys of the kernel, so nothing here depends on the output of a version of
+libnftables, on /etc/protocols or on other programs' tables. 100 000 elements take about a second
+and hardly any memory; listing them through libnftables takes three, and 300 MB inside the library.
+Only our table is ever read, except for `base_chains`.
 """
 
 from collections.abc import Iterator
@@ -41,14 +42,14 @@ _DEVICE_HOOKS = {0: "ingress", 1: "egress"}
 
 
 class Counted(NamedTuple):
-    """An element with the packets its counter has seen."""
+    """An element with the packets that its counter has seen."""
 
     element: Element
     packets: int
 
 
 class BaseChain(NamedTuple):
-    """A chain on a hook; `drops`: its policy does."""
+    """A chain on a hook; `drops`: by its policy."""
 
     family: str
     table: str
@@ -58,7 +59,7 @@ class BaseChain(NamedTuple):
 
 
 class Reader:
-    """One netlink socket for reading; not for two threads at once."""
+    """One netlink socket for reading; not for two threads at the same time."""
 
     def __init__(self, channel: Channel | None = None) -> None:
         self._channel = channel or Channel()
@@ -68,7 +69,10 @@ class Reader:
         self._channel.close()
 
     def table_exists(self, name: str = "nftproxy", family: str = "inet") -> bool:
-        """Whether the kernel has our table, or another one; KernelError without permission or without nf_tables."""
+        """Whether the kernel has our table, or another one.
+
+        KernelError without permission or without nf_tables.
+        """
         try:
             self._channel.get(Message.GET_TABLE, named(Table.NAME, name), family=FAMILIES[family])
         except MissingError:
@@ -85,7 +89,7 @@ class Reader:
         return found
 
     def base_chains(self) -> list["BaseChain"]:
-        """Return the chains of all tables but ours that packets meet first; the only look at what belongs to others."""
+        """Return the base chains of all tables but ours."""
         found = []
         for family in ("inet", "ip", "ip6", "netdev", "bridge"):
             for message in self._channel.dump(Message.GET_CHAIN, family=FAMILIES[family]):
@@ -99,7 +103,7 @@ class Reader:
         return found
 
     def sets(self) -> set[str]:
-        """Return the names of our sets and maps, but for the anonymous ones that rules hold."""
+        """Return the names of our sets and maps, without the anonymous ones of rules."""
         found = set()
         for message in self._channel.dump(Message.GET_SET, _ours(Set.TABLE)):
             parts = netlink.parts(message)
@@ -113,7 +117,7 @@ class Reader:
         return sum(1 for _ in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE)))
 
     def expressions(self, chain: str) -> list[bytes]:
-        """Return the expressions of each rule of one of our chains, as they are packed."""
+        """Return the packed expressions of each rule of one of our chains."""
         wanted = _ours(Rule.TABLE) + named(Rule.CHAIN, chain)
         return [
             netlink.parts(message).get(Rule.EXPRESSIONS, b"")
@@ -128,7 +132,7 @@ class Reader:
         )
 
     def elements(self, name: str) -> dict[Key, Value]:
-        """Return the elements of one of our sets or maps; MissingError when it is not there."""
+        """Return the elements of one of our sets or maps; MissingError if it does not exist."""
         return {element.key: element.value for element, _ in self.counted(name)}
 
     def counted(self, name: str) -> Iterator[Counted]:
@@ -141,18 +145,21 @@ class Reader:
             yield Counted(Element(name, held.key.unpack(raw.key), value), raw.packets)
 
     def packed(self, name: str) -> dict[bytes, bytes]:
-        """Return the elements of one of our sets or maps as `packing` packs them: a fifth of the time and memory of `elements`."""
+        """Return the packed elements of one of our sets or maps, as `packing` packs them.
+
+        This takes a fifth of the time and memory of `elements`.
+        """
         found: dict[bytes, bytes] = {}
         for message, (start, end) in self._lists(name):
             _take_packed(message, start, end, found)
         return found
 
     def count(self, name: str) -> int:
-        """Count the elements of a set or map, without taking them apart."""
+        """Count the elements of a set or map, without unpacking them."""
         return sum(1 for message, place in self._lists(name) for _ in attributes(message, *place))
 
     def networks(self, name: str, family: Family) -> list[Network]:
-        """Return what is in an interval set, as the fewest networks that hold it."""
+        """Return the content of an interval set, as the fewest networks."""
         edges = sorted(
             (int.from_bytes(raw.key), not raw.ends) for raw in self._raw(name)
         )  # where two meet, the end comes first
@@ -166,13 +173,13 @@ class Reader:
         return collapse(found)
 
     def _raw(self, name: str) -> "Iterator[_Raw]":
-        """Yield the elements of a set as they are packed."""
+        """Yield the packed elements of a set."""
         for message, elements in self._lists(name):
             for _, place in attributes(message, *elements):
                 yield _element(message, *place)
 
     def _lists(self, name: str) -> Iterator[tuple[bytes, Place]]:
-        """Yield each message with elements of a set, and where in it they are."""
+        """Yield each message with elements of a set, and their places in it."""
         wanted = _ours(Elements.TABLE) + named(Elements.SET, name)
         for message in self._channel.dump(Message.GET_ELEMENTS, wanted):
             for kind, place in attributes(message):
@@ -222,7 +229,10 @@ def _element(message: bytes, start: int, end: int) -> _Raw:
 
 
 def _take_packed(message: bytes, position: int, end: int, found: dict[bytes, bytes]) -> None:
-    """Take in the packed elements between two places of a message. By far the busiest loop of a restart, hence written out."""
+    """Add the packed elements between two places of a message.
+
+    This is by far the busiest loop of a restart, hence written out.
+    """
     unpack = ATTRIBUTE.unpack_from
     key_part, data_part, user_data, netlink_kind = (
         int(Part.KEY),

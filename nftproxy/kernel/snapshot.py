@@ -1,8 +1,9 @@
-"""What the table holds, turned back into services: frontends, who gets which endpoint, who is refused and why.
+"""The table, turned back into Services: frontends, endpoints and refusals.
 
-From elements and their counters to values, without the cluster's objects; so it is what packets meet, not what somebody wished
-for. Counters count since their element was last written: connections, because nat chains see the first packet of each alone. Only
-`take` reads; all else is pure.
+From elements and their counters to values, without the cluster's objects; so this is what packets
+meet, not what somebody wished for. Counters start with the last write of their element. They count
+connections, because nat chains see the first packet of each alone. Only `take` reads; all else is
+pure.
 """
 
 import enum
@@ -24,7 +25,10 @@ from nftproxy.table.schema import Declaration, Policy
 
 
 class Kind(enum.StrEnum):
-    """What an address is; external IPs and load-balancer addresses look alike in the table unless sources are limited."""
+    """The kind of an address.
+
+    External IPs and load-balancer addresses look alike in the table unless sources are limited.
+    """
 
     CLUSTER_IP = "ClusterIP"
     EXTERNAL = "External"
@@ -50,7 +54,7 @@ class Listed(Value, frozen=True):
 
 
 class Refused(Value, frozen=True):
-    """What happens to connections that no list takes; every packet of a new one counts."""
+    """The fate of connections that no list takes; every packet of a new one counts."""
 
     verdict: str  # reject or drop
     reason: str
@@ -58,21 +62,27 @@ class Refused(Value, frozen=True):
 
 
 class Affinity(Value, frozen=True):
-    """ClientIP affinity of a service port in one family; `clients` are those remembered, by endpoint."""
+    """ClientIP affinity of a service port in one family.
+
+    `clients` counts those remembered, by endpoint.
+    """
 
     timeout_seconds: int
     clients: dict[str, int]
 
 
 class Shown(Value, frozen=True):
-    """One frontend. An empty address means: on the addresses that accept NodePorts. Sources None means: everybody."""
+    """One frontend.
+
+    An empty address means: on the addresses that accept NodePorts. Sources None means: everybody.
+    """
 
     family: Family
     kind: Kind
     address: str
     protocol: str
     port: int
-    policy: Policy | None  # None: there is no endpoint to which one could apply
+    policy: Policy | None  # None: there is no endpoint to choose
     connections: int
     cluster: tuple[Listed, ...]
     local: tuple[Listed, ...]
@@ -82,12 +92,12 @@ class Shown(Value, frozen=True):
 
     @property
     def frontend(self) -> Frontend:
-        """Where clients connect."""
+        """The place where clients connect."""
         return Frontend(self.address, self.protocol, self.port)
 
 
 class ServicePort(Value, frozen=True):
-    """A service port by the name that its elements carry, namespace/service:port."""
+    """A service port by the name in its elements, namespace/service:port."""
 
     name: str
     frontends: tuple[Shown, ...]
@@ -99,7 +109,7 @@ class ServicePort(Value, frozen=True):
 
 @dataclass(slots=True)
 class _Found:
-    """What the maps hold about one frontend."""
+    """The content of the maps about one frontend."""
 
     steps: dict[Declaration, tuple[Verdict, int]] = field(default_factory=dict)
     slots: dict[bool, dict[int, Listed]] = field(
@@ -109,12 +119,16 @@ class _Found:
 
     @property
     def name(self) -> str:
-        """The service port: every verdict but those of affinity and source ranges carries it."""
+        """The service port, from any verdict except those of affinity and source ranges."""
         return next((verdict.comment for verdict, _ in self.steps.values() if verdict.comment), "?")
 
 
 class Snapshot(Value, frozen=True):
-    """All of the table: services, the addresses that accept NodePorts ("all": every one but loopback), and service CIDRs."""
+    """The whole table.
+
+    Services, the addresses that accept NodePorts ("all": every one but loopback), and service
+    CIDRs.
+    """
 
     services: tuple[ServicePort, ...]
     nodeport_addresses: dict[Family, tuple[str, ...] | Literal["all"]]
@@ -122,7 +136,10 @@ class Snapshot(Value, frozen=True):
 
 
 def take(reader: Reader) -> Snapshot | None:
-    """Read the table; None when there is none. What changes meanwhile may be seen half."""
+    """Read the table; None if it does not exist.
+
+    Changes meanwhile may be seen half.
+    """
     if not reader.table_exists():
         return None
     names = reader.sets()
@@ -144,7 +161,7 @@ def take(reader: Reader) -> Snapshot | None:
 
 
 def _counted(reader: Reader, where: str) -> Iterator[Counted]:
-    with suppress(MissingError):  # a map of one ClientIP service that went meanwhile
+    with suppress(MissingError):  # a map of a ClientIP service that was deleted meanwhile
         yield from reader.counted(where)
 
 
@@ -173,7 +190,7 @@ def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ServicePort, ..
     ):
         if any(
             verdict.comment for verdict, _ in one.steps.values()
-        ):  # what is left of a frontend between two transactions
+        ):  # the rest of a frontend between two transactions
             ports[one.name].append(_shown(family, frontend, one, cluster_ips, clients))
     return tuple(ServicePort(name, tuple(frontends)) for name, frontends in sorted(ports.items()))
 
@@ -183,7 +200,7 @@ def _sort_in(
     items: Iterable[Counted],
     found: defaultdict[tuple[Family, Frontend], _Found],
 ) -> None:
-    """Put the elements of one map to the frontends they are about."""
+    """Add the elements of one map to their frontends."""
     declaration, family = place.declaration, place.family
     if declaration.value == schema.VERDICT:
         for (_, key, value), packets in items:
@@ -245,7 +262,7 @@ def _shown(
 
 
 def _policy(one: _Found, kind: Kind) -> Policy | None:
-    """Tell the policy from the chains that the verdicts go to."""
+    """Return the policy, from the chains that the verdicts go to."""
     local = Policy.LOCAL if kind is Kind.CLUSTER_IP else Policy.PRESERVE
     if schema.SERVICES in one.steps:
         verdict, _ = one.steps[schema.SERVICES]

@@ -1,13 +1,15 @@
-"""The table in the kernel: what is written to it, and how.
+"""Transactions on our table in the kernel.
 
-It loads the program as nft text, makes chains and sets that are missing, and commits deltas as JSON, both through libnftables. That is on
-purpose also where netlink messages of our own would be quicker: the library is what others have proved, it writes the same on every
-version, and what we send can be read, pasted into nft and reported. Every call is one transaction: it happens whole or not at
-all, and an error says which (`MissingError`, `ExistsError`: our picture of the table was wrong).
+This loads the program as nft text, makes missing chains and sets, and commits deltas as JSON, both
+through libnftables. That is on purpose, also where netlink messages of our own would be quicker:
+the library is well proven, it writes the same on every version, and its input can be read, pasted
+into nft and reported. Every call is one transaction: it happens whole or not at all, and its error
+says how our picture of the table was wrong (`MissingError`, `ExistsError`).
 
-While another program's set would end a process that calls the library (`neighbours`), it is not called: elements go through netlink
-then, and so do chains that are like others but for numbers; other text is refused (`BlockedError`), and the table serves on.
-libnftables is not thread safe; one lock guards it, and calls release the GIL.
+While another program's set would end a process that calls the library (`neighbours`), it is not
+called. Elements go through netlink then, and so do chains that differ from existing ones in numbers
+only; other text is refused (`BlockedError`), and the table continues to serve. libnftables is not
+thread safe: one lock guards it, and its calls release the GIL.
 """
 
 import threading
@@ -43,14 +45,19 @@ add rule inet nftproxy-probe c ct state new
 delete table inet nftproxy-probe
 """
 _ELEMENT = {"family": "inet", "table": "nftproxy"}
-_SHOWN = 4000  # characters of commands in a log line: many services are halved until one is left, whose commands are shorter
+# characters of commands in a log line: many services are halved until one is left, whose commands
+# are shorter
+_SHOWN = 4000
 
 
 class Kernel:
     """Our table in the network namespace of the thread that made this object."""
 
     def __init__(self, library: Sender | None = None, *, by_netlink: bool = False) -> None:
-        """`library` takes the text and JSON; `by_netlink` has elements written without it, which `bench` measures."""
+        """`library` takes the text and JSON.
+
+        With `by_netlink` elements never pass through it, for `bench`.
+        """
         self._lock = threading.RLock()
         self.library = library or Library()
         self._by_netlink = by_netlink
@@ -58,10 +65,12 @@ class Kernel:
         self._reader = Reader(self._channel)
         self._neighbours = Neighbours(self._channel)
         self._writer = Writer(self._channel, self._note)
-        self._looked_at = -1  # the number of the last transaction when other programs' sets were looked at, or of a later one of ours
+        # the number of the last transaction at the last look at other programs' sets, or of a later
+        # one of ours
+        self._looked_at = -1
         self.chains: set[str] = set()
         self.sets: set[str] = set()
-        self.generation = 0  # goes up with every load of a program
+        self.generation = 0  # increases with every load of a program
         self._doubted = False
         self._stale: set[str] = set()  # chains made on demand under another program
 
@@ -77,24 +86,24 @@ class Kernel:
         self.close()
 
     def close(self) -> None:
-        """Give the sockets back; the table stays."""
+        """Close the sockets; the table stays."""
         self._neighbours.close()
         self._channel.close()
         self.library.close()
 
     @property
     def blocked(self) -> BlockedError | None:
-        """Why the library must not be called now, and what to do about it; None when it may."""
+        """The reason why the library must not be called now, with its cure; None if it may."""
         with self._lock:
             deadly = self._neighbours.deadly(self._looked_at)
             self._looked_at = self._neighbours.looked_at
         return _blocked(deadly) if deadly else None
 
     def require(self) -> None:
-        """Raise UnusableError, with the command that mends it, when this machine cannot hold our table.
+        """Raise UnusableError, with the command that cures it, if this machine cannot hold our table.
 
-        Libraries and kernels are probed by doing: a table with the most demanding declaration is made and deleted in one
-        transaction, which leaves nothing behind.
+        A table with the most demanding declaration is made and deleted in one transaction, which
+        leaves nothing behind.
         """
         try:
             with self._lock:
@@ -109,22 +118,26 @@ class Kernel:
                 ) from error
             raise UnusableError(
                 f"this kernel or libnftables cannot hold the table: {error}",
-                hint="needed: kernel 5.13 or later with nf_tables (modprobe nf_tables), libnftables 1.0.1 or later "
+                hint="needed: kernel 5.13 or later with nf_tables (modprobe nf_tables), "
+                "libnftables 1.0.1 or later "
                 "(apt-get install libnftables1)",
             ) from error
 
     def load_conntrack(self) -> None:
-        """Make the kernel load its module nf_conntrack: a rule does that which looks at connections, in a table that goes at once."""
+        """Let the kernel load its module nf_conntrack.
+
+        A rule that looks at connections does that, in a table that is deleted at once.
+        """
         with self._lock:
             self._transact(_CONNTRACK)
 
     @property
     def ports(self) -> set[int]:
-        """The netlink port ids that our transactions bear."""
+        """The netlink port ids of our transactions."""
         return {*self.library.ports, self._channel.port}
 
     def refresh(self) -> bool:
-        """Read which chains and sets there are; return whether the table exists at all."""
+        """Read the names of chains and sets; return whether the table exists."""
         with self._lock:
             exists = self._reader.table_exists()
             self.chains = set(self._reader.chains()) if exists else set()
@@ -133,27 +146,27 @@ class Kernel:
         return exists
 
     def doubt(self) -> None:
-        """Have the program loaded again when the table is next read back, whatever it seems to hold."""
+        """Load the program again at the next read-back, whatever the table seems to hold."""
         with self._lock:
             self.generation += 1
             self._doubted = True
 
     def holds(self, program: Program) -> bool:
-        """Whether the table holds exactly this program, as far as anybody knows."""
+        """Whether the table is known to hold exactly this program."""
         return not self._doubted and program.marker in self.chains
 
     def elements(self, where: str) -> dict[Key, Value]:
-        """Return what is in one of our sets or maps."""
+        """Return the elements of one of our sets or maps."""
         with self._lock:
             return self._reader.elements(where)
 
     def packed(self, where: str) -> dict[bytes, bytes]:
-        """Return what is in one of our sets or maps, packed."""
+        """Return the packed elements of one of our sets or maps."""
         with self._lock:
             return self._reader.packed(where)
 
     def networks(self, where: str, family: Family) -> list[Network]:
-        """Return what is in a set of networks."""
+        """Return the networks of a set."""
         with self._lock:
             return self._reader.networks(where, family)
 
@@ -165,16 +178,17 @@ class Kernel:
         return set(self.elements(where))
 
     def load(self, program: Program) -> None:
-        """Put the program into the kernel, in one transaction, over whatever program is there.
+        """Load the program into the kernel, in one transaction, over any other program.
 
-        Elements, counters and remembered clients stay. Picks are made anew; chains of ClientIP services stay as they are until
-        `ensure_for` is told what they should be, others until `tidy`.
+        Elements, counters and remembered clients stay. Picks are made again; chains of ClientIP
+        services stay as they are until `ensure_for` replaces them, others until `tidy`.
         """
         with self._lock:
             self.refresh()
             if program.marker in self.chains and (blocked := self.blocked):
                 logger.error(
-                    "the rules of table inet nftproxy cannot be loaded again, elements are written all the same: {}",
+                    "the rules of table inet nftproxy cannot be loaded again, elements are written "
+                    "all the same: {}",
                     blocked,
                 )
                 return
@@ -184,7 +198,9 @@ class Kernel:
             text = f"add table {TABLE}\n"
             for (
                 name
-            ) in base:  # a base chain with another hook or priority is refused, so it goes first
+                # the kernel refuses a base chain with another hook or priority, so the old one is
+                # deleted first
+            ) in base:
                 text += f"add chain {TABLE} {name}\ndelete chain {TABLE} {name}\n"
             stale_base = [name for name, is_base in known.items() if is_base and name not in base]
             text += "".join(f"delete chain {TABLE} {name}\n" for name in stale_base)
@@ -213,13 +229,16 @@ class Kernel:
     ) -> None:
         """Make missing chains and sets that additions and ClientIP service ports need.
 
-        A transaction of its own, and none when nothing is missing: unused chains do no harm.
+        This is a transaction of its own, and none if nothing is missing: unused chains do no harm.
         """
         with self._lock:
             self._ensure(program, delta.targets(), delta.added, affinities)
 
     def lacks(self, affinity: Affinity) -> bool:
-        """Whether chains of a ClientIP service port have to be made first; with its chains it has everything that they name."""
+        """Whether chains of a ClientIP service port are missing.
+
+        With its chains it has everything that they name.
+        """
         return any(name not in self.chains or name in self._stale for name in affinity.chains)
 
     def commit(self, delta: Delta) -> None:
@@ -237,7 +256,7 @@ class Kernel:
             self._json(lambda: _commands(late, {}), lambda: self._writer.change(late, {}))
 
     def replace(self, where: str, keys: Iterable[Key]) -> None:
-        """Give a set exactly these keys, in one transaction; texts with a slash are networks."""
+        """Replace the keys of a set, in one transaction; texts with a slash are networks."""
         found = [str(key[0]) for key in sorted(keys)]
         with self._lock:
             commands: list[object] = [{"flush": {"set": {**_ELEMENT, "name": where}}}]
@@ -248,7 +267,10 @@ class Kernel:
             self._json(lambda: commands, lambda: self._writer.replace(where, packed))
 
     def forget(self, where: str, entries: dict[Key, Value]) -> None:
-        """Delete entries the kernel learnt; each is added first, because one that has just expired could not be deleted."""
+        """Delete entries that the kernel learnt.
+
+        Each is added first, because one that has just expired could not be deleted.
+        """
         if not entries:
             return
         with self._lock:
@@ -261,14 +283,14 @@ class Kernel:
             )
 
     def delete_table(self) -> bool:
-        """Remove the table and all that is in it; return whether there was one."""
+        """Remove the table with all its content; return whether it existed."""
         found = self.delete_foreign_table("inet", "nftproxy")
         with self._lock:
             self.chains, self.sets = set(), set()
         return found
 
     def delete_foreign_table(self, family: str, name: str) -> bool:
-        """Remove another program's table that this one has taken the place of; return whether there was one."""
+        """Remove another program's table that this one replaces; return whether it existed."""
         with self._lock:
             if not self._reader.table_exists(name, family):
                 return False
@@ -279,9 +301,10 @@ class Kernel:
             return True
 
     def tidy(self, chains: Iterable[str], sets: Iterable[str]) -> None:
-        """Delete chains and sets that nothing uses any more; KernelError when one is still in use.
+        """Delete unused chains and sets; KernelError if one is still in use.
 
-        First the sets, then the chains that their verdicts pointed to: before kernel 6.2 these count as used for a moment longer.
+        First the sets, then the chains that their verdicts pointed to: before kernel 6.2 these
+        count as used for a moment longer.
         """
         chains, sets = [c for c in chains if c in self.chains], [s for s in sets if s in self.sets]
         text = "".join(f"flush chain {TABLE} {name}\n" for name in chains)
@@ -295,7 +318,7 @@ class Kernel:
                 self._stale -= set(chains)
 
     def probe(self) -> None:
-        """Have the kernel accept a transaction that changes nothing; KernelError when it accepts none at all."""
+        """Commit a transaction that changes nothing; KernelError if the kernel accepts none at all."""
         with self._lock:
             if self.blocked:
                 self._writer.probe()
@@ -331,7 +354,10 @@ class Kernel:
             (self.chains if text.startswith("chain") else self.sets).add(name)
 
     def _copy(self, parts: dict[str, str], blocked: BlockedError) -> None:
-        """Make chains after the model of others; BlockedError when one has no model, or is no new chain."""
+        """Make chains after the model of others.
+
+        BlockedError if one has no model, or is no new chain.
+        """
         made: dict[str, list[bytes]] = {}
         known = self.chains - self._stale
         for name, text in parts.items():
@@ -364,9 +390,10 @@ class Kernel:
         instead()
 
     def _transact(self, text: str) -> None:
-        """Run what belongs to a sync; when it is refused, log it for debugging (contract 5.10.4).
+        """Run the commands of a sync; log refused ones for debugging (contract 5.10.4).
 
-        Without a listing of the table, which may take seconds: `nft` and `nftproxy show` give it at any time.
+        The log has no listing of the table, which may take seconds: `nft` and `nftproxy show` give
+        it at any time.
         """
         try:
             self._run(text)
@@ -385,7 +412,7 @@ class Kernel:
             self._looked_at += 1
 
     def _note(self) -> None:
-        """Note a transaction of the writer's; one that changes nothing has no number."""
+        """Note a transaction of the writer; one that changes nothing has no number."""
         if self._channel.generation() == self._looked_at + 1:
             self._looked_at += 1
 
@@ -428,8 +455,10 @@ def _network(text: str) -> object:
 
 def _blocked(deadly: tuple[str, ...]) -> BlockedError:
     return BlockedError(
-        f"{_named(deadly)} was written by a newer nft and would end any process that reads it with this libnftables",
-        hint="use libnftables 1.1.4 or later, such as that of the container image; or delete that table, "
+        f"{_named(deadly)} was written by a newer nft and would end any process that reads it with "
+        "this libnftables",
+        hint="use libnftables 1.1.4 or later, such as that of the container image; or delete that "
+        "table, "
         "or declare its sets with typeof",
     )
 

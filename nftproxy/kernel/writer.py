@@ -1,7 +1,8 @@
-"""Writing straight through netlink, for the time in which libnftables must not be called.
+"""Writes straight through netlink, while libnftables must not be called.
 
-A change of elements is one transaction and leaves in the kernel what the same change sent as JSON leaves. Of chains only copies can be
-made (`copies`); rules and sets are text, which libnftables alone understands.
+A change of elements is one transaction with the same result in the kernel as the same change sent
+as JSON. Chains can only be copied (`copies`); rules and sets are text, which libnftables alone
+understands.
 """
 
 import struct
@@ -28,12 +29,12 @@ _TABLE = "nftproxy"
 _LONGEST = 60_000  # bytes of elements in one message; the length of an attribute has 16 bits
 _OPEN = attribute(
     Element.USER_DATA, struct.pack("=BBI", 1, 4, 1)
-)  # libnftables marks so what has no end
+)  # the mark of libnftables for an interval without an end
 _ENDS = attribute(Element.FLAGS, netlink.ENDS_INTERVAL.to_bytes(4))
 
 
 class Writer:
-    """Writes to our table; not for two threads at once."""
+    """Writes to our table; not for two threads at the same time."""
 
     def __init__(self, channel: Channel, written: Callable[[], None]) -> None:
         """`written` is called after each transaction."""
@@ -58,7 +59,10 @@ class Writer:
         self._transact(changes)
 
     def forget(self, where: str, entries: Mapping[Key, Value]) -> None:
-        """Delete entries the kernel learnt; each is added first, because one that has just expired could not be deleted."""
+        """Delete entries that the kernel learnt.
+
+        Each is added first, because one that has just expired could not be deleted.
+        """
         known = _shape(where)
         there = [_element(known, *item) for item in entries.items()]
         gone = [_element(known, key, None) for key in entries]
@@ -70,7 +74,7 @@ class Writer:
         )
 
     def replace(self, where: str, elements: Iterable[str | Network]) -> None:
-        """Give a set exactly these addresses, or an interval set these networks."""
+        """Replace the addresses of a set, or the networks of an interval set."""
         flush = Change(
             Message.DELETE_ELEMENTS, named(Elements.TABLE, _TABLE) + named(Elements.SET, where)
         )
@@ -83,7 +87,7 @@ class Writer:
         self._transact([flush, *_changes(Message.NEW_ELEMENTS, where, packed)])
 
     def add_chains(self, chains: Mapping[str, Iterable[bytes]]) -> None:
-        """Make chains of rules that are given as their expressions, in one transaction."""
+        """Make chains from the expressions of their rules, in one transaction."""
         head = named(netlink.Chain.TABLE, _TABLE)
         changes = [
             Change(Message.NEW_CHAIN, head + named(netlink.Chain.NAME, name), netlink.CREATE)
@@ -102,13 +106,13 @@ class Writer:
         self._transact(changes)
 
     def delete_table(self, family: str, name: str) -> None:
-        """Remove a table and all that is in it."""
+        """Remove a table with all its content."""
         self._transact(
             [Change(Message.DELETE_TABLE, named(netlink.Table.NAME, name), family=FAMILIES[family])]
         )
 
     def probe(self) -> None:
-        """Have the kernel accept a transaction that changes nothing."""
+        """Commit a transaction that changes nothing."""
         self._transact(
             [Change(Message.NEW_TABLE, named(netlink.Table.NAME, _TABLE), netlink.CREATE)]
         )
@@ -119,7 +123,7 @@ class Writer:
 
 
 def _changes(kind: Message, where: str, elements: Iterable[bytes]) -> Iterator[Change]:
-    """Yield the messages that hold elements of one set."""
+    """Yield the messages with the elements of one set."""
     head = named(Elements.TABLE, _TABLE) + named(Elements.SET, where)
     flags = netlink.CREATE if kind is Message.NEW_ELEMENTS else 0
     part: list[bytes] = []
@@ -152,7 +156,10 @@ def _element(known: Shape, key: Key, value: Value) -> bytes:
 
 
 def _intervals(networks: Iterable[Network]) -> Iterator[bytes]:
-    """Yield the edges of networks of one family that do not overlap: the first address of each, and the first one after it."""
+    """Yield the edges of networks of one family that do not overlap.
+
+    These are the first address of each, and the first one after it.
+    """
     networks = list(networks)
     if not networks:
         return

@@ -1,4 +1,6 @@
-"""Throw-away clusters made of Linux network namespaces: nodes, pods, an underlay and outside clients, with real packets.
+"""Throw-away clusters made of Linux network namespaces.
+
+Nodes, pods, an underlay and outside clients, with real packets.
 
     cli          the commands `nftproxy lab ...`
     demo         a walk through the behaviour of nftproxy, on a lab

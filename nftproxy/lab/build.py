@@ -75,7 +75,10 @@ def remove(names: Sequence[str]) -> None:
 
 
 def batch(program: str, where: str | None, lines: Sequence[str]) -> None:
-    """Run commands of `ip` or `bridge` in a namespace (None: the host's); an error names the command that failed."""
+    """Run commands of `ip` or `bridge` in a namespace (None.
+
+    The host's); an error names the command that failed.
+    """
     batches([(program, where, lines)])
 
 
@@ -108,7 +111,10 @@ def _problem(program: str, where: str | None, lines: Sequence[str], errors: str)
 
 
 def _wait_for_links(where: str, idle: set[str], timeout: float = 10.0) -> None:
-    """Wait until every link that is up works, except `idle`; the kernel needs a moment and loses packets until then."""
+    """Wait until every link that is up works, except `idle`.
+
+    The kernel needs a moment and loses packets until then.
+    """
     deadline = time.monotonic() + timeout
     with namespace.enter(where):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)

@@ -61,7 +61,8 @@ def up(name: str, nodes: int, pods: int, *, vxlan: bool) -> None:
         )
         # bash and head are on every machine, nc is not.
         click.echo(
-            f"  nftproxy lab exec {option}client -- bash -c 'head -n 1 </dev/tcp/{address}/{PORTS[0]}'"
+            f"  nftproxy lab exec {option}client -- bash -c 'head -n 1 "
+            f"</dev/tcp/{address}/{PORTS[0]}'"
         )
 
 
@@ -123,7 +124,8 @@ def demo(name: str) -> int:
         signal.signal(end, lambda number, _: sys.exit(128 + number))
     started, wrong, checks = time.monotonic(), 0, 0
     click.echo(
-        "Two nodes, three pods on each, a client outside; nftproxy runs on both nodes, on a copy of examples/."
+        "Two nodes, three pods on each, a client outside; nftproxy runs on both nodes, on a copy "
+        "of examples/."
     )
     with Demo(name) as walked:
         for number, step in enumerate(walk(walked), 1):
@@ -142,7 +144,8 @@ def demo(name: str) -> int:
         wrong += walked.failures
     seconds = time.monotonic() - started
     click.echo(
-        f"\n{checks} checks in {seconds:.1f} s: {f'{wrong} went wrong' if wrong else 'every packet went where it should'}"
+        f"\n{checks} checks in {seconds:.1f} s: "
+        f"{f'{wrong} went wrong' if wrong else 'every packet went where it should'}"
     )
     return 1 if wrong else 0
 

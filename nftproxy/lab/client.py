@@ -69,7 +69,10 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No route, or a broken connection; `error` is the name of the error number, such as EHOSTUNREACH."""
+    """No route, or a broken connection.
+
+    `error` is the name of the error number, such as EHOSTUNREACH.
+    """
 
     error: str
 
@@ -116,7 +119,10 @@ def connect(
     source: str = "",
     source_port: int = 0,
 ) -> Outcome:
-    """Connect from a namespace, read the answer, close. `timeout` in seconds; source address and port are chosen if not given."""
+    """Connect from a namespace, read the answer, close.
+
+    `timeout` in seconds; source address and port are chosen if not given.
+    """
     result = open_connection(
         namespace, address, port, protocol, timeout=timeout, source=source, source_port=source_port
     )

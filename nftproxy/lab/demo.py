@@ -1,4 +1,6 @@
-"""`nftproxy lab demo`: a walk through the behaviour of a service proxy, with real processes and real packets.
+"""`nftproxy lab demo`.
+
+A walk through the behaviour of a service proxy, with real processes and real packets.
 
 Builds a lab, runs `nftproxy run` on both nodes with a copy of the examples, connects, and compares
 the answers with those of `walk`. However it ends, nothing is left.
@@ -36,7 +38,10 @@ OWN = "its own"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Connections of one kind and their expected outcome; all of `by` must answer, or one of them with `one`."""
+    """Connections of one kind and their expected outcome.
+
+    All of `by` must answer, or one of them with `one`.
+    """
 
     origin: str
     address: str
@@ -81,7 +86,8 @@ def walk(demo: "Demo") -> Iterator[Step]:
     web = {"pod1-1", "pod1-2", "pod2-1"}
     yield Step(
         "ClusterIP: clusterip.yaml",
-        "Each new connection goes to one of the ready endpoints, all equally likely; they see the pod's own address.",
+        "Each new connection goes to one of the ready endpoints, all equally likely; they see the "
+        "pod's own address.",
         (
             Check("pod2-3", "10.96.0.10", 80, web),
             Check("pod2-3", "fd00:10:96::10", 80, web),
@@ -90,7 +96,8 @@ def walk(demo: "Demo") -> Iterator[Step]:
     )
     yield Step(
         "NodePort: nodeport.yaml",
-        "Every node accepts the port, wherever the endpoints are, and hides the client so that answers return through it.",
+        "Every node accepts the port, wherever the endpoints are, and hides the client so that "
+        "answers return through it.",
         (
             Check("client", node1, 30080, {"pod1-1", "pod2-1"}, "node1"),
             Check("client", node2, 30080, {"pod1-1", "pod2-1"}, "node2"),
@@ -98,7 +105,8 @@ def walk(demo: "Demo") -> Iterator[Step]:
     )
     yield Step(
         "LoadBalancer, externalTrafficPolicy Cluster: loadbalancer-cluster.yaml",
-        "As with a NodePort; but pods are not in loadBalancerSourceRanges, so their packets are dropped.",
+        "As with a NodePort; but pods are not in loadBalancerSourceRanges, so their packets are "
+        "dropped.",
         (
             Check("client", "203.0.113.30", 443, {"pod1-2", "pod2-2"}, "node1"),
             Check("pod2-3", "203.0.113.30", 443, Silent, times=2),
@@ -106,7 +114,8 @@ def walk(demo: "Demo") -> Iterator[Step]:
     )
     yield Step(
         "LoadBalancer, externalTrafficPolicy Local: loadbalancer-local.yaml",
-        "Outside clients reach only endpoints of the node that they use, which see the client's address; pods reach all endpoints.",
+        "Outside clients reach only endpoints of the node that they use, which see the client's "
+        "address; pods reach all endpoints.",
         (
             Check("client", "203.0.113.40", 25, {"pod1-1", "pod1-2"}),
             Check("pod2-3", "203.0.113.40", 25, {"pod1-1", "pod1-2"}),
@@ -114,13 +123,15 @@ def walk(demo: "Demo") -> Iterator[Step]:
     )
     yield Step(
         "The same through node2, which has no endpoint",
-        "A node without an endpoint drops the packets, and counts them; load balancers ask the health check port and avoid it.",
+        "A node without an endpoint drops the packets, and counts them; load balancers ask the "
+        "health check port and avoid it.",
         (Check("client", "203.0.113.40", 25, Silent, times=2, drops="node2"),),
         before=lambda demo: demo.lead_to("203.0.113.40/32", "node2"),
     )
     yield Step(
         "Session affinity ClientIP: affinity.yaml",
-        "A client that returns within 600 seconds gets the same endpoint again; another client may have another one.",
+        "A client that returns within 600 seconds gets the same endpoint again; another client may "
+        "have another one.",
         (
             Check("pod2-3", "10.96.0.50", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
             Check("pod1-3", "10.96.0.50", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
@@ -318,7 +329,8 @@ class Demo:
             if time.monotonic() > deadline or self._proxies[node.name].poll() is not None:
                 lines = self._log(node).read_text().strip().splitlines()
                 raise NftproxyError(
-                    f"the proxy of {node.name} does not serve; its last lines: {' | '.join(lines[-3:])}"
+                    f"the proxy of {node.name} does not serve; its last lines: "
+                    f"{' | '.join(lines[-3:])}"
                 )
             time.sleep(0.002)
 

@@ -87,7 +87,10 @@ class EchoServer:
         protocols: Iterable[str] = ("TCP", "UDP"),
         families: Iterable[str] = tuple(Family),
     ) -> None:
-        """Answer as `name` on all addresses of a namespace; OSError when a port is taken. Works before and after `start`."""
+        """Answer as `name` on all addresses of a namespace; OSError when a port is taken.
+
+        Works before and after `start`.
+        """
         opened: list[tuple[socket.socket, Listener]] = []
         try:
             with enter(namespace):
@@ -104,7 +107,10 @@ class EchoServer:
             self._add(sock, self._reply if listener.protocol == "UDP" else self._accept)
 
     def close(self, namespace: str, ports: Iterable[int] | None = None) -> None:
-        """Stop listening in a namespace on some ports or all; connections stay. Returns when the sockets are closed."""
+        """Stop listening in a namespace on some ports or all; connections stay.
+
+        Returns when the sockets are closed.
+        """
         chosen = None if ports is None else set(ports)
 
         def close() -> None:

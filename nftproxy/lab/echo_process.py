@@ -1,4 +1,6 @@
-"""An `EchoServer` in a process of its own, from both sides: `EchoProcess` starts it, `main` is what runs there.
+"""An `EchoServer` in a process of its own, from both sides.
+
+`EchoProcess` starts it, `main` is what runs there.
 
 One JSON object per line on its input, the arguments of `EchoServer.listen`; one line of output for
 each, "ok" or an error. The process ends with its input, hence also when its parent is killed. With
@@ -96,7 +98,10 @@ def main() -> None:
 
 
 def _go_into_background() -> None:
-    """Let the parent see this process end while a child continues. Only before any thread is started."""
+    """Let the parent see this process end while a child continues.
+
+    Only before any thread is started.
+    """
     if os.fork():
         os._exit(0)
     os.chdir("/")

@@ -147,7 +147,10 @@ class Lab:
         return self.plan.place(where) if isinstance(where, str) else where
 
     def enter(self, where: str | Place) -> AbstractContextManager[None]:
-        """Move this thread into a place for a `with` block; the module namespace says what to avoid there."""
+        """Move this thread into a place for a `with` block.
+
+        The module namespace says what to avoid there.
+        """
         return namespace.enter(self.place(where).namespace)
 
     def run(
@@ -159,7 +162,9 @@ class Lab:
         timeout: float = 30,
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program in a place, with its output as text; raise an error with its message if it fails and `check` is on.
+        """Run a program in a place, with its output as text.
+
+        Raise an error with its message if it fails and `check` is on.
 
         `options` are those of subprocess.run. The program's /sys shows the host's links, its
         /proc/sys the place's settings.
@@ -172,7 +177,8 @@ class Lab:
         if check and done.returncode:
             place = self.place(where).name
             raise NftproxyError(
-                f"`{shlex.join(argv)}` on {place} exited with {done.returncode}: {done.stderr or ''}"
+                f"`{shlex.join(argv)}` on {place} exited with {done.returncode}: "
+                f"{done.stderr or ''}"
             )
         return done
 
@@ -200,7 +206,10 @@ class Lab:
         families: Iterable[str] | None = None,
         name: str = "",
     ) -> None:
-        """Answer on more ports of a pod, or of a node as a hostNetwork pod does; `name` is by default the place's."""
+        """Answer on more ports of a pod, or of a node as a hostNetwork pod does.
+
+        `name` is by default the place's.
+        """
         if self._server is None:
             raise NftproxyError(f"the servers of lab {self.name!r} accept no commands from here")
         place = self.place(where)
@@ -210,7 +219,10 @@ class Lab:
         )
 
     def silence(self, where: str | Place, ports: Iterable[int] | None = None) -> None:
-        """Stop answering there, on some ports or on all; connections are then refused. Only with echo="thread"."""
+        """Stop answering there, on some ports or on all; connections are then refused.
+
+        Only with echo="thread".
+        """
         if not isinstance(self._server, EchoServer):
             raise NftproxyError("only a lab with echo='thread' can close its servers")
         self._server.close(self.place(where).namespace, ports)

@@ -1,4 +1,6 @@
-"""Named network namespaces: make, enter for a moment, and delete them; the processes that live in one.
+"""Named network namespaces.
+
+Make, enter for a moment, and delete them; the processes that live in one.
 
 `enter` moves the calling *thread* only. A socket stays in the namespace in which it was made, a
 child process and a new thread inherit it; so threads, event loops and `await` do not belong inside
@@ -61,7 +63,10 @@ def create(name: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Delete a namespace, or a half-made one. The kernel dissolves it after its last process and socket."""
+    """Delete a namespace, or a half-made one.
+
+    The kernel dissolves it after its last process and socket.
+    """
     path = DIRECTORY / name
     try:
         _call("umount2", os.fsencode(path), _MNT_DETACH)
@@ -122,7 +127,10 @@ def _home_again() -> Iterator[None]:
 
 
 def _share_directory() -> None:
-    """Make it a shared mount, as `ip netns` does: a deletion then reaches processes that have mounts of their own."""
+    """Make it a shared mount, as `ip netns` does.
+
+    A deletion then reaches processes that have mounts of their own.
+    """
     DIRECTORY.mkdir(exist_ok=True)
     path = os.fsencode(DIRECTORY)
     try:

@@ -23,7 +23,10 @@ SERVICE_CIDRS: Mapping[Family, str] = {Family.IPv4: "10.96.0.0/16", Family.IPv6:
 """The range of ClusterIPs in a lab. No place has such an address."""
 
 ROUTER: Mapping[Family, str] = {Family.IPv4: "192.168.50.1", Family.IPv6: "fd00:50::1"}
-"""The nodes' default gateway. It forwards nothing, but a node needs a route before it can send to a service address at all."""
+"""The nodes' default gateway.
+
+It forwards nothing, but a node needs a route before it can send to a service address at all.
+"""
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 

@@ -1,4 +1,6 @@
-"""The commands that build a plan: lines for `ip -batch` and `bridge -batch`, and sysctls. Pure text, nothing is run here.
+"""The commands that build a plan: lines for `ip -batch` and `bridge -batch`, and sysctls.
+
+Pure text, nothing is run here.
 
 Differences from real machines, and their reasons:
 - Duplicate address detection is off: IPv6 addresses work at once instead of after two seconds.
@@ -30,7 +32,10 @@ _UNDERLAY_LENGTH = {Family.IPv4: 24, Family.IPv6: 64}
 
 @dataclass(frozen=True)
 class Commands:
-    """The commands of one namespace: sysctls (path below /proc/sys, value) before any link exists, then the batches."""
+    """The commands of one namespace.
+
+    Sysctls (path below /proc/sys, value) before any link exists, then the batches.
+    """
 
     namespace: str
     sysctls: Mapping[str, str]
@@ -41,12 +46,14 @@ class Commands:
 def cables(plan: Plan) -> list[str]:
     """Return the `ip` commands that make all links, each end in its namespace, so that the host's namespace never has one."""
     lines = [
-        f"link add {place.name} netns {plan.underlay} type veth peer name eth0 netns {place.namespace}"
+        f"link add {place.name} netns {plan.underlay} type veth peer name eth0 netns "
+        f"{place.namespace}"
         for place in (*plan.nodes, *plan.clients)
     ]
     mtu = _VXLAN_MTU if plan.shape.vxlan else 1500
     lines += [
-        f"link add {pod.veth} netns {node.namespace} mtu {mtu} type veth peer name eth0 netns {pod.namespace} mtu {mtu}"
+        f"link add {pod.veth} netns {node.namespace} mtu {mtu} type veth peer name eth0 netns "
+        f"{pod.namespace} mtu {mtu}"
         for node in plan.nodes
         for pod in node.pods
     ]
@@ -95,7 +102,10 @@ def _node(plan: Plan, node: Node) -> Commands:
 def _bridge(plan: Plan, node: Node) -> list[str]:
     """cni0 with a fixed MAC address, which would otherwise change with its ports while pods remember the old one."""
     lines = [
-        f"link add cni0 address 0a:58:0a:f4:{node.number:02x}:01 type bridge stp_state 0 mcast_snooping 0",
+        (
+            f"link add cni0 address 0a:58:0a:f4:{node.number:02x}:01 type bridge stp_state 0 "
+            "mcast_snooping 0"
+        ),
         "link set cni0 up",
         *_addresses("cni0", node.gateways, {Family.IPv4: 24, Family.IPv6: 64}),
     ]
@@ -185,15 +195,22 @@ def _up(place: Place) -> list[str]:
 def _addresses(
     device: str, addresses: Mapping[Family, str], lengths: Mapping[Family, int]
 ) -> list[str]:
-    """Return the commands that give a device its addresses; a family without a length gets single addresses."""
+    """Return the commands that give a device its addresses.
+
+    A family without a length gets single addresses.
+    """
     return [
-        f"addr add {address}/{lengths.get(family, family.bits)} dev {device}{' nodad' if family is Family.IPv6 else ''}"
+        f"addr add {address}/{lengths.get(family, family.bits)} dev "
+        f"{device}{' nodad' if family is Family.IPv6 else ''}"
         for family, address in addresses.items()
     ]
 
 
 def _sysctls(plan: Plan, *, bridge_netfilter: bool) -> dict[str, str]:
-    """Return the settings of every namespace; forwarding has to be set before, as the kernel then resets accept_redirects."""
+    """Return the settings of every namespace.
+
+    Forwarding has to be set before, as the kernel then resets accept_redirects.
+    """
     sysctls = {
         "net/ipv4/icmp_ratemask": "0",
         "net/ipv6/icmp/ratelimit": "0",

@@ -31,7 +31,10 @@ from nftproxy.table import schema
 from nftproxy.table.schema import Declaration
 
 STEPS = (schema.NO_ENDPOINTS, schema.NEW_CLIENTS, schema.SERVICES)
-"""The maps with frontends, in the order of readings, the reverse of look-ups: what one counts, those before it count too."""
+"""The maps with frontends, in the order of readings, the reverse of look-ups.
+
+What one counts, those before it count too.
+"""
 
 Reading = Iterable[tuple[str, Iterable[Counted]]]
 """Maps by name with their elements."""
@@ -68,7 +71,10 @@ class _Growth(NamedTuple):
 
 
 class Ledger:
-    """Figures that only grow; at most `limit`, the first used ones. Not for two threads at the same time."""
+    """Figures that only grow; at most `limit`, the first used ones.
+
+    Not for two threads at the same time.
+    """
 
     def __init__(self, limit: int) -> None:
         self.left_out = 0  # figures that the limit kept out of the last reading
@@ -87,7 +93,10 @@ class Ledger:
         self._take(reading)
 
     def enter(self, reading: Reading) -> None:
-        """Add the growth of the counters since the last reading. Maps of frontends must be in the order of STEPS."""
+        """Add the growth of the counters since the last reading.
+
+        Maps of frontends must be in the order of STEPS.
+        """
         seen = self._take(reading)
         self._forget(seen)
         self.left_out = 0
@@ -102,7 +111,10 @@ class Ledger:
         self._last = {}
 
     def _take(self, reading: Reading) -> "_Seen":
-        """Compare with the last reading, and make this one the last. Fast for 100 000 elements, most of them idle."""
+        """Compare with the last reading, and make this one the last.
+
+        Fast for 100 000 elements, most of them idle.
+        """
         seen = _Seen()
         last: _Standings = {}
         for where, elements in reading:
@@ -123,7 +135,10 @@ class Ledger:
         return seen
 
     def _add(self, figure: Figure, subject: Subject, amount: int) -> None:
-        """Add to a figure. Maps are read one after the other, so a difference may shrink a little; the figure does not."""
+        """Add to a figure.
+
+        Maps are read one after the other, so a difference may shrink a little; the figure does not.
+        """
         key = (figure, subject)
         if key not in self._exact:
             if amount <= 0:
@@ -143,7 +158,10 @@ class Ledger:
 
 
 class _Seen:
-    """One reading: values and growth of elements, by map and key. Counters that stayed at 0 have no growth."""
+    """One reading: values and growth of elements, by map and key.
+
+    Counters that stayed at 0 have no growth.
+    """
 
     def __init__(self) -> None:
         self.values: dict[str, dict[Key, Value]] = {}

@@ -163,7 +163,10 @@ class Journal:
 
 
 class Events:
-    """Writes events in a thread of its own, which ends with the process; every method may be called from any thread."""
+    """Writes events in a thread of its own, which ends with the process.
+
+    Every method may be called from any thread.
+    """
 
     def __init__(
         self,

@@ -91,7 +91,10 @@ class ProxyHealth:
             }
 
     def _answer(self, *, node_eligible: bool | None = None) -> Answer:
-        """Return status and JSON body; `node_eligible` None leaves the node out of both (contract 7.1.6 to 7.1.8)."""
+        """Return status and JSON body.
+
+        `node_eligible` None leaves the node out of both (contract 7.1.6 to 7.1.8).
+        """
         families = self._families()
         healthy = all(families.values())
         code = 200 if healthy and node_eligible is not False else 503

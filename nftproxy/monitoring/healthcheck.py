@@ -20,14 +20,20 @@ Looked = Mapping[ObjectName, tuple[Service | None, tuple[EndpointSlice, ...]]]
 
 
 class Check(NamedTuple):
-    """A health check node port: where load balancers ask, and how many endpoints of the Service this node has."""
+    """A health check node port.
+
+    Where load balancers ask, and how many endpoints of the Service this node has.
+    """
 
     port: int
     endpoints: int
 
 
 class Standing:
-    """The state of each Service of one family, updated by the syncs; not for two threads at the same time."""
+    """The state of each Service of one family, updated by the syncs.
+
+    Not for two threads at the same time.
+    """
 
     def __init__(self, family: Family, node: str) -> None:
         self._family = family
@@ -52,7 +58,9 @@ class Standing:
         return sum(internal for internal, _ in counts), sum(external for _, external in counts)
 
     def look(self, looked: Looked, notes: Notes) -> dict[ObjectName, Check | None]:
-        """Apply what a successful sync examined; return the changed health check node ports, None for removed ones.
+        """Apply what a successful sync examined.
+
+        Return the changed health check node ports, None for removed ones.
 
         `notes` gets a line for each Service without its port, and for each that starts to share it
         with a NodePort.
@@ -95,8 +103,10 @@ class Standing:
                 self._clashes[port] = now
             for service, other in sorted(now - before):
                 notes.append(
-                    f"Service {service}: its health check node port {port} is also a NodePort of Service {other}, which gets all "
-                    f"connections to it ({self._family}): load balancers cannot ask for local endpoints; "
+                    f"Service {service}: its health check node port {port} is also a NodePort of "
+                    f"Service {other}, which gets all "
+                    f"connections to it ({self._family}): load balancers cannot ask for local "
+                    "endpoints; "
                     "give one of them another port"
                 )
 
@@ -140,7 +150,8 @@ def check(
     port = service.spec.health_check_node_port
     if not port:
         notes.append(
-            f"Service {service.metadata.key}: no spec.healthCheckNodePort: load balancers cannot ask for local endpoints"
+            f"Service {service.metadata.key}: no spec.healthCheckNodePort: load balancers cannot "
+            "ask for local endpoints"
         )
         return None
     return Check(port, len(local_ready(service, slices, family, node)))

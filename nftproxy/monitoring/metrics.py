@@ -1,4 +1,7 @@
-"""All metrics: those that kube-proxy has in nftables mode (contract 7.4), under its names, and our own, with the prefix `nftproxy_`.
+"""All metrics.
+
+Those that kube-proxy has in nftables mode (contract 7.4), under its names, and our own, with the
+prefix `nftproxy_`.
 
 An instance has a registry of its own. The parts of the proxy call its methods, each from any
 thread. Nothing here queries other parts, except the collectors, which work during a scrape.
@@ -37,7 +40,10 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # the original has no
 
 
 class Metrics:
-    """The metrics of one process that serves `families`; `gates` are the feature gates that are set."""
+    """The metrics of one process that serves `families`.
+
+    `gates` are the feature gates that are set.
+    """
 
     def __init__(
         self,
@@ -138,7 +144,10 @@ class Metrics:
         self._pings.labels("ping", "healthz", "success").inc()
 
     def requested(self, *, code: str, method: str, host: str) -> None:
-        """Count a request to the API server; `code` is `<error>` where there was no answer, as in the original."""
+        """Count a request to the API server.
+
+        `code` is `<error>` where there was no answer, as in the original.
+        """
         self._rest_requests.labels(code, method, host).inc()
 
     def watch_restarted(self, resource: str) -> None:
@@ -260,7 +269,8 @@ class Metrics:
         self._transactions = counter("transactions", "Transactions committed.")
         self._read_backs = counter(
             "read_backs",
-            "How often the table was read back, at the start or because another program changed it.",
+            "How often the table was read back, at the start or because another program changed "
+            "it.",
         )
         self._repairs = counter("repairs", "Repaired changes of the table by other programs.")
         self._watch_restarts = counter(

@@ -1,4 +1,6 @@
-"""Figures read from the table at each scrape: connections by frontend and endpoint, and elements by map.
+"""Figures read from the table at each scrape.
+
+Connections by frontend and endpoint, and elements by map.
 
 A netlink socket of its own reads the table once per scrape, so that scrapes and syncs never wait
 for each other; about 7 us per element. When the table cannot be read, the previous figures are
@@ -24,16 +26,23 @@ LIMIT = 10_000  # series of connections
 _LABELS = ("ip_family", "namespace", "service", "port")
 _PER_SERVICE = (Per.SERVICE_PORT, Per.ENDPOINT_PORT)
 _HELP = {
-    Figure.CONNECTIONS: "New connections (TCP, SCTP) and flows (UDP) to a frontend that were sent to an endpoint.",
-    Figure.BY_AFFINITY: "Of these, those that session affinity sent to the client's previous endpoint.",
-    Figure.REFUSED: "Packets to a frontend that were rejected or dropped because it has no endpoint for them; each try is one.",
-    Figure.ENDPOINT: "New connections and flows for which an endpoint was picked; for all frontends of a service port together, "
+    Figure.CONNECTIONS: "New connections (TCP, SCTP) and flows (UDP) to a frontend that were sent "
+    "to an endpoint.",
+    Figure.BY_AFFINITY: "Of these, those that session affinity sent to the client's previous "
+    "endpoint.",
+    Figure.REFUSED: "Packets to a frontend that were rejected or dropped because it has no "
+    "endpoint for them; each try is one.",
+    Figure.ENDPOINT: "New connections and flows for which an endpoint was picked; for all "
+    "frontends of a service port together, "
     "without those by session affinity.",
 }
 
 
 class TableFigures(Collector):
-    """A collector for `Metrics.registry`; made in the table's network namespace, with the current counters as its start."""
+    """A collector for `Metrics.registry`.
+
+    Made in the table's network namespace, with the current counters as its start.
+    """
 
     def __init__(
         self, families: Iterable[Family], *, endpoints: bool = False, limit: int = LIMIT
@@ -80,7 +89,10 @@ class TableFigures(Collector):
             yield from self._reader.counted(name)
 
     def _count(self) -> Counter[str]:
-        """Count the elements of all maps and sets; those of single ClientIP services count together."""
+        """Count the elements of all maps and sets.
+
+        Those of single ClientIP services count together.
+        """
         sizes: Counter[str] = Counter()
         for name in self._reader.sets():
             place = schema.parse(name)

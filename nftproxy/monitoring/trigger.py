@@ -1,4 +1,6 @@
-"""How long changes of endpoints take to reach the table: the trigger times of one family (contract 7.4.16).
+"""How long changes of endpoints take to reach the table.
+
+The trigger times of one family (contract 7.4.16).
 
 The endpoint slice controller writes the time of the causing change into a slice. The time is
 recorded when the slice arrives, before a sync can apply the change, and becomes a sample when a

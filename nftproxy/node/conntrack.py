@@ -1,12 +1,13 @@
-"""Deleting UDP conntrack entries that lead nowhere any more (contract 6.2).
+"""Deletion of UDP conntrack entries that lead nowhere any more (contract 6.2).
 
-One dump for a clean-up, of one family and, as far as the kernel can filter (5.8 and later), of UDP only; then one deletion for
-each stale entry. Entries are read straight from netlink at the places where the kernel always puts them, and none is kept in
-memory: 250 000 that belong to nobody here take 0.6 s if they are UDP and 0.06 s if not (pyroute2, which decodes every attribute of
-every entry: 20 s for 100 000). An entry is deleted by its tuple *and* its id, which stands for both directions: one that was
-replaced since the dump stays.
+One dump per clean-up, of one family and, as far as the kernel can filter (5.8 and later), of UDP
+only; then one deletion for each stale entry. The reader knows where the kernel puts each field of
+an entry and keeps none in memory: 250 000 entries of others take 0.6 s if they are UDP and 0.06 s
+if not. (pyroute2, which decodes every attribute: 20 s for 100 000.) A deletion names an entry by
+its tuple *and* its id, which stands for both directions, so an entry that was replaced since the
+dump stays.
 
-What may stay is decided by `udpflows`; TCP and SCTP are never looked at.
+`udpflows` decides which entries may stay. TCP and SCTP are never touched.
 """
 
 import errno
@@ -55,7 +56,10 @@ _AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """What a clean-up did, for metrics (contract 6.2.8); not `complete`: the dump was interrupted every time."""
+    """What a clean-up did, for metrics (contract 6.2.8).
+
+    Not `complete`: the dump was interrupted every time.
+    """
 
     deleted: int
     seconds: float
@@ -63,7 +67,7 @@ class Cleaned:
 
 
 class Socket(Protocol):
-    """The part of a netlink socket that is used."""
+    """The methods of a netlink socket in use here."""
 
     def send(self, data: bytes, /) -> int: ...  # noqa: D102
     def recv(self, size: int, /) -> bytes: ...  # noqa: D102
@@ -71,18 +75,25 @@ class Socket(Protocol):
 
 
 class Conntrack:
-    """The conntrack table of the network namespace of the thread that made this object; not for two threads at once."""
+    """The conntrack table of the network namespace of the thread that made this object.
+
+    Not for two threads at the same time.
+    """
 
     def __init__(self, sock: Socket | None = None) -> None:
         self._socket = sock or _open()
         self._sequence = 0
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def reconcile(self, flows: UdpFlows) -> Cleaned | None:
-        """Clean up if that is due; None if it is not or if it failed, which is logged and leaves it due (contract 6.2.6)."""
+        """Clean up if that is due.
+
+        Return None if it is not due, or if it failed: the log says so, and it stays due (contract
+        6.2.6).
+        """
         if not flows.due:
             return None
         try:
@@ -104,8 +115,9 @@ class Conntrack:
     ) -> Cleaned:
         """Delete the stale UDP entries of a family; KernelError if the table cannot be read.
 
-        `nodeport_addresses` are those of this node that accept NodePorts: an entry to a NodePort's number at any other address is somebody
-        else's (contract 6.2.3 has kube-proxy delete it).
+        `nodeport_addresses` are those of this node that accept NodePorts: an entry to the number of
+        a NodePort at any other address belongs to somebody else (kube-proxy deletes it, contract
+        6.2.3).
         """
         start = time.monotonic()
         judge = Judge(family, expected, nodeport_addresses)
@@ -120,7 +132,7 @@ class Conntrack:
         return Cleaned(deleted, time.monotonic() - start, complete)
 
     def _stale(self, judge: "Judge") -> tuple[list[bytes], bool]:
-        """Return what identifies each stale entry, and whether all entries were seen."""
+        """Return the identity of each stale entry, and whether the dump was complete."""
         stale: list[bytes] = []
         for _ in range(ATTEMPTS):
             self._sequence += 1
@@ -152,7 +164,7 @@ class Conntrack:
                 position += (length + 3) & ~3
 
     def _delete(self, judge: "Judge", stale: list[bytes]) -> int:
-        """Delete entries and count those that were still there."""
+        """Delete entries and count those that still existed."""
         deleted = 0
         for start in range(0, len(stale), _BATCH):
             batch = stale[start : start + _BATCH]
@@ -182,7 +194,7 @@ class Conntrack:
 
 
 class Flow(NamedTuple):
-    """The part of an entry that decides; addresses packed, each followed by the two bytes of its port."""
+    """The deciding part of an entry; packed addresses, each followed by the two bytes of its port."""
 
     protocol: int
     destination: bytes  # whom the client asked for
@@ -190,7 +202,7 @@ class Flow(NamedTuple):
 
 
 class Judge:
-    """Tells stale entries of one family from others, by the bytes of the kernel's messages. Pure."""
+    """Recognizes stale entries of one family by the bytes of the kernel's messages. Pure."""
 
     def __init__(
         self, family: Family, expected: Expected, nodeport_addresses: Collection[str]
@@ -219,7 +231,7 @@ class Judge:
         self._place(4 if family is Family.IPv4 else 16)
 
     def is_stale(self, data: bytes, position: int, length: int) -> bool:
-        """Whether the entry in the message at `position` has to go."""
+        """Whether the entry in the message at `position` is stale."""
         if not data.startswith(self._original, position + 20):
             return self._stale(_flow(data, position + 20, position + length))
         port = position + self._port_at
@@ -261,7 +273,10 @@ class Judge:
         return source not in expected if expected else source != destination
 
     def _place(self, size: int) -> None:
-        """Compute where the kernel puts things, from the start of a message: a tuple is always written in the same order."""
+        """Compute the places of fields in a message.
+
+        The kernel writes a tuple always in the same order.
+        """
         addresses = 4 + 2 * (4 + size)
         whole = 4 + addresses + 4 + 3 * 8
         kinds = ATTRIBUTE.pack(addresses, _TUPLE_IP | NESTED) + ATTRIBUTE.pack(
@@ -279,7 +294,7 @@ class Judge:
 
 
 def _flow(data: bytes, start: int, end: int) -> Flow:
-    """Read an entry attribute by attribute, in whatever order they stand."""
+    """Read an entry attribute by attribute, in any order."""
     tuples = {}
     for kind, where in attributes(data, start, end):
         if kind in {_TUPLE_ORIGINAL, _TUPLE_REPLY}:

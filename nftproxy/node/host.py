@@ -1,4 +1,7 @@
-"""The name of this machine and the IP families that it can serve. Reads /proc and asks the kernel; decides nothing."""
+"""The name of this machine and the IP families that it can serve.
+
+Reads /proc and asks the kernel; decides nothing.
+"""
 
 import socket
 from pathlib import Path
@@ -9,7 +12,10 @@ OLDEST_KERNEL = (5, 13)
 
 
 def supported_families(proc: Path = Path("/proc")) -> frozenset[Family]:
-    """Return the families of this machine: IPv4, and IPv6 unless missing or disabled everywhere (contract 8.6.5)."""
+    """Return the families of this machine.
+
+    IPv4, and IPv6 unless missing or disabled everywhere (contract 8.6.5).
+    """
     try:
         disabled = (proc / "sys/net/ipv6/conf/all/disable_ipv6").read_text().strip() == "1"
     except OSError:  # a machine that hides the switch has not turned it off

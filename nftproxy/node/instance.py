@@ -15,7 +15,10 @@ SHOWN_NAME = "@nftproxy"
 
 
 def claim() -> socket.socket:
-    """Return the lock, held until the socket is closed; NftproxyError when another instance holds it."""
+    """Return the lock, held until the socket is closed.
+
+    NftproxyError when another instance holds it.
+    """
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         lock.bind(_NAME)

@@ -106,7 +106,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """All leftovers of other modes of kube-proxy; false if empty. `problems` are the places that could not be read."""
+    """All leftovers of other modes of kube-proxy; false if empty.
+
+    `problems` are the places that could not be read.
+    """
 
     rules: tuple[Rules, ...] = ()
     tables: tuple[tuple[str, str], ...] = ()  # nftables: family and name

@@ -1,4 +1,7 @@
-"""Python's memory in a process that holds a whole cluster: collect garbage rarely, return free memory."""
+"""Python's memory in a process that holds a whole cluster.
+
+Collect garbage rarely, return free memory.
+"""
 
 import ctypes
 import gc
@@ -19,7 +22,10 @@ def collect_seldom() -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Stop the search for reference cycles within a block without cycles; it takes a sixth of a first load."""
+    """Stop the search for reference cycles within a block without cycles.
+
+    It takes a sixth of a first load.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,6 @@
-"""Kernel settings at the start: conntrack (contract 6.1) and the score of the OOM killer (contract 6.1.7).
+"""Kernel settings at the start.
+
+Conntrack (contract 6.1) and the score of the OOM killer (contract 6.1.7).
 
 The values are a pure function of the configuration and the number of CPUs. A value that is already
 right is not written, so a read-only /proc/sys with the right values works. Any other failure is
@@ -56,7 +58,10 @@ def wanted(conntrack: Conntrack, cpus: int) -> list[Setting]:
 
 
 def max_entries(per_core: int, at_least: int, cpus: int) -> int:
-    """Return the limit of conntrack entries, 0 to keep it (contract 6.1.1); the ceiling does not apply to `at_least`."""
+    """Return the limit of conntrack entries, 0 to keep it (contract 6.1.1).
+
+    The ceiling does not apply to `at_least`.
+    """
     if not per_core:
         return 0
     scaled = per_core * cpus
@@ -78,7 +83,9 @@ def apply(
     sys: Path = Path("/sys"),
     load: Callable[[], None] = load_conntrack,
 ) -> list[Setting]:
-    """Apply the settings and return the written ones; UnusableError names a file that could not be read or written.
+    """Apply the settings and return the written ones.
+
+    UnusableError names a file that could not be read or written.
 
     `load` is called where the kernel has no conntrack yet.
     """
@@ -109,7 +116,8 @@ def _present(path: Path, load: Callable[[], None]) -> bool:
     if path.exists():
         return True
     logger.warning(
-        "{} does not exist, and the module nf_conntrack cannot be loaded: {}. The conntrack settings of the configuration are not "
+        "{} does not exist, and the module nf_conntrack cannot be loaded: {}. The conntrack "
+        "settings of the configuration are not "
         "made; run `modprobe nf_conntrack` and restart nftproxy to make them.",
         path,
         reason,
@@ -129,7 +137,10 @@ def cpu_count(sys: Path = Path("/sys")) -> int:
 
 
 def set_oom_score(adjustment: int, *, proc: Path = Path("/proc")) -> None:
-    """Set how likely the kernel kills this process for memory; a failure is only logged (contract 6.1.7)."""
+    """Set how likely the kernel kills this process for memory.
+
+    A failure is only logged (contract 6.1.7).
+    """
     path = proc / "self/oom_score_adj"
     try:
         path.write_text(str(adjustment))

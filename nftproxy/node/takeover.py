@@ -1,11 +1,15 @@
-"""Taking a node over from another mode of kube-proxy: finding what it left and removing it (contract 5.12).
+"""Takeover of a node from another mode of kube-proxy.
 
-To be called only when our own table is in place: then every Service has rules all the time, for a moment even twice, and whichever
-translates a new connection first does so alone. kube-proxy itself removes them first and programs its own much later.
+Find its rules and remove them (contract 5.12).
 
-Both iptables backends are looked at in both families, each through its own programs, whose absence is no error (5.12.3). Each table
-is changed in one transaction. IPVS and IP sets are only looked at where the kernel has them in use already: no module is ever loaded for
-that. What is not kube-proxy's never changes; see `leftovers` for what is.
+Call this only when our own table is in place: then every Service has rules all the time, for a
+moment even twice, and the first to translate a new connection does so alone. kube-proxy itself
+removes the old rules first and writes its own much later.
+
+Both iptables backends are read in both families, each through its own programs, whose absence is no
+error (5.12.3). Each table is changed in one transaction. IPVS and IP sets are only read where the
+kernel uses them already, so no module is ever loaded for that. Rules of others never change; see
+`leftovers` for the distinction.
 """
 
 import errno
@@ -25,14 +29,19 @@ from nftproxy.kernel.transactions import Kernel
 from nftproxy.node import leftovers as left
 from nftproxy.node.leftovers import INTERFACE, IPSETS, NFT_TABLES, Leftovers, Saved
 
-ROUNDS = 3  # kubelet or a network plugin may change a table between reading and writing, which then fails as a whole
+# kubelet or a network plugin may change a table between reading and writing, which then fails as a
+# whole
+ROUNDS = 3
 _LOCK_WAIT = "5"  # seconds for the lock that programs of iptables-legacy share
 _TIMEOUT = 600.0  # seconds; iptables-nft takes half a minute for 10 000 Services
 _LIST_NAMES = 1 << 1  # IPSET_FLAG_LIST_SETNAME
 
 
 def take_over(kernel: Kernel) -> tuple[Leftovers, list[str]]:
-    """Remove whatever is left; return what was found, and what went wrong, which is logged and stops nothing (contract 5.12.1)."""
+    """Remove all leftovers.
+
+    Return what existed, and the problems, which are logged (contract 5.12.1).
+    """
     found = leftovers()
     problems: list[str] = []
     now = found
@@ -48,12 +57,14 @@ def take_over(kernel: Kernel) -> tuple[Leftovers, list[str]]:
             line,
         )
     for problem in problems:
-        logger.error("what another mode of kube-proxy left could not all be removed: {}", problem)
+        logger.error(
+            "the rules of another mode of kube-proxy could not all be removed: {}", problem
+        )
     return found, problems
 
 
 def leftovers() -> Leftovers:
-    """Look for what another mode of kube-proxy left in this thread's network namespace; changes nothing."""
+    """Look for rules of another mode in this thread's network namespace; change nothing."""
     problems: list[str] = []
     rules = [
         found for program, table in _saved(problems) if (found := left.rules_left(program, table))
@@ -71,7 +82,8 @@ def leftovers() -> Leftovers:
     return Leftovers(
         rules=tuple(rules),
         tables=tuple(tables),
-        # Others use IPVS too, keepalived for one: without anything else of kube-proxy's mode the services are theirs.
+        # Others use IPVS too, such as keepalived: without other traces of kube-proxy's mode, its
+        # services are theirs.
         virtual_services=_virtual_services() if interface or ipsets else 0,
         interface=interface,
         ipsets=ipsets,
@@ -80,9 +92,10 @@ def leftovers() -> Leftovers:
 
 
 def remove(found: Leftovers, kernel: Kernel) -> list[str]:
-    """Remove what was found; return what went wrong, one line each.
+    """Remove the leftovers; return the problems, one line each.
 
-    What is gone already is no problem, but in a table of iptables: that is changed as a whole or not at all, so look again.
+    An object that no longer exists is no problem, except in a table of iptables: that is changed as
+    a whole or not at all, so the caller looks again.
     """
     problems: list[str] = []
     for rules in found.rules:
@@ -104,7 +117,10 @@ def remove(found: Leftovers, kernel: Kernel) -> list[str]:
 
 
 class DroppingChain(NamedTuple):
-    """A chain of somebody else's table whose policy drops; `table` begins with its family or its program."""
+    """A chain of another program whose policy drops.
+
+    `table` begins with its family or its program.
+    """
 
     table: str
     chain: str
@@ -112,16 +128,17 @@ class DroppingChain(NamedTuple):
 
     @property
     def needed(self) -> str:
-        """What has to be accepted there, as no accept of ours overrides a drop."""
+        """The traffic to accept there, as no accept of ours overrides a drop."""
         return {
-            "input": "connections to endpoints on the network of this host and to health check node ports",
+            "input": "connections to endpoints on the network of this host and to health check "
+            "node ports",
             "forward": "connections to and from pods",
             "output": "connections of this node to Services",
         }.get(self.hook, "packets to and from Services and pods")
 
 
 def dropping_chains() -> list[DroppingChain]:
-    """Return the chains of other tables that drop what no rule accepts, for a warning (contract 9.8)."""
+    """Return the chains of other tables that drop by default, for a warning (contract 9.8)."""
     with closing(Reader()) as reader:
         found = [
             DroppingChain(f"{c.family} {c.table}", c.name, c.hook)
@@ -138,13 +155,13 @@ def dropping_chains() -> list[DroppingChain]:
 
 
 def saved_tables() -> list[tuple[str, Saved]]:
-    """Return the tables of every iptables program there is, with the program's name; what cannot be read is left out."""
+    """Return the tables of all iptables programs, by program; unreadable ones are left out."""
     return list(_saved([]))
 
 
 @contextmanager
 def _reported(problems: list[str], what: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a line: everything here is best effort (contract 5.12.1)."""
+    """Turn any failure inside into a line: everything here is best effort (contract 5.12.1)."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - of programs, netlink and pyroute2 alike
@@ -152,7 +169,7 @@ def _reported(problems: list[str], what: str) -> Iterator[None]:
 
 
 def _saved(problems: list[str]) -> Iterator[tuple[str, Saved]]:
-    """Yield the tables of every iptables program there is."""
+    """Yield the tables of all iptables programs."""
     for program in _programs():
         text = ""
         with _reported(problems, program):
@@ -161,7 +178,7 @@ def _saved(problems: list[str]) -> Iterator[tuple[str, Saved]]:
 
 
 def _programs() -> Iterator[str]:
-    """Yield the programs at hand: both backends by name, or the one there is where it has no such name."""
+    """Yield the programs of this machine: both backends by name, or the one without such a name."""
     for family in ("iptables", "ip6tables"):
         named = [
             program
@@ -174,7 +191,7 @@ def _programs() -> Iterator[str]:
 
 
 def _run(argv: list[str], text: str = "") -> str:
-    """Run a program; KernelError with its first words if it fails."""
+    """Run a program; KernelError with the start of its output if it fails."""
     environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(
         argv,
@@ -230,7 +247,7 @@ def _destroy(name: str) -> None:
 
 
 def _virtual_services() -> int:
-    """Count the IPVS services; none where the module is not loaded."""
+    """Count the IPVS services; 0 if the module is not loaded."""
     try:
         lines = Path("/proc/thread-self/net/ip_vs").read_text().splitlines()
     except OSError:

@@ -1,20 +1,25 @@
-"""Where UDP flows may go: for each UDP frontend of a family, the endpoints its conntrack entries may lead to (contract 6.2).
+"""Where UDP flows may go.
 
-UDP has no end of a connection: as long as a client keeps sending, conntrack keeps the endpoint that the first datagram got, also when it
-is long gone. What is remembered here says which entries have to be deleted so that the next datagram meets the table again:
+For each UDP frontend of a family, the endpoints its conntrack entries may lead to (contract 6.2).
 
-- a frontend with endpoints: every entry that leads to anything else, also one that was never translated because there was no
-  endpoint yet;
-- a frontend without endpoints, of a Service that is gone, or that its Service no longer has: every entry that was translated, as
-  what it leads to is no endpoint (kube-proxy leaves those, and such clients talk to nobody until they stop for minutes). One that was
-  never translated is left, because nothing would become of it but the same again.
+UDP has no end of a connection: as long as a client keeps sending, conntrack keeps the endpoint that
+the first datagram got, also when it is long gone. What is remembered here says which entries have
+to be deleted so that the next datagram meets the table again:
 
-Whatever makes a frontend appear, vanish or pass to another Service makes a clean-up due: Services and endpoints, addresses that this
-machine gains or loses (each is a frontend of every NodePort), a Service that the kernel accepts at last. ServiceCIDRs make no
-frontend: what they drop has no entry.
+- a frontend with endpoints: every entry that leads to anything else, also one that was never
+  translated because there was no endpoint yet;
+- a frontend without endpoints, of a Service that is gone, or that its Service no longer has: every
+  entry that was translated, as what it leads to is no endpoint (kube-proxy leaves those, and such
+  clients talk to nobody until they stop for minutes). One that was never translated is left,
+  because nothing would become of it but the same again.
 
-Pure. Knows what successful syncs have looked at, nothing of conntrack. A sync that fails is not told here and looks at the same services
-again, and what was due stays due until `cleaned`; so nothing that has to be deleted is ever forgotten.
+Whatever makes a frontend appear, vanish or pass to another Service makes a clean-up due: Services
+and endpoints, addresses that this machine gains or loses (each is a frontend of every NodePort), a
+Service that the kernel accepts at last. ServiceCIDRs make no frontend: what they drop has no entry.
+
+Pure. Knows what successful syncs have looked at, nothing of conntrack. A sync that fails is not
+told here and looks at the same services again, and what was due stays due until `cleaned`; so
+nothing that has to be deleted is ever forgotten.
 """
 
 from collections.abc import Container, Iterable, Mapping
@@ -39,7 +44,7 @@ Expected = Mapping[Frontend, frozenset[Endpoint]]
 def udp_frontends(
     service: Service, slices: Iterable[EndpointSlice], family: Family, *, external_ips: bool = True
 ) -> dict[Frontend, frozenset[Endpoint]]:
-    """Return the UDP frontends of a Service, each with the endpoints that its flows may lead to (contract 6.2.2).
+    """Return the UDP frontends of a Service with the endpoints their flows may lead to (contract 6.2.2).
 
     `external_ips`: the feature gate AllowServiceExternalIPs.
     """
@@ -60,7 +65,7 @@ def udp_frontends(
 def nodeport_addresses(
     family: Family, networks: NodePortNetworks, own: Iterable[Address]
 ) -> frozenset[str]:
-    """Return which of this machine's `own` addresses accept NodePorts (contract 2.6.4, 2.6.5)."""
+    """Return the addresses among `own` that accept NodePorts (contract 2.6.4, 2.6.5)."""
     if networks is ALL:
         return frozenset(
             address.text for address in own if address.family is family and not is_loopback(address)
@@ -70,18 +75,18 @@ def nodeport_addresses(
 
 
 class _Claim(NamedTuple):
-    """What one Service wants of a frontend; the smallest is the one that has it."""
+    """The claim of one Service to a frontend; the smallest one has it."""
 
     precedence: tuple[bool, bool, str, ObjectName]
     endpoints: frozenset[Endpoint]
 
 
 class UdpFlows:
-    """The UDP frontends of one family, kept up to date by what its syncs have looked at; not for two threads at once."""
+    """The UDP frontends of one family, updated by its syncs; not for two threads at the same time."""
 
     def __init__(self, family: Family, *, external_ips: bool = True) -> None:
         self.family = family
-        self.due = False  # whether a frontend may have changed, and no clean-up came after it
+        self.due = False  # whether a frontend may have changed without a clean-up since
         self.here: frozenset[str] = (
             frozenset()
         )  # the addresses of this machine that accept NodePorts
@@ -89,10 +94,10 @@ class UdpFlows:
         self._services: dict[ObjectName, dict[Frontend, frozenset[Endpoint]]] = {}
         self._claims: dict[Frontend, dict[ObjectName, _Claim]] = {}
         self._gone: set[Frontend] = set()
-        self._left: set[str] = set()  # addresses that accepted NodePorts and are no longer here
+        self._left: set[str] = set()  # addresses that accepted NodePorts and have left this machine
 
     def accept_nodeports_on(self, addresses: Iterable[str]) -> None:
-        """Take in which addresses of this machine accept NodePorts now."""
+        """Set the addresses of this machine that accept NodePorts now."""
         before, self.here = self.here, frozenset(addresses)
         self._left = (self._left | before) - self.here
         if before != self.here and any(frontend.is_node_port for frontend in self._claims):
@@ -105,7 +110,7 @@ class UdpFlows:
         *,
         everything: bool = False,
     ) -> None:
-        """Take in what a successful sync has looked at; Services that the kernel refused are in the table as they were before.
+        """Enter the Services of a successful sync; refused ones are in the table as before.
 
         `everything`: there are no others, as after reading back.
         """
@@ -134,9 +139,11 @@ class UdpFlows:
                 self._services[name] = now
 
     def expected(self) -> Expected:
-        """Return for each frontend the endpoints that its flows may lead to; none for one that is gone.
+        """Return for each frontend the endpoints that its flows may lead to.
 
-        A frontend that two Services claim leads to the endpoints of the one that has it (contract 2.2.3).
+        None after its removal.
+
+        A frontend that two Services claim leads to the endpoints of its owner (contract 2.2.3).
         """
         expected = {
             frontend: min(claims.values()).endpoints for frontend, claims in self._claims.items()
@@ -148,7 +155,7 @@ class UdpFlows:
         return dict.fromkeys([*left, *self._gone], frozenset[Endpoint]()) | expected
 
     def cleaned(self) -> None:
-        """Note that every entry that was not as expected has been deleted."""
+        """Note that every unexpected entry has been deleted."""
         self.due = False
         self._gone.clear()
         self._left.clear()

@@ -138,7 +138,8 @@ def why_none(
         return (
             "no-slices",
             (
-                f"{name} has no EndpointSlice: no Pod matches its selector, or it has none and nobody "
+                f"{name} has no EndpointSlice: no Pod matches its selector, or it has none and "
+                "nobody "
                 "made a slice"
             ),
         )
@@ -147,7 +148,8 @@ def why_none(
             return (
                 "fqdn",
                 (
-                    f"the EndpointSlices of {name} hold names (addressType FQDN), which no proxy can "
+                    f"the EndpointSlices of {name} hold names (addressType FQDN), which no proxy "
+                    "can "
                     "send packets to"
                 ),
             )

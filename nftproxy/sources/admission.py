@@ -1,4 +1,6 @@
-"""What an API server would refuse in an object: addresses and CIDRs that are invalid, or that no Service or endpoint can have.
+"""What an API server would refuse in an object.
+
+Addresses and CIDRs that are invalid, or that no Service or endpoint can have.
 
 Manifests do not pass through an API server, so the same rules are checked here. Pure; every problem
 is one line that starts with the path of the field.

@@ -1,4 +1,6 @@
-"""The connection to the API server: where it is, who we are, and requests whose answers come as raw bytes.
+"""The connection to the API server.
+
+Where it is, who we are, and requests whose answers come as raw bytes.
 
 The `kubernetes` package reads configuration and credentials: kubeconfig files, in-cluster service
 accounts, client certificates, exec plugins, proxies. It reads a token file once and keeps it, while
@@ -88,7 +90,10 @@ class Answer:
 
     @property
     def retry_after(self) -> float:
-        """The seconds that the server asks to wait, or 0; API servers do not use the form with a date."""
+        """The seconds that the server asks to wait, or 0.
+
+        API servers do not use the form with a date.
+        """
         text = self._response.headers.get("Retry-After", "")
         return float(text) if text.isdecimal() else 0.0
 
@@ -154,7 +159,10 @@ class Connection:
         content_type: str = "application/json",
         silence: float = 30.0,
     ) -> Answer:
-        """Send a request and return the answer, whatever its status. Errors are as for `get`; `silence` applies to each read, too."""
+        """Send a request and return the answer, whatever its status.
+
+        Errors are as for `get`; `silence` applies to each read, too.
+        """
         session = self._current()
         headers = {**session.headers, **({} if body is None else {"Content-Type": content_type})}
         code = "<error>"

@@ -1,4 +1,7 @@
-"""ClusterIPs for Services without one, as an API server assigns them. Pure; the same Services get the same addresses."""
+"""ClusterIPs for Services without one, as an API server assigns them.
+
+Pure; the same Services get the same addresses.
+"""
 
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address, ip_network
@@ -16,7 +19,10 @@ DEFAULTS: Final = {Family.IPv4: "10.96.0.0/12", Family.IPv6: "fd00:96::/112"}
 def assign(
     services: Iterable[Service], cidrs: Iterable[ServiceCIDR], families: Iterable[Family]
 ) -> list[Service]:
-    """Return the Services, with a ClusterIP of each of their families; `families` has the default first."""
+    """Return the Services, with a ClusterIP of each of their families.
+
+    `families` has the default first.
+    """
     services = list(services)
     taken = {
         text
@@ -49,7 +55,10 @@ def _family(cidr: str) -> Family:
 
 
 def _free(cidr: str, taken: set[str]) -> Iterator[str]:
-    """Yield the free addresses of a network, without its first and last; the first of IPv6 is the routers'."""
+    """Yield the free addresses of a network, without its first and last.
+
+    The first of IPv6 is the routers'.
+    """
     network = ip_network(cidr.strip(), strict=False)
     used = {ip_address(text) for text in taken if text != "None"}
     return (str(address) for address in network.hosts() if address not in used)

@@ -18,7 +18,10 @@ from nftproxy.store import Store
 
 
 class FileSource:
-    """Delivers all objects of manifests into a store; for the event loop's thread, except `wait_for_node`."""
+    """Delivers all objects of manifests into a store.
+
+    For the event loop's thread, except `wait_for_node`.
+    """
 
     node_required = False
 

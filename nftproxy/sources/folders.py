@@ -1,4 +1,6 @@
-"""Notice changed files in folders: closed, renamed or deleted ones, not those that are being written.
+"""Notice changed files in folders.
+
+Closed, renamed or deleted ones, not those that are being written.
 
 inotify by system calls, on the event loop, reports a change within a millisecond and needs no
 thread. It cannot report a missing folder, a network file system, or a link with another target; a
@@ -44,7 +46,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Folders:
-    """Watches folders for the running event loop; all methods except `unfinished` are for its thread."""
+    """Watches folders for the running event loop.
+
+    All methods except `unfinished` are for its thread.
+    """
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._folders = sorted(folders)
@@ -147,14 +152,18 @@ class Folders:
         if reason != self._trouble:
             self._trouble = reason
             logger.warning(
-                "inotify: {}; folders are read every {:g} s instead (sysctl fs.inotify shows the limits)",
+                "inotify: {}; folders are read every {:g} s instead (sysctl fs.inotify shows the "
+                "limits)",
                 reason,
                 BLIND,
             )
 
 
 def _events(data: bytes) -> Iterator[tuple[int, int, str]]:
-    """Yield watch, mask and file name of each event; an overrun of the queue is an event without a watch."""
+    """Yield watch, mask and file name of each event.
+
+    An overrun of the queue is an event without a watch.
+    """
     position = 0
     while position < len(data):
         watch, mask, _, length = _EVENT.unpack_from(data, position)

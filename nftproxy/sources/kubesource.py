@@ -1,4 +1,6 @@
-"""The cluster as a source: four reflectors, each in a thread, that keep the store in step with the API server.
+"""The cluster as a source.
+
+Four reflectors, each in a thread, that keep the store in step with the API server.
 
 The own Node is first; the others start when the server has answered for it (contract 1.2.1).
 Nothing here interprets the objects. The store is the only copy and cannot drift, so it needs no
@@ -101,7 +103,10 @@ class KubeSource:
 
 
 class _NodeSink:
-    """In front of the store for the one Node: lets others wait for it, and logs its deletion (contract 1.4.4)."""
+    """In front of the store for the one Node.
+
+    Lets others wait for it, and logs its deletion (contract 1.4.4).
+    """
 
     def __init__(self, store: Store, name: str, changed: Callable[[Node], None]) -> None:
         self._store = store

@@ -1,4 +1,6 @@
-"""Objects from files: Service, EndpointSlice, Node and ServiceCIDR as YAML or JSON, as `kubectl get -o yaml` prints them.
+"""Objects from files.
+
+Service, EndpointSlice, Node and ServiceCIDR as YAML or JSON, as `kubectl get -o yaml` prints them.
 
 A scan reads only changed files, and none that is being written. A fault affects nothing else: a
 broken document keeps the last good version of its object, a file with invalid YAML all its objects,
@@ -122,7 +124,8 @@ class Manifests:
             for identity, item in file.objects.items():
                 if identity in seen:
                     faults.append(
-                        f"{path}: {_named(identity)}: is already defined in {seen[identity]}, which counts"
+                        f"{path}: {_named(identity)}: is already defined in {seen[identity]}, "
+                        "which counts"
                     )
                     continue
                 seen[identity] = path
@@ -144,12 +147,16 @@ class Manifests:
             for name, place in file.endpoints.items():
                 if name not in sliced:
                     yield (
-                        f"{place}: Endpoints {name}: not used, because only EndpointSlices are read; write the addresses as an "
+                        f"{place}: Endpoints {name}: not used, because only EndpointSlices are "
+                        "read; write the addresses as an "
                         f"EndpointSlice with the label kubernetes.io/service-name: {name.name}"
                     )
 
     def _list(self, faults: list[str], untouched: set[Path]) -> Iterator[Path]:
-        """Yield all files; those of a folder that cannot be listed are the last known ones, and `untouched`."""
+        """Yield all files.
+
+        Those of a folder that cannot be listed are the last known ones, and `untouched`.
+        """
         folders = {known.parent for known in self._files} - {
             *self._files
         }  # those that were folders when last read
@@ -246,7 +253,8 @@ def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         raise SourceError(f"{path}: {where}not YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SourceError(
-            f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: {str(error).splitlines()[0]}"
+            f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     for number, document in enumerate(documents, 1):
         items = (

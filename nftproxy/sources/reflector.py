@@ -25,7 +25,10 @@ from nftproxy.sources.retry import Cause, Outcome, State
 from nftproxy.sources.wire import Bookmark, Broken, Changed, Removed, Status, WireError
 
 PAGE_SIZE: Final = 500
-"""Objects per page of a list: about 1 MB of JSON, decoded in 5 ms, during which nothing else in this process runs."""
+"""Objects per page of a list.
+
+About 1 MB of JSON, decoded in 5 ms, during which nothing else in this process runs.
+"""
 
 LIST_SILENCE: Final = 30.0
 LONGEST_LINE: Final = 16 * 1024 * 1024
@@ -33,7 +36,10 @@ LONGEST_LINE: Final = 16 * 1024 * 1024
 
 
 class Sink(Protocol):
-    """Where objects are delivered: the store, or something in front of it. Each method returns whether anything changed."""
+    """Where objects are delivered: the store, or something in front of it.
+
+    Each method returns whether anything changed.
+    """
 
     def put(self, item: Object, /) -> bool:
         """Put a new or changed object."""
@@ -49,7 +55,10 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Time and randomness, which tests replace. `pause` returns early when the reflector is stopped."""
+    """Time and randomness, which tests replace.
+
+    `pause` returns early when the reflector is stopped.
+    """
 
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
@@ -66,7 +75,10 @@ class _Complaint:
 
 
 class Reflector:
-    """Keeps one kind in the store in step with the API server. `run` has a thread of its own, `stop` is for any other."""
+    """Keeps one kind in the store in step with the API server.
+
+    `run` has a thread of its own, `stop` is for any other.
+    """
 
     def __init__(
         self,
@@ -137,7 +149,10 @@ class Reflector:
             return Outcome(Cause.FAILED, str(error))
 
     def _list(self) -> Outcome | None:
-        """List page by page and put the whole into the store; return the outcome if something prevented it."""
+        """List page by page and put the whole into the store.
+
+        Return the outcome if something prevented it.
+        """
         items: list[Object] = []
         broken: list[Broken] = []
         query = {**self.resource.selectors, "limit": str(PAGE_SIZE)}
@@ -310,7 +325,10 @@ class Reflector:
 
 
 def _lines(answer: Answer) -> Iterator[list[bytes]]:
-    """Yield the complete lines of a stream, as many at a time as have arrived; an unfinished last line is dropped."""
+    """Yield the complete lines of a stream, as many at a time as have arrived.
+
+    An unfinished last line is dropped.
+    """
     rest = b""
     for piece in answer.chunks():
         rest += piece
@@ -333,7 +351,10 @@ def _refusal(answer: Answer) -> Outcome:
 
 
 def _failure(said: Status) -> Outcome:
-    """Return the outcome of an error within a stream; 410 means the same as at the start of a watch."""
+    """Return the outcome of an error within a stream.
+
+    410 means the same as at the start of a watch.
+    """
     wait = said.details.retry_after_seconds if said.details else 0
     return Outcome(
         Cause.FAILED, f"the API server ended the watch: {said}", code=said.code, retry_after=wait

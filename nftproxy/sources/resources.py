@@ -1,4 +1,6 @@
-"""What is watched in the API: four resources, their paths and selectors (contract 1.1), and how much each matters.
+"""What is watched in the API.
+
+Four resources, their paths and selectors (contract 1.1), and how much each matters.
 
 Endpoints, Pods, Secrets and ConfigMaps are never read (contract 1.1.8); the only verbs are list and
 watch (contract 10.2).

@@ -1,4 +1,6 @@
-"""What to do after the end of a list or a watch, whatever the reason. Pure: no clock, no randomness, no connection.
+"""What to do after the end of a list or a watch, whatever the reason.
+
+Pure: no clock, no randomness, no connection.
 
 What always holds: the last known resource version is kept unless the server no longer has it or the
 stream was garbage. There is a pause between two requests, unless a watch lasted and ended in good
@@ -69,7 +71,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The state of one resource: `version` None means that a list is due, `streaming` that the server may offer it as a stream.
+    """The state of one resource.
+
+    `version` None means that a list is due, `streaming` that the server may offer it as a stream.
 
     `failures` counts problems in a row, `expiries` lost versions in a row; `quiet` says that the
     last watch had next to no objects.

@@ -64,7 +64,10 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """No event up to here; `complete` marks the end of the objects that existed at the start of a streaming list."""
+    """No event up to here.
+
+    `complete` marks the end of the objects that existed at the start of a streaming list.
+    """
 
     version: Version
     complete: bool

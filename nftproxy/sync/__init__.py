@@ -1,1 +1,4 @@
-"""Bringing the table in step with the store: when, in which order, and what is done about what fails."""
+"""Bringing the table in step with the store.
+
+When, in which order, and what is done about what fails.
+"""

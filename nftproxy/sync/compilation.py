@@ -1,4 +1,4 @@
-"""From what a sync has to look at to what is wanted of each service, a portion at a time; and the log of what had to be ignored."""
+"""Compiles dirty services into wanted ones, a portion at a time, and logs ignored parts."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -14,11 +14,11 @@ from nftproxy.store import Pending, Taken
 from nftproxy.sync.report import Report
 from nftproxy.table.difference import age
 
-PORTION = 1000  # services looked at together after reading back; what a sync needs on the way grows with it
+PORTION = 1000  # services looked at together after reading back; the memory of a sync grows with it
 
 
 class Compilation:
-    """Compiles the services of one family, and says once what is wrong with each."""
+    """Compiles the services of one family, and logs the problems of each once."""
 
     def __init__(self, family: Family, settings: NodeSettings) -> None:
         self._family = family
@@ -28,7 +28,7 @@ class Compilation:
     def portions(
         self, taken: Taken, report: Report, *, whole: bool
     ) -> Iterator[dict[ObjectName, Compiled | None]]:
-        """Yield what is wanted of services: all at once, or in portions."""
+        """Yield the wanted state of services: all at once, or in portions."""
         for services in _portions(taken.services, None if whole else PORTION):
             with report.timed("compile"):
                 wanted = self._compile(services, taken.zone)
@@ -55,7 +55,7 @@ class Compilation:
         return wanted
 
     def _log(self, name: ObjectName, notes: list[str]) -> None:
-        """Say what was ignored in a service's objects, once until it changes."""
+        """Log the ignored parts of a service's objects, once until they change."""
         if notes != self._notes.get(name, []):
             for note in notes:
                 logger.warning("Service {} {}: {}", name, self._family, note)
@@ -67,10 +67,11 @@ class Compilation:
 def _portions(
     services: dict[ObjectName, Pending], size: int | None
 ) -> Iterator[dict[ObjectName, Pending]]:
-    """Yield services some at a time; all at once without a size.
+    """Yield services in portions; all at once without a size.
 
-    Only what exchanges a frontend must change together, and after reading back nobody is known to have had one. They come by
-    precedence: of two that claim a frontend the other then never has it for a moment.
+    Only services that exchange a frontend must change together, and after reading back none is
+    known to have had one. They are sorted by precedence: of two that claim a frontend, the other
+    then never has it for a moment.
     """
     if size is None:
         yield services

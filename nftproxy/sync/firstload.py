@@ -1,4 +1,4 @@
-"""The load of an empty table: what it holds back until everything else is there, and the thread that commits while more is made."""
+"""The load of an empty table: its order, and the thread that commits while more is prepared."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -13,19 +13,20 @@ from nftproxy.table.delta import Delta
 from nftproxy.table.plan import BATCH
 
 _MEMBERS = (schema.CLUSTER_MEMBERS, schema.LOCAL_MEMBERS)
-AHEAD = 3  # transactions made while the kernel takes one
+AHEAD = 3  # transactions prepared while the kernel takes one
 
 
 class FirstLoadError(Exception):
-    """The kernel refused something of many services; they have to be tried by themselves."""
+    """The kernel refused a part of many services; each has to be tried alone."""
 
 
 class FirstLoad:
-    """Commits the deltas of an empty table's services, in order, each while the next are made.
+    """Commits the deltas of an empty table's services, in order, each while the next are prepared.
 
-    The kernel validates all verdicts there are with each transaction that adds one, or a chain, so they wait until they are a
-    quarter of those there, and then go together, but those of one service never apart; before them what ClientIP services have of
-    their own. After them go the addresses of their Services: connections to an address without a verdict are refused.
+    With each transaction that adds a verdict or a chain the kernel validates all existing verdicts,
+    so verdicts wait until they are a quarter of the existing ones, and then go together, but those
+    of one service never apart. The chains and sets of ClientIP services are first. The addresses of
+    the Services are last: connections to an address without a verdict are refused.
     """
 
     def __init__(self, commit: Callable[[Delta, Iterable[Affinity]], None]) -> None:
@@ -49,7 +50,10 @@ class FirstLoad:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def add(self, whole: Delta, affinities: Iterable[Affinity]) -> None:
-        """Have the delta of some services committed; it is used up. FirstLoadError when one before failed."""
+        """Commit the delta of some services, which is used up.
+
+        FirstLoadError if an earlier one failed.
+        """
         if whole.removed:  # of two that claim a frontend the older one came later: what it replaces has to be there
             self._release()
         verdicts, addresses = Delta(), Delta()
@@ -71,7 +75,7 @@ class FirstLoad:
             self._release()
 
     def finish(self) -> None:
-        """Return when everything is in the kernel; FirstLoadError when that failed."""
+        """Wait until everything is in the kernel; FirstLoadError if that failed."""
         self._release()
         self._wait(0)
 
@@ -94,7 +98,7 @@ class FirstLoad:
         self._under_way.append(self._thread.submit(self._transact, delta, affinities))
 
     def _wait(self, number: int) -> None:
-        """Wait until at most so many transactions are under way."""
+        """Wait until at most that many transactions are under way."""
         try:
             while len(self._under_way) > number:
                 self._under_way.popleft().result()

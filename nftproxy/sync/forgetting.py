@@ -1,7 +1,8 @@
-"""What makes clients forget endpoints that are gone: the kernel remembers them for ClientIP affinity, and knows nothing of endpoints.
+"""Makes clients forget removed endpoints.
 
-First an endpoint leaves the members, so that nobody learns it any more; when no packet is on its way that still found it
-there, those who remember it forget it; then the change itself is made.
+The kernel remembers them for ClientIP affinity and knows nothing of endpoints. First an endpoint
+leaves the members, so that no client learns it any more. When every packet has left that still
+found it there, its clients forget it. Then the change itself is made.
 """
 
 import itertools
@@ -17,7 +18,7 @@ FORGET = 2000  # remembered clients deleted in one transaction
 
 
 class Forgetting:
-    """Forgets on behalf of one family's syncs."""
+    """Forgets for the syncs of one family."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -39,9 +40,10 @@ class Forgetting:
     def forget_departed(
         self, change: Change, remembered: Remembered, whole: Delta, commit: Callable[[Delta], None]
     ) -> None:
-        """Take endpoints that go out of the members, whose removal `whole` then no longer has, and make clients forget them.
+        """Remove endpoints from the members, and so from `whole`, and make clients forget them.
 
-        `commit` waits for packets that found their endpoint among the members, and are about to be remembered.
+        `commit` waits for packets that found their endpoint among the members and are about to be
+        remembered.
         """
         departed = Delta()
         departed.take_removed(whole, (schema.CLUSTER_MEMBERS, schema.LOCAL_MEMBERS))
@@ -51,16 +53,17 @@ class Forgetting:
             self._forget(new, {*new.ports, *(old.ports if old else ())})
 
     def forget_strangers(self, affinities: Iterable[Affinity], sets: set[str]) -> None:
-        """Make clients forget whatever is not an endpoint, after reading back.
+        """Make clients forget every address that is no endpoint, after reading back.
 
-        Only memories among `sets`, those there were before, hold any; each costs the kernel a walk along all sets.
+        Only memories among `sets`, which existed before, hold any; each costs the kernel a walk
+        along all sets.
         """
         for affinity in affinities:
             if any(memory in sets for memory, _ in affinity.memories(affinity.ports)):
                 self._forget(affinity, affinity.ports)
 
     def _forget(self, affinity: Affinity, ports: Iterable[int]) -> None:
-        """Delete what clients remember of endpoints that are no members."""
+        """Delete the clients' memory of endpoints that are no members."""
         for memory, usable in affinity.memories(ports):
             if memory in self._kernel.sets:
                 stale = {k: v for k, v in self._kernel.elements(memory).items() if v not in usable}
@@ -72,7 +75,7 @@ class Forgetting:
 def _before_after(
     change: Change, remembered: Remembered
 ) -> Iterator[tuple[Affinity | None, Affinity]]:
-    """Yield the affinities that a change leaves, each with what it was."""
+    """Yield the affinities that a change leaves, each with its former state."""
     for name, new in change.services.items():
         if new and new.affinities:
             old = remembered.services.get(name)

@@ -1,8 +1,9 @@
-"""What needs very many chains lets others go first.
+"""A Service that needs very many chains lets others go first.
 
-A thousand ClientIP ports need thirteen thousand chains, which takes many seconds. Chains that nothing points to do no harm, so
-they are made some at a time, and what changes meanwhile waits for some, not for all. Nothing else is remembered of it: the next
-sync compiles again and sees which chains are there.
+A thousand ClientIP ports need thirteen thousand chains, which takes many seconds. Chains without
+references do no harm, so they are made in portions, and changes that arrive meanwhile wait for one
+portion, not for all. No other state is kept: the next sync compiles again and sees the existing
+chains.
 """
 
 from nftproxy.kernel.transactions import Kernel
@@ -11,11 +12,12 @@ from nftproxy.table.delta import Delta
 from nftproxy.table.program import Program
 from nftproxy.table.remembered import Change
 
-PREPARED = 50  # ClientIP service ports whose chains are made in one sync for a Service with more: a third of a second
+# ClientIP service ports whose chains one sync makes for a Service with more: a third of a second
+PREPARED = 50
 
 
 class Preparation:
-    """Makes the chains of large changes before these are made."""
+    """Makes the chains of large changes in advance."""
 
     def __init__(self, kernel: Kernel, program: Program) -> None:
         self._kernel = kernel
@@ -27,11 +29,11 @@ class Preparation:
         return ports > PREPARED and bool(self._lacking(change))
 
     def prepare(self, change: Change) -> None:
-        """Make some of the chains that a large change needs."""
+        """Make a portion of the chains that a large change needs."""
         self._kernel.ensure_for(Delta(), self._program, self._lacking(change)[:PREPARED])
 
     def _lacking(self, change: Change) -> list[Affinity]:
-        """Return the ClientIP service ports of a change whose chains have to be made."""
+        """Return the ClientIP service ports of a change whose chains are missing."""
         return [
             a
             for new in change.services.values()

@@ -1,7 +1,7 @@
-"""A node's service proxy: a store in, a table in step out.
+"""A node's service proxy: it keeps the table in step with a store.
 
-All work on the table happens in one worker thread, so that a long sync never delays health answers; only the load of an empty
-table has a second one, which commits. The event loop's thread only decides when.
+One worker thread does all work on the table, so that a long sync never delays health answers; the
+load of an empty table has a second one, which commits. The event loop's thread only decides when.
 """
 
 import asyncio
@@ -22,42 +22,47 @@ from nftproxy.sync.report import Report
 from nftproxy.sync.runner import Runner
 from nftproxy.sync.table import Table
 
-QUIET = 2.0  # seconds without a sync before chains that fell out of use are deleted; before kernel 6.2 they count as used for a moment
+# seconds without a sync before unused chains are deleted; before kernel 6.2 they count as used for
+# a moment
+QUIET = 2.0
 REPAIR_PERIOD = 1.0  # seconds between repairs, for a program that keeps changing our table
 
 Result = TypeVar("Result")
 
 
 class Observer:
-    """Is told what the runs do, in the event loop's thread; this one does nothing."""
+    """Observes the runs, in the event loop's thread; this one does nothing."""
 
     def queued(self, family: Family) -> None:
-        """Note that a run was asked for."""
+        """Note a request for a sync."""
 
     def started(self, family: Family) -> None:
-        """Note that a family's runner has started."""
+        """Note the start of a family's runner."""
 
     async def synced(self, report: Report, seconds: float) -> None:
-        """Note that a sync succeeded."""
+        """Note a successful sync."""
 
     def addresses_changed(self) -> None:
         """Note that this machine gained or lost an address; a sync of every family follows."""
 
     def failed(self, family: Family, seconds: float, *, full: bool) -> None:
-        """Note that a sync failed; `full`: it was to read the table back."""
+        """Note a failed sync; `full`: it was to read the table back."""
 
     def tidying_failed(self) -> None:
-        """Note that chains which fell out of use could not be deleted."""
+        """Note that unused chains could not be deleted."""
 
     def repaired(self) -> None:
-        """Note that somebody else's changes of our table are being put right."""
+        """Note a repair of our table after a change by somebody else."""
 
     def noticed(self, blocked: BlockedError | None) -> None:
         """Note whether another program's table keeps us from calling libnftables."""
 
 
 class Proxy:
-    """Runs syncs when the store has changed, until stopped; all methods belong to the event loop's thread."""
+    """Runs syncs on changes of the store, until stopped.
+
+    All methods belong to the event loop's thread.
+    """
 
     def __init__(self, table: Table, observer: Observer | None = None) -> None:
         self._table = table
@@ -81,7 +86,10 @@ class Proxy:
         }
 
     def changed(self) -> None:
-        """Have every family synced that has something to do; before all initial objects are there, nothing is (contract 1.2.4)."""
+        """Sync every family that has work.
+
+        Nothing before all initial objects are there (contract 1.2.4).
+        """
         if self._store.complete:
             for family in self.runners:
                 if self._store.pending(family):
@@ -92,7 +100,7 @@ class Proxy:
         self.runners[family].request()
 
     async def in_worker(self, work: Callable[[], Result]) -> Result:
-        """Have something done by the thread that works on the table, in turn with the syncs."""
+        """Run a function in the thread that works on the table, in turn with the syncs."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
     async def run(self) -> None:
@@ -116,9 +124,10 @@ class Proxy:
             self._worker.shutdown(wait=True)
 
     async def _sync(self, family: Family) -> None:
-        """Bring a family in step; what a Service with very many chains leaves to be done is gone on with at once.
+        """Bring a family in step.
 
-        In between comes whatever waits for the worker: the other family, repairs, clean-ups, and with each step all new changes.
+        A Service with very many chains takes several steps. Between them runs whatever waits for
+        the worker: the other family, repairs, clean-ups; each step takes all new changes.
         """
         while self._store.complete and (await self._step(family)).postponed:
             pass
@@ -136,7 +145,8 @@ class Proxy:
         seconds = clock() - started
         if report.written or report.read_back:
             logger.info(
-                "{}: in step: {} services looked at, {} elements written in {} transactions, {:.1f} ms{}",
+                "{}: in step: {} services looked at, {} elements written in {} transactions, "
+                "{:.1f} ms{}",
                 family,
                 report.services,
                 report.written,
@@ -148,7 +158,10 @@ class Proxy:
         return report
 
     def _own_addresses(self) -> list[Address]:
-        """Return the addresses of this machine's interfaces, as they were when one last changed: asking costs more than a sync."""
+        """Return the addresses of this machine's interfaces, as of their last change.
+
+        Reading them costs more than a sync.
+        """
         if self._own is None:
             every = all(
                 networks is ALL for networks in self._table.settings.nodeport_addresses.values()
@@ -188,7 +201,7 @@ class Proxy:
             self._request(family)
 
     async def _notice(self) -> None:
-        """Look whether libnftables may be called, and sync if it may again."""
+        """Check whether libnftables may be called, and sync if it may again."""
         if await self.in_worker(self._table.notice):
             for family in self.runners:
                 self._request(family)

@@ -1,4 +1,4 @@
-"""What one sync of one family did, for the log, metrics, health and whatever follows a sync."""
+"""The result of one sync of one family, for the log, metrics, health and the work after a sync."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from nftproxy.table.remembered import Change, Remembered
 
 @dataclass(slots=True)
 class Report:
-    """What one sync did."""
+    """The result of one sync."""
 
     family: Family
     services: int = 0  # looked at
@@ -28,7 +28,7 @@ class Report:
     looked_at: dict[ObjectName, Pending] = field(default_factory=dict)
     postponed: dict[ObjectName, Pending] = field(
         default_factory=dict
-    )  # not yet looked at; the next sync goes on with them
+    )  # not yet looked at; the next sync continues with them
     stages: dict[str, float] = field(
         default_factory=dict
     )  # seconds for compile, read_back, difference, kernel
@@ -43,18 +43,20 @@ class Report:
             self.stages[stage] = self.stages.get(stage, 0) + time.perf_counter() - begin
 
     def refuse(self, change: Change, error: KernelError) -> None:
-        """Note that the kernel refuses a change, and say so."""
+        """Note that the kernel refuses a change, and log it."""
         for name in change.services:
             self.refused[name] = str(error)
             if isinstance(error, BlockedError):
                 logger.error(
-                    "Service {} {}: it needs a chain or set that only libnftables can make; it stays as it was until that may be called",
+                    "Service {} {}: it needs a chain or set that only libnftables can make; it "
+                    "stays as it was until that may be called",
                     name,
                     self.family,
                 )
                 continue
             logger.error(
-                "Service {} {}: the kernel refuses it ({}); it stays as it was, all others are applied. "
+                "Service {} {}: the kernel refuses it ({}); it stays as it was, all others are "
+                "applied. "
                 "It is tried again when it changes.",
                 name,
                 self.family,
@@ -62,7 +64,7 @@ class Report:
             )
 
     def rivals(self, changes: Iterable[Change], remembered: Remembered) -> None:
-        """Say which services claim the same frontends, once until it changes (contract 2.2.3)."""
+        """Log which services claim the same frontends, once until it changes (contract 2.2.3)."""
         for change in changes:
             _log_rivals(change, remembered)
 

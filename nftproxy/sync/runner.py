@@ -1,8 +1,9 @@
 """When to sync: one runner per family, and what they share.
 
-A runner waits for a request, syncs in a worker thread, and leaves at least `min_period` between the end of a run and the start of the
-next, so that many events before a run lead to one (contract 1.3). A failed run is tried again after `retry_period` at the latest; with
-nothing to do there is a run every hour. An unexpected exception ends a run, never the runner.
+A runner waits for a request, syncs in a worker thread, and leaves at least `min_period` between the
+end of a run and the start of the next, so that many events before a run lead to one (contract 1.3).
+A failed run is tried again after `retry_period` at the latest; with nothing to do there is a run
+every hour. An unexpected exception ends a run, never the runner.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ HOURLY = 3600.0
 
 
 class Runner:
-    """Calls `run` when requested; all methods belong to the event loop's thread."""
+    """Calls `run` on request; all methods belong to the event loop's thread."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Runner:
         self._idle = asyncio.Event()
 
     def request(self) -> None:
-        """Ask for a run; asking again before it starts changes nothing."""
+        """Request a run; another request before its start changes nothing."""
         self._idle.clear()
         self._requested.set()
 
@@ -56,7 +57,8 @@ class Runner:
         while True:
             due = finished + (self._retry_period if self.failing else HOURLY)
             with suppress(TimeoutError):
-                # Not wait_for: before Python 3.12 it swallows a cancellation that meets a request, and we never end.
+                # Not wait_for: before Python 3.12 it swallows a cancellation that meets a request,
+                # and this never ends.
                 async with asyncio.timeout_at(due):
                     await self._requested.wait()
             self._requested.clear()

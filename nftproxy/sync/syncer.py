@@ -1,12 +1,13 @@
 """One family's syncs: from dirty services to a table that is in step.
 
-What the table holds is remembered as routes and changed only after the kernel accepted a change. A sync writes in this order:
-what nothing may remember any more is forgotten, then all additions, rewrites and verdicts, then, when no packet is on its way any more
-that read the old ones, the removal of what nothing points to.
-At the start, and whenever the kernel shows that the memory is wrong, the table is read back and only the difference is
-written.
+The memory of the table consists of routes and changes only after the kernel accepted a change. A
+sync writes in this order: clients forget removed endpoints; then all additions, rewrites and
+verdicts; then, when every packet has left that read the old ones, the removal of unreferenced
+elements. At the start, and whenever the kernel shows that the memory is wrong, the table is read
+back and only the difference is written.
 
-A service that the kernel refuses is set aside alone, named once in the log, and tried again when it changes; all others are applied.
+A service that the kernel refuses is set aside alone, named once in the log, and tried again when it
+changes; all others are applied.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,7 +38,10 @@ from nftproxy.table.remembered import Change, Remembered
 
 
 class Syncer:
-    """Keeps the part of the table that belongs to one family in step with the store; not for two threads at once."""
+    """Keeps one family's part of the table in step with the store.
+
+    Not for two threads at the same time.
+    """
 
     def __init__(
         self, family: Family, settings: NodeSettings, program: Program, kernel: Kernel, store: Store
@@ -50,16 +54,16 @@ class Syncer:
         self._store = store
         self._generation = (
             -1
-        )  # of the program that `remembered` stands on; -1: the table has to be read back
+        )  # of the program that `remembered` is about; -1: the table has to be read back
         self._compilation = Compilation(family, settings)
         self._forgetting = Forgetting(kernel)
         self._preparation = Preparation(kernel, program)
         self._names: dict[
             Affinity, tuple[str, ...]
-        ] = {}  # of chains and sets that ClientIP service ports need
+        ] = {}  # of chains and sets of ClientIP service ports
 
     def sync(self) -> Report:
-        """Bring the table in step; KernelError when that failed and has to be tried again."""
+        """Bring the table in step; KernelError if that failed and has to be tried again."""
         taken = self._store.take(self.family, everything=not self.in_step)
         try:
             try:
@@ -68,7 +72,7 @@ class Syncer:
                 taken = self._take_again(taken)
             except (MissingError, ExistsError) as error:
                 logger.warning(
-                    "{}: the table is not what it was left as ({}); reading it back",
+                    "{}: the table is not as it was left ({}); reading it back",
                     self.family,
                     error,
                 )
@@ -85,17 +89,18 @@ class Syncer:
 
     @property
     def in_step(self) -> bool:
-        """Whether `remembered` is believed to be what the table holds."""
+        """Whether `remembered` is believed to match the table."""
         return self._generation == self._kernel.generation
 
     def distrust(self) -> None:
-        """Have the next sync read the table back."""
+        """Let the next sync read the table back."""
         self._generation = -1
 
     def needed(self, busy: Callable[[], bool]) -> set[str] | None:
-        """Return the names of all chains and sets made on demand that are in use; None when `busy` says that others wait.
+        """Return the names of all chains and sets in use that are made on demand.
 
-        The names of a ClientIP service port take milliseconds, so they are kept; those of thousands would hold up a sync for seconds.
+        None if `busy` reports that others wait. The names of a ClientIP service port take
+        milliseconds, so they are kept; those of thousands would hold up a sync for seconds.
         """
         names: set[str] = set()
         for target in {
@@ -138,7 +143,7 @@ class Syncer:
         for stage in ("kernel", "compile"):
             report.stages["difference"] -= report.stages.get(
                 stage, 0
-            )  # all but what these take of it
+            )  # all but the claims of these
         if accepted is not None or taken.networks is not None:
             self.say_of_node(node_elements(self.family, accepted, taken.networks))
         if report.postponed:
@@ -156,7 +161,7 @@ class Syncer:
         return plan(self.remembered, wanted, basis, alone=alone)
 
     def _write(self, taken: Taken, basis: Basis, report: Report) -> None:
-        """Make the changes of services, but for late deletions."""
+        """Make the changes of services, except late deletions."""
         large: list[Change] = []
         with report.timed("difference"):
             for batch in self._plan(taken, basis, report):
@@ -186,7 +191,7 @@ class Syncer:
                 first.finish()
 
     def _prepare(self, large: list[Change], report: Report) -> None:
-        """Make some of the chains that large changes need, and leave the changes themselves to the next syncs."""
+        """Make a portion of the chains that large changes need, and leave the changes to the next syncs."""
         try:
             with report.timed("kernel"):
                 self._preparation.prepare(large[0])
@@ -199,7 +204,7 @@ class Syncer:
             report.postponed |= {name: report.looked_at[name] for name in change.services}
 
     def _read_back(self, report: Report) -> ReadBack | Empty:
-        """Make sure that the program is there, forget what was remembered, and return the elements of this family."""
+        """Make sure that the program is there, clear the memory, and return the elements of this family."""
         report.read_back = True
         self._kernel.refresh()
         if not self._kernel.holds(self._program):
@@ -211,7 +216,7 @@ class Syncer:
         return ReadBack(elements) if any(elements.values()) else Empty()
 
     def _apply(self, batch: Batch, basis: Basis, report: Report) -> None:
-        """Commit a batch; if the kernel refuses it, halve it until the offender is alone and set that aside."""
+        """Commit a batch; halve a refused one until the offender is alone, and set that aside."""
         try:
             if isinstance(basis, InStep) and len(batch.changes) == 1:
                 self._forget_departed(batch, report)
@@ -245,7 +250,7 @@ class Syncer:
                 raise
 
     def _postpone(self, taken: Taken, report: Report) -> None:
-        """Leave what is not done yet to the next sync."""
+        """Leave the remaining work to the next sync."""
         report.looked_at = {
             name: each for name, each in taken.services.items() if name not in report.postponed
         }
@@ -257,7 +262,7 @@ class Syncer:
             self._transact(whole, affinities, report)
 
     def _commit_and_wait(self, departed: Delta, report: Report) -> None:
-        """Commit a delta, and wait until no packet is on its way that met the table as it was."""
+        """Commit a delta, and wait until every packet has left that met the table as it was."""
         self._commit(departed, (), report)
         with report.timed("kernel"):
             grace.wait()
@@ -270,7 +275,10 @@ class Syncer:
             self._kernel.commit(whole)
 
     def _commit_late(self, report: Report) -> None:
-        """Delete what nothing points to any more, nor any packet follows; all of it belongs to changes that were applied."""
+        """Delete elements without references, which no packet follows any more.
+
+        All belong to changes that were applied.
+        """
         if self.remembered.late:
             with report.timed("kernel"):
                 grace.wait()
@@ -280,11 +288,11 @@ class Syncer:
             self.remembered.late = Delta()
 
     def say_of_node(self, sets: Mapping[str, list[Key]]) -> None:
-        """Give the sets that say something about the node these elements, where they have others."""
+        """Write the elements of the node's own sets that differ."""
         try:
             for where, keys in sets.items():
                 if self._kernel.keys(where) != set(keys):
                     self._kernel.replace(where, keys)
-        except MissingError:  # somebody took the table away, or the set
+        except MissingError:  # somebody removed the table or the set
             self.distrust()
             raise

@@ -1,4 +1,7 @@
-"""Our table and what writes to it, both families: settings, store, kernel and a syncer each; what fell out of use goes from here."""
+"""Our table and its writers, for both families: settings, store, kernel and a syncer each.
+
+The removal of unused chains starts here.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -19,17 +22,17 @@ SPARE_PICKS = 64  # unused picks that may stay: each costs a transaction two mic
 
 
 class Table:
-    """Our table and what writes to it; every method belongs to one thread at a time."""
+    """Our table and its writers; every method belongs to one thread at a time."""
 
     def __init__(self, settings: NodeSettings, store: Store, kernel: Kernel) -> None:
         self.settings = settings
         self.store = store
         self.kernel = kernel
         self.program = Program(settings)
-        self.blocked: BlockedError | None = None  # as it was last noticed
+        self.blocked: BlockedError | None = None  # as last noticed
         self._accepted: dict[
             Family, tuple[Address, ...]
-        ] = {}  # what the table holds as accepting NodePorts
+        ] = {}  # the addresses that accept NodePorts, as in the table
         self.syncers = {
             family: Syncer(family, settings, self.program, kernel, store)
             for family in settings.families
@@ -47,30 +50,35 @@ class Table:
         if family in accepted and (
             report.read_back or accepted[family] != self._accepted.get(family)
         ):
-            self._accepted.pop(family, None)  # not known until it is written
+            self._accepted.pop(family, None)  # unknown until it is written
             syncer.say_of_node(node_elements(family, accepted[family], None))
             self._accepted[family] = accepted[family]
         return report
 
     def distrust(self, *, program: bool) -> None:
-        """Have the next syncs read the table back, and load the program again if that may have changed, too."""
+        """Let the next syncs read the table back, and load the program again if that may have changed, too."""
         if program:
             self.kernel.doubt()
         for syncer in self.syncers.values():
             syncer.distrust()
 
     def notice(self) -> bool:
-        """Look whether libnftables may be called; True when it may again, and the next syncs make what they could not."""
+        """Check whether libnftables may be called.
+
+        True if it may again; then the next syncs write everything that waited.
+        """
         blocked, self.blocked = self.blocked, self.kernel.blocked
         if self.blocked and not blocked:
             logger.warning(
-                "{}; it is not called, and only changes of elements are written until that table is gone ({})",
+                "{}; it is not called, and only changes of elements are written until that table "
+                "is gone ({})",
                 self.blocked,
                 self.blocked.hint,
             )
         if blocked and not self.blocked:
             logger.info(
-                "no other program's table keeps us from calling libnftables any more; everything is written again"
+                "no other program's table keeps us from calling libnftables any more; everything "
+                "is written again"
             )
             self.distrust(program=False)
             return True
@@ -78,13 +86,13 @@ class Table:
 
     @property
     def untidy(self) -> bool:
-        """Whether chains or sets may have fallen out of use."""
+        """Whether chains or sets may be unused."""
         return any(syncer.remembered.untidy for syncer in self.syncers.values())
 
     def tidy(self, busy: Callable[[], bool] = lambda: False) -> bool:
-        """Delete chains and sets that fell out of use; False if some are still referenced, which then get another chance.
+        """Delete unused chains and sets; False if some are still referenced and stay for now.
 
-        Nothing is done, and all of it stays to be done, when `busy` says meanwhile that a sync waits.
+        Nothing is done, and the work stays, if `busy` reports meanwhile that a sync waits.
         """
         if self.kernel.blocked or not all(syncer.in_step for syncer in self.syncers.values()):
             return True

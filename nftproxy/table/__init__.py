@@ -1,1 +1,4 @@
-"""What the table is, and what it has to become. Pure: no module here opens the kernel."""
+"""The table: its schema, its program, and the plan of its changes.
+
+Pure: no module here opens the kernel.
+"""

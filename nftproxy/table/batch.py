@@ -1,4 +1,4 @@
-"""A piece of a plan: changes that go into one transaction, and their elements, given what the table holds."""
+"""A batch of a plan: changes for one transaction, with their elements, given the table's content."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,25 +14,23 @@ from nftproxy.table.elements import elements, members
 from nftproxy.table.packing import Shape, pack_value, shape
 from nftproxy.table.remembered import Change, Remembered, claims
 
-Packed = Mapping[str, Mapping[bytes, bytes]]  # elements as the kernel holds them, by set or map
+Packed = Mapping[str, Mapping[bytes, bytes]]  # elements as in the kernel, by set or map
 
 
 @dataclass(slots=True)
 class Batch:
-    """Changes that are applied in one transaction, or when the kernel refuses them, in halves."""
+    """Changes for one transaction, or, if the kernel refuses them, for two halves."""
 
     changes: list[Change]
-    delta: Delta  # all elements; whoever applies them may use them up
-    affinities: list[
-        Affinity
-    ]  # the ClientIP service ports whose chains and sets have to be there first
+    delta: Delta  # all elements; the caller may use them up
+    affinities: list[Affinity]  # the ClientIP service ports whose chains and sets are needed first
     _comparison: "Comparison"
-    _parts: list[Delta]  # the elements of each change but for the shared ones
+    _parts: list[Delta]  # the elements of each change except the shared ones
 
     def halves(self) -> "Iterator[Batch]":
-        """Yield two batches with half of the changes each; nothing when there is but one change.
+        """Yield two batches with half of the changes each; nothing for a single change.
 
-        The second is made when it is asked for: what several services share depends on whether the first was accepted.
+        The second is made on demand: its shared elements depend on whether the first was accepted.
         """
         if middle := len(self.changes) // 2:
             yield self._comparison.batch(self.changes[:middle], self._parts[:middle])
@@ -41,14 +39,18 @@ class Batch:
 
 @dataclass(slots=True)
 class Comparison:
-    """What a plan compares with: what is remembered, and of what was read back, what no service has claimed yet."""
+    """The basis of a comparison.
+
+    The memory, and the elements read back that no service has claimed yet.
+    """
 
     _remembered: Remembered
-    _unclaimed: dict[str, dict[bytes, bytes]]  # its own, as claimed elements are taken out
+    # its own copy, as claimed elements are removed from it
+    _unclaimed: dict[str, dict[bytes, bytes]]
     _reads: bool
 
     def settled(self, change: Change) -> Change:
-        """Return a change with the endpoints of its routes in the slots that the kernel holds."""
+        """Return a change with the endpoints of its routes in the slots of the kernel."""
         if not self._reads:
             return change
         routes = {
@@ -58,7 +60,7 @@ class Comparison:
         return Change(change.services, routes, change.claimants)
 
     def delta(self, change: Change) -> Delta:
-        """Return the elements of a change but for the shared ones."""
+        """Return the elements of a change except the shared ones."""
         found = Delta()
         family, reads = self._remembered.family, self._reads
         before: list[Affinity] = []
@@ -86,7 +88,10 @@ class Comparison:
         return found
 
     def shared(self, changes: Iterable[Change]) -> Delta:
-        """Return the elements that several services may have: added with the first claim, deleted late with the last."""
+        """Return the elements that several services may have.
+
+        They are added with the first claim and deleted late with the last.
+        """
         found = Delta()
         counts: dict[Element, int] = {}
         for change in changes:
@@ -101,7 +106,7 @@ class Comparison:
             if had == 0 and count > 0 and not present:
                 found.add(element)
             elif had > 0 and had + count == 0:
-                # What nobody may learn about any more may go at once, which often saves the second transaction.
+                # The table may stop learning at once, which often saves the second transaction.
                 drop = (
                     found.remove
                     if schema.declaration(element.where) is schema.MEMBERS
@@ -111,7 +116,7 @@ class Comparison:
         return found
 
     def batch(self, changes: list[Change], parts: list[Delta]) -> Batch:
-        """Put changes together, each with the elements that are its own."""
+        """Join changes, each with its own elements."""
         affinities = [
             a
             for change in changes
@@ -125,7 +130,7 @@ class Comparison:
         return Batch(changes, whole, affinities, self, parts)
 
     def rest(self) -> Delta:
-        """Return the removal of what no service has claimed."""
+        """Return the removal of everything that no service has claimed."""
         found = Delta()
         for where, keys in self._unclaimed.items():
             for key in map(_shape(where).key.unpack, keys):
@@ -133,7 +138,10 @@ class Comparison:
         return found
 
     def _compare(self, found: Delta, new: Iterable[Element], old: Iterable[Element]) -> None:
-        """Take in what turns `old` into `new`; what was read back and nobody has claimed yet counts as old, too."""
+        """Add the step from `old` to `new` to a delta.
+
+        An element that was read back and not claimed yet counts as old, too.
+        """
         before = {(e.where, e.key): e.value for e in old}
         if self._reads:
             for where, key, value in (new := list(new)):
@@ -144,7 +152,7 @@ class Comparison:
         found.compare(new, before)
 
     def _take(self, where: str, key: Key) -> bytes | None:
-        """Take an element out of what was read; None when it is not there."""
+        """Remove an element from those read back; None if it is not among them."""
         return self._unclaimed.get(where, {}).pop(_shape(where).key.pack(key), None)
 
     def _settled(self, route: Route) -> Route:

@@ -1,8 +1,9 @@
-"""A chain made from one of the same shape, for the time in which libnftables must not be called.
+"""Copies of chains with other numbers, while libnftables must not be called.
 
-Pure. A chain that chooses among 3 endpoints differs from one for 2 in numbers and in the chains it goes to, and in nothing
-else. So the rules that the kernel lists of one are taken, and these are filled in from the text of the other. Both must look up the
-same sets, and go to and count as often.
+Pure. A chain that chooses among 3 endpoints differs from one for 2 in numbers and in the chains it
+goes to, and in nothing else. So a copy consists of the rules that the kernel lists of one, with the
+numbers and targets from the text of the other. Both must look up the same sets, and have the same
+counters and jumps.
 """
 
 import re
@@ -26,13 +27,13 @@ class ShapeError(Exception):
 
 
 def model(name: str, chains: Iterable[str]) -> str | None:
-    """Return a chain that differs from the one of this name in numbers of endpoints alone."""
+    """Return a chain that differs from the named one in numbers of endpoints alone."""
     wanted = _shape(name)
     return next((other for other in sorted(chains) if wanted and _shape(other) == wanted), None)
 
 
 def adapted(rules: Iterable[bytes], text: str) -> list[bytes]:
-    """Return the expressions of each rule, as the kernel lists them, with the numbers and targets of a chain's text."""
+    """Return the listed expressions of each rule, with the numbers and targets of a chain's text."""
     filling = _Filling(text)
     found = [b"".join(filling.expression(each) for each in _items(rule)) for rule in rules]
     if filling.left or len(found) != sum(1 for line in text.splitlines()[1:-1] if line.strip()):
@@ -41,7 +42,7 @@ def adapted(rules: Iterable[bytes], text: str) -> list[bytes]:
 
 
 class _Filling:
-    """What stands in the text of a chain, taken one after the other."""
+    """The values in the text of a chain, one after the other."""
 
     def __init__(self, text: str) -> None:
         self._moduli = _MODULUS.findall(text)
@@ -50,11 +51,11 @@ class _Filling:
 
     @property
     def left(self) -> bool:
-        """Whether there is more in the text than in the rules."""
+        """Whether the text has more than the rules."""
         return bool(self._moduli or self._targets or self._sets)
 
     def expression(self, packed: bytes) -> bytes:
-        """Return an expression with what has to be filled in."""
+        """Return an expression with its values replaced."""
         parts = netlink.parts(packed)
         name, data = (
             netlink.text(parts[Expression.NAME]),

@@ -1,7 +1,7 @@
-"""Elements to add and to delete, in the order in which no packet falls between.
+"""Elements to add and to delete, in an order in which every packet meets a whole table.
 
-What nothing points to any more goes *late*, in a second transaction: a packet makes two look-ups and may fall between two
-states.
+Elements that lose their last reference are deleted *late*, in a second transaction: a packet makes
+two look-ups and may fall between two states.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,19 +31,19 @@ class Delta:
         )
 
     def add(self, element: Element) -> None:
-        """Have an element added."""
+        """Add an element."""
         self.added.setdefault(element.where, {})[element.key] = element.value
 
     def remove(self, where: str, key: Key) -> None:
-        """Have an element deleted, before the additions of the same transaction."""
+        """Delete an element, before the additions of the same transaction."""
         self.removed.setdefault(where, {})[key] = None
 
     def remove_late(self, where: str, key: Key) -> None:
-        """Have an element deleted once nothing points to it."""
+        """Delete an element when nothing points to it any more."""
         self.late.setdefault(where, {})[key] = None
 
     def merge(self, other: "Delta") -> None:
-        """Take in all of another delta; its dictionaries may be used up."""
+        """Merge another delta; its dictionaries may be used up."""
         for mine, theirs in ((self.removed, other.removed), (self.late, other.late)):
             for where, keys in theirs.items():
                 mine.setdefault(where, {}).update(keys)
@@ -51,25 +51,25 @@ class Delta:
             self.added.setdefault(where, {}).update(items)
 
     def take(self, other: "Delta", where: str) -> None:
-        """Move what another delta adds to one set into this one."""
+        """Move the additions of another delta to one set into this one."""
         if where in other.added:
             self.added.setdefault(where, {}).update(other.added.pop(where))
 
     def take_removed(self, other: "Delta", declarations: tuple[schema.Declaration, ...]) -> None:
-        """Move what another delta removes from sets of some kinds into this one."""
+        """Move the removals of another delta from sets of some kinds into this one."""
         for where in [
             where for where in other.removed if schema.declaration(where) in declarations
         ]:
             self.removed.setdefault(where, {}).update(other.removed.pop(where))
 
     def cancel(self, added: Mapping[str, Mapping[Key, Value]]) -> None:
-        """Drop late deletions of what has been added again meanwhile."""
+        """Drop late deletions of elements that were added again meanwhile."""
         for where in self.late.keys() & added.keys():
             for key in added[where]:
                 self.late[where].pop(key, None)
 
     def verdict_maps(self) -> list[str]:
-        """Return the maps that verdicts are added to; what is in one map is all of one kind."""
+        """Return the maps that get new verdicts; all values of a map are of one kind."""
         return [
             where
             for where, items in self.added.items()
@@ -82,7 +82,7 @@ class Delta:
         return {value.target for value in added if isinstance(value, Verdict) and value.target}
 
     def compare(self, new: Iterable[Element], old: dict[Place, Value]) -> None:
-        """Take in what turns `old` into `new`."""
+        """Add the step from `old` to `new`."""
         for element in new:
             where, key, value = element
             if (where, key) not in old:
@@ -95,7 +95,7 @@ class Delta:
             self.drop(where, key)
 
     def drop(self, where: str, key: Key) -> None:
-        """Have an element deleted that nothing replaces: verdicts at once, what they point to late."""
+        """Delete an element that nothing replaces: verdicts at once, their targets late."""
         if is_late(where):
             self.remove_late(where, key)
         else:
@@ -103,6 +103,6 @@ class Delta:
 
 
 def is_late(where: str) -> bool:
-    """Whether elements of this set or map are pointed to by verdicts."""
+    """Whether verdicts point to the elements of this set or map."""
     declaration = schema.declaration(where)
     return declaration is not None and declaration.late

@@ -1,10 +1,11 @@
-"""What has to change, service by service: from remembered routes and wanted services to the routes of each frontend, before and after.
+"""The changes, service by service: the routes of each frontend before and after.
 
-Pure. Two things hold for every difference:
+Pure, from remembered routes and wanted services. Two things hold for every difference:
 
-- Slots are stable: an endpoint that stays keeps its number, the last one moves into the place of one that goes.
-- A frontend that two services claim belongs to the one whose ClusterIP it is, else to the older; another gets it when that one lets go
-  (contract 2.2.3).
+- Slots are stable: an endpoint that stays keeps its number, and the last one moves into the place
+  of a removed one.
+- A frontend that two services claim belongs to the one whose ClusterIP it is, else to the older;
+  another gets it when that one gives it up (contract 2.2.3).
 """
 
 from collections.abc import Mapping
@@ -25,18 +26,24 @@ def age(name: ObjectName, created: str) -> tuple[bool, str, ObjectName]:
 def precedence(
     frontend: Frontend, name: ObjectName, cluster_ip: str, created: str
 ) -> tuple[bool, bool, str, ObjectName]:
-    """Order those who claim a frontend: whose ClusterIP it is, then by age; nobody else chooses a ClusterIP, anybody an external IP."""
+    """Order rivals for a frontend: the one whose ClusterIP it is first, then by age.
+
+    Nobody else chooses a ClusterIP, anybody an external IP.
+    """
     return frontend.address != cluster_ip, *age(name, created)
 
 
 def difference(
     remembered: Remembered, wanted: Mapping[ObjectName, Compiled | None]
 ) -> list[Change]:
-    """Return the changes that make `wanted` true (None: the service is gone); services not named stay as they are."""
+    """Return the changes that lead to `wanted` (None: the service was deleted).
+
+    Services not named stay as they are.
+    """
     changed = {name: new for name, new in wanted.items() if remembered.services.get(name) != new}
     touched: dict[
         Frontend, dict[ObjectName, Route | None]
-    ] = {}  # who has to do with it, and what each newly wants
+    ] = {}  # the services concerned, and what each newly wants
     for name, new in changed.items():
         old = remembered.services.get(name)
         for route in old.routes if old else ():
@@ -67,7 +74,7 @@ def difference(
 
 
 class _Groups:
-    """Services that must change together, joined as frontends show it."""
+    """Services that must change together, joined through their frontends."""
 
     def __init__(self, changed: Mapping[ObjectName, Compiled | None]) -> None:
         self._of = {name: Change(services={name: new}) for name, new in changed.items()}
@@ -113,7 +120,7 @@ def settled(route: Route, before: Route | None) -> Route:
 
 
 def settle(before: tuple[Endpoint, ...], wanted: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-    """Return the endpoints of `wanted` in an order that moves as few as possible away from their slots in `before`."""
+    """Return the endpoints of `wanted` with as few as possible out of their slots in `before`."""
     if not before or before == wanted:
         return wanted
     remaining = dict.fromkeys(wanted)

@@ -1,6 +1,6 @@
 """From routes to elements of the sets and maps in `rulesets/`.
 
-Pure. A route's elements follow from it alone; what several services may have stands apart.
+Pure. A route's elements follow from it alone; those that several services may have are separate.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,10 @@ from nftproxy.table import schema
 
 
 def elements(route: Route, family: Family) -> Iterator[Element]:
-    """Yield all elements of a route; what they mean stands in `rulesets/family.nft` and `rulesets/protocol.nft`."""
+    """Yield all elements of a route.
+
+    `rulesets/family.nft` and `rulesets/protocol.nft` explain them.
+    """
     frontend, affinity = route.frontend, route.affinity
     maps = schema.maps(family, frontend.proto, frontend.is_node_port)
     if target := pick(route, family):
@@ -40,7 +43,7 @@ def elements(route: Route, family: Family) -> Iterator[Element]:
 
 
 def pick(route: Route, family: Family) -> str:
-    """Return the name of the chain that chooses an endpoint; empty if there is none to choose."""
+    """Return the name of the chain that chooses an endpoint; empty without endpoints."""
     cluster, local, frontend = len(route.cluster), len(route.local), route.frontend
     return schema.pick(
         route.policy, family, frontend.proto, cluster, local, node_port=frontend.is_node_port
@@ -55,7 +58,7 @@ def targets(route: Route, family: Family) -> Iterator[str]:
 
 
 def members(affinity: Affinity) -> Iterator[Element]:
-    """Yield the members: what the kernel may remember."""
+    """Yield the members: the endpoints that the kernel may remember."""
     for declaration, members in (
         (schema.CLUSTER_MEMBERS, affinity.cluster),
         (schema.LOCAL_MEMBERS, affinity.local),

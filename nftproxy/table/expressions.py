@@ -1,13 +1,14 @@
-"""The numbers of nf_tables' expressions by name: what each holds, and what the numbers in it mean.
+"""The attributes of nf_tables' expressions by name, and their values.
 
-Pure. Each enumeration is named after the kernel's, such as NFTA_CMP_*, and has what a reader of rules needs of it.
+Pure. Each enumeration has the kernel's name for it, such as NFTA_CMP_*, and the members that a
+reader of rules needs.
 """
 
 import enum
 
 
 class Verdict(enum.IntEnum):
-    """NF_* and NFT_*: what a rule says to a packet."""
+    """NF_* and NFT_*: the verdict of a rule on a packet."""
 
     DROP = 0
     ACCEPT = 1
@@ -336,7 +337,7 @@ class ObjectType(enum.IntEnum):
 
 
 class Extension(enum.IntEnum):
-    """NFTA_MATCH_* and NFTA_TARGET_*: what iptables-nft takes from xtables."""
+    """NFTA_MATCH_* and NFTA_TARGET_*: the parts of xtables in iptables-nft."""
 
     NAME = 1
     REVISION = 2

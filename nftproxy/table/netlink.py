@@ -1,6 +1,7 @@
-"""What a netlink message is made of: headers, attributes, and the numbers of nf_tables by name.
+"""The format of netlink messages: headers, attributes, and the numbers of nf_tables by name.
 
-Pure. Every reader and writer of netlink here builds and takes apart its messages with this, and no other module knows a number.
+Pure. Every reader and writer of netlink here builds and parses its messages with this, and no other
+module knows a number.
 """
 
 import enum
@@ -27,7 +28,7 @@ FAMILY_NAMES: Final = {number: name for name, number in FAMILIES.items()}
 
 
 class Message(enum.IntEnum):
-    """NFT_MSG_*: what a message of nf_tables asks for or reports."""
+    """NFT_MSG_*: the kind of a message of nf_tables."""
 
     NEW_TABLE = 0
     GET_TABLE = 1
@@ -129,7 +130,7 @@ class Verdict(enum.IntEnum):
 
 
 class Expression(enum.IntEnum):
-    """NFTA_EXPR_*: the name says what `DATA` holds."""
+    """NFTA_EXPR_*: `NAME` determines the meaning of `DATA`."""
 
     NAME = 1
     DATA = 2
@@ -176,7 +177,7 @@ Place = tuple[int, int]  # from, to
 
 
 def attributes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Place]]:
-    """Yield number and place of each attribute between two positions, as far as they are whole."""
+    """Yield number and place of each whole attribute between two positions."""
     end = len(data) if end is None else end
     unpack = ATTRIBUTE.unpack_from
     while start + 4 <= end:
@@ -198,12 +199,12 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 def nested(kind: int, payload: bytes) -> bytes:
-    """Return an attribute that holds others."""
+    """Return an attribute with others inside."""
     return attribute(kind | NESTED, payload)
 
 
 def named(kind: int, text: str) -> bytes:
-    """Return an attribute that holds a text with its end."""
+    """Return an attribute with a text and its end."""
     return attribute(kind, text.encode() + b"\0")
 
 
@@ -230,5 +231,5 @@ def nf_tables(
 
 
 def batch(kind: int, sequence: int) -> bytes:
-    """Return what begins or ends a transaction of nf_tables."""
+    """Return the start or the end of a transaction of nf_tables."""
     return message(kind, REQUEST, sequence, struct.pack(">BBH", 0, 0, NFTABLES))

@@ -1,7 +1,7 @@
-"""How keys and values of our sets and maps look inside the kernel: fields, each padded to four bytes, one after the other.
+"""The form of keys and values inside the kernel: fields in a row, each padded to four bytes.
 
-Pure. The name of a set tells its family and what it holds, so packing and unpacking need no look at the kernel. Two values are equal
-exactly when they are packed alike, whatever a tool prints.
+Pure. The name of a set determines its family and its fields, so packing needs no look at the
+kernel. Two values are equal exactly if their packed forms are, whatever a tool prints.
 """
 
 import socket
@@ -22,14 +22,20 @@ _VERBS = {code: verb for verb, code in _CODES.items()}
 
 
 class Shape(NamedTuple):
-    """What one set or map holds. A map without a `value` holds verdicts, a set nothing."""
+    """The shape of one set or map.
+
+    A map without a `value` holds verdicts, a set nothing.
+    """
 
     key: "Fields"
     value: "Fields | None"
 
 
 class Fields:
-    """A row of fields in one family. `pack` and `unpack` turn a key or an endpoint into bytes and back."""
+    """A row of fields in one family.
+
+    `pack` and `unpack` turn a key or an endpoint into bytes and back.
+    """
 
     def __init__(self, fields: str, family: Family) -> None:
         """`fields` has a letter for each, as in the schema."""
@@ -46,7 +52,11 @@ class Fields:
 
 
 def _packer(layout: struct.Struct, to_packed: list[Callable[[Any], Any]]) -> Callable[[Key], bytes]:
-    """Return what packs a row. Those of two and three fields, of which there are hundreds of thousands, take a quarter of the time."""
+    """Return the packer of a row.
+
+    Rows of two and three fields, of which there are hundreds of thousands, take a quarter of the
+    time.
+    """
     pack = layout.pack
     if len(to_packed) == 3:
         first, second, third = to_packed
@@ -80,7 +90,10 @@ def _unpacker(
 
 @lru_cache(4096)
 def shape(name: str) -> Shape | None:
-    """Return what the set or map of that name holds; None when it is not one of the program's, or an interval set."""
+    """Return the shape of the set or map of that name.
+
+    None for one that is not the program's, and for an interval set.
+    """
     place = schema.parse(name)
     if place is None or place.declaration.interval:
         return None
@@ -92,7 +105,7 @@ def shape(name: str) -> Shape | None:
 
 
 def pack_value(value: Value, fields: Fields | None) -> bytes:
-    """Return a value as one piece of bytes to compare; a verdict is its attributes, and its comment's."""
+    """Return a value as bytes for comparison; a verdict as its attributes and those of its comment."""
     if value is None:
         return b""
     if fields is not None:
@@ -102,14 +115,14 @@ def pack_value(value: Value, fields: Fields | None) -> bytes:
 
 
 def unpack_value(packed: bytes, fields: Fields) -> Value:
-    """Return an endpoint, or the address that a client is sent to."""
+    """Return an endpoint, or the address of a remembered one."""
     values = fields.unpack(packed)
     return values if len(values) > 1 else str(values[0])
 
 
 @lru_cache(4096)
 def verdict(verb: str, target: str) -> bytes:
-    """Return the attributes of a verdict: its code, and the chain it goes to."""
+    """Return the attributes of a verdict: its code, and its target chain."""
     packed = attribute(netlink.Verdict.CODE, struct.pack(">i", _CODES[verb]))
     return packed + netlink.named(netlink.Verdict.CHAIN, target) if target else packed
 
@@ -121,7 +134,7 @@ def unpack_verdict(code: bytes, target: bytes) -> Verdict:
 
 
 def comment(text: str) -> bytes:
-    """Return the user data that libnftables keeps a comment in: type 0, length, text with its end."""
+    """Return a comment as user data of libnftables: type 0, length, text with its end."""
     if not text:
         return b""
     packed = text.encode() + b"\0"
@@ -129,7 +142,7 @@ def comment(text: str) -> bytes:
 
 
 def unpack_comment(packed: bytes) -> str:
-    """Return the comment in user data; empty when there is none."""
+    """Return the comment in user data; empty if it has none."""
     return (
         packed[2 : 2 + packed[1]].rstrip(b"\0").decode(errors="replace")
         if len(packed) > 2 and packed[0] == 0

@@ -1,7 +1,8 @@
-"""The plan of a sync: which elements are written, in which batches, given what is remembered, wanted and in the table.
+"""The plan of a sync: the elements to write, in batches.
 
-Pure: a plan changes nothing that it is given. It is made piece by piece: whoever applies a batch lets `Remembered` accept its
-changes before taking the next one. `run`, `diff` and `render` share it.
+Pure: a plan changes none of its arguments. It depends on the memory, the wanted services and the
+basis, and is made piece by piece: the caller applies a batch and lets `Remembered` accept its
+changes before it takes the next. `run`, `diff` and `render` share it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,22 +19,22 @@ from nftproxy.table.remembered import Change, Remembered
 
 BATCH = 10_000  # elements in one transaction of a big change; libnftables takes 40 MB for them
 
-Wanted = Mapping[ObjectName, Compiled | None]  # None: the service is gone
+Wanted = Mapping[ObjectName, Compiled | None]  # None: the service was deleted
 
 
 @dataclass(frozen=True, slots=True)
 class InStep:
-    """The table holds what is remembered."""
+    """The table matches the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """No service has anything in the table, and nothing is remembered."""
+    """No service has anything in the table, and the memory is empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadBack:
-    """Nothing is remembered; the table holds these elements."""
+    """The memory is empty; the table holds these elements."""
 
     elements: Packed
 
@@ -48,10 +49,11 @@ def plan(
     *,
     alone: Sequence[Callable[[Change], bool]] = (),
 ) -> Iterator[Batch]:
-    """Yield what makes `wanted` true, a portion of services at a time; services not named stay as they are.
+    """Yield the batches that lead to `wanted`, a portion of services at a time.
 
-    What one of `alone` applies to, because it can take seconds, comes last in its portion, each in a batch of its own. After
-    reading back, a last batch without changes deletes what no service has.
+    Services not named stay as they are. Services in `alone`, which can take seconds, are last in
+    their portion, each in a batch of its own. After reading back, a last batch without changes
+    deletes the elements of no service.
     """
     read = basis.elements if isinstance(basis, ReadBack) else {}
     comparison = Comparison(
@@ -84,9 +86,10 @@ def plan(
 def node_elements(
     family: Family, accepted: Iterable[Address] | None, networks: Iterable[Network] | None
 ) -> dict[str, list[Key]]:
-    """Return the sets that say something about the node, each with all its keys; what is None is not known and left out.
+    """Return the node's own sets, each with all its keys; unknown ones are left out.
 
-    `accepted` are the addresses that accept NodePorts, none if all do; `networks` the service CIDRs.
+    `accepted` are the addresses that accept NodePorts, none if all do; `networks` the service
+    CIDRs.
     """
     found: dict[str, list[Key]] = {}
     if accepted is not None:

@@ -1,6 +1,6 @@
-"""What a sync would do, without a kernel to do it to: the elements that `render` prints and `diff` compares.
+"""The result of a sync without a kernel: the elements that `render` prints and `diff` compares.
 
-Pure. The same compile and difference as in a sync, from an empty memory.
+Pure. The compilation and the difference are those of a sync, from an empty memory.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,13 +20,13 @@ from nftproxy.table.remembered import Remembered
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What one family would have in the table."""
+    """The elements that one family would have in the table."""
 
     family: Family
     delta: Delta
     affinities: tuple[Affinity, ...]
-    node: dict[str, list[Key]]  # the sets that say something about the node, whole
-    notes: tuple[str, ...]  # what in the objects is ignored, and why
+    node: dict[str, list[Key]]  # the node's own sets, whole
+    notes: tuple[str, ...]  # the ignored parts of objects, and why
 
     @property
     def added(self) -> dict[str, dict[Key, Value]]:
@@ -42,9 +42,9 @@ def preview(
     accepted: Iterable[Address] | None = None,
     basis: Basis = Empty(),  # noqa: B008 - immutable
 ) -> Preview:
-    """Return what a first sync of a family would write, to an empty table or to one that was read back.
+    """Return the result of a first sync of a family, on an empty table or on one that was read back.
 
-    `accepted` are the addresses that accept NodePorts; None if all do, or nobody knows.
+    `accepted` are the addresses that accept NodePorts; None if all do, or if that is unknown.
     """
     taken = store.take(family, everything=True)
     context = Context(

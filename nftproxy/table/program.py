@@ -1,9 +1,10 @@
 """The program: the text of `rulesets/` filled in for one node.
 
-Pure but for reading its own files. The text is a function of the node's settings alone, never of services; `digest` names it, so
-that a restart knows whether the table already holds it. Chains and sets that are made on demand (a pick for one more number of
-endpoints, a prefix length, a ClientIP service port) come from here too. A chain's name tells its whole content, so none
-is ever rewritten under the same program.
+Pure, except that it reads its own files. The text is a function of the node's settings alone, never
+of services; `digest` names it, so that a restart knows whether the table already holds it. Chains
+and sets that are made on demand (a pick for another number of endpoints, a prefix length, a
+ClientIP service port) are made here, too. The name of a chain determines its content, so none is
+ever rewritten under the same program.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ Variables = Mapping[str, str | int]
 
 
 class Program:
-    """The constant program of one node, and the parts of it that are made on demand."""
+    """The constant program of one node, and its parts that are made on demand."""
 
     def __init__(self, settings: NodeSettings) -> None:
         self.families = settings.families
@@ -55,13 +56,14 @@ class Program:
 
     @property
     def marker(self) -> str:
-        """The name of the empty chain that says which program the table holds."""
+        """The name of the empty chain that names the program in the table."""
         return schema.program(self.digest)
 
     def text(self, lengths: Mapping[Family, Iterable[int]] | None = None) -> str:
-        """Return the body of the table without what is made on demand, but with look-ups for these lengths of source ranges.
+        """Return the body of the table without parts made on demand, except look-ups for `lengths`.
 
-        Hooks come first, as a packet meets them; what the files say at their head stands once.
+        These are prefix lengths of source ranges. Hooks are first, as a packet meets them; the
+        heads of the files stand once.
         """
         parts = [_expand(_read("hooks.nft"), self._all, {"family": list(self._variables.values())})]
         for number, family in enumerate(self.families):
@@ -88,7 +90,7 @@ class Program:
         return base, other
 
     def pick(self, name: str) -> dict[str, str]:
-        """Return the text of a pick chain and of those it goes to, by name, in an order that declares before use."""
+        """Return the text of a pick chain and of those it goes to, by name, declared before use."""
         variables = self._numbers(name)
         if variables is None:
             return {}
@@ -99,7 +101,10 @@ class Program:
         return {**found, name: text}
 
     def affinity(self, affinity: Affinity) -> dict[str, str]:
-        """Return the text of everything one ClientIP service port needs, picks included, by name, in order."""
+        """Return the text of everything that one ClientIP service port needs, by name, in order.
+
+        This includes picks.
+        """
         found: dict[str, str] = {}
         known = self._of_service(affinity)
         for picked in affinity.picks:
@@ -115,7 +120,10 @@ class Program:
         return found | {name: text for name, text in known.items() if name in needed}
 
     def _of_service(self, affinity: Affinity, numbers: Variables | None = None) -> dict[str, str]:
-        """Return what a ClientIP service port may need: the chains before a pick of such numbers, or all else."""
+        """Return the possible parts of a ClientIP service port.
+
+        The chains before a pick of such numbers, or all others.
+        """
         variables = {
             **self._variables[affinity.family],
             **(numbers or {}),
@@ -133,7 +141,10 @@ class Program:
         }
 
     def _numbers(self, name: str) -> Variables | None:
-        """Return the variables that the name of a pick chain tells; None when it is none, or of a family not served."""
+        """Return the variables in the name of a pick chain.
+
+        None for others, and for a family not served.
+        """
         picked = schema.parse_pick(name)
         if not picked or picked.family not in self._variables:
             return None
@@ -198,7 +209,10 @@ def _read(name: str) -> str:
 def _expand(
     text: str, variables: Variables, each: Mapping[str, Sequence[Variables]] | None = None
 ) -> str:
-    """Fill in variables and obey markers: a line once for each of something, or only where something is so."""
+    """Fill in variables and obey markers.
+
+    A marked line stands once for each value, or only under a condition.
+    """
     lines: list[str] = []
     block: tuple[str, list[str]] | None = None  # a marked declaration, up to its end
     for line in text.splitlines():
@@ -225,7 +239,10 @@ def _expand(
 
 @lru_cache(4096)
 def _line(line: str) -> tuple[str, tuple[str, ...], Template]:
-    """Return indentation, markers and the rest of a line; thousands of services share the few lines there are."""
+    """Return indentation, markers and the rest of a line.
+
+    Cached: thousands of services share few lines.
+    """
     match = _MARKED.match(line)
     assert match  # noqa: S101 - it matches everything
     return match[1], tuple(_MARKER.findall(match[2])), Template(match[3])
@@ -239,7 +256,7 @@ def _headless(text: str) -> str:
 
 
 def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int]:
-    """Turn the settings of a node into the conditions of its rules (contract 4.1, 4.2, 2.6)."""
+    """Return the conditions that the settings of a node meet (contract 4.1, 4.2, 2.6)."""
     detector = settings.detector
     pods = (
         detector.networks.get(family)
@@ -256,7 +273,7 @@ def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int]:
         "pods": str(pods),
         "pod network": bool(pods) and isinstance(detector, Cidr),
         "pod interface": bool(pods)
-        and not isinstance(detector, Cidr),  # also packets made on this node come from elsewhere
+        and not isinstance(detector, Cidr),  # packets made on this node are not from a pod either
         "masquerade all": settings.masquerade_all,
         "masquerade others": not settings.masquerade_all,
         "all addresses": not listed,

@@ -1,4 +1,4 @@
-"""What the table is known to hold of one family, as routes; and the changes that it takes over."""
+"""The known content of the table for one family, as routes; and the changes to it."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +12,10 @@ from nftproxy.table.elements import shared
 
 @dataclass(slots=True)
 class Change:
-    """What one service, or several that exchange a frontend, change; applied whole or not at all."""
+    """The change of one service, or of several that exchange a frontend.
+
+    Applied whole or not at all.
+    """
 
     services: dict[ObjectName, Compiled | None] = field(default_factory=dict)
     routes: dict[Frontend, tuple[Route | None, Route | None]] = field(
@@ -22,7 +25,10 @@ class Change:
 
 
 class Remembered:
-    """What the table is known to hold of one family, as routes; changed only after the kernel accepted a change."""
+    """The known content of the table for one family, as routes.
+
+    It changes only after the kernel accepted a change.
+    """
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -31,10 +37,10 @@ class Remembered:
         self.owners: dict[Frontend, ObjectName] = {}
         self.rivals: dict[
             Frontend, list[ObjectName]
-        ] = {}  # all who claim it where there are two or more, the owner first
+        ] = {}  # all rivals for a frontend, the owner first
         self.shared: dict[str, dict[Key, int]] = {}  # by set: how many services have the element
-        self.late = Delta()  # deletions that are due: nothing points to these elements any more
-        self.untidy = False  # whether chains or sets may have fallen out of use
+        self.late = Delta()  # due deletions of elements without references
+        self.untidy = False  # whether chains or sets may be unused
 
     @property
     def affinities(self) -> Iterator[Affinity]:
@@ -42,7 +48,7 @@ class Remembered:
         return (affinity for compiled in self.services.values() for affinity in compiled.affinities)
 
     def accept(self, changes: Iterable[Change], delta: Delta) -> None:
-        """Take over changes that the kernel accepted, or will have before a first load ends, with the elements written."""
+        """Enter changes that the kernel accepted, or will have before a first load ends, with their elements."""
         for change in changes:
             self._accept(change)
         self.late.cancel(delta.added)

@@ -1,7 +1,8 @@
-"""The names of everything in our table, and what each set and map is: made and parsed here and nowhere else.
+"""The names of everything in our table, made and parsed here and nowhere else.
 
-Pure. There is one declaration for each set or map of `rulesets/`; a test holds the two against each other. A name says what
-it belongs to: `nodeport_endpoints4-tcp` holds the cluster lists of the NodePorts of IPv4 and TCP.
+Pure. There is one declaration for each set or map of `rulesets/`; a test compares the two. A name
+says what its owner is: `nodeport_endpoints4-tcp` holds the cluster lists of the NodePorts of IPv4
+and TCP.
 """
 
 import enum
@@ -21,7 +22,10 @@ REJECT_NEW = "reject-new"
 
 
 class Per(enum.Enum):
-    """How often a set or map stands in the table; the value is what its name in `rulesets/` ends with."""
+    """How often a set or map stands in the table.
+
+    The value is the end of its name in `rulesets/`.
+    """
 
     FAMILY = ""
     PROTOCOL = "-$proto"
@@ -34,7 +38,8 @@ class Per(enum.Enum):
 class Declaration:
     """A set or map, and its twin for NodePorts, whose keys have no address.
 
-    Keys and values have a letter for each field: an address, a protocol, a port (service), a slot number.
+    Keys and values have a letter for each field: an address, a protocol, a port (service), a slot
+    number.
     """
 
     base: str
@@ -50,7 +55,7 @@ class Declaration:
 
     @lru_cache(4096)  # noqa: B019 - declarations are constants of this module
     def name(self, family: Family, *details: str | int, node_port: bool = False) -> str:
-        """Return the name of one of them; `details` are what `per` asks for."""
+        """Return the name of one of them, with the `details` that `per` asks for."""
         start = f"{_TWIN if node_port else ''}{self.base}{family.digit}"
         return "-".join((start, *map(str, details)))
 
@@ -94,12 +99,14 @@ _FAMILIES = {family.digit: family for family in Family}
 
 
 class Place(NamedTuple):
-    """What the name of a set or map says."""
+    """The content of the name of a set or map."""
 
     declaration: Declaration
     family: Family
     node_port: bool
-    detail: str  # what `per` asks for: a protocol, a prefix length, a service port, that and a port number
+    # the detail that `per` asks for: a protocol, a prefix length, a service port, that and a port
+    # number
+    detail: str
 
     @property
     def key(self) -> str:
@@ -108,14 +115,14 @@ class Place(NamedTuple):
 
     @property
     def memory(self) -> tuple[str, int]:
-        """The service port and the port number of the endpoints whose clients a map remembers."""
+        """The service port, and the port number of the endpoints, in the name of a map of clients."""
         service_port, _, port = self.detail.rpartition("-")
         return service_port, int(port)
 
 
 @lru_cache(4096)
 def parse(name: str) -> Place | None:
-    """Return what the name of a set or map says; None when it is not one of the program's."""
+    """Return the parts of the name of a set or map; None if it is not one of the program's."""
     if not (match := _NAME.fullmatch(name)):
         return None
     twin, base, digit, detail = match.groups()
@@ -128,13 +135,16 @@ def parse(name: str) -> Place | None:
 
 
 def declaration(name: str) -> Declaration | None:
-    """Return what a set or map of that name is."""
+    """Return the declaration of a set or map of that name."""
     place = parse(name)
     return place and place.declaration
 
 
 def is_compared(name: str, family: Family) -> bool:
-    """Whether a set holds elements of Services of a family: not the node's, not learnt, not another release's."""
+    """Whether a set holds elements of Services of a family.
+
+    Not the node's, not learnt ones, not those of another release.
+    """
     place = parse(name)
     return bool(
         place
@@ -150,7 +160,7 @@ def is_allowed(name: str, family: Family) -> bool:
 
 
 def lengths(names: Iterable[str], family: Family) -> set[int]:
-    """Return the prefix lengths that the sets of allowed sources among `names` are for."""
+    """Return the prefix lengths of the sets of allowed sources among `names`."""
     places = filter(None, map(parse, names))
     return {
         int(each.detail) for each in places if each.declaration is ALLOWED and each.family is family
@@ -158,7 +168,7 @@ def lengths(names: Iterable[str], family: Family) -> set[int]:
 
 
 class Maps(NamedTuple):
-    """The names of the sets and maps that a frontend is in."""
+    """The names of the sets and maps of a frontend."""
 
     services: str
     no_endpoints: str
@@ -170,7 +180,7 @@ class Maps(NamedTuple):
 
 @cache
 def maps(family: Family, proto: str, node_port: bool) -> Maps:  # noqa: FBT001 - a cache key, asked for each frontend
-    """Return the names of the sets and maps of frontends of a protocol: those with an address, or NodePorts."""
+    """Return the names of the sets and maps of frontends of a protocol, with an address or as NodePorts."""
     general = (
         each.name(family, node_port=node_port)
         for each in (SERVICES, NO_ENDPOINTS, NEW_CLIENTS, LEARN)
@@ -183,7 +193,7 @@ def maps(family: Family, proto: str, node_port: bool) -> Maps:  # noqa: FBT001 -
 
 
 class Policy(enum.Enum):
-    """Who gets which list at a frontend (contract 2.3.5 to 2.3.7)."""
+    """The distribution of lists at a frontend (contract 2.3.5 to 2.3.7)."""
 
     CLUSTER = "cluster"  # a ClusterIP: everybody, the cluster list
     LOCAL = "local"  # a ClusterIP with internal policy Local: everybody, the local list
@@ -217,13 +227,14 @@ _ENTRY = re.compile(rf"(?:{_STICKY})?(?:{_SIDE})?({'|'.join(_POLICIES)})")
 _LEARN = re.compile(r"learn(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
 _PROGRAM = "program-"
 
-# libnftables aborts the process on names of more than 255 characters. The longest begins with this, then come ports and name.
+# libnftables aborts the process on names of more than 255 characters. The longest starts with this,
+# followed by ports and name.
 PORTS_LIMIT = 40
 NAME_LIMIT = 255 - len("sticky-nodeport-preserve4-sctp-65536-65536-") - PORTS_LIMIT - 1
 
 
 class Pick(NamedTuple):
-    """What the name of a pick chain says."""
+    """The content of the name of a pick chain."""
 
     policy: Policy
     family: Family
@@ -234,14 +245,17 @@ class Pick(NamedTuple):
 
     @property
     def side(self) -> str:
-        """What the names of chains for NodePorts begin with."""
+        """The start of the names of chains for NodePorts."""
         return _SIDE if self.node_port else ""
 
 
 def pick(
     policy: Policy, family: Family, proto: str, cluster: int, local: int, *, node_port: bool
 ) -> str:
-    """Return the name of the chain that chooses from lists of that many endpoints; empty if there is no endpoint."""
+    """Return the name of the chain that chooses from lists of that many endpoints.
+
+    Empty without endpoints.
+    """
     side = _SIDE if node_port else ""
     if policy is Policy.LOCAL or (policy is Policy.PRESERVE and not cluster):
         return f"{side}local{family.digit}-{proto}-{local}" if local else ""
@@ -250,7 +264,7 @@ def pick(
 
 
 def parse_pick(name: str) -> Pick | None:
-    """Return what the name of a pick chain says; None for other chains."""
+    """Return the content of the name of a pick chain; None for other chains."""
     if not (match := _PICK.fullmatch(name)):
         return None
     side, base, digit, proto, count, own = match.groups()
@@ -261,7 +275,7 @@ def parse_pick(name: str) -> Pick | None:
 
 
 def policy(chain: str) -> Policy | None:
-    """Return the policy of the pick that the verdict of a frontend goes to, or that its sticky chain goes to."""
+    """Return the policy of a pick, or of the sticky chain before one, by its name."""
     match = _ENTRY.match(chain)
     return _POLICIES[match[1]] if match else None
 
@@ -296,22 +310,22 @@ def allowed(family: Family) -> str:
 
 
 def program(digest: str) -> str:
-    """Return the name of the empty chain that says which program the table holds."""
+    """Return the name of the empty chain that names the program in the table."""
     return f"{_PROGRAM}{digest}"
 
 
 def parse_program(chain: str) -> str:
-    """Return the digest of the program that a chain stands for; empty for other chains."""
+    """Return the digest in the name of such a chain; empty for other chains."""
     return chain.removeprefix(_PROGRAM) if chain.startswith(_PROGRAM) else ""
 
 
 def ports(numbers: Iterable[int]) -> str:
-    """Return port numbers as they stand in names."""
+    """Return port numbers as in names."""
     return bounded(".".join(map(str, numbers)), PORTS_LIMIT)
 
 
 def bounded(text: str, limit: int = NAME_LIMIT) -> str:
-    """Shorten a part of a name; a digest tells apart what is cut off (contract 5.6.3)."""
+    """Shorten a part of a name; a digest distinguishes the cut parts (contract 5.6.3)."""
     if len(text) <= limit:
         return text
     digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])

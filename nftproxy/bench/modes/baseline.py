@@ -1,4 +1,7 @@
-"""Common to the baselines: render each service once, remember that, then write what their sync writes."""
+"""Common to the baselines.
+
+Render each service once, remember that, then write what their sync writes.
+"""
 
 import abc
 import shutil
@@ -48,7 +51,10 @@ class Baseline(Mode, Generic[Rendered]):
 
     @abc.abstractmethod
     def partial(self, put: Sequence[ObjectName], gone: dict[ObjectName, Rendered]) -> None:
-        """Bring the kernel in step after changes; `gone` are the previous renderings of changed and deleted services."""
+        """Bring the kernel in step after changes.
+
+        `gone` are the previous renderings of changed and deleted services.
+        """
 
     def start(self, load: Sequence[Load]) -> Work:
         """Render everything and write it."""

@@ -1,4 +1,6 @@
-"""The process of the userspace mode: it accepts connections and datagrams for service ports and forwards them to endpoints.
+"""The process of the userspace mode.
+
+It accepts connections and datagrams for service ports and forwards them to endpoints.
 
 One JSON object per line on its input: {"put": {key: [protocol, [[address, port], ...], seconds]},
 "gone": [key, ...]}, where the seconds are those of ClientIP affinity, or 0. It answers with {key:
@@ -21,7 +23,10 @@ Address = tuple[str, int]
 
 
 class Balancer:
-    """The endpoints of a service port, used in turn; with affinity a client keeps its endpoint while that exists."""
+    """The endpoints of a service port, used in turn.
+
+    With affinity a client keeps its endpoint while that exists.
+    """
 
     def __init__(self) -> None:
         self.endpoints: list[Address] = []

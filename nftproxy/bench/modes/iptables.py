@@ -75,9 +75,15 @@ class Iptables(Baseline[Rules]):
             return missing
         probe = "KUBE-PROXY-PROBE"
         rules = [
-            f"{probe} -m comment --comment probe -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW -j RETURN",
+            (
+                f"{probe} -m comment --comment probe -m addrtype --dst-type LOCAL -m conntrack "
+                "--ctstate NEW -j RETURN"
+            ),
             f"{probe} -m recent --name {probe} --rcheck --seconds 10 --reap -j RETURN",
-            f"{probe} -m statistic --mode random --probability 0.5 -m mark --mark 1 -j MASQUERADE --random-fully",
+            (
+                f"{probe} -m statistic --mode random --probability 0.5 -m mark --mark 1 -j MASQUERADE "
+                "--random-fully"
+            ),
         ]
         try:
             self.tables.restore(restore("nat", [probe], rules))

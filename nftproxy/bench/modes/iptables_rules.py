@@ -1,4 +1,6 @@
-"""A service in the words of kube-proxy's iptables mode: rules for iptables-restore, as that mode is known to write them.
+"""A service in the words of kube-proxy's iptables mode.
+
+Rules for iptables-restore, as that mode is known to write them.
 
     KUBE-SERVICES    every ClusterIP, external IP and VIP, one rule each, in turn; last of all the jump to KUBE-NODEPORTS
     KUBE-NODEPORTS   every NodePort: one rule for connections to 127.0.0.0/8, which the original counts, and one for all others
@@ -28,7 +30,10 @@ OWN = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-SEP-")
 
 
 class Rules(NamedTuple):
-    """A service: rules of the filter table, dispatching rules of the nat table, and the rules of its own chains."""
+    """A service.
+
+    Rules of the filter table, dispatching rules of the nat table, and the rules of its own chains.
+    """
 
     filter: tuple[str, ...]
     dispatch: tuple[str, ...]
@@ -36,7 +41,10 @@ class Rules(NamedTuple):
 
 
 def render(ports: Sequence[ServedPort], pods: str, *, comments: bool) -> Rules:
-    """Return the rules of a service; `pods` is the network of local pods, `comments` is off in a large cluster."""
+    """Return the rules of a service.
+
+    `pods` is the network of local pods, `comments` is off in a large cluster.
+    """
     refusals: list[str] = []
     dispatch: list[str] = []
     chains: dict[str, tuple[str, ...]] = {}
@@ -51,7 +59,8 @@ def render(ports: Sequence[ServedPort], pods: str, *, comments: bool) -> Rules:
 def before_filter() -> Iterator[str]:
     """Yield the first rules in the filter table of every sync."""
     yield (
-        'KUBE-FIREWALL -m comment --comment "block incoming localnet connections" -d 127.0.0.0/8 ! -s 127.0.0.0/8'
+        'KUBE-FIREWALL -m comment --comment "block incoming localnet connections" -d 127.0.0.0/8 ! '
+        "-s 127.0.0.0/8"
         " -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
     )
 
@@ -78,7 +87,8 @@ def before_nat() -> Iterator[str]:
 def after_nat() -> Iterator[str]:
     """Yield the last rules in the nat table of every sync."""
     yield (
-        'KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"'
+        'KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this must be the '
+        'last rule in this chain"'
         " -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
     )
 

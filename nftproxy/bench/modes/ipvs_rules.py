@@ -1,4 +1,6 @@
-"""A service in the words of kube-proxy's ipvs mode: virtual servers, elements of ipsets, addresses of kube-ipvs0. Pure.
+"""A service in the words of kube-proxy's ipvs mode.
+
+Virtual servers, elements of ipsets, addresses of kube-ipvs0. Pure.
 
 IPVS translates and balances; netfilter only masquerades, by sets, so that the number of its rules
 is constant.

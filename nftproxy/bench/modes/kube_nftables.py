@@ -24,7 +24,10 @@ STALE: Final = 1.0  # seconds for which an unused chain is kept (contract 5.9.2)
 _PROBE: Final = (
     "add table ip nftproxy-probe",
     "add chain ip nftproxy-probe c { type nat hook prerouting priority -100 ; }",
-    "add rule ip nftproxy-probe c meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 192.0.2.1 . 80 }",
+    (
+        "add rule ip nftproxy-probe c meta l4proto tcp dnat ip addr . port to numgen random mod 1 map "
+        "{ 0 : 192.0.2.1 . 80 }"
+    ),
     "delete table ip nftproxy-probe",
 )
 

@@ -28,7 +28,10 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The place of a mode: a namespace with ip_forward on, and the settings of its proxy. IPv4 only."""
+    """The place of a mode: a namespace with ip_forward on, and the settings of its proxy.
+
+    IPv4 only.
+    """
 
     namespace: str
     settings: NodeSettings
@@ -58,7 +61,10 @@ class Work:
 
 
 class Mode(abc.ABC):
-    """One way to proxy services, from `start` to `stop`; every method belongs to one thread at a time."""
+    """One way to proxy services, from `start` to `stop`.
+
+    Every method belongs to one thread at a time.
+    """
 
     name: ClassVar[str]
     elsewhere: ClassVar[bool] = (
@@ -69,7 +75,10 @@ class Mode(abc.ABC):
         self.place = place
 
     def unavailable(self) -> str:
-        """Return why this machine cannot run the mode, a sentence without a full stop; empty if it can."""
+        """Return why this machine cannot run the mode, a sentence without a full stop.
+
+        Empty if it can.
+        """
         return ""
 
     @abc.abstractmethod

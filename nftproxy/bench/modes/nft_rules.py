@@ -1,4 +1,7 @@
-"""A service in the words of kube-proxy's nftables mode (contract 5): chains, elements and sets, in nft syntax. Pure."""
+"""A service in the words of kube-proxy's nftables mode (contract 5).
+
+Chains, elements and sets, in nft syntax. Pure.
+"""
 
 import base64
 import hashlib
@@ -86,7 +89,10 @@ class Element(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """A service: elements, chains with their rules, and affinity sets with their timeouts in seconds."""
+    """A service.
+
+    Elements, chains with their rules, and affinity sets with their timeouts in seconds.
+    """
 
     elements: tuple[Element, ...]
     chains: dict[str, tuple[str, ...]]
@@ -109,7 +115,10 @@ def render(ports: Sequence[ServedPort], pods: str) -> Rules:
 def program(
     pods: str, node_addresses: Sequence[str], service_cidrs: Sequence[str]
 ) -> Iterator[str]:
-    """Yield the commands for everything except services: the start of a process's first full sync (contract 5.7.3)."""
+    """Yield the commands for everything except services.
+
+    The start of a process's first full sync (contract 5.7.3).
+    """
     yield f'add table {TABLE} {{ comment "rules for kube-proxy" ; }}'
     for name, *_ in _BASE:
         yield f"add chain {TABLE} {name}"
@@ -142,7 +151,8 @@ def _rules(pods: str, service_cidrs: Sequence[str]) -> Iterator[str]:
     )
     yield "masquerading mark and 0x00004000 != 0 mark set mark xor 0x00004000 masquerade fully-random"
     yield (
-        "masquerading ct status dnat ip saddr . ip daddr . meta l4proto . th dport @hairpin-connections masquerade fully-random"
+        "masquerading ct status dnat ip saddr . ip daddr . meta l4proto . th dport "
+        "@hairpin-connections masquerade fully-random"
     )
     yield 'cluster-ips-check ip daddr @cluster-ips reject comment "Reject traffic to invalid ports of ClusterIPs"'
     if service_cidrs:

@@ -1,4 +1,7 @@
-"""No proxy: clients use the endpoints' own addresses. The cost is the network's share in every other mode."""
+"""No proxy: clients use the endpoints' own addresses.
+
+The cost is the network's share in every other mode.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,6 @@
-"""The real kube-proxy, a given program, with an API server that has the objects: the reference for the renderings.
+"""The real kube-proxy, a given program, with an API server that has the objects.
+
+The reference for the renderings.
 
 It is observed from outside. The time of a sync is that of kube-proxy's own metrics: from known
 objects to rules in place, as in the other modes. The time that users wait, from a request to the
@@ -52,7 +54,10 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """The metrics: seen changes, syncs and their total time, the last request for one, and the end of the last one."""
+    """The metrics.
+
+    Seen changes, syncs and their total time, the last request for one, and the end of the last one.
+    """
 
     changes: int = 0
     syncs: int = 0
@@ -191,7 +196,9 @@ class Original(Mode):
         )
 
     def _after(self, before: _Seen, *, certain: bool = False) -> _Seen:
-        """Return the metrics when it has seen a change and synced it; a sync may be unnecessary, unless one is certain.
+        """Return the metrics when it has seen a change and synced it.
+
+        A sync may be unnecessary, unless one is certain.
 
         Reading costs the program time, so the pauses grow with the wait.
         """
@@ -259,7 +266,10 @@ class OriginalNftables(Original):
 
 
 class OriginalIptables(Original):
-    """In iptables mode; it runs whatever `iptables` is on PATH, so a folder of links decides about the backend."""
+    """In iptables mode.
+
+    It runs whatever `iptables` is on PATH, so a folder of links decides about the backend.
+    """
 
     name = "real-iptables"
     mode = "iptables"

@@ -1,4 +1,8 @@
-"""nftproxy itself: a table written by the code of `nftproxy run`, without the API server and without pauses between syncs."""
+"""nftproxy itself.
+
+A table written by the code of `nftproxy run`, without the API server and without pauses between
+syncs.
+"""
 
 import time
 from collections.abc import Sequence
@@ -77,7 +81,10 @@ class Ours(Mode):
 
 
 class OursByNetlink(Ours):
-    """The same, with elements written through netlink: the difference is the cost of JSON through libnftables."""
+    """The same, with elements written through netlink.
+
+    The difference is the cost of JSON through libnftables.
+    """
 
     name = "nftproxy-netlink"
     by_netlink = True

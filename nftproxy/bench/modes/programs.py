@@ -18,7 +18,10 @@ class Programs:
         self._spent = Work()
 
     def run(self, *argv: str, given: str = "", may_fail: bool = False) -> str | None:
-        """Run a program to its end and return its output; a failure is None if it may fail, else an NftproxyError."""
+        """Run a program to its end and return its output.
+
+        A failure is None if it may fail, else an NftproxyError.
+        """
         began = time.perf_counter()
         with enter(self._namespace):
             process = subprocess.Popen(

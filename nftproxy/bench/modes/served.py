@@ -110,7 +110,8 @@ def pod_network(settings: NodeSettings) -> str:
         or FAMILY not in settings.detector.networks
     ):
         raise NftproxyError(
-            "the modes to compare with know local pods by their CIDR, and do not masquerade everything"
+            "the modes to compare with know local pods by their CIDR, and do not masquerade "
+            "everything"
         )
     return str(settings.detector.networks[FAMILY])
 

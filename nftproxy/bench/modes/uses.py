@@ -16,7 +16,10 @@ class Uses(Generic[Thing]):
     def exchange(
         self, new: Iterable[Thing], old: Iterable[Thing]
     ) -> tuple[list[Thing], list[Thing]]:
-        """Count added and removed users; return things that got their first user, and things that lost their last."""
+        """Count added and removed users.
+
+        Return things that got their first user, and things that lost their last.
+        """
         new, old = list(new), list(old)
         touched = dict.fromkeys([*new, *old])
         before = {thing: self._users[thing] for thing in touched}

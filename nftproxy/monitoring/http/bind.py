@@ -19,7 +19,10 @@ _AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}
 
 
 def listen(address: str) -> socket.socket:
-    """Return a socket that listens on `IP:port`; an unspecified IP means both families (contract 7.1.1)."""
+    """Return a socket that listens on `IP:port`.
+
+    An unspecified IP means both families (contract 7.1.1).
+    """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if host not in _UNSPECIFIED:

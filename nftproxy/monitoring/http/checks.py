@@ -1,4 +1,6 @@
-"""Health check node ports: where load balancers ask whether this node has endpoints of a Service (contract 7.2).
+"""Health check node ports.
+
+Where load balancers ask whether this node has endpoints of a Service (contract 7.2).
 
 One listener per Service, family and address, all of a family on one server, so that they share its
 limit of connections. Each successful sync opens and closes ports; it also retries a port that was
@@ -53,7 +55,10 @@ class HealthCheckPorts:
         self._missing: dict[ObjectName, Check] = {}  # wanted, but taken
 
     async def update(self, changed: Mapping[ObjectName, Check | None]) -> None:
-        """Open, close and count after a successful sync; None: the Service no longer has such a port."""
+        """Open, close and count after a successful sync.
+
+        None: the Service no longer has such a port.
+        """
         async with self._lock:
             for service, check in changed.items():
                 self._missing.pop(service, None)

@@ -17,8 +17,8 @@ Whatever makes a frontend appear, vanish or pass to another Service makes a clea
 and endpoints, addresses that this machine gains or loses (each is a frontend of every NodePort), a
 Service that the kernel accepts at last. ServiceCIDRs make no frontend: what they drop has no entry.
 
-Pure. Knows what successful syncs have looked at, nothing of conntrack. A sync that fails is not
-told here and looks at the same services again, and what was due stays due until `cleaned`; so
+Pure. Knows what successful syncs have looked at, nothing of conntrack. A failed sync never
+gets here and looks at the same services again, and a due clean-up stays due until `cleaned`; so
 nothing that has to be deleted is ever forgotten.
 """
 

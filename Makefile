@@ -1,4 +1,4 @@
-# make demo | check | test | contract | soak | test-versions | test-kernels | bench: each sets up what it needs. Needs root on Debian 12 or later.
+# make demo | check | test | contract | golden | soak | test-versions | test-kernels | bench: each sets up what it needs. Needs root on Debian 12 or later.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ TEST_PACKAGES = $(PACKAGES) nftables iptables ipset ipvsadm openssl git conntrac
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo check test contract soak test-versions test-kernels test-image test-clone bench dist lock licences clean
+.PHONY: demo check test contract golden soak test-versions test-kernels test-image test-clone bench dist lock licences clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -30,6 +30,10 @@ check: $(VENV)/.installed-check
 
 contract: $(VENV)/.installed-test
 	$(VENV)/bin/python -m tests.tools.contract
+
+# What objects become in the table: look at the difference before you commit it.
+golden: $(VENV)/.installed-check
+	$(VENV)/bin/python -m tests.tools.golden
 
 soak: $(VENV)/.installed-test
 	$(VENV)/bin/python -m tests.tools.soak --seconds $(SECONDS)

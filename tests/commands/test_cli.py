@@ -452,5 +452,5 @@ def test_help_shows_examples_on_lines_of_their_own(
     examples = [
         line.strip() for line in said.partition("For example")[2].splitlines()[1:] if line.strip()
     ]
-    assert all(line.startswith("nftproxy ") for line in examples)
+    assert all(line.startswith(("nftproxy ", "kubectl ")) for line in examples)
     assert "For example" not in said or examples

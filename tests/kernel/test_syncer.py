@@ -295,7 +295,7 @@ def test_an_entry_that_expires_while_it_is_forgotten(
     assert (report.refused, report.read_back) == ({}, False)
 
 
-# --- the table is not what it was left as -----------------------------------------------------------------------------------------
+# --- the table is not as it was left -----------------------------------------------------------------------------------------
 
 HANDS = {
     "a missing slot": "delete element inet nftproxy endpoints4-tcp { 10.96.0.10 . 80 . 2 }",

@@ -19,7 +19,7 @@ from nftproxy.kernel.reader import Reader
 from nftproxy.lab import namespace
 
 NFTPROXY = (sys.executable, "-m", "nftproxy")
-PATIENCE = 20.0  # seconds for what must come, on a machine that others use too
+PATIENCE = 60.0  # seconds for what must come, on a machine that others use too
 _numbers = itertools.count()
 
 Line = dict[str, Any]

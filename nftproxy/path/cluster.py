@@ -178,4 +178,6 @@ def why_none(
         )
     if any(backend.fallback for backend in backends):
         return "terminating", f"all {len(backends)} endpoints of {name} are terminating"
-    return "not-ready", f"none of the {len(backends)} endpoints of {name} is ready"
+    whole = "the only endpoint" if len(backends) == 1 else f"none of the {len(backends)} endpoints"
+    verb = "is not ready" if len(backends) == 1 else "is ready"
+    return "not-ready", f"{whole} of {name} {verb}"

@@ -15,7 +15,7 @@ from nftproxy.configuration.settings import NodeSettings
 from nftproxy.errors import BlockedError, NftproxyError
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import ObjectName
-from nftproxy.monitoring.events import HEALTH_CHECK_PORT_FAILED, Kind, Regarding
+from nftproxy.monitoring.events import HEALTH_CHECK_PORT_FAILED, EventKind, Regarding
 from nftproxy.monitoring.health import ProxyHealth
 from nftproxy.monitoring.healthcheck import Standing, listen_on
 from nftproxy.monitoring.http.checks import HealthCheckPorts
@@ -26,7 +26,7 @@ from nftproxy.node.udpflows import UdpFlows, nodeport_addresses
 from nftproxy.sync.proxy import Observer, Proxy
 from nftproxy.sync.report import Report
 
-Record = Callable[[Kind, Regarding, str], None]
+Record = Callable[[EventKind, Regarding, str], None]
 
 
 class _Side:

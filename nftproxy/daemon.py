@@ -40,8 +40,8 @@ from nftproxy.monitoring.events import (
     HEALTH_SERVER_FAILED,
     METRICS_SERVER_FAILED,
     STARTING,
+    EventKind,
     Events,
-    Kind,
     Regarding,
 )
 from nftproxy.monitoring.health import ProxyHealth
@@ -301,7 +301,7 @@ class Daemon:
                             hint="this process ends, to be started again with it",
                         )
 
-    def _record(self, kind: Kind, regarding: Regarding, note: str) -> None:
+    def _record(self, kind: EventKind, regarding: Regarding, note: str) -> None:
         """Write an event, if there is an API server."""
         if self._events:
             self._events.record(kind, regarding, note)

@@ -154,7 +154,7 @@ class Store:
         self.delivered(kind)
         return any(changed)
 
-    def take(self, family: Family, *, everything: bool = False) -> Taken:
+    def take_dirty(self, family: Family, *, everything: bool = False) -> Taken:
         """Return the dirty services of `family`, or all with `everything`, and count them as done."""
         with self._lock:
             names = set(self._dirty[family])

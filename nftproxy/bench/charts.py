@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nftproxy.bench.measures import Measure, Place, Row, Unit
+from nftproxy.bench.measures import Measure, MeasurePlace, Row, Unit
 from nftproxy.bench.report import OURS, quantity
-from nftproxy.bench.statistics import Figures, percentile
+from nftproxy.bench.statistics import Summary, percentile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,14 +54,14 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def draw(figures: Figures, output: Path) -> list[str]:
+def draw(figures: Summary, output: Path) -> list[str]:
     """Write all charts with samples; return the names of the files, none without matplotlib."""
     if not available():
         return []
     from matplotlib import rc_context
 
     written = []
-    charts: dict[str, Callable[[Figures], Figure | None]] = {"latency": latency, "syncs": syncs}
+    charts: dict[str, Callable[[Summary], Figure | None]] = {"latency": latency, "syncs": syncs}
     with rc_context(_STYLE):  # type: ignore[arg-type]
         for name, make in charts.items():
             chart = make(figures)
@@ -72,7 +72,7 @@ def draw(figures: Figures, output: Path) -> list[str]:
     return written
 
 
-def latency(figures: Figures) -> "Figure | None":
+def latency(figures: Summary) -> "Figure | None":
     """Draw the connection times to the last service of the list.
 
     A hill for each mode, a panel for each size.
@@ -147,7 +147,7 @@ def latency(figures: Figures) -> "Figure | None":
     return chart
 
 
-def syncs(figures: Figures) -> "Figure | None":
+def syncs(figures: Summary) -> "Figure | None":
     """Draw the duration of syncs against the number of services, a panel for each kind."""
     from matplotlib.figure import Figure
 
@@ -194,8 +194,8 @@ def syncs(figures: Figures) -> "Figure | None":
     return chart
 
 
-def _connections(figures: Figures, size: int, mode: str) -> list[float]:
-    return figures.readings(size, mode, Measure.CONNECT, Place.END)
+def _connections(figures: Summary, size: int, mode: str) -> list[float]:
+    return figures.readings(size, mode, Measure.CONNECT, MeasurePlace.END)
 
 
 def _tick(seconds: float) -> str:

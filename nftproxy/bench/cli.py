@@ -15,11 +15,11 @@ from nftproxy.bench import charts, machine, report
 from nftproxy.bench.api import Access
 from nftproxy.bench.bed import scratch
 from nftproxy.bench.controlplane import PROGRAMS, assets
-from nftproxy.bench.modes import MODES, REAL, Place, Program, make
+from nftproxy.bench.modes import MODES, REAL, KubeProxyProgram, ModePlace, make
 from nftproxy.bench.offer import FEWEST, Offer
-from nftproxy.bench.plan import FULL, QUICK, Plan
+from nftproxy.bench.plan import FULL, QUICK, BenchPlan
 from nftproxy.bench.rounds import Run
-from nftproxy.bench.statistics import Figures
+from nftproxy.bench.statistics import Summary
 from nftproxy.bench.workload import MOST, Mix, Workload, node_settings
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import NftproxyError
@@ -107,7 +107,7 @@ def bench(
         click.echo(f"{click.style('left out:', fg='yellow')} {reason}", err=True)
     if not available:
         raise NftproxyError("no mode is left to measure")
-    plan = Plan(
+    plan = BenchPlan(
         offers=_offers(services or (_QUICK_SIZES if quick else _SIZES), endpoints, Mix(mix)),
         modes=tuple(available),
         repeat=repeat or (_QUICK_REPEAT if quick else _REPEAT),
@@ -145,10 +145,10 @@ def _kube_proxy(path: Path) -> tuple[str, str]:
 
 def _modes(text: str, backend: Literal["legacy", "nft"], kube_proxy: str) -> dict[str, str]:
     """Return the modes named in a list, each with the reason why it cannot be measured here, or an empty one."""
-    program = Program(kube_proxy, Access("", "", ""), "") if kube_proxy else None
+    program = KubeProxyProgram(kube_proxy, Access("", "", ""), "") if kube_proxy else None
     found = {}
     with scratch() as name:
-        place = Place(name, node_settings(), Workload(1).service_cidr())
+        place = ModePlace(name, node_settings(), Workload(1).service_cidr())
         for wanted in dict.fromkeys(text.split(",")):
             mode = make(wanted.strip(), place, backend, program)
             found[mode.name] = mode.unavailable()
@@ -167,7 +167,7 @@ def _offers(text: str, endpoints: int, mix: Mix) -> tuple[Offer, ...]:
     return tuple(offers)
 
 
-def _run(plan: Plan) -> tuple[Run, bool]:
+def _run(plan: BenchPlan) -> tuple[Run, bool]:
     """Run a plan; return the results, and whether a signal ended it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -208,7 +208,7 @@ def _interrupt_once(signals: Sequence[int]) -> Callable[[int, Any], None]:
 
 
 def _report(run: Run, described: dict[str, str], output: Path, *, interrupted: bool) -> None:
-    figures = Figures(run.samples, run.plan.modes)
+    figures = Summary(run.samples, run.plan.modes)
     for size in figures.sizes:
         header, *rows = report.table(figures, size)
         columns.show(header, rows)

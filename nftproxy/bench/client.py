@@ -25,7 +25,7 @@ _LONG: Final = 30.0  # ... after connections without a pause, which may have a b
 _WARM_UP: Final = 10
 
 
-class Target(NamedTuple):
+class BenchTarget(NamedTuple):
     """Where to connect."""
 
     address: str
@@ -36,7 +36,7 @@ class Order(msgspec.Struct, kw_only=True):
     """What to measure; `count` readings for each target in turn, or as many as fit into `seconds`."""
 
     what: str
-    targets: list[Target]
+    targets: list[BenchTarget]
     count: int = 0
     seconds: float = 0.0
 
@@ -95,7 +95,7 @@ _MEASURES: Final[dict[str, Callable[[Order], list[list[float]]]]] = {
 }
 
 
-def _in_turn(order: Order, measure: Callable[[Target], float]) -> list[list[float]]:
+def _in_turn(order: Order, measure: Callable[[BenchTarget], float]) -> list[list[float]]:
     for target in order.targets:
         for _ in range(_WARM_UP):
             measure(target)
@@ -106,7 +106,7 @@ def _in_turn(order: Order, measure: Callable[[Target], float]) -> list[list[floa
     return found
 
 
-def _connect(target: Target) -> float:
+def _connect(target: BenchTarget) -> float:
     with _stream() as client:
         began = time.perf_counter()
         client.connect(target)
@@ -123,7 +123,7 @@ def _stream() -> socket.socket:
     return client
 
 
-def _ask(target: Target) -> float:
+def _ask(target: BenchTarget) -> float:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ASK_AGAIN)
         client.connect(target)
@@ -139,7 +139,7 @@ def _ask(target: Target) -> float:
                 return time.perf_counter() - began
 
 
-def _connect_until(targets: list[Target], until: float) -> int:
+def _connect_until(targets: list[BenchTarget], until: float) -> int:
     count = 0
     while time.perf_counter() < until:
         for target in targets:
@@ -151,7 +151,7 @@ def _connect_until(targets: list[Target], until: float) -> int:
     return count
 
 
-def _carried(target: Target, seconds: float) -> float:
+def _carried(target: BenchTarget, seconds: float) -> float:
     with socket.create_connection(target, _LONG) as client:
         block = bytes(1 << 18)
         began = time.perf_counter()

@@ -23,7 +23,7 @@ from typing import Final, Literal, overload
 import msgspec
 
 from nftproxy.bench.measures import Measure
-from nftproxy.bench.modes import Load, Mode, Place, Program, Work, make
+from nftproxy.bench.modes import KubeProxyProgram, Load, Mode, ModePlace, Work, make
 from nftproxy.bench.offer import Offer
 from nftproxy.bench.workload import node_settings
 from nftproxy.errors import NftproxyError
@@ -55,17 +55,17 @@ class Job(msgspec.Struct, kw_only=True):
     restart: bool
     changes: int = 0
     seconds: float = 0.0
-    program: Program | None = None
+    program: KubeProxyProgram | None = None
 
 
-class Reading(msgspec.Struct):
+class ControlReading(msgspec.Struct):
     """One line of the answer."""
 
     measure: Measure
     value: float
 
 
-Answer = Reading | str | None
+Answer = ControlReading | str | None
 """A reading, an error, or the end."""
 
 
@@ -104,32 +104,32 @@ class Arriving(Sequence[Load]):
             yield load
 
 
-def readings(job: Job) -> Iterator[Reading]:
+def readings(job: Job) -> Iterator[ControlReading]:
     """Do a job and yield its readings."""
-    place = Place(job.namespace, node_settings(), job.offer.workload().service_cidr())
+    place = ModePlace(job.namespace, node_settings(), job.offer.workload().service_cidr())
     mode = make(job.mode, place, job.iptables_backend, job.program)
     load = Arriving(job.offer)
     if job.restart:
         work, processor = _watched(mode, lambda: mode.restart(load))
-        yield Reading(Measure.RESTART, work.seconds - load.seconds)
+        yield ControlReading(Measure.RESTART, work.seconds - load.seconds)
         yield from _asked(Measure.RESTART_ASKED, work)
-        yield Reading(Measure.RESTART_CPU, processor - load.processor)
+        yield ControlReading(Measure.RESTART_CPU, processor - load.processor)
         yield from _memory(mode)
         return
     before = kernel_memory()
     work, processor = _watched(mode, lambda: mode.start(load))
-    yield Reading(Measure.FIRST_SYNC, work.seconds - load.seconds)
+    yield ControlReading(Measure.FIRST_SYNC, work.seconds - load.seconds)
     yield from _asked(Measure.FIRST_SYNC_ASKED, work)
-    yield Reading(Measure.FIRST_SYNC_CPU, processor - load.processor)
-    yield Reading(Measure.KERNEL, kernel_memory() - before)
+    yield ControlReading(Measure.FIRST_SYNC_CPU, processor - load.processor)
+    yield ControlReading(Measure.KERNEL, kernel_memory() - before)
     yield from _changes(mode, job)
     if mode.name == "nftproxy":
         yield from _transactions(job)
 
 
-def _asked(measure: Measure, work: Work) -> Iterator[Reading]:
+def _asked(measure: Measure, work: Work) -> Iterator[ControlReading]:
     if work.asked:
-        yield Reading(measure, work.asked)
+        yield ControlReading(measure, work.asked)
 
 
 def _watched(mode: Mode, work: Callable[[], Work]) -> tuple[Work, float]:
@@ -154,7 +154,7 @@ def _processor(mode: Mode) -> float:
     return used
 
 
-def _changes(mode: Mode, job: Job) -> Iterator[Reading]:
+def _changes(mode: Mode, job: Job) -> Iterator[ControlReading]:
     """Change services and change them back: the next process finds the rules of the first sync."""
     offer = job.offer
     until = time.monotonic() + job.seconds
@@ -163,21 +163,21 @@ def _changes(mode: Mode, job: Job) -> Iterator[Reading]:
         for replaced in (1, 0):
             load = [offer.load(number, replaced)]
             work, processor = _watched(mode, functools.partial(mode.update, put=load))
-            yield Reading(Measure.UPDATE, work.seconds)
+            yield ControlReading(Measure.UPDATE, work.seconds)
             yield from _asked(Measure.UPDATE_ASKED, work)
-            yield Reading(Measure.UPDATE_CPU, processor)
+            yield ControlReading(Measure.UPDATE_CPU, processor)
         if time.monotonic() > until:
             break
     until = time.monotonic() + job.seconds
     for number in itertools.islice(itertools.count(offer.services), job.changes):
         load = [offer.load(number)]
-        yield Reading(Measure.ADD, mode.update(put=load).seconds)
-        yield Reading(Measure.DELETE, mode.update(deleted=load).seconds)
+        yield ControlReading(Measure.ADD, mode.update(put=load).seconds)
+        yield ControlReading(Measure.DELETE, mode.update(deleted=load).seconds)
         if time.monotonic() > until:
             break
 
 
-def _transactions(job: Job) -> Iterator[Reading]:
+def _transactions(job: Job) -> Iterator[ControlReading]:
     """Measure an empty transaction, the lower limit of any change."""
     with enter(job.namespace):
         kernel = Kernel()
@@ -185,18 +185,18 @@ def _transactions(job: Job) -> Iterator[Reading]:
         for _ in range(job.changes):
             began = time.perf_counter()
             kernel.probe()
-            yield Reading(Measure.TRANSACTION, time.perf_counter() - began)
+            yield ControlReading(Measure.TRANSACTION, time.perf_counter() - began)
 
 
-def _memory(mode: Mode) -> Iterator[Reading]:
+def _memory(mode: Mode) -> Iterator[ControlReading]:
     pids = [*([] if mode.elsewhere else ["self"]), *map(str, mode.processes())]
     peak = sum(_status(pid, "VmHWM") for pid in pids)
-    yield Reading(Measure.SETTLED, sum(_status(pid, "VmRSS") for pid in pids))
-    yield Reading(Measure.PEAK, peak)
+    yield ControlReading(Measure.SETTLED, sum(_status(pid, "VmRSS") for pid in pids))
+    yield ControlReading(Measure.PEAK, peak)
     # A program's figure starts with that of this process; one that is not larger says nothing.
     programs = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     if programs > peak:
-        yield Reading(Measure.PROGRAMS, programs)
+        yield ControlReading(Measure.PROGRAMS, programs)
 
 
 def _status(pid: str, field: str) -> float:

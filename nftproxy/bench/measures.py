@@ -56,7 +56,7 @@ class Measure(enum.StrEnum):
         return self in {Measure.CONNECT, Measure.RATE, Measure.DATAGRAM, Measure.THROUGHPUT}
 
 
-class Place(enum.StrEnum):
+class MeasurePlace(enum.StrEnum):
     """The place of the target service in the list."""
 
     START = "start"
@@ -104,6 +104,6 @@ _SPREAD: Final = {Measure.CONNECT, Measure.DATAGRAM}
 ROWS: Final = tuple(
     Row(measure, place, percent)
     for measure in Measure
-    for place in (Place if measure is Measure.CONNECT else ("",))
+    for place in (MeasurePlace if measure is Measure.CONNECT else ("",))
     for percent in ((50.0, 90.0, 99.0) if measure in _SPREAD else (50.0,))
 )

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from nftproxy.bench.client import Target
-from nftproxy.bench.measures import Place
+from nftproxy.bench.client import BenchTarget
+from nftproxy.bench.measures import MeasurePlace
 from nftproxy.bench.modes import Load
 from nftproxy.bench.workload import (
     ENDPOINT_PORT,
@@ -44,10 +44,12 @@ class Offer(msgspec.Struct, frozen=True):
         """The service whose endpoints are iperf3."""
         return self.services - 2
 
-    def place(self, place: Place) -> int:
+    def place(self, place: MeasurePlace) -> int:
         """Return the service at a place of the list."""
         last = self.services - 3
-        return {Place.START: 0, Place.MIDDLE: last // 2, Place.END: last}[place]
+        return {MeasurePlace.START: 0, MeasurePlace.MIDDLE: last // 2, MeasurePlace.END: last}[
+            place
+        ]
 
     def spread(self, count: int) -> list[int]:
         """Return `count` services from all over the list, or all if there are fewer."""
@@ -67,11 +69,11 @@ class Offer(msgspec.Struct, frozen=True):
         service, piece = map(msgspec.json.encode, self.documents(number, replaced))
         return Load(decode_service(service), (decode_slice(piece),))
 
-    def target(self, number: int, *, proxied: bool) -> Target:
+    def target(self, number: int, *, proxied: bool) -> BenchTarget:
         """Return the address of a service, or without a proxy of one of its endpoints."""
         if proxied:
-            return Target(self.workload().cluster_ip(number), SERVICE_PORT)
-        return Target(
+            return BenchTarget(self.workload().cluster_ip(number), SERVICE_PORT)
+        return BenchTarget(
             self.workload().addresses(number)[0],
             IPERF_PORT if number == self.iperf else ENDPOINT_PORT,
         )

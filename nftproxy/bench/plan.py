@@ -32,7 +32,7 @@ QUICK: Final = Effort(
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BenchPlan:
     """A run."""
 
     offers: tuple[Offer, ...]

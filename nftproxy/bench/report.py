@@ -10,7 +10,7 @@ from typing import Final
 
 from nftproxy.bench.measures import ROWS, Row, Sample, Unit
 from nftproxy.bench.rounds import NO_PROXY
-from nftproxy.bench.statistics import Figures
+from nftproxy.bench.statistics import Summary
 
 OURS: Final = "nftproxy"
 LEGEND: Final = f"2.00x: two times {OURS}; after the slash: times {NO_PROXY}"
@@ -47,7 +47,7 @@ def _three_digits(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
-def table(figures: Figures, services: int) -> list[list[str]]:
+def table(figures: Summary, services: int) -> list[list[str]]:
     """Return the rows of a size, the header first; measures without samples are left out."""
     modes = [
         mode
@@ -58,7 +58,7 @@ def table(figures: Figures, services: int) -> list[list[str]]:
     return [[f"{services} services", *modes], *(row for row in rows if any(row[1:]))]
 
 
-def _cell(figures: Figures, services: int, mode: str, row: Row) -> str:
+def _cell(figures: Summary, services: int, mode: str, row: Row) -> str:
     value = figures.value(services, mode, row)
     if value is None:
         return ""

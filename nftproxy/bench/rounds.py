@@ -16,13 +16,12 @@ from typing import Any
 import msgspec
 
 from nftproxy.bench.bed import Bed
-from nftproxy.bench.control import Answer, Job
-from nftproxy.bench.control import Reading as ControlReading
+from nftproxy.bench.control import Answer, ControlReading, Job
 from nftproxy.bench.controlplane import ControlPlane
 from nftproxy.bench.measures import Sample
-from nftproxy.bench.modes import REAL, Program
+from nftproxy.bench.modes import REAL, KubeProxyProgram
 from nftproxy.bench.offer import Offer
-from nftproxy.bench.plan import Plan
+from nftproxy.bench.plan import BenchPlan
 from nftproxy.bench.traffic import Reading, Traffic
 from nftproxy.errors import NftproxyError
 
@@ -35,7 +34,7 @@ NO_PROXY = "none"
 class Run:
     """A plan, the results so far, and the errors."""
 
-    def __init__(self, plan: Plan, progress: Progress) -> None:
+    def __init__(self, plan: BenchPlan, progress: Progress) -> None:
         self.plan = plan
         self.samples: list[Sample] = []
         self.notes: list[str] = []
@@ -108,7 +107,7 @@ class _Round:
                 self._tell(mode, "restart" if restart else "first sync, changes")
                 keep = stack if restart else None
                 for reading in self._control(mode, bed, keep, restart=restart):
-                    self._take(mode, [(reading.measure, "", reading.value)])
+                    self._note(mode, [(reading.measure, "", reading.value)])
                 self._tell(mode, "", 1)
         self._traffic[mode] = stack.enter_context(
             Traffic(bed, self._offer, proxied=mode != NO_PROXY)
@@ -126,7 +125,7 @@ class _Round:
             restart=restart,
             changes=plan.effort.changes,
             seconds=plan.effort.seconds,
-            program=Program(plan.kube_proxy, self._server.access, self._server.folder)
+            program=KubeProxyProgram(plan.kube_proxy, self._server.access, self._server.folder)
             if self._server is not None
             else None,
         )
@@ -155,22 +154,22 @@ class _Round:
             for mode in self._turn(turn):
                 self._tell(mode, "connections", int(turn == 0))
                 with self._blamed(mode):
-                    self._take(mode, self._traffic[mode].connections(effort.connections))
-                    self._take(mode, self._traffic[mode].datagrams(effort.datagrams))
+                    self._note(mode, self._traffic[mode].connections(effort.connections))
+                    self._note(mode, self._traffic[mode].datagrams(effort.datagrams))
         # Connections without a pause are last: a forwarder may still clean up afterwards.
         for what in (Traffic.throughput, Traffic.rate):
             for turn in range(effort.steady_turns):
                 for mode in self._turn(turn):
                     self._tell(mode, what.__name__, int(turn == 0 and what is Traffic.rate))
                     with self._blamed(mode):
-                        self._take(mode, what(self._traffic[mode], effort.steady))
+                        self._note(mode, what(self._traffic[mode], effort.steady))
 
     def _turn(self, number: int) -> list[str]:
         return [
             mode for mode in self._run.plan.turn(self._number + number) if mode in self._traffic
         ]
 
-    def _take(self, mode: str, readings: Iterable[Reading]) -> None:
+    def _note(self, mode: str, readings: Iterable[Reading]) -> None:
         for measure, place, value in readings:
             self._run.samples.append(
                 Sample(self._offer.services, self._number + 1, mode, measure, place, value)

@@ -17,7 +17,7 @@ _IP_PKTINFO = 8  # socket.IP_PKTINFO, which Python 3.11 does not name
 _ROUND = 64  # connections or datagrams in one turn
 
 
-class Server:
+class EndpointServer:
     """Sockets and the loop that serves them."""
 
     def __init__(self) -> None:
@@ -86,4 +86,4 @@ class Server:
 
 
 if __name__ == "__main__":
-    Server().run()
+    EndpointServer().run()

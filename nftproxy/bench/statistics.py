@@ -15,7 +15,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (where - low)
 
 
-class Figures:
+class Summary:
     """The samples of a run by measure; readings of all rounds count alike.
 
     `order` is that of the modes.

@@ -17,8 +17,8 @@ from typing import Final, Self
 import msgspec
 
 from nftproxy.bench.bed import Bed
-from nftproxy.bench.client import Order, Target
-from nftproxy.bench.measures import Measure, Place
+from nftproxy.bench.client import BenchTarget, Order
+from nftproxy.bench.measures import Measure, MeasurePlace
 from nftproxy.bench.offer import IPERF_PORT, Offer
 from nftproxy.errors import NftproxyError
 from nftproxy.lab.namespace import enter
@@ -28,7 +28,7 @@ _SPREAD: Final = 64  # services that get new connections for the count
 Reading = tuple[Measure, str, float]
 
 
-class Answer(msgspec.Struct):
+class TrafficAnswer(msgspec.Struct):
     """The answer of the client process."""
 
     readings: list[list[float]] = []
@@ -41,16 +41,16 @@ class Received(msgspec.Struct):
     bits_per_second: float = 0.0
 
 
-class End(msgspec.Struct):
+class TrafficEnd(msgspec.Struct):
     """The summary."""
 
     sum_received: Received = msgspec.field(default_factory=Received)
 
 
-class Report(msgspec.Struct):
+class TrafficReport(msgspec.Struct):
     """The output of iperf3: a summary, or an error and an empty one."""
 
-    end: End
+    end: TrafficEnd
     error: str = ""
 
 
@@ -62,7 +62,9 @@ class Traffic:
 
     def __init__(self, bed: Bed, offer: Offer, *, proxied: bool) -> None:
         self._bed = bed
-        self._places = {place: offer.target(offer.place(place), proxied=proxied) for place in Place}
+        self._places = {
+            place: offer.target(offer.place(place), proxied=proxied) for place in MeasurePlace
+        }
         self._spread = [offer.target(number, proxied=proxied) for number in offer.spread(_SPREAD)]
         self._datagrams = offer.target(offer.datagrams, proxied=proxied)
         self._iperf = offer.target(offer.iperf, proxied=proxied)
@@ -110,7 +112,9 @@ class Traffic:
         if shutil.which("iperf3"):
             yield Measure.THROUGHPUT, "", self._by_iperf(seconds)
         else:
-            order = Order(what="throughput", targets=[self._places[Place.MIDDLE]], seconds=seconds)
+            order = Order(
+                what="throughput", targets=[self._places[MeasurePlace.MIDDLE]], seconds=seconds
+            )
             yield Measure.THROUGHPUT, "", self._ask(order)[0][0]
 
     @contextlib.contextmanager
@@ -140,7 +144,7 @@ class Traffic:
         orders.write(msgspec.json.encode(order).decode() + "\n")
         orders.flush()
         answer = msgspec.json.decode(
-            answers.readline() or '{"problem": "the client ended"}', type=Answer
+            answers.readline() or '{"problem": "the client ended"}', type=TrafficAnswer
         )
         if answer.problem:
             raise NftproxyError(answer.problem)
@@ -165,7 +169,7 @@ class Traffic:
             server.kill()
             server.communicate()
 
-    def _iperf_client(self, target: Target, seconds: float) -> float:
+    def _iperf_client(self, target: BenchTarget, seconds: float) -> float:
         argv = [
             "iperf3",
             "--client",
@@ -185,7 +189,9 @@ class Traffic:
                 start_new_session=True,
             )
         try:
-            report = msgspec.json.decode(client.communicate(timeout=seconds + 30)[0], type=Report)
+            report = msgspec.json.decode(
+                client.communicate(timeout=seconds + 30)[0], type=TrafficReport
+            )
         except (msgspec.DecodeError, subprocess.TimeoutExpired) as error:
             raise NftproxyError(
                 f"iperf3 through {target.address}:{target.port} failed: {error}"

@@ -12,13 +12,18 @@ import click
 import msgspec
 
 from nftproxy.configuration.flags import CONTEXT_SETTINGS, node_options
-from nftproxy.doctor.model import Result, State
+from nftproxy.doctor.model import CheckState, Result
 
 if TYPE_CHECKING:
     from nftproxy.doctor.gathering import Asked
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_COLOURS = {State.OK: "green", State.WARNING: "yellow", State.BAD: "red", State.UNCHECKED: "cyan"}
+_COLOURS = {
+    CheckState.OK: "green",
+    CheckState.WARNING: "yellow",
+    CheckState.BAD: "red",
+    CheckState.UNCHECKED: "cyan",
+}
 _WIDTH = 100
 _INDENT = 15
 _EXAMPLES = """\b
@@ -85,7 +90,7 @@ def doctor(output: str, **options: Any) -> int:
     Exit code: 0 nothing is bad, 1 something is bad, 2 after an error.
     """
     found = examine(options)
-    bad = any(result.state is State.BAD for result in found)
+    bad = any(result.state is CheckState.BAD for result in found)
     if output == "json":
         click.echo(examined(found))
     else:
@@ -123,7 +128,7 @@ def examined(results: Iterable[Result]) -> str:
     """Return findings as JSON."""
     found = tuple(results)
     counts = Counter(result.state.value for result in found)
-    whole = Examined(1, {state.value: counts[state.value] for state in State}, found)
+    whole = Examined(1, {state.value: counts[state.value] for state in CheckState}, found)
     return msgspec.json.format(msgspec.json.encode(whole)).decode()
 
 
@@ -150,7 +155,7 @@ def lines(results: Iterable[Result], width: int) -> Iterable[str]:
             yield f"{'':{_INDENT}}{label:<7}{click.style(cure, bold=True)}"
     counts = Counter(result.state for result in results)
     yield ""
-    yield ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
+    yield ", ".join(f"{counts[state]} {state.value}" for state in CheckState if counts[state])
 
 
 def _advice(label: str, text: str, width: int) -> Iterable[str]:

@@ -17,7 +17,7 @@ from nftproxy.path.explain import explain as explanation
 from nftproxy.path.model import Path, Reach, to_json
 from nftproxy.path.planned import PlannedNode
 from nftproxy.path.request import parse_target
-from nftproxy.path.view import View
+from nftproxy.path.view import NodeView
 from nftproxy.sources.manifests import Scan
 from nftproxy.table.preview import preview
 
@@ -93,7 +93,7 @@ def explain(
 
 
 @contextmanager
-def view(given: Input | None = None) -> Iterator[View]:
+def view(given: Input | None = None) -> Iterator[NodeView]:
     """Lend the view of this node; that of manifests if there is no table, or no right to read it."""
     from nftproxy.path.node import ThisNode
 

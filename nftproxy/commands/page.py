@@ -12,7 +12,7 @@ from nftproxy.commands.explain import view
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import ConfigError, UnusableError
 from nftproxy.kernel.reader import Reader
-from nftproxy.kernel.snapshot import Snapshot, take
+from nftproxy.kernel.snapshot import Snapshot, take_snapshot
 from nftproxy.monitoring.http.bind import listen
 from nftproxy.monitoring.http.server import Limits, Server
 from nftproxy.page.meter import Meter
@@ -97,6 +97,6 @@ def _explain(target: str, source: str, protocol: str) -> Path:
 def _read() -> Snapshot | None:
     reader = Reader()
     try:
-        return take(reader)
+        return take_snapshot(reader)
     finally:
         reader.close()

@@ -11,7 +11,14 @@ from nftproxy import columns
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import NftproxyError
 from nftproxy.kernel.reader import Reader
-from nftproxy.kernel.snapshot import Kind, Listed, ServicePort, Shown, Snapshot, take
+from nftproxy.kernel.snapshot import (
+    AddressKind,
+    Listed,
+    Shown,
+    ShownServicePort,
+    Snapshot,
+    take_snapshot,
+)
 from nftproxy.selection import Endpoint
 from nftproxy.table.schema import Policy
 
@@ -69,7 +76,7 @@ def show(name: str, output: str) -> None:
 def _read() -> Snapshot:
     reader = Reader()
     try:
-        seen = take(reader)
+        seen = take_snapshot(reader)
     finally:
         reader.close()
     if seen is None:
@@ -80,7 +87,7 @@ def _read() -> Snapshot:
     return seen
 
 
-def _choose(services: Sequence[ServicePort], name: str) -> list[ServicePort]:
+def _choose(services: Sequence[ShownServicePort], name: str) -> list[ShownServicePort]:
     """Return the service ports of that name; the error without any suggests others."""
     chosen = [service for service in services if service.is_called(name)]
     if chosen:
@@ -126,7 +133,7 @@ def _overview(seen: Snapshot) -> None:
         )
 
 
-def _detail(service: ServicePort) -> None:
+def _detail(service: ShownServicePort) -> None:
     click.secho(service.name, bold=True)
     frontends = [
         (_place(s), _kind(s), str(s.connections), "; ".join(_words(s))) for s in service.frontends
@@ -170,7 +177,9 @@ def _place(shown: Shown) -> str:
 
 
 def _kind(shown: Shown) -> str:
-    return f"{shown.kind} {shown.family}" if shown.kind is Kind.NODE_PORT else str(shown.kind)
+    return (
+        f"{shown.kind} {shown.family}" if shown.kind is AddressKind.NODE_PORT else str(shown.kind)
+    )
 
 
 def _endpoints(shown: Shown) -> str:

@@ -102,7 +102,7 @@ class Logging(Section, frozen=True, kw_only=True):
     options: LogOptions = LogOptions()
 
 
-class Iptables(Section, frozen=True, kw_only=True):
+class IptablesSection(Section, frozen=True, kw_only=True):
     """The iptables mode's section: read and printed, validated in part, otherwise without effect."""
 
     masquerade_bit: Int32 = 14
@@ -112,7 +112,7 @@ class Iptables(Section, frozen=True, kw_only=True):
     min_sync_period: Duration = Duration(SECOND)
 
 
-class Ipvs(Section, frozen=True, kw_only=True):
+class IpvsSection(Section, frozen=True, kw_only=True):
     """The ipvs mode's section: read and printed, otherwise without effect."""
 
     sync_period: Duration = Duration(30 * SECOND)
@@ -151,7 +151,7 @@ class DetectLocal(Section, frozen=True, kw_only=True):
     interface_name_prefix: str = ""
 
 
-class Conntrack(Section, frozen=True, kw_only=True):
+class ConntrackSection(Section, frozen=True, kw_only=True):
     """Kernel settings of connection tracking.
 
     0 means "do not set" and differs from a missing value.
@@ -180,8 +180,8 @@ class KubeProxyConfiguration(Section, frozen=True, kw_only=True):
     enable_profiling: bool = False
     show_hidden_metrics_for_version: str = ""
     mode: str = "nftables"
-    iptables: Iptables = Iptables()
-    ipvs: Ipvs = Ipvs()
+    iptables: IptablesSection = IptablesSection()
+    ipvs: IpvsSection = IpvsSection()
     nftables: Nftables = Nftables()
     winkernel: Winkernel = Winkernel()
     detect_local_mode: str = "ClusterCIDR"
@@ -189,7 +189,7 @@ class KubeProxyConfiguration(Section, frozen=True, kw_only=True):
     cluster_cidr: str = msgspec.field(default="", name="clusterCIDR")
     node_port_addresses: tuple[str, ...] = (PRIMARY,)
     oom_score_adj: Int32 = -999
-    conntrack: Conntrack = Conntrack()
+    conntrack: ConntrackSection = ConntrackSection()
     config_sync_period: Duration = Duration(15 * MINUTE)
     port_range: str = ""
     windows_run_as_service: bool = False

@@ -141,7 +141,7 @@ def _misplaced(sparse: config.Sparse) -> list[str]:
     ""` may have relied on.
     """
     iptables = sparse.get("iptables", {})
-    defaults = config.Iptables()
+    defaults = config.IptablesSection()
     return [
         f"iptables.{name}: has no effect in nftables mode; set nftables.{name}"
         for name, default in (

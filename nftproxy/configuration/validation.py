@@ -110,7 +110,8 @@ def interface_name_problem(path: str, name: str) -> list[str]:
     if not _INTERFACE.fullmatch(name):
         return [
             (
-                f"{path}: {name!r:.80} is no interface name: 1 to 15 letters, digits, dots, dashes or "
+                f"{path}: {name!r:.80} is no interface name: 1 to 15 letters, digits, dots, dashes "
+                "or "
                 "underscores"
             )
         ]
@@ -123,7 +124,8 @@ def _mode(config: KubeProxyConfiguration) -> list[str]:
     if config.mode in _MODES:
         return [
             (
-                f"mode: {config.mode} is not available, nftproxy has the nftables mode only; set it to "
+                f"mode: {config.mode} is not available, nftproxy has the nftables mode only; set "
+                "it to "
                 "nftables or leave it empty"
             )
         ]

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from nftproxy.address import pack
 from nftproxy.doctor.facts import Barrier
-from nftproxy.kernel.snapshot import Kind, Snapshot
+from nftproxy.kernel.snapshot import AddressKind, Snapshot
 from nftproxy.node.leftovers import Saved
 from nftproxy.path import evaluate
-from nftproxy.path.packet import PROTOCOLS, Ends, Packet, Status, Tracked
+from nftproxy.path.packet import PROTOCOLS, CtStatus, Ends, Packet, Tracked
 from nftproxy.path.routing import Routing
-from nftproxy.path.ruleset import OURS, BaseChain, Ruleset
-from nftproxy.table.expressions import Verdict
+from nftproxy.path.ruleset import OURS, NftBaseChain, Ruleset
+from nftproxy.table.expressions import VerdictCode
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _TRANSLATED = (
@@ -46,7 +46,7 @@ def trials(seen: Snapshot, around: Routing) -> list[Trial]:
     endpoints = []
     for port in seen.services:
         for shown in port.frontends:
-            outside = shown.kind is not Kind.CLUSTER_IP
+            outside = shown.kind is not AddressKind.CLUSTER_IP
             for listed in (*shown.cluster[:2], *shown.local[:1]):
                 place = pack(listed.address), listed.port, PROTOCOLS[shown.protocol]
                 endpoints.append((place, outside))
@@ -98,7 +98,7 @@ def _to(
 
 def _first(ends: Ends, protocol: int) -> Packet:
     """Return a packet whose destination has been translated."""
-    status = Status.DESTINATION_TRANSLATED | Status.DESTINATION_DONE
+    status = CtStatus.DESTINATION_TRANSLATED | CtStatus.DESTINATION_DONE
     return Packet(ends, protocol, tracked=Tracked(ends, status))
 
 
@@ -123,7 +123,7 @@ def barriers(
 
 
 def _at(
-    base: BaseChain, rules: Ruleset, around: Routing, tried: list[Trial], owner: str
+    base: NftBaseChain, rules: Ruleset, around: Routing, tried: list[Trial], owner: str
 ) -> Iterator[Barrier]:
     table, chain = str(base.chain.table), base.chain.name
     sizes = {"ip": {4}, "ip6": {16}}.get(base.chain.table.family, {4, 16})
@@ -134,7 +134,7 @@ def _at(
         packet = _on(base.hook, one.packet)
         outcomes = evaluate.run(base, packet, rules, around)
         stopped = next((outcome for outcome in outcomes if not outcome.goes_on), None)
-        if stopped is None or stopped.verdict == Verdict.QUEUE:
+        if stopped is None or stopped.verdict == VerdictCode.QUEUE:
             continue
         why = (
             f"rule with handle {stopped.rule.handle} of chain {stopped.chain.name}"

@@ -13,7 +13,7 @@ import msgspec
 
 from nftproxy.address import Network
 from nftproxy.configuration.config import KubeProxyConfiguration
-from nftproxy.doctor.facts import Api
+from nftproxy.doctor.facts import ApiServerFacts
 from nftproxy.doctor.machine import networks
 from nftproxy.doctor.model import Unknown
 from nftproxy.errors import NftproxyError
@@ -23,7 +23,7 @@ from nftproxy.sources.manifests import Manifests
 from nftproxy.sources.resources import SERVICE_CIDRS, Resource, own_node
 
 if TYPE_CHECKING:
-    from nftproxy.sources.apiserver import Connection
+    from nftproxy.sources.apiserver import ApiConnection
 
 _PATIENCE = 5.0  # seconds
 _NO_SOURCE = "no configuration names an API server; give --config or --manifests"
@@ -34,7 +34,7 @@ class Objects(msgspec.Struct, frozen=True):
 
     node: Node | Unknown
     service_cidrs: tuple[Network, ...] | Unknown
-    api: Api | Unknown
+    api: ApiServerFacts | Unknown
 
 
 class _ServiceCIDRs(msgspec.Struct, frozen=True):
@@ -75,16 +75,16 @@ def of_api(config: KubeProxyConfiguration | Unknown, node_name: str) -> Objects:
         return _asked(connection, node_name)
 
 
-def _asked(connection: "Connection", node_name: str) -> Objects:
+def _asked(connection: "ApiConnection", node_name: str) -> Objects:
     started = time.monotonic()
     try:
         status, body = _get(connection, own_node(node_name))
     except NftproxyError as error:
         failed = _unknown(f"the API server does not answer: {error}")
-        api = Api(time.monotonic() - started, str(error), connection.server)
+        api = ApiServerFacts(time.monotonic() - started, str(error), connection.server)
         return msgspec.structs.replace(failed, api=api)
     failure = "" if status < 500 and status != 401 else f"it answers with HTTP {status}"
-    api = Api(time.monotonic() - started, failure, connection.server)
+    api = ApiServerFacts(time.monotonic() - started, failure, connection.server)
     node: Node | Unknown = _denied(status, "the Node")
     cidrs: tuple[Network, ...] | Unknown
     try:
@@ -109,7 +109,7 @@ def _denied(status: int, what: str) -> Unknown:
     return Unknown(f"the API server answers with HTTP {status} to a request for {what}")
 
 
-def _get(connection: "Connection", resource: Resource) -> tuple[int, bytes]:
+def _get(connection: "ApiConnection", resource: Resource) -> tuple[int, bytes]:
     query = {**resource.selectors, "limit": "500"}
     with connection.get(resource.path, query, silence=_PATIENCE) as answer:
         return answer.status, answer.body()

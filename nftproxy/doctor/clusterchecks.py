@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Iterable
 
 from nftproxy.address import Network
-from nftproxy.doctor.facts import Answer, Facts, Probed, Starter
+from nftproxy.doctor.facts import Facts, FetchedPage, Probed, Starter
 from nftproxy.doctor.machine import inside, networks, overlap
-from nftproxy.doctor.model import Finding, State, bad, known, ok, warning
-from nftproxy.kernel.snapshot import Kind, Snapshot
+from nftproxy.doctor.model import CheckState, Finding, bad, known, ok, warning
+from nftproxy.kernel.snapshot import AddressKind, Snapshot
 from nftproxy.model import Node
 
 _USUAL = (30000, 32767)
@@ -62,7 +62,7 @@ def pod_network(facts: Facts) -> Finding:
             *_set_cidr(facts, [str(one) for one in own]),
         )
     if not own:
-        return Finding(State.UNCHECKED, f"Node {facts.node_name} has no podCIDRs")
+        return Finding(CheckState.UNCHECKED, f"Node {facts.node_name} has no podCIDRs")
     return ok(f"{_list(own)} is within clusterCIDR {_list(wide)}")
 
 
@@ -127,14 +127,16 @@ def node_ports(facts: Facts) -> Finding:
     """Judge whether the kernel gives NodePorts to clients of this node."""
     text = facts.sysctls.get("net/ipv4/ip_local_port_range", "")
     if not text:
-        return Finding(State.UNCHECKED, "/proc/sys/net/ipv4/ip_local_port_range cannot be read")
+        return Finding(
+            CheckState.UNCHECKED, "/proc/sys/net/ipv4/ip_local_port_range cannot be read"
+        )
     low, high = map(int, text.split())
     seen = facts.snapshot if isinstance(facts.snapshot, Snapshot) else None
     used = {
         shown.port
         for port in (seen.services if seen else ())
         for shown in port.frontends
-        if shown.kind is Kind.NODE_PORT
+        if shown.kind is AddressKind.NODE_PORT
     }
     first, last = min([*used, _USUAL[0]]), max([*used, _USUAL[1]])
     start, end = max(first, low), min(last, high)
@@ -187,18 +189,18 @@ def probe(facts: Facts) -> Finding:
     probed = known(facts.probed)
     if not probed:
         return Finding(
-            State.UNCHECKED,
+            CheckState.UNCHECKED,
             "the table has neither default/kubernetes nor a DNS Service in kube-system",
         )
     judged = [_probed(one) for one in probed]
-    worst = [one for one in judged if one.state is State.BAD] or [
-        one for one in judged if one.state is not State.OK
+    worst = [one for one in judged if one.state is CheckState.BAD] or [
+        one for one in judged if one.state is not CheckState.OK
     ]
     if worst:
         cures = dict.fromkeys(cure for one in worst for cure in one.cures)
         meaning = ". ".join(dict.fromkeys(one.means for one in worst))
         found = "; ".join(one.found for one in worst)
-        return (bad if worst[0].state is State.BAD else warning)(found, meaning, *cures)
+        return (bad if worst[0].state is CheckState.BAD else warning)(found, meaning, *cures)
     return ok("; ".join(one.found for one in judged))
 
 
@@ -235,11 +237,11 @@ def _probed(one: Probed) -> Finding:
     )
 
 
-def _failures(answers: Iterable[Answer]) -> list[Answer]:
+def _failures(answers: Iterable[FetchedPage]) -> list[FetchedPage]:
     return [answer for answer in answers if answer.failure]
 
 
-def _told(answers: Iterable[Answer]) -> str:
+def _told(answers: Iterable[FetchedPage]) -> str:
     return ", ".join(dict.fromkeys(f"{one.where} {one.failure}" for one in answers))
 
 

@@ -35,7 +35,7 @@ class Interface(NamedTuple):
     addresses: tuple[tuple[str, int], ...]
 
 
-class Route(NamedTuple):
+class RouteFact(NamedTuple):
     """A route of the main table."""
 
     network: Network
@@ -62,14 +62,14 @@ class Tracking(NamedTuple):
         return max(0, self.drop - self.insert_failed)
 
 
-class Counted(NamedTuple):
+class CountedFact(NamedTuple):
     """The counters at the first look, and a second later."""
 
     before: Tracking
     after: Tracking
 
 
-class Fill(NamedTuple):
+class ConntrackFill(NamedTuple):
     """How full conntrack's table is."""
 
     held: int
@@ -128,7 +128,7 @@ class Health(NamedTuple):
     eligible: bool
 
 
-class Api(NamedTuple):
+class ApiServerFacts(NamedTuple):
     """How the API server answered."""
 
     seconds: float
@@ -136,7 +136,7 @@ class Api(NamedTuple):
     where: str
 
 
-class Answer(NamedTuple):
+class FetchedPage(NamedTuple):
     """Who was asked, and why there is no answer; empty where there is one."""
 
     where: str
@@ -147,8 +147,8 @@ class Probed(NamedTuple):
     """A Service asked through its ClusterIP, several times, and at each endpoint."""
 
     service: str
-    through: tuple[Answer, ...]
-    direct: tuple[Answer, ...]
+    through: tuple[FetchedPage, ...]
+    direct: tuple[FetchedPage, ...]
 
 
 class Starter(enum.Enum):
@@ -169,10 +169,10 @@ class Facts:
     program: Failure | Unknown | None
     sysctls: Mapping[str, str]
     interfaces: tuple[Interface, ...] | Unknown
-    routes: tuple[Route, ...] | Unknown
+    routes: tuple[RouteFact, ...] | Unknown
     filtered: int | Unknown  # packets that rp_filter dropped
-    fill: Fill | Unknown
-    tracking: Counted | Unknown
+    fill: ConntrackFill | Unknown
+    tracking: CountedFact | Unknown
     leftovers: Leftovers | Unknown
     barriers: tuple[Barrier, ...] | Unknown
     deadly: tuple[str, ...] | Unknown
@@ -191,7 +191,7 @@ class Facts:
     node_name: str
     node: Node | Unknown
     service_cidrs: tuple[Network, ...] | Unknown
-    api: Api | Unknown
+    api: ApiServerFacts | Unknown
     probed: tuple[Probed, ...] | Unknown
     started_by: Starter
     now: float

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nftproxy.doctor.facts import Facts
-from nftproxy.doctor.model import Finding, Result, State, UnknownError
+from nftproxy.doctor.model import CheckState, Finding, Result, UnknownError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +25,5 @@ def _judged(check: Check, facts: Facts) -> Result:
     try:
         found = check.judge(facts)
     except UnknownError as error:
-        found = Finding(State.UNCHECKED, str(error))
+        found = Finding(CheckState.UNCHECKED, str(error))
     return Result(check.group, check.name, found.state, found.found, found.means, found.cures)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from nftproxy.doctor.facts import Facts, Failure
-from nftproxy.doctor.model import Finding, State, bad, known, ok, warning
+from nftproxy.doctor.model import CheckState, Finding, bad, known, ok, warning
 from nftproxy.node.host import OLDEST_KERNEL
 
 _BRIDGE = "net/bridge/bridge-nf-call-iptables"
@@ -57,7 +57,7 @@ def program(facts: Facts) -> Finding:
     """Judge whether libnftables and the kernel know every expression of our program."""
     refused = known(facts.program)
     if refused and "not permitted" in refused.reason:
-        return Finding(State.UNCHECKED, "a rehearsal needs the capability NET_ADMIN")
+        return Finding(CheckState.UNCHECKED, "a rehearsal needs the capability NET_ADMIN")
     if refused:
         return bad(
             f"the program is refused: {refused.reason}",
@@ -84,7 +84,7 @@ def ipv6_forwarding(facts: Facts) -> Finding:
 def _forwarding(facts: Facts, path: str, each: str, name: str) -> Finding:
     value = facts.sysctls.get(path)
     if value is None:
-        return Finding(State.UNCHECKED, f"/proc/sys/{path} cannot be read")
+        return Finding(CheckState.UNCHECKED, f"/proc/sys/{path} cannot be read")
     if value == "0":
         return bad(f"{name} is 0", _NOT_FORWARDED, f"sysctl -w {name}=1")
     off = [

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nftproxy.address import Network, pack, parse_network
-from nftproxy.doctor.facts import Counted, Fill, Interface, Route, Tracking
+from nftproxy.doctor.facts import ConntrackFill, CountedFact, Interface, RouteFact, Tracking
 from nftproxy.doctor.model import Unknown
 from nftproxy.errors import AddressError
 
@@ -80,7 +80,7 @@ def _kind(link: Any) -> str:
     return str((info and info.get_attr("IFLA_INFO_KIND")) or "")
 
 
-def routes() -> tuple[Route, ...]:
+def routes() -> tuple[RouteFact, ...]:
     """Return the routes of the main table, of both families."""
     from pyroute2 import IPRoute
 
@@ -94,7 +94,7 @@ def routes() -> tuple[Route, ...]:
         )
 
 
-def _route(message: Any, names: dict[int, str]) -> Route | None:
+def _route(message: Any, names: dict[int, str]) -> RouteFact | None:
     four = message["family"] == socket.AF_INET
     text = message.get_attr("RTA_DST") or ("0.0.0.0" if four else "::")  # noqa: S104 - not bound
     try:
@@ -103,7 +103,7 @@ def _route(message: Any, names: dict[int, str]) -> Route | None:
         return None
     paths = message.get_attr("RTA_MULTIPATH") or ()
     device = message.get_attr("RTA_OIF") or next((path["oif"] for path in paths), 0)
-    return Route(
+    return RouteFact(
         network,
         names.get(device, ""),
         message.get_attr("RTA_GATEWAY") or "",
@@ -124,10 +124,10 @@ def filtered() -> int | Unknown:
     return Unknown("this kernel does not count what rp_filter drops")
 
 
-def fill(settings: dict[str, str]) -> Fill | Unknown:
+def fill(settings: dict[str, str]) -> ConntrackFill | Unknown:
     """Return how full the conntrack table of this network namespace is."""
     try:
-        return Fill(
+        return ConntrackFill(
             int(settings["net/netfilter/nf_conntrack_count"]),
             int(settings["net/netfilter/nf_conntrack_max"]),
         )
@@ -135,12 +135,12 @@ def fill(settings: dict[str, str]) -> Fill | Unknown:
         return Unknown("/proc/sys/net/netfilter/nf_conntrack_count is not there")
 
 
-def tracking() -> Counted | Unknown:
+def tracking() -> CountedFact | Unknown:
     """Return conntrack's counters twice, a second apart: an old loss differs from one that goes on."""
     try:
         before = _tracking()
         time.sleep(_BETWEEN_LOOKS)
-        return Counted(before, _tracking())
+        return CountedFact(before, _tracking())
     except OSError as error:
         if error.errno == errno.ENOENT:
             return Unknown(

@@ -13,7 +13,7 @@ import msgspec
 T = TypeVar("T")
 
 
-class State(enum.StrEnum):
+class CheckState(enum.StrEnum):
     """How a check ended."""
 
     OK = "ok"
@@ -25,7 +25,7 @@ class State(enum.StrEnum):
 class Finding(msgspec.Struct, frozen=True):
     """What a check found, what it means for Services, and the commands that cure it, in order."""
 
-    state: State
+    state: CheckState
     found: str
     means: str = ""
     cures: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Result(msgspec.Struct, frozen=True):
 
     group: str
     check: str
-    state: State
+    state: CheckState
     found: str
     means: str = ""
     cures: tuple[str, ...] = ()
@@ -62,14 +62,14 @@ def known(fact: T | Unknown) -> T:
 
 def ok(found: str) -> Finding:
     """Return that all is well."""
-    return Finding(State.OK, found)
+    return Finding(CheckState.OK, found)
 
 
 def warning(found: str, means: str, *cures: str) -> Finding:
     """Return what is doubtful, or wrong without stopping traffic now."""
-    return Finding(State.WARNING, found, means, tuple(filter(None, cures)))
+    return Finding(CheckState.WARNING, found, means, tuple(filter(None, cures)))
 
 
 def bad(found: str, means: str, *cures: str) -> Finding:
     """Return what makes Services fail, or will at the next change."""
-    return Finding(State.BAD, found, means, tuple(filter(None, cures)))
+    return Finding(CheckState.BAD, found, means, tuple(filter(None, cures)))

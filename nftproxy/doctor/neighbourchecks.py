@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable
 
 from nftproxy.doctor.facts import Barrier, Facts
-from nftproxy.doctor.model import Finding, State, bad, known, ok, warning
+from nftproxy.doctor.model import CheckState, Finding, bad, known, ok, warning
 
 _TABLES = {"raw", "mangle", "filter", "security"}
 
@@ -140,7 +140,7 @@ def lister(facts: Facts) -> Finding:
     if failure is None:
         return ok("nft lists our table")
     if "not permitted" in failure.reason:
-        return Finding(State.UNCHECKED, "nft needs the capability NET_ADMIN")
+        return Finding(CheckState.UNCHECKED, "nft needs the capability NET_ADMIN")
     return warning(
         failure.reason,
         "Services work, but nobody can look at the table; nft 1.0.6 or later lists it",

@@ -11,8 +11,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from nftproxy.doctor.facts import Answer, Probed
-from nftproxy.kernel.snapshot import Kind, ServicePort, Shown, Snapshot
+from nftproxy.doctor.facts import FetchedPage, Probed
+from nftproxy.kernel.snapshot import AddressKind, Shown, ShownServicePort, Snapshot
 
 _PATIENCE = 2.0  # seconds
 _TRIES = 3  # through the ClusterIP, as each may reach another endpoint
@@ -29,7 +29,7 @@ def probe(seen: Snapshot) -> tuple[Probed, ...]:
     )
 
 
-def _meant(port: ServicePort) -> bool:
+def _meant(port: ShownServicePort) -> bool:
     if port.is_called(_API):
         return True
     return port.name.startswith(_DNS_NAMESPACE) and any(
@@ -37,11 +37,11 @@ def _meant(port: ServicePort) -> bool:
     )
 
 
-def _chosen(port: ServicePort) -> Iterator[Shown]:
-    return (shown for shown in port.frontends if shown.kind is Kind.CLUSTER_IP)
+def _chosen(port: ShownServicePort) -> Iterator[Shown]:
+    return (shown for shown in port.frontends if shown.kind is AddressKind.CLUSTER_IP)
 
 
-def _probed(port: ServicePort, shown: Shown) -> Probed:
+def _probed(port: ShownServicePort, shown: Shown) -> Probed:
     ask = _dns if shown.protocol == "udp" else _tcp
     through = tuple(_answer(ask, shown.address, shown.port) for _ in range(_TRIES))
     places = dict.fromkeys((each.address, each.port) for each in (*shown.cluster, *shown.local))
@@ -49,15 +49,15 @@ def _probed(port: ServicePort, shown: Shown) -> Probed:
     return Probed(f"{port.name} ({shown.family}, {shown.protocol})", through, direct)
 
 
-def _answer(ask: Callable[[str, int], None], address: str, port: int) -> Answer:
+def _answer(ask: Callable[[str, int], None], address: str, port: int) -> FetchedPage:
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     try:
         ask(address, port)
     except TimeoutError:
-        return Answer(where, f"no answer in {_PATIENCE:.0f} s")
+        return FetchedPage(where, f"no answer in {_PATIENCE:.0f} s")
     except OSError as error:
-        return Answer(where, (error.strerror or str(error)).lower())
-    return Answer(where, "")
+        return FetchedPage(where, (error.strerror or str(error)).lower())
+    return FetchedPage(where, "")
 
 
 def _tcp(address: str, port: int) -> None:

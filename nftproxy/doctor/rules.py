@@ -18,12 +18,12 @@ from nftproxy.kernel.channel import Channel
 from nftproxy.kernel.child import rehearse
 from nftproxy.kernel.neighbours import Neighbours
 from nftproxy.kernel.reader import Reader
-from nftproxy.kernel.snapshot import Snapshot, take
+from nftproxy.kernel.snapshot import Snapshot, take_snapshot
 from nftproxy.node import takeover
 from nftproxy.path.live import LiveRuleset
 from nftproxy.path.routing import Routing
 from nftproxy.table import netlink, schema
-from nftproxy.table.netlink import FAMILY_NAMES, Chain, Message
+from nftproxy.table.netlink import FAMILY_NAMES, ChainAttribute, Message
 from nftproxy.table.program import Program
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def program(settings: NodeSettings) -> Failure | None:
 def snapshot() -> Snapshot | None:
     """Return what our table holds; None without one."""
     with closing(Reader()) as reader:
-        return take(reader)
+        return take_snapshot(reader)
 
 
 def programs() -> tuple[str, ...]:
@@ -135,6 +135,6 @@ def chains(channel: Channel) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for number, message in channel.dump_all(Message.GET_CHAIN, _ATTEMPTS):
         parts = netlink.parts(message)
-        table = f"{FAMILY_NAMES.get(number, number)} {netlink.text(parts[Chain.TABLE])}"
-        found.setdefault(table, []).append(netlink.text(parts[Chain.NAME]))
+        table = f"{FAMILY_NAMES.get(number, number)} {netlink.text(parts[ChainAttribute.TABLE])}"
+        found.setdefault(table, []).append(netlink.text(parts[ChainAttribute.NAME]))
     return found

@@ -3,7 +3,16 @@
 from datetime import datetime
 
 from nftproxy.doctor.facts import Facts
-from nftproxy.doctor.model import Finding, State, Unknown, UnknownError, bad, known, ok, warning
+from nftproxy.doctor.model import (
+    CheckState,
+    Finding,
+    Unknown,
+    UnknownError,
+    bad,
+    known,
+    ok,
+    warning,
+)
 
 _SYNC = "kubeproxy_sync_proxy_rules"
 _PATIENCE = 60.0  # seconds that a change may wait
@@ -27,7 +36,7 @@ def program(facts: Facts) -> Finding:
     held = known(facts.programs)
     if not held:
         if known(facts.snapshot) is None:
-            return Finding(State.UNCHECKED, "there is no table")
+            return Finding(CheckState.UNCHECKED, "there is no table")
         return bad(
             "the table names no program", "somebody else made it, or removed a chain", facts.restart
         )

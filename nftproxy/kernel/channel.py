@@ -20,7 +20,7 @@ _SMALL = 100_000  # bytes that any socket may send at once
 _SEND_BUFFER = 64 << 20  # bytes: a transaction is one message, and 20 000 elements need two million
 
 
-class Change(NamedTuple):
+class Modification(NamedTuple):
     """A part of a transaction."""
 
     kind: Message
@@ -99,7 +99,7 @@ class Channel:
         (answer,) = self.get(Message.GET_GENERATION, family=netlink.UNSPECIFIED)
         return int.from_bytes(netlink.parts(answer, (4, len(answer)))[Generation.ID])
 
-    def transact(self, changes: list[Change]) -> None:
+    def transact(self, changes: list[Modification]) -> None:
         """Make changes in one transaction; KernelError if the kernel refuses them all."""
         if not changes:
             return

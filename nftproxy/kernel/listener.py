@@ -22,7 +22,7 @@ _BUFFER = (
 )  # bytes; a program that replaces a ruleset of its own sends tens of thousands of messages at once
 
 
-class Kind(enum.IntEnum):
+class InterferenceKind(enum.IntEnum):
     """The part of our table to look at again."""
 
     NOTHING = 0
@@ -34,7 +34,7 @@ class Kind(enum.IntEnum):
 class Interference:
     """The changes by others since the last look; `who` names the process if the kernel does."""
 
-    kind: Kind = Kind.NOTHING
+    kind: InterferenceKind = InterferenceKind.NOTHING
     who: str = ""
 
 
@@ -50,7 +50,7 @@ class Listener:
             socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
             netlink.NETFILTER,
         )
-        self._pending = Kind.NOTHING
+        self._pending = InterferenceKind.NOTHING
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, netlink.SO_RCVBUFFORCE, _BUFFER)
         except PermissionError:  # in a user namespace; the limit of the system must suffice
@@ -74,11 +74,11 @@ class Listener:
             except BlockingIOError:
                 return found
             except OSError:  # ENOBUFS: messages were lost, so anything may have happened
-                found = Interference(Kind.PROGRAM, "unknown: too many changes at once")
+                found = Interference(InterferenceKind.PROGRAM, "unknown: too many changes at once")
                 continue
-            self._take(data, found)
+            self._read_message(data, found)
 
-    def _take(self, data: bytes, found: Interference) -> None:
+    def _read_message(self, data: bytes, found: Interference) -> None:
         position = 0
         while position + 20 <= len(data):
             length, kind, _, _, _ = netlink.HEADER.unpack_from(data, position)
@@ -89,10 +89,13 @@ class Listener:
                 if self._pending:
                     found.kind = max(found.kind, self._pending)
                     found.who = _author(message) or found.who
-                self._pending = Kind.NOTHING
+                self._pending = InterferenceKind.NOTHING
             elif message[0] == netlink.INET and _table(message) == TABLE:
                 elements = number in {Message.NEW_ELEMENTS, Message.DELETE_ELEMENTS}
-                self._pending = max(self._pending, Kind.ELEMENTS if elements else Kind.PROGRAM)
+                self._pending = max(
+                    self._pending,
+                    InterferenceKind.ELEMENTS if elements else InterferenceKind.PROGRAM,
+                )
 
 
 def _table(message: bytes) -> bytes:

@@ -17,23 +17,23 @@ from nftproxy.table import netlink
 from nftproxy.table.netlink import (
     ATTRIBUTE,
     FAMILIES,
-    Chain,
+    ChainAttribute,
     Counter,
     Data,
     Elements,
-    Expression,
+    ExpressionAttribute,
     Hook,
     Message,
     Place,
-    Rule,
+    RuleAttribute,
     Set,
-    Table,
+    TableAttribute,
     attributes,
     named,
     text,
 )
-from nftproxy.table.netlink import Element as Part
-from nftproxy.table.netlink import Verdict as Code
+from nftproxy.table.netlink import ElementAttribute as Part
+from nftproxy.table.netlink import VerdictAttribute as Code
 from nftproxy.table.packing import shape, unpack_comment, unpack_value, unpack_verdict
 
 TABLE = b"nftproxy\0"
@@ -48,7 +48,7 @@ class Counted(NamedTuple):
     packets: int
 
 
-class BaseChain(NamedTuple):
+class HookChain(NamedTuple):
     """A chain on a hook; `drops`: by its policy."""
 
     family: str
@@ -74,7 +74,9 @@ class Reader:
         KernelError without permission or without nf_tables.
         """
         try:
-            self._channel.get(Message.GET_TABLE, named(Table.NAME, name), family=FAMILIES[family])
+            self._channel.get(
+                Message.GET_TABLE, named(TableAttribute.NAME, name), family=FAMILIES[family]
+            )
         except MissingError:
             return False
         return True
@@ -82,24 +84,30 @@ class Reader:
     def chains(self) -> dict[str, bool]:
         """Return the names of our chains, and whether each is a base chain."""
         found = {}
-        for message in self._channel.dump(Message.GET_CHAIN, _ours(Chain.TABLE)):
+        for message in self._channel.dump(Message.GET_CHAIN, _ours(ChainAttribute.TABLE)):
             parts = netlink.parts(message)
-            if parts[Chain.TABLE] == TABLE:
-                found[text(parts[Chain.NAME])] = Chain.HOOK in parts
+            if parts[ChainAttribute.TABLE] == TABLE:
+                found[text(parts[ChainAttribute.NAME])] = ChainAttribute.HOOK in parts
         return found
 
-    def base_chains(self) -> list["BaseChain"]:
+    def base_chains(self) -> list["HookChain"]:
         """Return the base chains of all tables but ours."""
         found = []
         for family in ("inet", "ip", "ip6", "netdev", "bridge"):
             for message in self._channel.dump(Message.GET_CHAIN, family=FAMILIES[family]):
                 parts = netlink.parts(message)
-                if Chain.HOOK in parts and parts[Chain.TABLE] != TABLE:
-                    hook = int.from_bytes(netlink.parts(parts[Chain.HOOK])[Hook.NUMBER])
-                    drops = Chain.POLICY in parts and int.from_bytes(parts[Chain.POLICY]) == 0
-                    table, name = text(parts[Chain.TABLE]), text(parts[Chain.NAME])
+                if ChainAttribute.HOOK in parts and parts[ChainAttribute.TABLE] != TABLE:
+                    hook = int.from_bytes(netlink.parts(parts[ChainAttribute.HOOK])[Hook.NUMBER])
+                    drops = (
+                        ChainAttribute.POLICY in parts
+                        and int.from_bytes(parts[ChainAttribute.POLICY]) == 0
+                    )
+                    table, name = (
+                        text(parts[ChainAttribute.TABLE]),
+                        text(parts[ChainAttribute.NAME]),
+                    )
                     hooks = _DEVICE_HOOKS if family == "netdev" else _HOOKS
-                    found.append(BaseChain(family, table, name, hooks.get(hook, str(hook)), drops))
+                    found.append(HookChain(family, table, name, hooks.get(hook, str(hook)), drops))
         return found
 
     def sets(self) -> set[str]:
@@ -114,13 +122,13 @@ class Reader:
 
     def rules(self) -> int:
         """Count the rules of our table."""
-        return sum(1 for _ in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE)))
+        return sum(1 for _ in self._channel.dump(Message.GET_RULE, _ours(RuleAttribute.TABLE)))
 
     def expressions(self, chain: str) -> list[bytes]:
         """Return the packed expressions of each rule of one of our chains."""
-        wanted = _ours(Rule.TABLE) + named(Rule.CHAIN, chain)
+        wanted = _ours(RuleAttribute.TABLE) + named(RuleAttribute.CHAIN, chain)
         return [
-            netlink.parts(message).get(Rule.EXPRESSIONS, b"")
+            netlink.parts(message).get(RuleAttribute.EXPRESSIONS, b"")
             for message in self._channel.dump(Message.GET_RULE, wanted)
         ]
 
@@ -128,7 +136,7 @@ class Reader:
         """Whether any rule of our table uses a set."""
         return any(
             name.encode() + b"\0" in message
-            for message in self._channel.dump(Message.GET_RULE, _ours(Rule.TABLE))
+            for message in self._channel.dump(Message.GET_RULE, _ours(RuleAttribute.TABLE))
         )
 
     def elements(self, name: str) -> dict[Key, Value]:
@@ -268,6 +276,6 @@ def _verdict(parts: dict[int, bytes]) -> Verdict:
 
 def _packets(expression: dict[int, bytes]) -> int:
     """Return the packets of a counter expression."""
-    if expression[Expression.NAME] != b"counter\0":
+    if expression[ExpressionAttribute.NAME] != b"counter\0":
         return 0
-    return int.from_bytes(netlink.parts(expression[Expression.DATA])[Counter.PACKETS])
+    return int.from_bytes(netlink.parts(expression[ExpressionAttribute.DATA])[Counter.PACKETS])

@@ -2,8 +2,8 @@
 
 From elements and their counters to values, without the cluster's objects; so this is what packets
 meet, not what somebody wished for. Counters start with the last write of their element. They count
-connections, because nat chains see the first packet of each alone. Only `take` reads; all else is
-pure.
+connections, because nat chains see the first packet of each alone. Only `take_snapshot` reads; all
+else is pure.
 """
 
 import enum
@@ -24,7 +24,7 @@ from nftproxy.table import schema
 from nftproxy.table.schema import Declaration, Policy
 
 
-class Kind(enum.StrEnum):
+class AddressKind(enum.StrEnum):
     """The kind of an address.
 
     External IPs and load-balancer addresses look alike in the table unless sources are limited.
@@ -36,11 +36,11 @@ class Kind(enum.StrEnum):
     NODE_PORT = "NodePort"
 
 
-class Value(msgspec.Struct, frozen=True, rename="camel"):
+class ShownValue(msgspec.Struct, frozen=True, rename="camel"):
     """The base of what `show --output json` prints."""
 
 
-class Listed(Value, frozen=True):
+class Listed(ShownValue, frozen=True):
     """An endpoint in one of a frontend's lists, and how often it was picked."""
 
     address: str
@@ -53,7 +53,7 @@ class Listed(Value, frozen=True):
         return Endpoint(self.address, self.port)
 
 
-class Refused(Value, frozen=True):
+class ShownRefusal(ShownValue, frozen=True):
     """The fate of connections that no list takes; every packet of a new one counts."""
 
     verdict: str  # reject or drop
@@ -61,7 +61,7 @@ class Refused(Value, frozen=True):
     packets: int
 
 
-class Affinity(Value, frozen=True):
+class ShownAffinity(ShownValue, frozen=True):
     """ClientIP affinity of a service port in one family.
 
     `clients` counts those remembered, by endpoint.
@@ -71,14 +71,14 @@ class Affinity(Value, frozen=True):
     clients: dict[str, int]
 
 
-class Shown(Value, frozen=True):
+class Shown(ShownValue, frozen=True):
     """One frontend.
 
     An empty address means: on the addresses that accept NodePorts. Sources None means: everybody.
     """
 
     family: Family
-    kind: Kind
+    kind: AddressKind
     address: str
     protocol: str
     port: int
@@ -86,8 +86,8 @@ class Shown(Value, frozen=True):
     connections: int
     cluster: tuple[Listed, ...]
     local: tuple[Listed, ...]
-    refused: Refused | None
-    affinity: Affinity | None
+    refused: ShownRefusal | None
+    affinity: ShownAffinity | None
     sources: tuple[str, ...] | None
 
     @property
@@ -96,7 +96,7 @@ class Shown(Value, frozen=True):
         return Frontend(self.address, self.protocol, self.port)
 
 
-class ServicePort(Value, frozen=True):
+class ShownServicePort(ShownValue, frozen=True):
     """A service port by the name in its elements, namespace/service:port."""
 
     name: str
@@ -123,19 +123,19 @@ class _Found:
         return next((verdict.comment for verdict, _ in self.steps.values() if verdict.comment), "?")
 
 
-class Snapshot(Value, frozen=True):
+class Snapshot(ShownValue, frozen=True):
     """The whole table.
 
     Services, the addresses that accept NodePorts ("all": every one but loopback), and service
     CIDRs.
     """
 
-    services: tuple[ServicePort, ...]
+    services: tuple[ShownServicePort, ...]
     nodeport_addresses: dict[Family, tuple[str, ...] | Literal["all"]]
     service_cidrs: tuple[str, ...]
 
 
-def take(reader: Reader) -> Snapshot | None:
+def take_snapshot(reader: Reader) -> Snapshot | None:
     """Read the table; None if it does not exist.
 
     Changes meanwhile may be seen half.
@@ -165,7 +165,7 @@ def _counted(reader: Reader, where: str) -> Iterator[Counted]:
         yield from reader.counted(where)
 
 
-def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ServicePort, ...]:
+def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ShownServicePort, ...]:
     """Return the service ports in the elements of all sets and maps, by name."""
     found: defaultdict[tuple[Family, Frontend], _Found] = defaultdict(_Found)
     cluster_ips: set[str] = set()
@@ -192,11 +192,13 @@ def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ServicePort, ..
             verdict.comment for verdict, _ in one.steps.values()
         ):  # the rest of a frontend between two transactions
             ports[one.name].append(_shown(family, frontend, one, cluster_ips, clients))
-    return tuple(ServicePort(name, tuple(frontends)) for name, frontends in sorted(ports.items()))
+    return tuple(
+        ShownServicePort(name, tuple(frontends)) for name, frontends in sorted(ports.items())
+    )
 
 
 def _sort_in(
-    place: schema.Place,
+    place: schema.ParsedName,
     items: Iterable[Counted],
     found: defaultdict[tuple[Family, Frontend], _Found],
 ) -> None:
@@ -240,11 +242,11 @@ def _shown(
     clients: Mapping[tuple[Family, str], Counter[str]],
 ) -> Shown:
     if frontend.is_node_port:
-        kind = Kind.NODE_PORT
+        kind = AddressKind.NODE_PORT
     elif frontend.address in cluster_ips:
-        kind = Kind.CLUSTER_IP
+        kind = AddressKind.CLUSTER_IP
     else:
-        kind = Kind.LOAD_BALANCER if schema.FIREWALL in one.steps else Kind.EXTERNAL
+        kind = AddressKind.LOAD_BALANCER if schema.FIREWALL in one.steps else AddressKind.EXTERNAL
     return Shown(
         family=family,
         kind=kind,
@@ -261,9 +263,9 @@ def _shown(
     )
 
 
-def _policy(one: _Found, kind: Kind) -> Policy | None:
+def _policy(one: _Found, kind: AddressKind) -> Policy | None:
     """Return the policy, from the chains that the verdicts go to."""
-    local = Policy.LOCAL if kind is Kind.CLUSTER_IP else Policy.PRESERVE
+    local = Policy.LOCAL if kind is AddressKind.CLUSTER_IP else Policy.PRESERVE
     if schema.SERVICES in one.steps:
         verdict, _ = one.steps[schema.SERVICES]
         policy = schema.policy(verdict.target)
@@ -271,20 +273,20 @@ def _policy(one: _Found, kind: Kind) -> Policy | None:
     return local if one.steps.get(schema.NO_ENDPOINTS, (Verdict(""), 0))[0].verb == "drop" else None
 
 
-def _refused(one: _Found) -> Refused | None:
+def _refused(one: _Found) -> ShownRefusal | None:
     if schema.NO_ENDPOINTS not in one.steps:
         return None
     verdict, packets = one.steps[schema.NO_ENDPOINTS]
     if verdict.verb == "drop":
-        return Refused("drop", "no endpoint on this node (policy Local)", packets)
-    return Refused("reject", "no endpoint in the cluster", packets)
+        return ShownRefusal("drop", "no endpoint on this node (policy Local)", packets)
+    return ShownRefusal("reject", "no endpoint in the cluster", packets)
 
 
 def _affinity(
     family: Family, one: _Found, clients: Mapping[tuple[Family, str], Counter[str]]
-) -> Affinity | None:
+) -> ShownAffinity | None:
     verdict, _ = one.steps.get(schema.LEARN, (Verdict(""), 0))
     if not (learn := schema.parse_learn(verdict.target)):
         return None
     timeout, name = learn
-    return Affinity(timeout, dict(sorted(clients.get((family, name), {}).items())))
+    return ShownAffinity(timeout, dict(sorted(clients.get((family, name), {}).items())))

@@ -9,28 +9,28 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from nftproxy.address import Network, pack
-from nftproxy.kernel.channel import Change, Channel
+from nftproxy.kernel.channel import Channel, Modification
 from nftproxy.routes import Key, Value, Verdict
 from nftproxy.table import netlink
 from nftproxy.table.netlink import (
     FAMILIES,
     Data,
-    Element,
+    ElementAttribute,
     Elements,
     Message,
-    Rule,
+    RuleAttribute,
     attribute,
     named,
     nested,
 )
-from nftproxy.table.packing import Shape, comment, shape, verdict
+from nftproxy.table.packing import SetShape, comment, shape, verdict
 
 _TABLE = "nftproxy"
 _LONGEST = 60_000  # bytes of elements in one message; the length of an attribute has 16 bits
 _OPEN = attribute(
-    Element.USER_DATA, struct.pack("=BBI", 1, 4, 1)
+    ElementAttribute.USER_DATA, struct.pack("=BBI", 1, 4, 1)
 )  # the mark of libnftables for an interval without an end
-_ENDS = attribute(Element.FLAGS, netlink.ENDS_INTERVAL.to_bytes(4))
+_ENDS = attribute(ElementAttribute.FLAGS, netlink.ENDS_INTERVAL.to_bytes(4))
 
 
 class Writer:
@@ -45,7 +45,7 @@ class Writer:
         self, removed: Mapping[str, Iterable[Key]], added: Mapping[str, Mapping[Key, Value]]
     ) -> None:
         """Delete and add elements, in this order."""
-        changes: list[Change] = []
+        changes: list[Modification] = []
         for where, keys in removed.items():
             known = _shape(where)
             changes += _changes(
@@ -75,7 +75,7 @@ class Writer:
 
     def replace(self, where: str, elements: Iterable[str | Network]) -> None:
         """Replace the addresses of a set, or the networks of an interval set."""
-        flush = Change(
+        flush = Modification(
             Message.DELETE_ELEMENTS, named(Elements.TABLE, _TABLE) + named(Elements.SET, where)
         )
         listed = list(elements)
@@ -88,17 +88,19 @@ class Writer:
 
     def add_chains(self, chains: Mapping[str, Iterable[bytes]]) -> None:
         """Make chains from the expressions of their rules, in one transaction."""
-        head = named(netlink.Chain.TABLE, _TABLE)
+        head = named(netlink.ChainAttribute.TABLE, _TABLE)
         changes = [
-            Change(Message.NEW_CHAIN, head + named(netlink.Chain.NAME, name), netlink.CREATE)
+            Modification(
+                Message.NEW_CHAIN, head + named(netlink.ChainAttribute.NAME, name), netlink.CREATE
+            )
             for name in chains
         ]
         for name, rules in chains.items():
-            place = named(Rule.TABLE, _TABLE) + named(Rule.CHAIN, name)
+            place = named(RuleAttribute.TABLE, _TABLE) + named(RuleAttribute.CHAIN, name)
             changes += [
-                Change(
+                Modification(
                     Message.NEW_RULE,
-                    place + nested(Rule.EXPRESSIONS, rule),
+                    place + nested(RuleAttribute.EXPRESSIONS, rule),
                     netlink.CREATE | netlink.APPEND,
                 )
                 for rule in rules
@@ -108,21 +110,31 @@ class Writer:
     def delete_table(self, family: str, name: str) -> None:
         """Remove a table with all its content."""
         self._transact(
-            [Change(Message.DELETE_TABLE, named(netlink.Table.NAME, name), family=FAMILIES[family])]
+            [
+                Modification(
+                    Message.DELETE_TABLE,
+                    named(netlink.TableAttribute.NAME, name),
+                    family=FAMILIES[family],
+                )
+            ]
         )
 
     def probe(self) -> None:
         """Commit a transaction that changes nothing."""
         self._transact(
-            [Change(Message.NEW_TABLE, named(netlink.Table.NAME, _TABLE), netlink.CREATE)]
+            [
+                Modification(
+                    Message.NEW_TABLE, named(netlink.TableAttribute.NAME, _TABLE), netlink.CREATE
+                )
+            ]
         )
 
-    def _transact(self, changes: list[Change]) -> None:
+    def _transact(self, changes: list[Modification]) -> None:
         self._channel.transact(changes)
         self._written()
 
 
-def _changes(kind: Message, where: str, elements: Iterable[bytes]) -> Iterator[Change]:
+def _changes(kind: Message, where: str, elements: Iterable[bytes]) -> Iterator[Modification]:
     """Yield the messages with the elements of one set."""
     head = named(Elements.TABLE, _TABLE) + named(Elements.SET, where)
     flags = netlink.CREATE if kind is Message.NEW_ELEMENTS else 0
@@ -130,15 +142,15 @@ def _changes(kind: Message, where: str, elements: Iterable[bytes]) -> Iterator[C
     size = 0
     for element in elements:
         if size + len(element) > _LONGEST:
-            yield Change(kind, head + nested(Elements.LIST, b"".join(part)), flags)
+            yield Modification(kind, head + nested(Elements.LIST, b"".join(part)), flags)
             part, size = [], 0
         part.append(element)
         size += len(element)
     if part:
-        yield Change(kind, head + nested(Elements.LIST, b"".join(part)), flags)
+        yield Modification(kind, head + nested(Elements.LIST, b"".join(part)), flags)
 
 
-def _element(known: Shape, key: Key, value: Value) -> bytes:
+def _element(known: SetShape, key: Key, value: Value) -> bytes:
     """Return an element; a key alone for one of a set, or to delete."""
     packed = _keyed(known.key.pack(key))
     if value is None:
@@ -147,11 +159,11 @@ def _element(known: Shape, key: Key, value: Value) -> bytes:
         data = attribute(
             Data.VALUE, known.value.pack((value,) if isinstance(value, str) else value)
         )
-        return nested(netlink.LIST_ITEM, packed + nested(Element.DATA, data))
+        return nested(netlink.LIST_ITEM, packed + nested(ElementAttribute.DATA, data))
     assert isinstance(value, Verdict)  # noqa: S101 - maps without fields hold verdicts
-    packed += nested(Element.DATA, nested(Data.VERDICT, verdict(value.verb, value.target)))
+    packed += nested(ElementAttribute.DATA, nested(Data.VERDICT, verdict(value.verb, value.target)))
     if value.comment:
-        packed += attribute(Element.USER_DATA, comment(value.comment))
+        packed += attribute(ElementAttribute.USER_DATA, comment(value.comment))
     return nested(netlink.LIST_ITEM, packed)
 
 
@@ -180,10 +192,10 @@ def _intervals(networks: Iterable[Network]) -> Iterator[bytes]:
 
 
 def _keyed(packed: bytes) -> bytes:
-    return nested(Element.KEY, attribute(Data.VALUE, packed))
+    return nested(ElementAttribute.KEY, attribute(Data.VALUE, packed))
 
 
-def _shape(where: str) -> Shape:
+def _shape(where: str) -> SetShape:
     found = shape(where)
     assert found is not None, where  # noqa: S101 - the compiler names no others
     return found

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nftproxy.errors import NftproxyError, UnusableError
 from nftproxy.lab import namespace, topology
-from nftproxy.lab.plan import Plan
+from nftproxy.lab.plan import LabPlan
 
 _FAILED = re.compile(r"Command failed -:(\d+)")
 _SIOCGIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x1, 0x40
@@ -41,7 +41,7 @@ def has_bridge_netfilter() -> bool:
     return Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
 
 
-def create_namespaces(plan: Plan) -> None:
+def create_namespaces(plan: LabPlan) -> None:
     """Make the namespaces, empty except for their sysctls; then sockets may be opened in them."""
     for commands in topology.commands(plan):
         try:
@@ -56,7 +56,7 @@ def create_namespaces(plan: Plan) -> None:
                 _write_sysctl(path, value)
 
 
-def connect(plan: Plan) -> None:
+def connect(plan: LabPlan) -> None:
     """Fill the namespaces with links, addresses and routes."""
     batch("ip", None, topology.cables(plan))
     commands = topology.commands(plan)

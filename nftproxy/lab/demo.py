@@ -29,7 +29,7 @@ from nftproxy.kernel import snapshot
 from nftproxy.kernel.reader import Reader
 from nftproxy.lab.client import Answer, Outcome, Refused, Silent
 from nftproxy.lab.lab import Lab
-from nftproxy.lab.plan import CLUSTER_CIDRS, Node, Place
+from nftproxy.lab.plan import CLUSTER_CIDRS, LabNode, LabPlace
 
 START = 20.0  # seconds until the table must exist
 STEP = 5.0  # seconds until the table must have a change
@@ -37,7 +37,7 @@ OWN = "its own"
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Expectation:
     """Connections of one kind and their expected outcome.
 
     All of `by` must answer, or one of them with `one`.
@@ -63,92 +63,92 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class DemoStep:
     """A step: its title, its reason, and a change before the connections."""
 
     title: str
     why: str
-    checks: tuple[Check, ...]
+    checks: tuple[Expectation, ...]
     before: Callable[["Demo"], str] | None = None  # returns a line about it
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class DemoResult:
     """The result of a check: from, to, answered by, source seen; and whether that is right."""
 
     row: tuple[str, str, str, str]
     right: bool
 
 
-def walk(demo: "Demo") -> Iterator[Step]:
+def walk(demo: "Demo") -> Iterator[DemoStep]:
     """Yield the steps; the addresses are those of the examples."""
     node1, node2 = demo.address("node1"), demo.address("node2")
     web = {"pod1-1", "pod1-2", "pod2-1"}
-    yield Step(
+    yield DemoStep(
         "ClusterIP: clusterip.yaml",
         "Each new connection goes to one of the ready endpoints, all equally likely; they see the "
         "pod's own address.",
         (
-            Check("pod2-3", "10.96.0.10", 80, web),
-            Check("pod2-3", "fd00:10:96::10", 80, web),
-            Check("pod2-3", "10.96.0.10", 514, web, protocol="UDP"),
+            Expectation("pod2-3", "10.96.0.10", 80, web),
+            Expectation("pod2-3", "fd00:10:96::10", 80, web),
+            Expectation("pod2-3", "10.96.0.10", 514, web, protocol="UDP"),
         ),
     )
-    yield Step(
+    yield DemoStep(
         "NodePort: nodeport.yaml",
         "Every node accepts the port, wherever the endpoints are, and hides the client so that "
         "answers return through it.",
         (
-            Check("client", node1, 30080, {"pod1-1", "pod2-1"}, "node1"),
-            Check("client", node2, 30080, {"pod1-1", "pod2-1"}, "node2"),
+            Expectation("client", node1, 30080, {"pod1-1", "pod2-1"}, "node1"),
+            Expectation("client", node2, 30080, {"pod1-1", "pod2-1"}, "node2"),
         ),
     )
-    yield Step(
+    yield DemoStep(
         "LoadBalancer, externalTrafficPolicy Cluster: loadbalancer-cluster.yaml",
         "As with a NodePort; but pods are not in loadBalancerSourceRanges, so their packets are "
         "dropped.",
         (
-            Check("client", "203.0.113.30", 443, {"pod1-2", "pod2-2"}, "node1"),
-            Check("pod2-3", "203.0.113.30", 443, Silent, times=2),
+            Expectation("client", "203.0.113.30", 443, {"pod1-2", "pod2-2"}, "node1"),
+            Expectation("pod2-3", "203.0.113.30", 443, Silent, times=2),
         ),
     )
-    yield Step(
+    yield DemoStep(
         "LoadBalancer, externalTrafficPolicy Local: loadbalancer-local.yaml",
         "Outside clients reach only endpoints of the node that they use, which see the client's "
         "address; pods reach all endpoints.",
         (
-            Check("client", "203.0.113.40", 25, {"pod1-1", "pod1-2"}),
-            Check("pod2-3", "203.0.113.40", 25, {"pod1-1", "pod1-2"}),
+            Expectation("client", "203.0.113.40", 25, {"pod1-1", "pod1-2"}),
+            Expectation("pod2-3", "203.0.113.40", 25, {"pod1-1", "pod1-2"}),
         ),
     )
-    yield Step(
+    yield DemoStep(
         "The same through node2, which has no endpoint",
         "A node without an endpoint drops the packets, and counts them; load balancers ask the "
         "health check port and avoid it.",
-        (Check("client", "203.0.113.40", 25, Silent, times=2, drops="node2"),),
+        (Expectation("client", "203.0.113.40", 25, Silent, times=2, drops="node2"),),
         before=lambda demo: demo.lead_to("203.0.113.40/32", "node2"),
     )
-    yield Step(
+    yield DemoStep(
         "Session affinity ClientIP: affinity.yaml",
         "A client that returns within 600 seconds gets the same endpoint again; another client may "
         "have another one.",
         (
-            Check("pod2-3", "10.96.0.50", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
-            Check("pod1-3", "10.96.0.50", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
+            Expectation("pod2-3", "10.96.0.50", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
+            Expectation("pod1-3", "10.96.0.50", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
         ),
     )
-    yield Step(
+    yield DemoStep(
         "An endpoint is removed: pod1-2, from clusterip.yaml",
         "New connections use the remaining endpoints; none fails while the table changes.",
-        (Check("pod2-3", "10.96.0.10", 80, web - {"pod1-2"}),),
+        (Expectation("pod2-3", "10.96.0.10", 80, web - {"pod1-2"}),),
         before=Demo.scale_down,
     )
-    yield Step(
+    yield DemoStep(
         "No endpoints: no-endpoints.yaml, and nodeport.yaml after the removal of all endpoints",
         "Clients are refused at once, without a timeout.",
         (
-            Check("pod2-3", "10.96.0.60", 80, Refused, times=2),
-            Check("client", node1, 30080, Refused, times=2),
+            Expectation("pod2-3", "10.96.0.60", 80, Refused, times=2),
+            Expectation("client", node1, 30080, Refused, times=2),
         ),
         before=Demo.empty,
     )
@@ -240,7 +240,7 @@ class Demo:
         )
         return f"both tables were changed {seconds * 1000:.0f} ms after the file"
 
-    def check(self, check: Check) -> Result:
+    def check(self, check: Expectation) -> DemoResult:
         """Connect, and compare with the expected outcome."""
         dropped = self._dropped(check.drops) if check.drops else 0
         timeout = 0.3 if check.by is Silent else 1.0
@@ -278,9 +278,9 @@ class Demo:
         )
         if isinstance(check.by, type):
             proved = not check.drops or self._dropped(check.drops) >= dropped + check.times
-            return Result(row, set(others) == {check.by} and not answers and proved)
+            return DemoResult(row, set(others) == {check.by} and not answers and proved)
         whom = set(shares) <= set(check.by) and len(shares) == (1 if check.one else len(check.by))
-        return Result(row, not others and whom and set(sources) == {check.source})
+        return DemoResult(row, not others and whom and set(sources) == {check.source})
 
     def _dropped(self, node: str) -> int:
         """Return how many packets a node's table has refused."""
@@ -288,15 +288,15 @@ class Demo:
         frontends = [shown for port in seen.services for shown in port.frontends] if seen else []
         return sum(shown.refused.packets for shown in frontends if shown.refused)
 
-    def _look(self, node: Place) -> snapshot.Snapshot | None:
+    def _look(self, node: LabPlace) -> snapshot.Snapshot | None:
         with self.lab.enter(node):
             reader = Reader()
         try:
-            return snapshot.take(reader)
+            return snapshot.take_snapshot(reader)
         finally:
             reader.close()
 
-    def _start(self, node: Node) -> None:
+    def _start(self, node: LabNode) -> None:
         argv = [
             sys.executable,
             "-m",
@@ -319,10 +319,12 @@ class Demo:
                 node, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
-    def _log(self, node: Node) -> Path:
+    def _log(self, node: LabNode) -> Path:
         return self._folder / f"{node.name}.log"
 
-    def _wait(self, node: Node, true: Callable[[snapshot.Snapshot], bool], seconds: float) -> None:
+    def _wait(
+        self, node: LabNode, true: Callable[[snapshot.Snapshot], bool], seconds: float
+    ) -> None:
         """Wait for a condition of a node's table."""
         deadline = time.monotonic() + seconds
         while (seen := self._look(node)) is None or not true(seen):

@@ -31,7 +31,7 @@ _BATCH = 64  # connections or datagrams of one socket before the others get thei
 _AF = {Family.IPv4: socket.AF_INET, Family.IPv6: socket.AF_INET6}
 
 
-class Listener(NamedTuple):
+class EchoListener(NamedTuple):
     """The key of a server's count."""
 
     name: str
@@ -47,11 +47,13 @@ class EchoServer:
     """
 
     def __init__(self) -> None:
-        self.counts: Counter[Listener] = Counter()
+        self.counts: Counter[EchoListener] = Counter()
         self._epoll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
         self._handlers: dict[int, Callable[[socket.socket], None]] = {}
-        self._listening: dict[int, tuple[str, Listener]] = {}  # by descriptor: namespace and more
+        self._listening: dict[
+            int, tuple[str, EchoListener]
+        ] = {}  # by descriptor: namespace and more
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
@@ -91,12 +93,12 @@ class EchoServer:
 
         Works before and after `start`.
         """
-        opened: list[tuple[socket.socket, Listener]] = []
+        opened: list[tuple[socket.socket, EchoListener]] = []
         try:
             with enter(namespace):
                 for protocol, family, port in itertools.product(protocols, families, ports):
                     opened.append(
-                        (_open(protocol, Family(family), port), Listener(name, port, protocol))
+                        (_open(protocol, Family(family), port), EchoListener(name, port, protocol))
                     )
         except BaseException:
             for sock, _ in opened:
@@ -236,7 +238,7 @@ def _packet_info(level: int, info: bytes) -> tuple[str, bytes]:
     return socket.inet_ntop(socket.AF_INET6, info[:16]), info[:16] + bytes(4)
 
 
-def _answer(listener: Listener, address: str, peer: tuple[str, int]) -> bytes:
+def _answer(listener: EchoListener, address: str, peer: tuple[str, int]) -> bytes:
     # Names and addresses need no escape in JSON; json.dumps costs as much as the whole accept.
     return (
         f'{{"name": "{listener.name}", "protocol": "{listener.protocol}", "port": {listener.port},'

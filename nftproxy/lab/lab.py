@@ -19,9 +19,18 @@ from msgspec import structs
 from nftproxy.address import Family
 from nftproxy.errors import NftproxyError
 from nftproxy.lab import build, client, namespace, state
-from nftproxy.lab.echo import EchoServer, Listener
+from nftproxy.lab.echo import EchoListener, EchoServer
 from nftproxy.lab.echo_process import EchoProcess
-from nftproxy.lab.plan import Client, Node, Place, Plan, Pod, Shape, check_name, make_plan
+from nftproxy.lab.plan import (
+    LabClient,
+    LabNode,
+    LabPlace,
+    LabPlan,
+    Pod,
+    Shape,
+    check_name,
+    make_plan,
+)
 
 PORTS = (8080, 9376)
 """The default ports of each pod: those of Kubernetes' examples."""
@@ -52,7 +61,7 @@ class Lab:
         if bridge_netfilter is None:
             bridge_netfilter = build.has_bridge_netfilter()
         only = tuple(Family(family) for family in families)
-        self.plan: Plan = make_plan(
+        self.plan: LabPlan = make_plan(
             Shape(name, nodes, pods, clients, only, vxlan, wiring, bridge_netfilter)
         )
         self._ports = tuple(ports)
@@ -92,7 +101,7 @@ class Lab:
         return self.plan.shape.families
 
     @property
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self) -> tuple[LabNode, ...]:
         """Its nodes, node1 first."""
         return self.plan.nodes
 
@@ -102,12 +111,12 @@ class Lab:
         return self.plan.pods
 
     @property
-    def clients(self) -> tuple[Client, ...]:
+    def clients(self) -> tuple[LabClient, ...]:
         """The hosts outside."""
         return self.plan.clients
 
     @property
-    def counts(self) -> Counter[Listener]:
+    def counts(self) -> Counter[EchoListener]:
         """How often each server answered; only with echo="thread"."""
         if not isinstance(self._server, EchoServer):
             raise NftproxyError("only a lab with echo='thread' counts answers")
@@ -142,11 +151,11 @@ class Lab:
             self._server = None
         tear_down(self.name)
 
-    def place(self, where: str | Place) -> Place:
+    def place(self, where: str | LabPlace) -> LabPlace:
         """Return the node, pod or client of that name."""
         return self.plan.place(where) if isinstance(where, str) else where
 
-    def enter(self, where: str | Place) -> AbstractContextManager[None]:
+    def enter(self, where: str | LabPlace) -> AbstractContextManager[None]:
         """Move this thread into a place for a `with` block.
 
         The module namespace says what to avoid there.
@@ -155,7 +164,7 @@ class Lab:
 
     def run(
         self,
-        where: str | Place,
+        where: str | LabPlace,
         argv: Sequence[str],
         *,
         check: bool = True,
@@ -183,24 +192,24 @@ class Lab:
         return done
 
     def popen(
-        self, where: str | Place, argv: Sequence[str], **options: Any
+        self, where: str | LabPlace, argv: Sequence[str], **options: Any
     ) -> subprocess.Popen[Any]:
         """Start a program in a place. `down` ends it, but the caller has to wait for it."""
         with self.enter(where):
             return subprocess.Popen(argv, **options)
 
-    def ip(self, where: str | Place, *commands: str) -> None:
+    def ip(self, where: str | LabPlace, *commands: str) -> None:
         """Run commands of `ip` in a place, such as "addr add 203.0.113.5/32 dev lo"."""
         build.batch("ip", self.place(where).namespace, commands)
 
-    def route(self, where: str | Place, cidr: str, via: str | Place) -> None:
+    def route(self, where: str | LabPlace, cidr: str, via: str | LabPlace) -> None:
         """Route an address or CIDR from `where` to a node (or to a client), instead of its previous route."""
         family = Family.IPv6 if ":" in cidr else Family.IPv4
         self.ip(where, f"route replace {cidr} via {self.place(via).addresses[family]}")
 
     def listen(
         self,
-        where: str | Place,
+        where: str | LabPlace,
         ports: Iterable[int],
         protocols: Iterable[str] = ("TCP", "UDP"),
         families: Iterable[str] | None = None,
@@ -218,7 +227,7 @@ class Lab:
             place.namespace, name or place.name, tuple(ports), tuple(protocols), tuple(families)
         )
 
-    def silence(self, where: str | Place, ports: Iterable[int] | None = None) -> None:
+    def silence(self, where: str | LabPlace, ports: Iterable[int] | None = None) -> None:
         """Stop answering there, on some ports or on all; connections are then refused.
 
         Only with echo="thread".
@@ -228,13 +237,13 @@ class Lab:
         self._server.close(self.place(where).namespace, ports)
 
     def connect(
-        self, where: str | Place, address: str, port: int, protocol: str = "TCP", **options: Any
+        self, where: str | LabPlace, address: str, port: int, protocol: str = "TCP", **options: Any
     ) -> client.Outcome:
         """Connect from a place and return the outcome: see client.connect."""
         return client.connect(self.place(where).namespace, address, port, protocol, **options)
 
     def open_connection(
-        self, where: str | Place, address: str, port: int, protocol: str = "TCP", **options: Any
+        self, where: str | LabPlace, address: str, port: int, protocol: str = "TCP", **options: Any
     ) -> client.Connection | client.Refused | client.Silent | client.Unreachable:
         """Connect from a place and keep the connection: see client.open_connection."""
         return client.open_connection(

@@ -52,7 +52,7 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Place:
+class LabPlace:
     """Anything with a network namespace of its own, and one address per family that others reach it by."""
 
     name: str
@@ -62,12 +62,12 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Client(Place):
+class LabClient(LabPlace):
     """A host outside the cluster, on the underlay."""
 
 
 @dataclass(frozen=True)
-class Pod(Place):
+class Pod(LabPlace):
     """A pod; `veth` is the name of its link on its node."""
 
     node: str
@@ -75,7 +75,7 @@ class Pod(Place):
 
 
 @dataclass(frozen=True)
-class Node(Place):
+class LabNode(LabPlace):
     """A node; `gateways` are its own addresses towards its pods."""
 
     pod_cidrs: Mapping[Family, str]
@@ -84,13 +84,13 @@ class Node(Place):
 
 
 @dataclass(frozen=True)
-class Plan:
+class LabPlan:
     """All places of a lab. `underlay` is the namespace of the switch between nodes and clients."""
 
     shape: Shape
     underlay: str
-    nodes: tuple[Node, ...]
-    clients: tuple[Client, ...]
+    nodes: tuple[LabNode, ...]
+    clients: tuple[LabClient, ...]
 
     @property
     def pods(self) -> tuple[Pod, ...]:
@@ -98,13 +98,13 @@ class Plan:
         return tuple(pod for node in self.nodes for pod in node.pods)
 
     @property
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[LabPlace]:
         """Nodes, then pods, then clients."""
         yield from self.nodes
         yield from self.pods
         yield from self.clients
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> LabPlace:
         """Return the place of that name; the error for an unknown one lists the known ones."""
         for place in self.places:
             if place.name == name:
@@ -115,7 +115,7 @@ class Plan:
         )
 
 
-def make_plan(shape: Shape) -> Plan:
+def make_plan(shape: Shape) -> LabPlan:
     """Return the names and addresses of a lab; raise an error if it is too large or badly named."""
     check_name(shape.name)
     for what, number, low, high in (
@@ -127,7 +127,7 @@ def make_plan(shape: Shape) -> Plan:
             raise NftproxyError(f"a lab has {low} to {high} {what}, not {number}")
     if not shape.families:
         raise NftproxyError("a lab needs at least one IP family")
-    return Plan(
+    return LabPlan(
         shape=shape,
         underlay=f"{shape.name}.underlay",
         nodes=tuple(_node(shape, number) for number in range(1, shape.nodes + 1)),
@@ -144,9 +144,9 @@ def check_name(name: str) -> None:
         )
 
 
-def _node(shape: Shape, number: int) -> Node:
+def _node(shape: Shape, number: int) -> LabNode:
     name = f"node{number}"
-    return Node(
+    return LabNode(
         name=name,
         namespace=f"{shape.name}.{name}",
         number=number,
@@ -171,9 +171,9 @@ def _pod(shape: Shape, node: int, number: int) -> Pod:
     )
 
 
-def _client(shape: Shape, number: int) -> Client:
+def _client(shape: Shape, number: int) -> LabClient:
     name = "client" if number == 1 else f"client{number}"
-    return Client(
+    return LabClient(
         name=name,
         namespace=f"{shape.name}.{name}",
         number=number,

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nftproxy.address import Family
-from nftproxy.lab.plan import ROUTER, Client, Node, Place, Plan, Pod
+from nftproxy.lab.plan import ROUTER, LabClient, LabNode, LabPlace, LabPlan, Pod
 
 _FLANNEL_PORT = 8472
 _VXLAN_MTU = 1430  # 1500 less the outer headers of IPv6, the longer ones
@@ -31,7 +31,7 @@ _UNDERLAY_LENGTH = {Family.IPv4: 24, Family.IPv6: 64}
 
 
 @dataclass(frozen=True)
-class Commands:
+class IpCommands:
     """The commands of one namespace.
 
     Sysctls (path below /proc/sys, value) before any link exists, then the batches.
@@ -43,7 +43,7 @@ class Commands:
     bridge: tuple[str, ...] = ()
 
 
-def cables(plan: Plan) -> list[str]:
+def cables(plan: LabPlan) -> list[str]:
     """Return the `ip` commands that make all links, each end in its namespace, so that the host's namespace never has one."""
     lines = [
         f"link add {place.name} netns {plan.underlay} type veth peer name eth0 netns "
@@ -60,7 +60,7 @@ def cables(plan: Plan) -> list[str]:
     return lines
 
 
-def commands(plan: Plan) -> list[Commands]:
+def commands(plan: LabPlan) -> list[IpCommands]:
     """Return the commands of each namespace; they do not depend on each other."""
     return [
         _underlay(plan),
@@ -70,7 +70,7 @@ def commands(plan: Plan) -> list[Commands]:
     ]
 
 
-def _underlay(plan: Plan) -> Commands:
+def _underlay(plan: LabPlan) -> IpCommands:
     lines = [
         "link set lo up",
         "link add br0 type bridge stp_state 0 mcast_snooping 0",
@@ -81,10 +81,10 @@ def _underlay(plan: Plan) -> Commands:
     lines += _addresses(
         "br0", {family: ROUTER[family] for family in plan.shape.families}, _UNDERLAY_LENGTH
     )
-    return Commands(plan.underlay, _sysctls(plan, bridge_netfilter=False), tuple(lines))
+    return IpCommands(plan.underlay, _sysctls(plan, bridge_netfilter=False), tuple(lines))
 
 
-def _node(plan: Plan, node: Node) -> Commands:
+def _node(plan: LabPlan, node: LabNode) -> IpCommands:
     lines = [*_up(node), *(f"route add default via {ROUTER[f]}" for f in node.addresses)]
     lines += _bridge(plan, node) if plan.shape.wiring == "bridge" else _routed(node)
     forwarding = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
@@ -94,12 +94,12 @@ def _node(plan: Plan, node: Node) -> Commands:
         lines += [
             f"route add {o.pod_cidrs[f]} via {o.addresses[f]}" for o in others for f in o.addresses
         ]
-        return Commands(node.namespace, sysctls, tuple(lines))
+        return IpCommands(node.namespace, sysctls, tuple(lines))
     lines += [line for family in node.addresses for line in _vxlan(node, others, family)]
-    return Commands(node.namespace, sysctls, tuple(lines), tuple(_forwarding_entries(others)))
+    return IpCommands(node.namespace, sysctls, tuple(lines), tuple(_forwarding_entries(others)))
 
 
-def _bridge(plan: Plan, node: Node) -> list[str]:
+def _bridge(plan: LabPlan, node: LabNode) -> list[str]:
     """cni0 with a fixed MAC address, which would otherwise change with its ports while pods remember the old one."""
     lines = [
         (
@@ -121,7 +121,7 @@ def _bridge(plan: Plan, node: Node) -> list[str]:
     return lines
 
 
-def _routed(node: Node) -> list[str]:
+def _routed(node: LabNode) -> list[str]:
     """Every pod's link has the gateway address, and every pod a route."""
     lines = []
     for pod in node.pods:
@@ -130,7 +130,7 @@ def _routed(node: Node) -> list[str]:
     return lines
 
 
-def _vxlan(node: Node, others: Iterable[Node], family: Family) -> list[str]:
+def _vxlan(node: LabNode, others: Iterable[LabNode], family: Family) -> list[str]:
     """One device per family over an underlay of the same family, with fixed neighbours, as in flannel."""
     device = _VXLAN[family]
     underlay = f"dev eth0 local {node.addresses[family]} dstport {_FLANNEL_PORT} nolearning"
@@ -149,7 +149,7 @@ def _vxlan(node: Node, others: Iterable[Node], family: Family) -> list[str]:
     return lines
 
 
-def _forwarding_entries(others: Iterable[Node]) -> list[str]:
+def _forwarding_entries(others: Iterable[LabNode]) -> list[str]:
     return [
         f"fdb append {_vxlan_mac(other, family)} dev {_VXLAN[family]} dst {address}"
         for other in others
@@ -157,16 +157,16 @@ def _forwarding_entries(others: Iterable[Node]) -> list[str]:
     ]
 
 
-def _network(node: Node, family: Family) -> str:
+def _network(node: LabNode, family: Family) -> str:
     """Return the first address of a node's pod CIDR, which flannel gives to the node's end of the tunnel."""
     return node.pod_cidrs[family].partition("/")[0]
 
 
-def _vxlan_mac(node: Node, family: Family) -> str:
+def _vxlan_mac(node: LabNode, family: Family) -> str:
     return f"0e:58:00:00:{family.digit:0>2}:{node.number:02x}"
 
 
-def _pod(plan: Plan, node: Node, pod: Pod) -> Commands:
+def _pod(plan: LabPlan, node: LabNode, pod: Pod) -> IpCommands:
     single = plan.shape.wiring == "routed" or not plan.shape.bridge_netfilter
     lines = ["link set lo up", "link set eth0 up"]
     lines += _addresses("eth0", pod.addresses, {} if single else {Family.IPv4: 24, Family.IPv6: 64})
@@ -174,16 +174,16 @@ def _pod(plan: Plan, node: Node, pod: Pod) -> Commands:
         if single:
             lines += [f"route add {gateway} dev eth0"]
         lines += [f"route add default via {gateway}"]
-    return Commands(pod.namespace, _sysctls(plan, bridge_netfilter=False), tuple(lines))
+    return IpCommands(pod.namespace, _sysctls(plan, bridge_netfilter=False), tuple(lines))
 
 
-def _client(plan: Plan, client: Client) -> Commands:
+def _client(plan: LabPlan, client: LabClient) -> IpCommands:
     first = plan.nodes[0]
     lines = [*_up(client), *(f"route add default via {a}" for f, a in first.addresses.items())]
-    return Commands(client.namespace, _sysctls(plan, bridge_netfilter=False), tuple(lines))
+    return IpCommands(client.namespace, _sysctls(plan, bridge_netfilter=False), tuple(lines))
 
 
-def _up(place: Place) -> list[str]:
+def _up(place: LabPlace) -> list[str]:
     """Return the commands that put a place on the underlay."""
     return [
         "link set lo up",
@@ -206,7 +206,7 @@ def _addresses(
     ]
 
 
-def _sysctls(plan: Plan, *, bridge_netfilter: bool) -> dict[str, str]:
+def _sysctls(plan: LabPlan, *, bridge_netfilter: bool) -> dict[str, str]:
     """Return the settings of every namespace.
 
     Forwarding has to be set before, as the kernel then resets accept_redirects.

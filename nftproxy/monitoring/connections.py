@@ -90,14 +90,14 @@ class Ledger:
 
     def open(self, reading: Reading) -> None:
         """Take the current counters as the start."""
-        self._take(reading)
+        self._count_up(reading)
 
     def enter(self, reading: Reading) -> None:
         """Add the growth of the counters since the last reading.
 
         Maps of frontends must be in the order of STEPS.
         """
-        seen = self._take(reading)
+        seen = self._count_up(reading)
         self._forget(seen)
         self.left_out = 0
         for subject, steps in seen.frontends():
@@ -110,7 +110,7 @@ class Ledger:
         """Note that the table was deleted: a new one counts from 0."""
         self._last = {}
 
-    def _take(self, reading: Reading) -> "_Seen":
+    def _count_up(self, reading: Reading) -> "_Seen":
         """Compare with the last reading, and make this one the last.
 
         Fast for 100 000 elements, most of them idle.

@@ -23,7 +23,7 @@ from nftproxy.model import ObjectName
 
 if TYPE_CHECKING:
     from nftproxy.sources.apiserver import (
-        Connection,
+        ApiConnection,
     )  # takes 35 MB, and whoever has one has imported it
 
 WAITING: Final = 1000  # waiting events; more are dropped
@@ -35,7 +35,7 @@ _NOTE: Final = 1024  # characters the API server accepts
 _NAME: Final = 253 - 17
 
 
-class Kind(msgspec.Struct, frozen=True):
+class EventKind(msgspec.Struct, frozen=True):
     """What happened, in the words that kube-proxy uses (contract 10.1)."""
 
     reason: str
@@ -43,10 +43,12 @@ class Kind(msgspec.Struct, frozen=True):
     action: str
 
 
-STARTING: Final = Kind("Starting", "Normal", "StartKubeProxy")
-HEALTH_SERVER_FAILED: Final = Kind("FailedToStartProxierHealthcheck", "Warning", "StartKubeProxy")
-METRICS_SERVER_FAILED: Final = Kind("FailedToStartMetricServer", "Warning", "StartKubeProxy")
-HEALTH_CHECK_PORT_FAILED: Final = Kind("FailedToStartServiceHealthcheck", "Warning", "Listen")
+STARTING: Final = EventKind("Starting", "Normal", "StartKubeProxy")
+HEALTH_SERVER_FAILED: Final = EventKind(
+    "FailedToStartProxierHealthcheck", "Warning", "StartKubeProxy"
+)
+METRICS_SERVER_FAILED: Final = EventKind("FailedToStartMetricServer", "Warning", "StartKubeProxy")
+HEALTH_CHECK_PORT_FAILED: Final = EventKind("FailedToStartServiceHealthcheck", "Warning", "Listen")
 
 
 class Regarding(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -79,7 +81,7 @@ class Write:
 Sink = Callable[[Write], int]
 """Makes one request and returns the status code of the answer, or raises whatever."""
 
-Subject = tuple[Kind, Regarding]
+Subject = tuple[EventKind, Regarding]
 
 
 @dataclass(slots=True)
@@ -185,7 +187,7 @@ class Events:
         self._thread = threading.Thread(target=self._work, name="events", daemon=True)
         self._thread.start()
 
-    def record(self, kind: Kind, regarding: Regarding, note: str) -> None:
+    def record(self, kind: EventKind, regarding: Regarding, note: str) -> None:
         """Queue an event; return at once and never fail."""
         try:
             self._queue.put_nowait(((kind, regarding), note))
@@ -247,7 +249,7 @@ class Events:
 class ApiSink:
     """Writes events to the API server of a connection."""
 
-    def __init__(self, connection: "Connection", *, timeout: float = 10) -> None:
+    def __init__(self, connection: "ApiConnection", *, timeout: float = 10) -> None:
         self._connection = connection
         self._timeout = timeout
 

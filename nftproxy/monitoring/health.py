@@ -26,7 +26,7 @@ _NEVER = datetime(1, 1, 1, tzinfo=UTC)  # the original shows this for "no update
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """An HTTP answer: status code, body, headers."""
 
     code: int
@@ -72,11 +72,11 @@ class ProxyHealth:
         """Whether no family is unhealthy (contract 7.1.4)."""
         return all(self._families().values())
 
-    def livez(self) -> Answer:
+    def livez(self) -> Response:
         """Answer for this process alone."""
         return self._answer()
 
-    def healthz(self, node: Node | None) -> Answer:
+    def healthz(self, node: Node | None) -> Response:
         """Answer for the process and its Node object; None if that is unknown."""
         return self._answer(node_eligible=eligible(node))
 
@@ -90,7 +90,7 @@ class ProxyHealth:
                 if family in self._updated
             }
 
-    def _answer(self, *, node_eligible: bool | None = None) -> Answer:
+    def _answer(self, *, node_eligible: bool | None = None) -> Response:
         """Return status and JSON body.
 
         `node_eligible` None leaves the node out of both (contract 7.1.6 to 7.1.8).
@@ -112,7 +112,7 @@ class ProxyHealth:
                 f: {"lastUpdated": _text(updated[f]), "healthy": good}
                 for f, good in families.items()
             }
-        return Answer(code, msgspec.json.encode(body))
+        return Response(code, msgspec.json.encode(body))
 
 
 def eligible(node: Node | None) -> bool:

@@ -12,14 +12,14 @@ import msgspec
 from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import ALL, NodePortNetworks
 from nftproxy.model import EndpointSlice, ObjectName, Proto, Service
-from nftproxy.monitoring.health import HEADERS, Answer
+from nftproxy.monitoring.health import HEADERS, Response
 from nftproxy.selection import Locality, Notes, View, lists, local_ready, view
 
 Looked = Mapping[ObjectName, tuple[Service | None, tuple[EndpointSlice, ...]]]
 """The services that a sync examined, each with its slices; None for a deleted service."""
 
 
-class Check(NamedTuple):
+class ServiceCheck(NamedTuple):
     """A health check node port.
 
     Where load balancers ask, and how many endpoints of the Service this node has.
@@ -38,7 +38,7 @@ class Standing:
     def __init__(self, family: Family, node: str) -> None:
         self._family = family
         self._node = node
-        self._checks: dict[ObjectName, Check] = {}
+        self._checks: dict[ObjectName, ServiceCheck] = {}
         self._nowhere: dict[ObjectName, tuple[int, int]] = {}
         self._node_ports = _Holders()  # owners of NodePorts for TCP
         self._check_ports = _Holders()  # owners of health check node ports
@@ -47,7 +47,7 @@ class Standing:
         ] = {}  # by port: whose check, whose NodePort
 
     @property
-    def checks(self) -> Mapping[ObjectName, Check]:
+    def checks(self) -> Mapping[ObjectName, ServiceCheck]:
         """All health check node ports."""
         return self._checks
 
@@ -57,7 +57,7 @@ class Standing:
         counts = self._nowhere.values()
         return sum(internal for internal, _ in counts), sum(external for _, external in counts)
 
-    def look(self, looked: Looked, notes: Notes) -> dict[ObjectName, Check | None]:
+    def look(self, looked: Looked, notes: Notes) -> dict[ObjectName, ServiceCheck | None]:
         """Apply what a successful sync examined.
 
         Return the changed health check node ports, None for removed ones.
@@ -65,7 +65,7 @@ class Standing:
         `notes` gets a line for each Service without its port, and for each that starts to share it
         with a NodePort.
         """
-        changed: dict[ObjectName, Check | None] = {}
+        changed: dict[ObjectName, ServiceCheck | None] = {}
         touched: set[int] = set()
         for name, (service, slices) in looked.items():
             before, now = self._checks.pop(name, None), None
@@ -143,7 +143,7 @@ def check(
     family: Family,
     node: str,
     notes: Notes,
-) -> Check | None:
+) -> ServiceCheck | None:
     """Return the health check node port of a Service; None without one (contract 2.8.1)."""
     if service.spec.type != "LoadBalancer" or not seen.external_local:
         return None
@@ -154,7 +154,7 @@ def check(
             "ask for local endpoints"
         )
         return None
-    return Check(port, len(local_ready(service, slices, family, node)))
+    return ServiceCheck(port, len(local_ready(service, slices, family, node)))
 
 
 def without_local_endpoints(
@@ -171,7 +171,7 @@ def without_local_endpoints(
     return internal, external
 
 
-def answer(service: ObjectName, endpoints: int, *, healthy: bool) -> Answer:
+def answer(service: ObjectName, endpoints: int, *, healthy: bool) -> Response:
     """Return the answer to a load balancer (contract 7.2.3 to 7.2.5)."""
     body = {
         "service": {"namespace": service.namespace, "name": service.name},
@@ -179,7 +179,7 @@ def answer(service: ObjectName, endpoints: int, *, healthy: bool) -> Answer:
         "serviceProxyHealthy": healthy,
     }
     headers = {**HEADERS, "X-Load-Balancing-Endpoint-Weight": str(endpoints)}
-    return Answer(200 if endpoints > 0 and healthy else 503, msgspec.json.encode(body), headers)
+    return Response(200 if endpoints > 0 and healthy else 503, msgspec.json.encode(body), headers)
 
 
 def listen_on(

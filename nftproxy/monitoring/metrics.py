@@ -107,7 +107,7 @@ class Metrics:
         """
         family, now = report.family, self._clock()
         self._sync_took(family, seconds, full=full)
-        for trigger in self._latency[family].take(report.looked_at):
+        for trigger in self._latency[family].take_times(report.looked_at):
             self._programming.labels(family).observe(now - trigger)
         for policy, count in zip(("internal", "external"), without_local_endpoints, strict=True):
             self._no_local.labels(policy, family).set(count)

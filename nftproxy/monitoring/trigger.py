@@ -38,7 +38,7 @@ class TriggerTimes:
         with self._lock:
             self._recorded.pop(service, None)
 
-    def take(self, services: Iterable[ObjectName]) -> list[float]:
+    def take_times(self, services: Iterable[ObjectName]) -> list[float]:
         """Return the times of the services that a successful sync examined."""
         with self._lock:
             if not self._recorded:

@@ -80,7 +80,7 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class LeftoverRules:
     """What to remove from one table of one iptables program."""
 
     program: str
@@ -111,7 +111,7 @@ class Leftovers:
     `problems` are the places that could not be read.
     """
 
-    rules: tuple[Rules, ...] = ()
+    rules: tuple[LeftoverRules, ...] = ()
     tables: tuple[tuple[str, str], ...] = ()  # nftables: family and name
     virtual_services: int = 0
     interface: bool = False
@@ -158,7 +158,7 @@ def parse(text: str) -> list[Saved]:
     return tables
 
 
-def rules_left(program: str, saved: Saved) -> Rules | None:
+def rules_left(program: str, saved: Saved) -> LeftoverRules | None:
     """Return the leftovers of kube-proxy in a table; None without any."""
     ours = {chain for chain in saved.chains if _is_kube_proxys(saved.table, chain)}
     if not ours:
@@ -180,7 +180,7 @@ def rules_left(program: str, saved: Saved) -> Rules | None:
     chains = [chain for chain in saved.chains if chain in ours and chain not in used]
     if not (jumps or emptied or chains):
         return None
-    return Rules(program, saved.table, tuple(jumps), tuple(chains), tuple(emptied))
+    return LeftoverRules(program, saved.table, tuple(jumps), tuple(chains), tuple(emptied))
 
 
 def dropping(saved: Saved) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from loguru import logger
 
-from nftproxy.configuration.config import Conntrack
+from nftproxy.configuration.config import ConntrackSection
 from nftproxy.errors import NftproxyError, UnusableError
 from nftproxy.kernel.transactions import Kernel
 
@@ -40,7 +40,7 @@ class Setting(NamedTuple):
     value: int
 
 
-def wanted(conntrack: Conntrack, cpus: int) -> list[Setting]:
+def wanted(conntrack: ConntrackSection, cpus: int) -> list[Setting]:
     """Return the settings, in order (contract 6.1); durations are whole seconds."""
     table = [
         Setting(MAX, max_entries(conntrack.max_per_core, conntrack.min, cpus)),
@@ -77,7 +77,7 @@ def load_conntrack() -> None:
 
 
 def apply(
-    conntrack: Conntrack,
+    conntrack: ConntrackSection,
     *,
     proc: Path = Path("/proc"),
     sys: Path = Path("/sys"),

@@ -8,7 +8,7 @@ HEIGHT = 24
 _HUES = 6  # of the style sheet's colours for shares
 
 
-class Part(NamedTuple):
+class BarPart(NamedTuple):
     """One coloured part of a bar: where it starts, its width, the number of its colour."""
 
     x: float
@@ -31,7 +31,7 @@ def sparkline(values: Sequence[float], length: int) -> str:
     return " ".join(reversed(points))
 
 
-def bar(counts: Iterable[float]) -> list[Part]:
+def bar(counts: Iterable[float]) -> list[BarPart]:
     """Return the parts of a bar, by share; without any count all parts are equal."""
     counts = list(counts)
     total = sum(counts)
@@ -40,6 +40,6 @@ def bar(counts: Iterable[float]) -> list[Part]:
     parts, x = [], 0.0
     for number, count in enumerate(counts):
         width = count / total * WIDTH
-        parts.append(Part(round(x, 2), round(width, 2), number % _HUES))
+        parts.append(BarPart(round(x, 2), round(width, 2), number % _HUES))
         x += width
     return parts

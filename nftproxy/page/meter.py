@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from nftproxy.errors import NftproxyError
-from nftproxy.kernel.snapshot import ServicePort, Snapshot
+from nftproxy.kernel.snapshot import ShownServicePort, Snapshot
 from nftproxy.page.rates import Rates
 
 INTERVAL: Final = 2.0  # seconds between two readings
@@ -26,7 +26,7 @@ class Meter:
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.services: dict[str, ServicePort] = {}
+        self.services: dict[str, ShownServicePort] = {}
         self.rates = Rates()
         self.trouble = ""  # why there is nothing newer
         self.readings = 0

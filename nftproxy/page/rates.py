@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from nftproxy.kernel.snapshot import ServicePort
+from nftproxy.kernel.snapshot import ShownServicePort
 from nftproxy.selection import Endpoint
 
 KEPT: Final = 60  # rates of a service port
@@ -26,7 +26,7 @@ class Rate(NamedTuple):
     refused: float
 
 
-class Refusal(NamedTuple):
+class RefusalEntry(NamedTuple):
     """Refused packets between two readings; `at` is wall time, in seconds since 1970."""
 
     at: float
@@ -43,7 +43,7 @@ class History:
     rates: deque[Rate] = field(default_factory=lambda: deque(maxlen=KEPT))
 
 
-def totals(port: ServicePort) -> Totals:
+def totals(port: ShownServicePort) -> Totals:
     """Add up the counters of a service port."""
     endpoints: dict[Endpoint, int] = {}
     for shown in port.frontends:
@@ -61,9 +61,9 @@ class Rates:
 
     def __init__(self) -> None:
         self.histories: dict[str, History] = {}
-        self.refusals: deque[Refusal] = deque(maxlen=KEPT)
+        self.refusals: deque[RefusalEntry] = deque(maxlen=KEPT)
 
-    def enter(self, ports: Iterable[ServicePort], seconds: float, now: float) -> None:
+    def enter(self, ports: Iterable[ShownServicePort], seconds: float, now: float) -> None:
         """Add a reading, `seconds` after the one before.
 
         A counter that is smaller than before has started again: its element was written meanwhile.
@@ -86,7 +86,9 @@ class Rates:
                         for shown in port.frontends
                         if shown.refused and shown.refused.packets
                     )
-                    self.refusals.appendleft(Refusal(now, port.name, "; ".join(reasons), refused))
+                    self.refusals.appendleft(
+                        RefusalEntry(now, port.name, "; ".join(reasons), refused)
+                    )
             histories[port.name] = history
         self.histories = histories
 

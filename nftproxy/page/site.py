@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from nftproxy.errors import NftproxyError
-from nftproxy.monitoring.health import Answer
+from nftproxy.monitoring.health import Response
 from nftproxy.monitoring.http.server import Stream
 from nftproxy.page import charts, rendering
 from nftproxy.page.drawing import draw
@@ -62,7 +62,7 @@ class Site:
         }
         self._moved: tuple[int, bytes] = (-1, b"")  # what a reading has changed, said once for all
 
-    async def respond(self, request: web.BaseRequest) -> Answer | Stream:
+    async def respond(self, request: web.BaseRequest) -> Response | Stream:
         """Answer a request."""
         if not _is_local_name(request.host):
             return self._page("error.html", 421, what="This server is asked by an unknown name.")
@@ -70,7 +70,7 @@ class Site:
             return self._page("error.html", 405, what="There is nothing to change here.")
         path = request.path
         if kind := _FILES.get(path):
-            return Answer(200, self._files[path], {**_HEADERS, "Content-Type": kind})
+            return Response(200, self._files[path], {**_HEADERS, "Content-Type": kind})
         if path == "/":
             return await self._services(request.query.get("q", "")[:_LONGEST])
         if path.startswith("/service/"):
@@ -86,7 +86,7 @@ class Site:
             )
         return self._page("error.html", 404, what="There is no such page.")
 
-    async def _services(self, query: str) -> Answer:
+    async def _services(self, query: str) -> Response:
         await self._meter.fresh()
         names = [name for name in self._meter.services if query.lower() in name.lower()]
         names.sort(key=lambda name: (-self._meter.rates.rate(name).connections, name))
@@ -98,7 +98,7 @@ class Site:
             rates=self._meter.rates,
         )
 
-    async def _service(self, name: str) -> Answer:
+    async def _service(self, name: str) -> Response:
         await self._meter.fresh()
         service = self._meter.services.get(name)
         if service is None:
@@ -115,7 +115,7 @@ class Site:
             problem=trouble,
         )
 
-    async def _explanation(self, query: Mapping[str, str]) -> Answer:
+    async def _explanation(self, query: Mapping[str, str]) -> Response:
         to, source, protocol = (
             query.get(key, "").strip()[:_LONGEST] for key in ("to", "from", "protocol")
         )
@@ -130,7 +130,7 @@ class Site:
             problem=trouble,
         )
 
-    async def _refusals(self) -> Answer:
+    async def _refusals(self) -> Response:
         await self._meter.fresh()
         return self._page("refusals.html", refusals=list(self._meter.rates.refusals))
 
@@ -168,9 +168,9 @@ class Site:
                 rows[name] = [rendering.rate(last.connections), rendering.rate(last.refused), line]
         return msgspec.json.encode({"services": rows, "trouble": self._meter.trouble})
 
-    def _page(self, template: str, code: int = 200, **values: object) -> Answer:
+    def _page(self, template: str, code: int = 200, **values: object) -> Response:
         body = rendering.render(template, node=self._node, trouble=self._meter.trouble, **values)
-        return Answer(code, body, {**_HEADERS, "Content-Type": "text/html; charset=utf-8"})
+        return Response(code, body, {**_HEADERS, "Content-Type": "text/html; charset=utf-8"})
 
 
 def _is_local_name(host: str) -> bool:

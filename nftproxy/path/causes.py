@@ -1,10 +1,10 @@
 """Why a packet does not get through, in words, with the commands that mend it. Pure."""
 
-from nftproxy.path.evaluate import Outcome
+from nftproxy.path.evaluate import ChainOutcome
 from nftproxy.path.hooks import Visit
 from nftproxy.path.model import Cause
 from nftproxy.path.packet import text
-from nftproxy.path.ruleset import BaseChain
+from nftproxy.path.ruleset import NftBaseChain
 
 _PROGRAMS = {
     "firewalld": "firewalld",
@@ -15,7 +15,7 @@ _PROGRAMS = {
 }
 
 
-def program_of(base: BaseChain, outcome: Outcome) -> str:
+def program_of(base: NftBaseChain, outcome: ChainOutcome) -> str:
     """Return the program that a table or chain belongs to, by its name; else the table."""
     table = base.chain.table
     if table.name in _PROGRAMS:

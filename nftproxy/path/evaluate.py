@@ -10,11 +10,11 @@ doubt for each such fork on its way. Different ways to the same place are follow
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from nftproxy.path.expressions import Machine
+from nftproxy.path.expressions import RuleMachine
 from nftproxy.path.packet import Packet
-from nftproxy.path.ruleset import BaseChain, Chain, Rule, Ruleset, Surroundings
-from nftproxy.path.state import Doubt, Event, State
-from nftproxy.table.expressions import Verdict
+from nftproxy.path.ruleset import NftBaseChain, NftChain, NftRule, Ruleset, Surroundings
+from nftproxy.path.state import Doubt, Event, RuleState
+from nftproxy.table.expressions import VerdictCode
 
 _DEEPEST = 16  # NFT_JUMP_STACK_SIZE
 _MOST = 20_000
@@ -22,13 +22,13 @@ _MOST = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ChainOutcome:
     """What a base chain says to a packet; without a rule it was the policy."""
 
     verdict: int
     packet: Packet
-    chain: Chain
-    rule: Rule | None
+    chain: NftChain
+    rule: NftRule | None
     doubts: tuple[Doubt, ...] = ()
     events: tuple[Event, ...] = ()
     reject: str = ""
@@ -37,24 +37,26 @@ class Outcome:
     @property
     def goes_on(self) -> bool:
         """Whether the packet lives."""
-        return self.verdict == Verdict.ACCEPT
+        return self.verdict == VerdictCode.ACCEPT
 
 
 @dataclass(frozen=True, slots=True)
 class _At:
     """A place in a chain, with the places to return to."""
 
-    chain: Chain
+    chain: NftChain
     index: int
-    returns: tuple[tuple[Chain, int], ...] = ()
+    returns: tuple[tuple[NftChain, int], ...] = ()
 
 
-def run(base: BaseChain, packet: Packet, rules: Ruleset, around: Surroundings) -> list[Outcome]:
+def run(
+    base: NftBaseChain, packet: Packet, rules: Ruleset, around: Surroundings
+) -> list[ChainOutcome]:
     """Run a base chain; the outcomes that a packet can have there, each once."""
-    machine = Machine(base, rules, around)
-    found: dict[tuple[int, Packet, bool], Outcome] = {}
+    machine = RuleMachine(base, rules, around)
+    found: dict[tuple[int, Packet, bool], ChainOutcome] = {}
     seen: set[tuple[_At, Packet]] = set()
-    waiting = [(_At(base.chain, 0), State(packet))]
+    waiting = [(_At(base.chain, 0), RuleState(packet))]
     steps = 0
     while waiting:
         at, state = waiting.pop()
@@ -66,8 +68,8 @@ def run(base: BaseChain, packet: Packet, rules: Ruleset, around: Surroundings) -
             doubt = Doubt("size", f"more than {_MOST} rules, the rest were not followed", None)
             _keep(
                 found,
-                Outcome(
-                    Verdict.ACCEPT,
+                ChainOutcome(
+                    VerdictCode.ACCEPT,
                     state.packet,
                     at.chain,
                     None,
@@ -91,33 +93,39 @@ def run(base: BaseChain, packet: Packet, rules: Ruleset, around: Surroundings) -
 
 def _next(
     at: _At,
-    rule: Rule,
-    state: State,
-    base: BaseChain,
-    found: dict[tuple[int, Packet, bool], Outcome],
-) -> list[tuple[_At, State]]:
+    rule: NftRule,
+    state: RuleState,
+    base: NftBaseChain,
+    found: dict[tuple[int, Packet, bool], ChainOutcome],
+) -> list[tuple[_At, RuleState]]:
     """Return where a rule's verdict leads to; an end is kept in `found`."""
     on = replace(at, index=at.index + 1)
-    state, code, target = replace(state, code=Verdict.CONTINUE, target=""), state.code, state.target
+    state, code, target = (
+        replace(state, code=VerdictCode.CONTINUE, target=""),
+        state.code,
+        state.target,
+    )
     match code:
-        case Verdict.CONTINUE | Verdict.BREAK:
+        case VerdictCode.CONTINUE | VerdictCode.BREAK:
             return [(on, state)]
-        case Verdict.JUMP if len(at.returns) < _DEEPEST:
+        case VerdictCode.JUMP if len(at.returns) < _DEEPEST:
             return [
                 (
-                    _At(Chain(at.chain.table, target), 0, (*at.returns, (at.chain, at.index + 1))),
+                    _At(
+                        NftChain(at.chain.table, target), 0, (*at.returns, (at.chain, at.index + 1))
+                    ),
                     state,
                 )
             ]
-        case Verdict.GOTO:
-            return [(_At(Chain(at.chain.table, target), 0, at.returns), state)]
-        case Verdict.RETURN:
+        case VerdictCode.GOTO:
+            return [(_At(NftChain(at.chain.table, target), 0, at.returns), state)]
+        case VerdictCode.RETURN:
             return _returned(at, state, base, found)
-        case Verdict.JUMP:
-            code = Verdict.DROP
+        case VerdictCode.JUMP:
+            code = VerdictCode.DROP
     _keep(
         found,
-        Outcome(
+        ChainOutcome(
             code,
             state.packet,
             at.chain,
@@ -132,18 +140,21 @@ def _next(
 
 
 def _returned(
-    at: _At, state: State, base: BaseChain, found: dict[tuple[int, Packet, bool], Outcome]
-) -> list[tuple[_At, State]]:
+    at: _At,
+    state: RuleState,
+    base: NftBaseChain,
+    found: dict[tuple[int, Packet, bool], ChainOutcome],
+) -> list[tuple[_At, RuleState]]:
     """Go back to where a jump came from, or meet the policy."""
     if at.returns:
         chain, index = at.returns[-1]
         return [(_At(chain, index, at.returns[:-1]), state)]
-    policy = Verdict.DROP if base.drops else Verdict.ACCEPT
-    _keep(found, Outcome(policy, state.packet, base.chain, None, state.doubts, state.events))
+    policy = VerdictCode.DROP if base.drops else VerdictCode.ACCEPT
+    _keep(found, ChainOutcome(policy, state.packet, base.chain, None, state.doubts, state.events))
     return []
 
 
-def _keep(found: dict[tuple[int, Packet, bool], Outcome], outcome: Outcome) -> None:
+def _keep(found: dict[tuple[int, Packet, bool], ChainOutcome], outcome: ChainOutcome) -> None:
     """Keep one outcome of each kind: the one with the fewest doubts."""
     key = outcome.verdict, outcome.packet, bool(outcome.reject)
     if key not in found or len(outcome.doubts) < len(found[key].doubts):
@@ -151,8 +162,8 @@ def _keep(found: dict[tuple[int, Packet, bool], Outcome], outcome: Outcome) -> N
 
 
 def on_hook(
-    chains: Sequence[BaseChain], packet: Packet, rules: Ruleset, around: Surroundings
-) -> Iterator[tuple[BaseChain, Outcome]]:
+    chains: Sequence[NftBaseChain], packet: Packet, rules: Ruleset, around: Surroundings
+) -> Iterator[tuple[NftBaseChain, ChainOutcome]]:
     """Run chains of one hook one after the other.
 
     Yield each outcome where the packet ends, and the last one where it lives.

@@ -21,27 +21,29 @@ from nftproxy.path.model import (
     Candidate,
     Cause,
     Client,
-    Kind,
     Origin,
     Outcome,
     Path,
     Place,
+    PlaceKind,
     Reach,
     Step,
     Target,
 )
 from nftproxy.path.packet import PROTOCOLS, Ends, Packet, place, text
-from nftproxy.path.request import Target as Asked
+from nftproxy.path.request import AskedTarget as Asked
 from nftproxy.path.steps import Met, doubted, hook_steps
 from nftproxy.path.targets import Destination, check_protocol, destination
-from nftproxy.path.view import Machine, View
+from nftproxy.path.view import Machine, NodeView
 from nftproxy.selection import Endpoint, Locality
 
 FOLLOWED: Final = 8  # endpoints whose way is followed
 _DEAD: Final = {"failed", "incomplete"}  # neighbours that do not answer
 
 
-def explain(asked: Asked, source: str, protocol: str, node: View, cluster: Cluster | None) -> Path:
+def explain(
+    asked: Asked, source: str, protocol: str, node: NodeView, cluster: Cluster | None
+) -> Path:
     """Explain a connection; ConfigError if `source` or `protocol` means nothing."""
     protocol = check_protocol(protocol)
     if not node.has_table():
@@ -58,7 +60,7 @@ def explain(asked: Asked, source: str, protocol: str, node: View, cluster: Clust
     return _Explanation(asked.asked, found, who, lookup, node, cluster).path()
 
 
-def _without_table(asked: Asked, source: str, node: View) -> Path:
+def _without_table(asked: Asked, source: str, node: NodeView) -> Path:
     cause = Cause(
         "no-table",
         "There is no table inet nftproxy on this node, so no Service is programmed: nftproxy does "
@@ -80,7 +82,7 @@ class _Explanation:
     to: Destination
     who: Asker
     lookup: Lookup
-    node: View
+    node: NodeView
     cluster: Cluster | None
     steps: list[Step] = field(default_factory=list)
     causes: list[Cause] = field(default_factory=list)
@@ -235,7 +237,7 @@ class _Explanation:
             self.steps.append(
                 Step(
                     "route",
-                    Place(Kind.ROUTE),
+                    Place(PlaceKind.ROUTE),
                     endpoint.address,
                     "this node",
                     Outcome.OK,
@@ -255,7 +257,7 @@ class _Explanation:
         self.steps.append(
             Step(
                 "route",
-                Place(Kind.ROUTE),
+                Place(PlaceKind.ROUTE),
                 endpoint.address,
                 f"{via}, which has no carrier" if down else said,
                 Outcome.STOPPED if bad else Outcome.OK,
@@ -295,7 +297,7 @@ class _Explanation:
         why = "masqueraded: answers come back through this node" if masqueraded else "kept"
         step = Step(
             "source",
-            Place(Kind.CONNTRACK),
+            Place(PlaceKind.CONNTRACK),
             self.who.address,
             f"{after} ({why})",
             Outcome.OK,
@@ -336,7 +338,15 @@ class _Explanation:
         forwards = machine.sysctl("net/ipv6/conf/all/forwarding" if six else "net/ipv4/ip_forward")
         name = str(endpoint) if endpoint and self.lookup.is_known else ""
         self.steps.append(
-            Step("route", Place(Kind.ROUTE), address, end.branch.why, Outcome.STOPPED, None, name)
+            Step(
+                "route",
+                Place(PlaceKind.ROUTE),
+                address,
+                end.branch.why,
+                Outcome.STOPPED,
+                None,
+                name,
+            )
         )
         forwarded = forwards if self.who.interface else ""
         self._add(causes.no_route(end.branch.why, address, self.who.interface, forwarded))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from nftproxy.path import xtables
 from nftproxy.path.machine import (
     Registers,
-    Value,
+    RegisterValue,
     bitwise,
     byteorder,
     choice,
@@ -24,11 +24,11 @@ from nftproxy.path.machine import (
 )
 from nftproxy.path.packet import Packet
 from nftproxy.path.reading import Reading, both, broken, integer, of_machine, store
-from nftproxy.path.ruleset import ATTRIBUTES, Element, Expression, Rule
-from nftproxy.path.state import Doubt, Event, State
+from nftproxy.path.ruleset import ATTRIBUTES, NftRule, RuleExpression, SetElement
+from nftproxy.path.state import Doubt, Event, RuleState
 from nftproxy.table import expressions as nft
 from nftproxy.table import netlink
-from nftproxy.table.expressions import BitwiseOperation, Verdict
+from nftproxy.table.expressions import BitwiseOperation, VerdictCode
 
 _LIMITS = {
     "limit": "a limit of packets",
@@ -40,24 +40,26 @@ _DELETE = 2  # NFT_DYNSET_OP_DELETE
 _NETMAP = 0x40  # NF_NAT_RANGE_NETMAP
 
 
-class Machine(Reading):
+class RuleMachine(Reading):
     """Runs rules of one base chain and the chains that it calls."""
 
     __slots__ = ()
 
-    def run(self, rule: Rule, state: State) -> list[State]:
+    def run(self, rule: NftRule, state: RuleState) -> list[RuleState]:
         """Run a rule; return the states that it can end in, each once."""
         states = [replace(state, registers=Registers())]
-        ended: list[State] = []
+        ended: list[RuleState] = []
         for expression in rule.expressions:
             after = [each for one in states for each in self._step(expression, rule, one)]
-            ended += [one for one in after if one.code != Verdict.CONTINUE]
-            states = [one for one in after if one.code == Verdict.CONTINUE]
+            ended += [one for one in after if one.code != VerdictCode.CONTINUE]
+            states = [one for one in after if one.code == VerdictCode.CONTINUE]
             if not states:
                 break
         return _each_once(ended + states, state)
 
-    def _step(self, expression: Expression, rule: Rule, state: State) -> Iterable[State]:
+    def _step(
+        self, expression: RuleExpression, rule: NftRule, state: RuleState
+    ) -> Iterable[RuleState]:
         name, data = expression
         if name in _STEPS:
             return _STEPS[name](self, data, rule, state)
@@ -67,32 +69,34 @@ class Machine(Reading):
 
     # ---- what computes and compares ----
 
-    def numgen(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def numgen(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Draw a number."""
         offset = integer(data[nft.Numgen.OFFSET]) if nft.Numgen.OFFSET in data else 0
         value = choice(offset, integer(data[nft.Numgen.MODULUS]), "chance")
         return [store(state, integer(data[nft.Numgen.TO]), value)]
 
-    def hash(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def hash(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Take a hash of the packet: any of the numbers that it can be."""
         offset = integer(data[nft.Hash.OFFSET]) if nft.Hash.OFFSET in data else 0
         value = choice(offset, integer(data[nft.Hash.MODULUS]), "a hash")
         return [store(state, integer(data[nft.Hash.TO]), value)]
 
-    def immediate(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def immediate(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Load a constant, or say a verdict."""
         content = netlink.parts(data[nft.Immediate.DATA])
         if netlink.Data.VERDICT in content:
             verdict = netlink.parts(content[netlink.Data.VERDICT])
-            code = int.from_bytes(verdict[netlink.Verdict.CODE], signed=True)
+            code = int.from_bytes(verdict[netlink.VerdictAttribute.CODE], signed=True)
             return [
                 replace(
-                    state, code=code, target=netlink.text(verdict.get(netlink.Verdict.CHAIN, b""))
+                    state,
+                    code=code,
+                    target=netlink.text(verdict.get(netlink.VerdictAttribute.CHAIN, b"")),
                 )
             ]
         return [store(state, integer(data[nft.Immediate.TO]), exact(content[netlink.Data.VALUE]))]
 
-    def bitwise(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def bitwise(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Change bits."""
         length = integer(data[nft.Bitwise.LENGTH])
         value = state.registers.load(integer(data[nft.Bitwise.FROM]), length)
@@ -120,7 +124,7 @@ class Machine(Reading):
             changed = bitwise(value, operation, _value(data[nft.Bitwise.DATA]), b"")
         return [store(state, to, changed)]
 
-    def byteorder(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def byteorder(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Swap bytes."""
         value = state.registers.load(
             integer(data[nft.Byteorder.FROM]), integer(data[nft.Byteorder.LENGTH])
@@ -133,7 +137,7 @@ class Machine(Reading):
             )
         ]
 
-    def compare(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def compare(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Compare with a constant."""
         wanted = _value(data[nft.Compare.DATA])
         value = state.registers.load(integer(data[nft.Compare.FROM]), len(wanted))
@@ -141,7 +145,7 @@ class Machine(Reading):
             compare(value, integer(data[nft.Compare.OPERATION]), wanted), value, rule, state
         )
 
-    def range(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def range(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Compare with two constants."""
         lowest, highest = _value(data[nft.Range.LOWEST]), _value(data[nft.Range.HIGHEST])
         value = state.registers.load(integer(data[nft.Range.FROM]), len(lowest))
@@ -150,17 +154,22 @@ class Machine(Reading):
             {answer is not unequal for answer in within(value, lowest, highest)}, value, rule, state
         )
 
-    def lookup(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def lookup(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Look a key up in a set or map."""
-        name = netlink.text(data[nft.Lookup.SET])
-        inverted = bool(nft.Lookup.FLAGS in data and integer(data[nft.Lookup.FLAGS]) & _INVERTED)
-        to = integer(data[nft.Lookup.TO]) if nft.Lookup.TO in data else None
-        for key, found, after in self._elements(name, integer(data[nft.Lookup.FROM]), rule, state):
+        name = netlink.text(data[nft.LookupExpression.SET])
+        inverted = bool(
+            nft.LookupExpression.FLAGS in data
+            and integer(data[nft.LookupExpression.FLAGS]) & _INVERTED
+        )
+        to = integer(data[nft.LookupExpression.TO]) if nft.LookupExpression.TO in data else None
+        for key, found, after in self._elements(
+            name, integer(data[nft.LookupExpression.FROM]), rule, state
+        ):
             if found is _ANY:
                 yield broken(after)
                 if to == 0:  # a verdict; chains that the map may jump to are not followed
-                    yield replace(after, code=Verdict.DROP)
-                    yield replace(after, code=Verdict.ACCEPT)
+                    yield replace(after, code=VerdictCode.DROP)
+                    yield replace(after, code=VerdictCode.ACCEPT)
                 else:
                     yield after if to is None else _unknown_data(after, to)
                 continue
@@ -172,13 +181,13 @@ class Machine(Reading):
             for one in self._stateful(found, rule, seen):
                 yield (
                     one
-                    if found is None or to is None or one.code != Verdict.CONTINUE
+                    if found is None or to is None or one.code != VerdictCode.CONTINUE
                     else _taken(one, found, to)
                 )
 
     def _elements(
-        self, name: str, register: int, rule: Rule, state: State
-    ) -> Iterator[tuple[bytes, "Element | None", State]]:
+        self, name: str, register: int, rule: NftRule, state: RuleState
+    ) -> Iterator[tuple[bytes, "SetElement | None", RuleState]]:
         """Yield what a look-up can find, each with a key that finds it.
 
         `_ANY` where the key is not known.
@@ -189,11 +198,11 @@ class Machine(Reading):
             doubt = Doubt("unknown", value.why, rule)
             yield b"", _ANY, replace(state, doubts=(*state.doubts, doubt))
             return
-        found: dict[Element | None, bytes] = {}
+        found: dict[SetElement | None, bytes] = {}
         learnt = {key: there for of, key, there in state.packet.learnt if of == f"{table} {name}"}
         for key in value.options:
             if key in learnt:
-                found.setdefault(Element() if learnt[key] else None, key)
+                found.setdefault(SetElement() if learnt[key] else None, key)
             else:
                 found.setdefault(self.rules.element(table, name, key), key)
         for element, key in found.items():
@@ -204,14 +213,16 @@ class Machine(Reading):
             )
             yield key, element, replace(state, doubts=doubts)
 
-    def _stateful(self, element: "Element | None", rule: Rule, state: State) -> Iterable[State]:
+    def _stateful(
+        self, element: "SetElement | None", rule: NftRule, state: RuleState
+    ) -> Iterable[RuleState]:
         """Run the expressions of an element, such as a limit for each client."""
-        states: list[State] = [state]
+        states: list[RuleState] = [state]
         for expression in element.expressions if element else ():
             states = [each for one in states for each in self._step(expression, rule, one)]
         return states
 
-    def dynamic(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def dynamic(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Put an element into a set, or take it out: only its statements can stop the rule."""
         table, name = rule.chain.table, netlink.text(data[nft.Dynamic.SET])
         key = state.registers.load(
@@ -228,18 +239,18 @@ class Machine(Reading):
                 data[nft.Dynamic.EXPRESSIONS][start:end]
                 for _, (start, end) in netlink.attributes(data[nft.Dynamic.EXPRESSIONS])
             ]
-        states: list[State] = [state]
+        states: list[RuleState] = [state]
         for packed in inside:
             states = [
                 each for one in states for each in self._step(expression_of(packed), rule, one)
             ]
         return states
 
-    def object(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def object(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Use a named counter, limit, quota and so on, perhaps one that a map chooses."""
         if nft.Object.SET not in data:
             return self._object(integer(data[nft.Object.TYPE]), rule, state)
-        found: list[State] = []
+        found: list[RuleState] = []
         for _, element, after in self._elements(
             netlink.text(data[nft.Object.SET]), integer(data[nft.Object.FROM]), rule, state
         ):
@@ -249,7 +260,7 @@ class Machine(Reading):
                 found += both(after, Doubt("limit", f"the object {element.object_name}", rule))
         return found
 
-    def _object(self, kind: int, rule: Rule, state: State) -> Iterable[State]:
+    def _object(self, kind: int, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         limits = {
             nft.ObjectType.QUOTA: "quota",
             nft.ObjectType.LIMIT: "limit",
@@ -263,7 +274,7 @@ class Machine(Reading):
 
     # ---- what ends ----
 
-    def reject(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def reject(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Refuse, and say so to the client."""
         kind = integer(data[nft.Reject.TYPE])
         code = data.get(nft.Reject.CODE, b"\0")[-1]
@@ -274,14 +285,14 @@ class Machine(Reading):
         return [
             replace(
                 state,
-                code=Verdict.DROP,
+                code=VerdictCode.DROP,
                 reject=said.get(
                     nft.RejectType(kind), f"ICMP unreachable, code {code} of both families"
                 ),
             )
         ]
 
-    def nat(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def nat(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Translate source or destination."""
         destination = integer(data[nft.Nat.TYPE]) == nft.NatType.DESTINATION
         flags = integer(data[nft.Nat.FLAGS]) if nft.Nat.FLAGS in data else 0
@@ -298,7 +309,7 @@ class Machine(Reading):
                 return [
                     replace(
                         state,
-                        code=Verdict.ACCEPT,
+                        code=VerdictCode.ACCEPT,
                         doubts=(*state.doubts, Doubt("unknown", value.why, rule)),
                         translated=True,
                     )
@@ -323,13 +334,13 @@ class Machine(Reading):
                 )
         return found
 
-    def masquerade(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def masquerade(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Give the packet an address of this node as its source."""
         address = self.around.address_of(state.packet.oif, state.packet.size)
         packet = state.packet.translated(destination=False, address=address, port=None)
         return [_translated(state, packet, rule, destination=False)]
 
-    def redirect(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def redirect(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Send the packet to this node itself."""
         size = state.packet.size
         loopback = bytes((127, 0, 0, 1)) if size == 4 else bytes(15) + b"\x01"
@@ -343,25 +354,28 @@ class Machine(Reading):
         packet = state.packet.translated(destination=True, address=address, port=to)
         return [_translated(state, packet, rule, destination=True)]
 
-    def other(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def other(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Let the packet pass a statement that changes nothing about where it goes."""
         return [state]
 
-    def untracked(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def untracked(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Keep conntrack off the packet."""
         return [replace(state, packet=replace(state.packet, untracked=True, tracked=None))]
 
-    def handed_over(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def handed_over(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Give the packet to somebody else, who decides."""
-        return [replace(state, code=Verdict.STOLEN)]
+        return [replace(state, code=VerdictCode.STOLEN)]
 
-    def queued(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def queued(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Give the packet to a program: it may come back, or not."""
         doubt = Doubt("unknown", "a program that the rule asks", rule)
         doubtful = replace(state, doubts=(*state.doubts, doubt))
-        return [replace(doubtful, code=Verdict.ACCEPT), replace(doubtful, code=Verdict.DROP)]
+        return [
+            replace(doubtful, code=VerdictCode.ACCEPT),
+            replace(doubtful, code=VerdictCode.DROP),
+        ]
 
-    def match(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def match(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Ask a match of xtables."""
         name, info = netlink.text(data[nft.Extension.NAME]), data.get(nft.Extension.INFO, b"")
         answers = xtables.match(
@@ -374,7 +388,7 @@ class Machine(Reading):
         )
         return _answers(answers, unknown(0, f"the xtables match {name}"), rule, state, kind)
 
-    def target(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def target(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Run a target of xtables."""
         name, info = netlink.text(data[nft.Extension.NAME]), data.get(nft.Extension.INFO, b"")
         done = xtables.target(
@@ -388,7 +402,7 @@ class Machine(Reading):
         if done is None:
             doubt = Doubt("unknown", f"the xtables target {name}", rule)
             doubtful = replace(state, doubts=(*state.doubts, doubt))
-            return [doubtful, replace(doubtful, code=Verdict.DROP)]
+            return [doubtful, replace(doubtful, code=VerdictCode.DROP)]
         after = replace(state, packet=done.packet, code=done.code, reject=done.reject)
         if done.destination is not None:
             return [_translated(after, done.packet, rule, destination=done.destination)]
@@ -397,38 +411,64 @@ class Machine(Reading):
         return [after]
 
 
-Step = Callable[[Machine, ATTRIBUTES, Rule, State], Iterable[State]]
+Step = Callable[[RuleMachine, ATTRIBUTES, NftRule, RuleState], Iterable[RuleState]]
 _STEPS: dict[str, Step] = {
-    "payload": Machine.payload, "meta": Machine.meta, "ct": Machine.ct, "fib": Machine.fib, "socket": Machine.socket,
-    "exthdr": Machine.header, "rt": Machine.route, "numgen": Machine.numgen, "hash": Machine.hash,
-    "immediate": Machine.immediate, "bitwise": Machine.bitwise, "byteorder": Machine.byteorder, "cmp": Machine.compare,
-    "range": Machine.range, "lookup": Machine.lookup, "dynset": Machine.dynamic, "objref": Machine.object,
-    "reject": Machine.reject, "nat": Machine.nat, "masq": Machine.masquerade, "redir": Machine.redirect,
-    "counter": Machine.other, "log": Machine.other, "last": Machine.other, "dup": Machine.other, "flow_offload": Machine.other,
-    "notrack": Machine.untracked, "fwd": Machine.handed_over, "synproxy": Machine.handed_over, "queue": Machine.queued,
-    "match": Machine.match, "target": Machine.target,
-}  # fmt: skip
-_ANY = Element(object_name="?")
+    "payload": RuleMachine.payload,
+    "meta": RuleMachine.meta,
+    "ct": RuleMachine.ct,
+    "fib": RuleMachine.fib,
+    "socket": RuleMachine.socket,
+    "exthdr": RuleMachine.header,
+    "rt": RuleMachine.route,
+    "numgen": RuleMachine.numgen,
+    "hash": RuleMachine.hash,
+    "immediate": RuleMachine.immediate,
+    "bitwise": RuleMachine.bitwise,
+    "byteorder": RuleMachine.byteorder,
+    "cmp": RuleMachine.compare,
+    "range": RuleMachine.range,
+    "lookup": RuleMachine.lookup,
+    "dynset": RuleMachine.dynamic,
+    "objref": RuleMachine.object,
+    "reject": RuleMachine.reject,
+    "nat": RuleMachine.nat,
+    "masq": RuleMachine.masquerade,
+    "redir": RuleMachine.redirect,
+    "counter": RuleMachine.other,
+    "log": RuleMachine.other,
+    "last": RuleMachine.other,
+    "dup": RuleMachine.other,
+    "flow_offload": RuleMachine.other,
+    "notrack": RuleMachine.untracked,
+    "fwd": RuleMachine.handed_over,
+    "synproxy": RuleMachine.handed_over,
+    "queue": RuleMachine.queued,
+    "match": RuleMachine.match,
+    "target": RuleMachine.target,
+}
+_ANY = SetElement(object_name="?")
 """An element that may be there or not."""
 
 
-def expression_of(packed: bytes) -> Expression:
+def expression_of(packed: bytes) -> RuleExpression:
     """Return an expression as it stands in a message."""
     parts = netlink.parts(packed)
     inside = (
-        netlink.parts(parts[netlink.Expression.DATA]) if netlink.Expression.DATA in parts else {}
+        netlink.parts(parts[netlink.ExpressionAttribute.DATA])
+        if netlink.ExpressionAttribute.DATA in parts
+        else {}
     )
-    return Expression(netlink.text(parts[netlink.Expression.NAME]), inside)
+    return RuleExpression(netlink.text(parts[netlink.ExpressionAttribute.NAME]), inside)
 
 
-def _each_once(states: list[State], before: State) -> list[State]:
+def _each_once(states: list[RuleState], before: RuleState) -> list[RuleState]:
     """Return states that differ in the next expressions.
 
     A fork whose branches do the same is no fork.
     """
-    found: dict[object, State] = {}
+    found: dict[object, RuleState] = {}
     for state in states:
-        code = Verdict.CONTINUE if state.code == Verdict.BREAK else state.code
+        code = VerdictCode.CONTINUE if state.code == VerdictCode.BREAK else state.code
         key = code, state.target, state.packet, state.reject, state.translated
         if key not in found or len(state.doubts) < len(found[key].doubts):
             found[key] = replace(state, code=code)
@@ -438,8 +478,8 @@ def _each_once(states: list[State], before: State) -> list[State]:
 
 
 def _answers(
-    answers: set[bool], value: Value, rule: Rule, state: State, kind: str = ""
-) -> list[State]:
+    answers: set[bool], value: RegisterValue, rule: NftRule, state: RuleState, kind: str = ""
+) -> list[RuleState]:
     """Go on where the answer is yes, break where it is no."""
     if len(answers) > 1:
         chance = value.is_known and len(value.options) > 1
@@ -447,26 +487,35 @@ def _answers(
     return [state if True in answers else broken(state)]
 
 
-def _unknown_data(state: State, register: int) -> State:
+def _unknown_data(state: RuleState, register: int) -> RuleState:
     return store(state, register, unknown(16, "what the map holds"))
 
 
-def _taken(state: State, element: Element, register: int) -> State:
+def _taken(state: RuleState, element: SetElement, register: int) -> RuleState:
     """Take over what an element of a map holds."""
     if element.code is not None:
         return replace(state, code=element.code, target=element.target)
     return store(state, register, exact(element.data)) if element.data else state
 
 
-def _translated(state: State, packet: Packet, rule: Rule, *, destination: bool) -> State:
+def _translated(state: RuleState, packet: Packet, rule: NftRule, *, destination: bool) -> RuleState:
     event = Event("destination" if destination else "source", rule)
     return replace(
-        state, packet=packet, code=Verdict.ACCEPT, events=(*state.events, event), translated=True
+        state,
+        packet=packet,
+        code=VerdictCode.ACCEPT,
+        events=(*state.events, event),
+        translated=True,
     )
 
 
 def _addresses(
-    first: Value | None, last: Value | None, packet: Packet, *, destination: bool, netmap: bool
+    first: RegisterValue | None,
+    last: RegisterValue | None,
+    packet: Packet,
+    *,
+    destination: bool,
+    netmap: bool,
 ) -> list[bytes | None]:
     """Return the addresses that a translation can choose from."""
     if first is None or last is None:
@@ -482,7 +531,7 @@ def _addresses(
     return [each.to_bytes(len(low)) for each in range(start, min(end, start + 255) + 1)]
 
 
-def _loaded(data: ATTRIBUTES, key: int, length: int, state: State) -> Value | None:
+def _loaded(data: ATTRIBUTES, key: int, length: int, state: RuleState) -> RegisterValue | None:
     return state.registers.load(integer(data[key]), length) if key in data else None
 
 

@@ -8,11 +8,11 @@ order of their own priorities, until one translates.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from nftproxy.path.evaluate import Outcome, run
-from nftproxy.path.packet import Packet, Status
-from nftproxy.path.ruleset import BaseChain, Ruleset, Surroundings
+from nftproxy.path.evaluate import ChainOutcome, run
+from nftproxy.path.packet import CtStatus, Packet
+from nftproxy.path.ruleset import NftBaseChain, Ruleset, Surroundings
 from nftproxy.path.state import Doubt
-from nftproxy.table.expressions import Verdict
+from nftproxy.table.expressions import VerdictCode
 
 _CONNTRACK = -200
 _DESTINATION, _SOURCE = -100, 100
@@ -24,8 +24,8 @@ _MOST_BRANCHES = 512
 class Visit:
     """A base chain that a packet met, and what it said; `packet` is what it was before."""
 
-    base: BaseChain
-    outcome: Outcome
+    base: NftBaseChain
+    outcome: ChainOutcome
     packet: Packet
 
 
@@ -51,8 +51,8 @@ class Branch:
 
 
 def chains_of(
-    chains: Iterable[BaseChain], hook: str, families: set[str], device: str = ""
-) -> list[BaseChain]:
+    chains: Iterable[NftBaseChain], hook: str, families: set[str], device: str = ""
+) -> list[NftBaseChain]:
     """Return the chains of a hook for some families; those of devices only if they are on this one."""
     found = [
         chain for chain in chains if chain.hook == hook and chain.chain.table.family in families
@@ -62,7 +62,7 @@ def chains_of(
 
 def pass_hook(
     branches: Iterable[Branch],
-    chains: Sequence[BaseChain],
+    chains: Sequence[NftBaseChain],
     hook: str,
     rules: Ruleset,
     around: Surroundings,
@@ -70,7 +70,7 @@ def pass_hook(
     """Send packets through the chains of one hook."""
     nat = [chain for chain in chains if chain.kind == "nat"]
     at = _DESTINATION if hook in _TRACKING else _SOURCE
-    order: list[tuple[int, list[BaseChain]]] = [
+    order: list[tuple[int, list[NftBaseChain]]] = [
         (chain.priority, [chain]) for chain in chains if chain.kind != "nat"
     ]
     if nat:
@@ -101,31 +101,31 @@ def pass_hook(
     return found
 
 
-def _one(branch: Branch, base: BaseChain, rules: Ruleset, around: Surroundings) -> list[Branch]:
+def _one(branch: Branch, base: NftBaseChain, rules: Ruleset, around: Surroundings) -> list[Branch]:
     if not branch.alive:
         return [branch]
     return [_after(branch, base, outcome) for outcome in run(base, branch.packet, rules, around)]
 
 
-def _after(branch: Branch, base: BaseChain, outcome: Outcome) -> Branch:
+def _after(branch: Branch, base: NftBaseChain, outcome: ChainOutcome) -> Branch:
     return Branch(
         outcome.packet,
         (*branch.visits, Visit(base, outcome, branch.packet)),
         (*branch.doubts, *outcome.doubts),
-        outcome.verdict == Verdict.ACCEPT,
+        outcome.verdict == VerdictCode.ACCEPT,
     )
 
 
 def _nat(
     branch: Branch,
-    chains: Sequence[BaseChain],
+    chains: Sequence[NftBaseChain],
     rules: Ruleset,
     around: Surroundings,
     *,
     destination: bool,
 ) -> list[Branch]:
     """Ask chains of type nat, until one translates; once for each connection."""
-    done = Status.DESTINATION_DONE if destination else Status.SOURCE_DONE
+    done = CtStatus.DESTINATION_DONE if destination else CtStatus.SOURCE_DONE
     if not branch.alive or branch.packet.tracked is None or done in branch.packet.tracked.status:
         return [branch]
     waiting, ended = [branch], []
@@ -142,8 +142,8 @@ def _nat(
 
 
 def _asked(
-    branch: Branch, base: BaseChain, rules: Ruleset, around: Surroundings
-) -> list[tuple[Branch, Outcome]]:
+    branch: Branch, base: NftBaseChain, rules: Ruleset, around: Surroundings
+) -> list[tuple[Branch, ChainOutcome]]:
     return [
         (_after(branch, base, outcome), outcome)
         for outcome in run(base, branch.packet, rules, around)

@@ -11,7 +11,14 @@ from contextlib import suppress
 from nftproxy.errors import KernelError, MissingError
 from nftproxy.kernel.channel import Channel
 from nftproxy.path.expressions import expression_of
-from nftproxy.path.ruleset import BaseChain, Chain, Element, Expression, Rule, Table
+from nftproxy.path.ruleset import (
+    NftBaseChain,
+    NftChain,
+    NftRule,
+    NftTable,
+    RuleExpression,
+    SetElement,
+)
 from nftproxy.table import netlink
 from nftproxy.table.netlink import (
     FAMILIES,
@@ -20,17 +27,17 @@ from nftproxy.table.netlink import (
     Elements,
     Message,
     Set,
-    Verdict,
+    VerdictAttribute,
     attributes,
     named,
     nested,
     text,
 )
-from nftproxy.table.netlink import Chain as ChainPart
-from nftproxy.table.netlink import Element as Part
+from nftproxy.table.netlink import ChainAttribute as ChainPart
+from nftproxy.table.netlink import ElementAttribute as Part
 from nftproxy.table.netlink import Hook as HookPart
-from nftproxy.table.netlink import Rule as RulePart
-from nftproxy.table.netlink import Table as TablePart
+from nftproxy.table.netlink import RuleAttribute as RulePart
+from nftproxy.table.netlink import TableAttribute as TablePart
 from nftproxy.table.packing import unpack_comment
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress")
@@ -43,10 +50,10 @@ class LiveRuleset:
 
     def __init__(self, channel: Channel | None = None) -> None:
         self._channel = channel or Channel()
-        self._base: list[BaseChain] | None = None
-        self._rules: dict[Chain, list[Rule]] = {}
-        self._lengths: dict[tuple[Table, str], int] = {}
-        self._elements: dict[tuple[Table, str, bytes], Element | None] = {}
+        self._base: list[NftBaseChain] | None = None
+        self._rules: dict[NftChain, list[NftRule]] = {}
+        self._lengths: dict[tuple[NftTable, str], int] = {}
+        self._elements: dict[tuple[NftTable, str, bytes], SetElement | None] = {}
         self.generation = self._channel.generation()
 
     def close(self) -> None:
@@ -58,7 +65,7 @@ class LiveRuleset:
         """Whether anybody has changed a table since the first look."""
         return self._channel.generation() != self.generation
 
-    def base_chains(self) -> Sequence[BaseChain]:
+    def base_chains(self) -> Sequence[NftBaseChain]:
         """Return the base chains of all tables that are not dormant.
 
         Of those of one priority the last one made is met first.
@@ -74,15 +81,15 @@ class LiveRuleset:
             self._base = sorted(found, key=lambda chain: chain.priority)
         return self._base
 
-    def _asleep(self) -> list[Table]:
+    def _asleep(self) -> list[NftTable]:
         found = []
         for number, message in self._channel.dump_all(Message.GET_TABLE, _ATTEMPTS):
             parts = netlink.parts(message)
             if int.from_bytes(parts.get(TablePart.FLAGS, b"")) & netlink.DORMANT:
-                found.append(Table(FAMILY_NAMES.get(number, ""), text(parts[TablePart.NAME])))
+                found.append(NftTable(FAMILY_NAMES.get(number, ""), text(parts[TablePart.NAME])))
         return found
 
-    def rules(self, chain: Chain) -> Sequence[Rule]:
+    def rules(self, chain: NftChain) -> Sequence[NftRule]:
         """Return the rules of a chain, in order."""
         if chain not in self._rules:
             wanted = named(RulePart.TABLE, chain.table.name) + named(RulePart.CHAIN, chain.name)
@@ -96,7 +103,7 @@ class LiveRuleset:
             ]
         return self._rules[chain]
 
-    def key_length(self, table: Table, name: str) -> int:
+    def key_length(self, table: NftTable, name: str) -> int:
         """Return how long the keys of a set are."""
         if (table, name) not in self._lengths:
             wanted = named(Set.TABLE, table.name) + named(Set.NAME, name)
@@ -104,7 +111,7 @@ class LiveRuleset:
             self._lengths[table, name] = int.from_bytes(netlink.parts(message[4:])[Set.KEY_LENGTH])
         return self._lengths[table, name]
 
-    def element(self, table: Table, name: str, key: bytes) -> Element | None:
+    def element(self, table: NftTable, name: str, key: bytes) -> SetElement | None:
         """Return an element of a set; None when it is not there, and no other stands for all."""
         place = table, name, key
         if place not in self._elements:
@@ -118,7 +125,7 @@ class LiveRuleset:
             self._elements[place] = found
         return self._elements[place]
 
-    def _ask(self, table: Table, name: str, packed: bytes) -> Element | None:
+    def _ask(self, table: NftTable, name: str, packed: bytes) -> SetElement | None:
         wanted = named(Elements.TABLE, table.name) + named(Elements.SET, name)
         wanted += nested(Elements.LIST, nested(netlink.LIST_ITEM, packed))
         try:
@@ -132,7 +139,7 @@ class LiveRuleset:
         return None
 
 
-def _base_chain(family: str, parts: dict[int, bytes]) -> BaseChain | None:
+def _base_chain(family: str, parts: dict[int, bytes]) -> NftBaseChain | None:
     if ChainPart.HOOK not in parts or family not in FAMILIES:
         return None
     hook = netlink.parts(parts[ChainPart.HOOK])
@@ -142,8 +149,8 @@ def _base_chain(family: str, parts: dict[int, bytes]) -> BaseChain | None:
     if HookPart.DEVICES in hook:
         inside = hook[HookPart.DEVICES]
         devices += [inside[start:end] for _, (start, end) in attributes(inside)]
-    return BaseChain(
-        Chain(Table(family, text(parts[ChainPart.TABLE])), text(parts[ChainPart.NAME])),
+    return NftBaseChain(
+        NftChain(NftTable(family, text(parts[ChainPart.TABLE])), text(parts[ChainPart.NAME])),
         text(parts.get(ChainPart.TYPE, b"filter")),
         hooks[number] if number < len(hooks) else str(number),
         int.from_bytes(hook[HookPart.PRIORITY], signed=True),
@@ -152,28 +159,28 @@ def _base_chain(family: str, parts: dict[int, bytes]) -> BaseChain | None:
     )
 
 
-def _rule(chain: Chain, parts: dict[int, bytes]) -> Rule | None:
+def _rule(chain: NftChain, parts: dict[int, bytes]) -> NftRule | None:
     if text(parts[RulePart.TABLE]) != chain.table.name or text(parts[RulePart.CHAIN]) != chain.name:
         return None
-    return Rule(
+    return NftRule(
         chain,
         int.from_bytes(parts[RulePart.HANDLE]),
         _expressions(parts.get(RulePart.EXPRESSIONS, b"")),
     )
 
 
-def _expressions(packed: bytes) -> tuple[Expression, ...]:
+def _expressions(packed: bytes) -> tuple[RuleExpression, ...]:
     return tuple(expression_of(packed[start:end]) for _, (start, end) in attributes(packed))
 
 
-def _element(parts: dict[int, bytes]) -> Element:
+def _element(parts: dict[int, bytes]) -> SetElement:
     data, code, target = b"", None, ""
     if Part.DATA in parts:
         content = netlink.parts(parts[Part.DATA])
         if Data.VERDICT in content:
             verdict = netlink.parts(content[Data.VERDICT])
-            code = int.from_bytes(verdict[Verdict.CODE], signed=True)
-            target = text(verdict.get(Verdict.CHAIN, b""))
+            code = int.from_bytes(verdict[VerdictAttribute.CODE], signed=True)
+            target = text(verdict.get(VerdictAttribute.CHAIN, b""))
         else:
             data = content[Data.VALUE]
     inside = [expression_of(parts[Part.EXPRESSION])] if Part.EXPRESSION in parts else []
@@ -181,4 +188,4 @@ def _element(parts: dict[int, bytes]) -> Element:
     # Counters differ from look to look and decide nothing.
     deciding = tuple(one for one in inside if one.name not in {"counter", "last"})
     comment = unpack_comment(parts.get(Part.USER_DATA, b""))
-    return Element(data, code, target, text(parts.get(Part.OBJECT, b"")), deciding, comment)
+    return SetElement(data, code, target, text(parts.get(Part.OBJECT, b"")), deciding, comment)

@@ -15,7 +15,7 @@ _MOST = 4096
 """Values that one register is followed with; above that it is unknown."""
 
 
-class Value(NamedTuple):
+class RegisterValue(NamedTuple):
     """One of `options`, as far as its bits are `known`.
 
     `why` says what is unknown, or what chooses.
@@ -36,31 +36,31 @@ class Value(NamedTuple):
         return self.is_known and len(self.options) == 1
 
 
-def exact(data: bytes) -> Value:
+def exact(data: bytes) -> RegisterValue:
     """Return a value that is known."""
-    return Value((data,), b"\xff" * len(data))
+    return RegisterValue((data,), b"\xff" * len(data))
 
 
-def partly(data: bytes, known: bytes, why: str) -> Value:
+def partly(data: bytes, known: bytes, why: str) -> RegisterValue:
     """Return a value of which only some bits are known."""
-    return Value((data,), known, "" if all(byte == 0xFF for byte in known) else why)
+    return RegisterValue((data,), known, "" if all(byte == 0xFF for byte in known) else why)
 
 
-def unknown(length: int, why: str) -> Value:
+def unknown(length: int, why: str) -> RegisterValue:
     """Return a value that nobody knows."""
-    return Value((bytes(length),), bytes(length), why)
+    return RegisterValue((bytes(length),), bytes(length), why)
 
 
-def number(value: int, length: int = 4) -> Value:
+def number(value: int, length: int = 4) -> RegisterValue:
     """Return a number in the order of the machine, as most of the kernel's own are."""
     return exact(value.to_bytes(length, sys.byteorder))
 
 
-def choice(offset: int, modulus: int, why: str) -> Value:
+def choice(offset: int, modulus: int, why: str) -> RegisterValue:
     """Return a number from a range of which chance takes one."""
     if not 0 < modulus <= _MOST:
         return unknown(4, why)
-    return Value(
+    return RegisterValue(
         tuple((offset + each).to_bytes(4, sys.byteorder) for each in range(modulus)),
         b"\xff" * 4,
         why,
@@ -73,10 +73,10 @@ class Registers:
     Never changed: `store` returns new ones.
     """
 
-    def __init__(self, words: Mapping[int, Value] | None = None) -> None:
+    def __init__(self, words: Mapping[int, RegisterValue] | None = None) -> None:
         self._words = words or {}
 
-    def store(self, register: int, value: Value) -> "Registers":
+    def store(self, register: int, value: RegisterValue) -> "Registers":
         """Return registers that hold a value, filled up with zeros to whole words."""
         first, length = _word(register), len(value.known)
         spare = bytes(-length % 4)
@@ -87,10 +87,10 @@ class Registers:
         known = value.known + b"\xff" * len(spare)
         for index in range(0, length, 4):
             whole = tuple((option + spare)[index : index + 4] for option in options)
-            words[first + index // 4] = Value(whole, known[index : index + 4], value.why)
+            words[first + index // 4] = RegisterValue(whole, known[index : index + 4], value.why)
         return Registers(words)
 
-    def load(self, register: int, length: int) -> Value:
+    def load(self, register: int, length: int) -> RegisterValue:
         """Return what is in a register and those after it."""
         first = _word(register)
         words = [
@@ -107,14 +107,14 @@ class Registers:
             b"".join(parts)[:length]
             for parts in itertools.product(*(word.options for word in words))
         )
-        return Value(options, b"".join(word.known for word in words)[:length], why)
+        return RegisterValue(options, b"".join(word.known for word in words)[:length], why)
 
 
 def _word(register: int) -> int:
     return (register - 1) * 4 if register < 8 else register - 8
 
 
-def compare(value: Value, operation: int, data: bytes) -> set[bool]:
+def compare(value: RegisterValue, operation: int, data: bytes) -> set[bool]:
     """Return the answers that a comparison can have."""
     return set().union(
         *(_compare(option, value.known, operation, data) for option in value.options)
@@ -145,18 +145,21 @@ _ORDER: dict[int, Callable[[bytes, bytes], bool]] = {
 }
 
 
-def within(value: Value, lowest: bytes, highest: bytes) -> set[bool]:
+def within(value: RegisterValue, lowest: bytes, highest: bytes) -> set[bool]:
     """Return whether a value lies in a range; both where it is not known."""
     above = compare(value, Operation.AT_LEAST, lowest)
     below = compare(value, Operation.AT_MOST, highest)
     if len(value.options) == 1:
         return {one and other for one in above for other in below}
     return set().union(
-        *(within(Value((option,), value.known), lowest, highest) for option in value.options)
+        *(
+            within(RegisterValue((option,), value.known), lowest, highest)
+            for option in value.options
+        )
     )
 
 
-def bitwise(value: Value, operation: int, mask: bytes, xor: bytes) -> Value:
+def bitwise(value: RegisterValue, operation: int, mask: bytes, xor: bytes) -> RegisterValue:
     """Return a value with its bits changed; `mask` is the one argument of operations that have one."""
     if operation == BitwiseOperation.MASK_XOR:
         return _each(
@@ -183,7 +186,7 @@ def bitwise(value: Value, operation: int, mask: bytes, xor: bytes) -> Value:
     return unknown(len(value.known), "an operation on bits that is not known")
 
 
-def _also(value: Value, mask: bytes, decided: int) -> bytes:
+def _also(value: RegisterValue, mask: bytes, decided: int) -> bytes:
     """Return which bits are known where a mask decides some of them: its zeros, or its ones."""
     return bytes(
         known | (~bits & 0xFF if decided == 0 else bits)
@@ -191,7 +194,7 @@ def _also(value: Value, mask: bytes, decided: int) -> bytes:
     )
 
 
-def shift(value: Value, operation: int, bits: int) -> Value:
+def shift(value: RegisterValue, operation: int, bits: int) -> RegisterValue:
     """Return a value shifted.
 
     Word by word from the last, each as the machine reads it, the rest going over to the next.
@@ -221,7 +224,7 @@ def shift(value: Value, operation: int, bits: int) -> Value:
     return _each(value, shifted, known)
 
 
-def byteorder(value: Value, size: int) -> Value:
+def byteorder(value: RegisterValue, size: int) -> RegisterValue:
     """Return a value whose pieces of two, four or eight bytes go between the order of the network and the machine's."""
     if sys.byteorder == "big":
         return value
@@ -232,13 +235,13 @@ def byteorder(value: Value, size: int) -> Value:
     return _each(value, swapped, swapped(value.known))
 
 
-def _each(value: Value, change: Callable[[bytes], bytes], known: bytes) -> Value:
+def _each(value: RegisterValue, change: Callable[[bytes], bytes], known: bytes) -> RegisterValue:
     options = tuple(dict.fromkeys(change(option) for option in value.options))
-    return Value(
+    return RegisterValue(
         options, known, value.why if len(options) > 1 or any(byte != 0xFF for byte in known) else ""
     )
 
 
-def each_exact(value: Value) -> Iterator[bytes]:
+def each_exact(value: RegisterValue) -> Iterator[bytes]:
     """Yield what a value can be, given that all its bits are known."""
     yield from value.options

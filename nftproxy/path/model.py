@@ -17,7 +17,7 @@ One that changes its meaning or goes asks for the next.
 """
 
 
-class Value(msgspec.Struct, frozen=True, rename="camel"):
+class PathValue(msgspec.Struct, frozen=True, rename="camel"):
     """The base of all parts of a path."""
 
 
@@ -46,7 +46,7 @@ class Reach(enum.StrEnum):
     MAY = "may"  # it depends on chance, on a limit, or on something that is not known
 
 
-class Kind(enum.StrEnum):
+class PlaceKind(enum.StrEnum):
     """Where a place is."""
 
     OBJECTS = "objects"  # what the cluster asks for: Services and EndpointSlices
@@ -67,16 +67,16 @@ class Whose(enum.StrEnum):
     FOREIGN = "foreign"
 
 
-class Place(Value, frozen=True):
+class Place(PathValue, frozen=True):
     """Where on its way the packet is; hook, priority and family only where chains are."""
 
-    kind: Kind
+    kind: PlaceKind
     hook: str = ""  # ingress, prerouting, input, forward, output, postrouting, egress
     family: str = ""  # of the table: ip, ip6, inet, bridge, netdev, or "xtables" for tables of iptables-legacy
     priority: int | None = None
 
 
-class Rule(Value, frozen=True):
+class Rule(PathValue, frozen=True):
     """The rule that decided; without a handle it was the chain's policy.
 
     `text` is for people, as nft prints it.
@@ -95,7 +95,7 @@ class Rule(Value, frozen=True):
         return f"{self.family} {self.table} {self.chain}"
 
 
-class Step(Value, frozen=True):
+class Step(PathValue, frozen=True):
     """One step: where, what was looked up, the result."""
 
     name: str  # a word or two, as the text shows it: "services4", "forward", "route"
@@ -115,7 +115,7 @@ class Step(Value, frozen=True):
         return self.outcome is not Outcome.UNCHECKED
 
 
-class Target(Value, frozen=True):
+class Target(PathValue, frozen=True):
     """What is asked for; `service` is empty for an address of no Service."""
 
     asked: str  # as the user wrote it
@@ -126,7 +126,7 @@ class Target(Value, frozen=True):
     kind: str = ""  # ClusterIP, External, LoadBalancer, NodePort, Endpoint; empty for an address of no Service
 
 
-class Client(Value, frozen=True):
+class Client(PathValue, frozen=True):
     """Who asks; `what` is pod, node or outside."""
 
     address: str
@@ -134,7 +134,7 @@ class Client(Value, frozen=True):
     interface: str = ""
 
 
-class Candidate(Value, frozen=True):
+class Candidate(PathValue, frozen=True):
     """An endpoint that the Service has.
 
     Used, with its share of new connections, or left out, and why.
@@ -155,7 +155,7 @@ class Candidate(Value, frozen=True):
         )
 
 
-class Reply(Value, frozen=True):
+class Reply(PathValue, frozen=True):
     """What was seen of an answer: "answered", "refused", "silent" or "passed by", and when."""
 
     what: str
@@ -163,7 +163,7 @@ class Reply(Value, frozen=True):
     milliseconds: float | None = None
 
 
-class Cause(Value, frozen=True):
+class Cause(PathValue, frozen=True):
     """Why a connection does not get through.
 
     A word for programs, a sentence for people, and commands that mend it.
@@ -174,7 +174,7 @@ class Cause(Value, frozen=True):
     commands: tuple[str, ...] = ()
 
 
-class Path(Value, frozen=True):
+class Path(PathValue, frozen=True):
     """The way of a connection's first packet."""
 
     origin: Origin

@@ -19,7 +19,7 @@ from nftproxy.path.held import HeldByKernel
 from nftproxy.path.live import LiveRuleset
 from nftproxy.path.planned import Listed, named, ports
 from nftproxy.path.routing import Routing
-from nftproxy.path.ruleset import OURS, Chain, Rule
+from nftproxy.path.ruleset import OURS, NftChain, NftRule
 from nftproxy.path.view import Entry, Fill
 from nftproxy.routes import Frontend, Verdict
 from nftproxy.table import schema
@@ -54,7 +54,7 @@ class ThisMachine:
         except OSError:
             return ""
 
-    def rule_text(self, rule: Rule) -> str:
+    def rule_text(self, rule: NftRule) -> str:
         """Return a rule as nft prints it; empty if nft is not there or fails."""
         table, chain = rule.chain
         place = table.family, table.name, chain
@@ -90,7 +90,7 @@ class ThisMachine:
                 found.append(f"KUBE-SERVICES in table {table}")
         return found
 
-    def _calls(self, chain: Chain) -> bool:
+    def _calls(self, chain: NftChain) -> bool:
 
         return any(
             b"KUBE-SERVICES" in part

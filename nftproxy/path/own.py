@@ -7,15 +7,15 @@ from nftproxy.path.asker import OUTSIDE, Asker
 from nftproxy.path.cluster import Cluster, why_none
 from nftproxy.path.held import has
 from nftproxy.path.lookup import Lookup, is_allowed, listed
-from nftproxy.path.model import Cause, Kind, Outcome, Place, Step
+from nftproxy.path.model import Cause, Outcome, Place, PlaceKind, Step
 from nftproxy.path.targets import Destination
-from nftproxy.path.view import View
+from nftproxy.path.view import NodeView
 from nftproxy.routes import Frontend
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
 from nftproxy.table.schema import Policy
 
-_TABLE = Place(Kind.TABLE)
+_TABLE = Place(PlaceKind.TABLE)
 
 
 def uses_local_list(lookup: Lookup, asker: Asker) -> bool:
@@ -25,7 +25,7 @@ def uses_local_list(lookup: Lookup, asker: Asker) -> bool:
 
 
 def steps(
-    node: View, to: Destination, lookup: Lookup, asker: Asker
+    node: NodeView, to: Destination, lookup: Lookup, asker: Asker
 ) -> tuple[list[Step], int, list[Endpoint]]:
     """Return the steps in our table, the length of the list that this client gets, and its first endpoints."""
     found = []
@@ -56,7 +56,7 @@ def steps(
     return found, count, endpoints
 
 
-def _unclaimed_steps(node: View, to: Destination) -> Iterator[Step]:
+def _unclaimed_steps(node: NodeView, to: Destination) -> Iterator[Step]:
     for declaration, said in (
         (schema.CLUSTER_IPS, "a ClusterIP without this port: rejected"),
         (schema.SERVICE_CIDRS, "in the range of Services: dropped"),
@@ -67,7 +67,7 @@ def _unclaimed_steps(node: View, to: Destination) -> Iterator[Step]:
             return
 
 
-def _source_ranges(node: View, lookup: Lookup, asker: Asker) -> Step:
+def _source_ranges(node: NodeView, lookup: Lookup, asker: Asker) -> Step:
     if not lookup.is_filtered:
         return Step("source ranges", _TABLE, "", "none on this address", Outcome.OK)
     name = schema.allowed(lookup.family)
@@ -77,7 +77,7 @@ def _source_ranges(node: View, lookup: Lookup, asker: Asker) -> Step:
 
 
 def cause(
-    node: View, to: Destination, lookup: Lookup, asker: Asker, cluster: Cluster | None
+    node: NodeView, to: Destination, lookup: Lookup, asker: Asker, cluster: Cluster | None
 ) -> Cause | None:
     """Return why our table does not send a connection to an endpoint; None if it does."""
     if lookup.is_filtered and not (
@@ -114,7 +114,7 @@ def _source_range(lookup: Lookup, asker: Asker, cluster: Cluster | None) -> Caus
     return Cause("source-range", text, (command,))
 
 
-def _unclaimed(node: View, to: Destination, cluster: Cluster | None) -> Cause | None:
+def _unclaimed(node: NodeView, to: Destination, cluster: Cluster | None) -> Cause | None:
     if has(node.held, schema.CLUSTER_IPS, to.family, to.address):
         ports = node.ports_at(to.address)
         known = f"; it has {', '.join(ports)}" if ports else ""
@@ -131,7 +131,7 @@ def _unclaimed(node: View, to: Destination, cluster: Cluster | None) -> Cause | 
     return None
 
 
-def _not_accepted(node: View, to: Destination) -> Cause | None:
+def _not_accepted(node: NodeView, to: Destination) -> Cause | None:
     if to.address in {"127.0.0.1", "::1"} or to.address.startswith("127."):
         return Cause(
             "nodeport-loopback",

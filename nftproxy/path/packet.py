@@ -27,7 +27,7 @@ Known = tuple[bytes, bytes]
 """Bytes, and which of their bits are known."""
 
 
-class State(IntFlag):
+class CtState(IntFlag):
     """What `ct state` compares with."""
 
     INVALID = 1
@@ -35,7 +35,7 @@ class State(IntFlag):
     UNTRACKED = 64
 
 
-class Status(IntFlag):
+class CtStatus(IntFlag):
     """What `ct status` compares with, as far as a new connection can have it."""
 
     SOURCE_TRANSLATED = 0x10
@@ -59,7 +59,7 @@ class Tracked:
     """What conntrack holds of a new connection."""
 
     original: Ends
-    status: Status = Status(0)  # noqa: RUF009 - a constant
+    status: CtStatus = CtStatus(0)  # noqa: RUF009 - a constant
     mark: int | None = 0
 
 
@@ -88,11 +88,11 @@ class Packet:
         return len(self.ends.source)
 
     @property
-    def state(self) -> State:
+    def state(self) -> CtState:
         """What `ct state` says of it."""
         if self.tracked:
-            return State.NEW
-        return State.UNTRACKED if self.untracked else State.INVALID
+            return CtState.NEW
+        return CtState.UNTRACKED if self.untracked else CtState.INVALID
 
     def track(self) -> "Packet":
         """Pass conntrack."""
@@ -112,18 +112,18 @@ class Packet:
         if destination:
             there = ends.destination_port if port is None else port
             ends = replace(ends, destination=address or ends.destination, destination_port=there)
-            status = Status.DESTINATION_TRANSLATED if ends != self.ends else Status(0)
+            status = CtStatus.DESTINATION_TRANSLATED if ends != self.ends else CtStatus(0)
         else:
             ends = replace(
                 ends, source=address or ends.source, source_port=port
             )  # the kernel may choose another port
-            status = Status.SOURCE_TRANSLATED
+            status = CtStatus.SOURCE_TRANSLATED
         tracked = self.tracked and replace(self.tracked, status=self.tracked.status | status)
         return replace(self, ends=ends, tracked=tracked)
 
     def done(self, *, destination: bool) -> "Packet":
         """Have had its turn of translation at a hook."""
-        status = Status.DESTINATION_DONE if destination else Status.SOURCE_DONE
+        status = CtStatus.DESTINATION_DONE if destination else CtStatus.SOURCE_DONE
         tracked = self.tracked and replace(self.tracked, status=self.tracked.status | status)
         return replace(self, tracked=tracked)
 

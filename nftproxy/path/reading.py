@@ -10,12 +10,12 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from nftproxy.path.machine import Value, exact, number, partly, unknown
+from nftproxy.path.machine import RegisterValue, exact, number, partly, unknown
 from nftproxy.path.packet import ETHERNET, NF_PROTOCOL, Packet
-from nftproxy.path.ruleset import ATTRIBUTES, BaseChain, Rule, Ruleset, Surroundings
-from nftproxy.path.state import Doubt, Event, State
+from nftproxy.path.ruleset import ATTRIBUTES, NftBaseChain, NftRule, Ruleset, Surroundings
+from nftproxy.path.state import Doubt, Event, RuleState
 from nftproxy.table import expressions as nft
-from nftproxy.table.expressions import Base, CtKey, FibFlag, FibResult, MetaKey, Verdict
+from nftproxy.table.expressions import Base, CtKey, FibFlag, FibResult, MetaKey, VerdictCode
 
 RTN_LOCAL = 2
 _PRESENT = 1  # NFT_EXTHDR_F_PRESENT
@@ -27,11 +27,11 @@ _MOST_MARKS = 16
 class Reading:
     """Reads for rules of one base chain and the chains that it calls."""
 
-    base: BaseChain
+    base: NftBaseChain
     rules: Ruleset
     around: Surroundings
 
-    def payload(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def payload(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Read a piece of a header, or write one."""
         base, offset, length = (
             integer(data[key]) for key in (nft.Payload.BASE, nft.Payload.OFFSET, nft.Payload.LENGTH)
@@ -57,13 +57,13 @@ class Reading:
         )
         return [store(state, to, piece)]
 
-    def meta(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def meta(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Read what the kernel knows of a packet, or change its mark."""
-        key = integer(data[nft.Meta.KEY])
-        if nft.Meta.FROM in data:
+        key = integer(data[nft.MetaExpression.KEY])
+        if nft.MetaExpression.FROM in data:
             if key != MetaKey.MARK:
                 return [state]
-            value = state.registers.load(integer(data[nft.Meta.FROM]), 4)
+            value = state.registers.load(integer(data[nft.MetaExpression.FROM]), 4)
             events = (*state.events, Event("mark", rule))
             return [
                 replace(
@@ -78,10 +78,10 @@ class Reading:
         return [
             broken(state)
             if value_or_none is None
-            else store(state, integer(data[nft.Meta.TO]), value_or_none)
+            else store(state, integer(data[nft.MetaExpression.TO]), value_or_none)
         ]
 
-    def _meta(self, key: int, packet: Packet) -> Value | None:  # noqa: C901, PLR0912 - one case for each key
+    def _meta(self, key: int, packet: Packet) -> RegisterValue | None:  # noqa: C901, PLR0912 - one case for each key
         match key:
             case MetaKey.PROTOCOL:
                 return exact(ETHERNET[packet.size])
@@ -134,7 +134,7 @@ class Reading:
             packet.oif if self.base.hook in {"forward", "output", "postrouting", "egress"} else ""
         )
 
-    def ct(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def ct(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Read what conntrack knows, or change its mark."""
         key, packet = integer(data[nft.Ct.KEY]), state.packet
         if nft.Ct.FROM in data:
@@ -155,7 +155,7 @@ class Reading:
         found = _ct(key, data, packet)
         return [broken(state) if found is None else store(state, to, found)]
 
-    def fib(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def fib(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Ask the routes about an address."""
         flags, result = FibFlag(integer(data[nft.Fib.FLAGS])), integer(data[nft.Fib.RESULT])
         packet, to = state.packet, integer(data[nft.Fib.TO])
@@ -177,18 +177,18 @@ class Reading:
             return [store(state, to, exact(way.encode().ljust(16, b"\0")))]
         return [store(state, to, number(link.index if link else 0))]
 
-    def socket(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def socket(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Ask for a socket of this node: an address of somebody else has no socket here."""
         if self.around.address_type(state.packet.ends.destination, "") != RTN_LOCAL:
             return [broken(state)]
         return [
             *both(
-                store(state, integer(data[nft.Socket.TO]), unknown(16, "a socket")),
+                store(state, integer(data[nft.SocketExpression.TO]), unknown(16, "a socket")),
                 Doubt("unknown", "a socket", rule),
             )
         ]
 
-    def header(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def header(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Look for an extension header or an option: a first packet has no extension headers.
 
         Its TCP options are not known.
@@ -202,31 +202,33 @@ class Reading:
             return [store(state, to, number(0)) if present else broken(state)]
         return [store(state, to, unknown(16, "the options of the packet"))]
 
-    def route(self, data: ATTRIBUTES, rule: Rule, state: State) -> Iterable[State]:
+    def route(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Ask for what the route says, such as the segment size.
 
         Nothing but the packet's length depends on it.
         """
-        return [store(state, integer(data[nft.Route.TO]), unknown(16, "what the route says"))]
+        return [
+            store(state, integer(data[nft.RouteExpression.TO]), unknown(16, "what the route says"))
+        ]
 
 
-def both(state: State, doubt: Doubt) -> list[State]:
+def both(state: RuleState, doubt: Doubt) -> list[RuleState]:
     """Return a state that goes on, and one that breaks the rule."""
     doubtful = replace(state, doubts=(*state.doubts, doubt))
     return [doubtful, broken(doubtful)]
 
 
-def broken(state: State) -> State:
+def broken(state: RuleState) -> RuleState:
     """Return a state in which the rule did not match."""
-    return replace(state, code=Verdict.BREAK)
+    return replace(state, code=VerdictCode.BREAK)
 
 
-def store(state: State, register: int, value: Value) -> State:
+def store(state: RuleState, register: int, value: RegisterValue) -> RuleState:
     """Return a state with a value in a register."""
     return replace(state, registers=state.registers.store(register, value))
 
 
-def _ct(key: int, data: ATTRIBUTES, packet: Packet) -> Value | None:  # noqa: C901 - one case for each key
+def _ct(key: int, data: ATTRIBUTES, packet: Packet) -> RegisterValue | None:  # noqa: C901 - one case for each key
     """Return what conntrack knows of a new connection; None breaks the rule."""
     tracked = packet.tracked
     if tracked is None:
@@ -295,7 +297,7 @@ def _field(base: int, offset: int, packet: Packet) -> str:
     )
 
 
-def _marks(value: Value, rule: Rule) -> list[tuple[int | None, tuple[Doubt, ...]]]:
+def _marks(value: RegisterValue, rule: NftRule) -> list[tuple[int | None, tuple[Doubt, ...]]]:
     """Return the marks that a value can be, each with the doubt about it."""
     if value.is_exact:
         return [(of_machine(value.options[0]), ())]

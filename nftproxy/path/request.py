@@ -14,7 +14,7 @@ _HINT = "name a Service as NAMESPACE/NAME or NAMESPACE/NAME:PORT, an address as 
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AskedTarget:
     """What is asked about.
 
     A Service and perhaps its port by name or number, or an address, or a NodePort.
@@ -32,15 +32,15 @@ class Target:
         return self.service is None and self.address is None
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> AskedTarget:
     """Return what a text means; ConfigError when it means nothing."""
     if text.isascii() and text.isdigit():
-        return Target(text, port=_port(text))
+        return AskedTarget(text, port=_port(text))
     if match := _SERVICE.fullmatch(text):
-        return Target(text, ObjectName(match[1], match[3]), match[5] or "")
+        return AskedTarget(text, ObjectName(match[1], match[3]), match[5] or "")
     host, port = _split(text)
     try:
-        return Target(text, address=parse_address(host), port=_port(port) if port else 0)
+        return AskedTarget(text, address=parse_address(host), port=_port(port) if port else 0)
     except AddressError:
         raise ConfigError(
             [f"{text[:80]!r} is neither a Service nor an address"], hint=_HINT

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 ATTRIBUTES = Mapping[int, bytes]
 
 
-class Table(NamedTuple):
+class NftTable(NamedTuple):
     """A table, by family and name."""
 
     family: str
@@ -23,21 +23,21 @@ class Table(NamedTuple):
         return f"{self.family} {self.name}"
 
 
-OURS = Table("inet", "nftproxy")
+OURS = NftTable("inet", "nftproxy")
 
 
-class Chain(NamedTuple):
+class NftChain(NamedTuple):
     """A chain in its table."""
 
-    table: Table
+    table: NftTable
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class BaseChain:
+class NftBaseChain:
     """A chain that packets meet first."""
 
-    chain: Chain
+    chain: NftChain
     kind: str  # filter, nat or route
     hook: str
     priority: int
@@ -45,7 +45,7 @@ class BaseChain:
     devices: tuple[str, ...] = ()
 
 
-class Expression(NamedTuple):
+class RuleExpression(NamedTuple):
     """One step of a rule: the kernel's name for it, and its attributes."""
 
     name: str
@@ -53,16 +53,16 @@ class Expression(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class NftRule:
     """A rule; xtables rules have a text and no handle."""
 
-    chain: Chain
+    chain: NftChain
     handle: int
-    expressions: tuple[Expression, ...] = field(repr=False)
+    expressions: tuple[RuleExpression, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Element:
+class SetElement:
     """An element of a set or map.
 
     Nothing, a value, a verdict or the name of an object, with the expressions that it has.
@@ -72,7 +72,7 @@ class Element:
     code: int | None = None
     target: str = ""
     object_name: str = ""
-    expressions: tuple[Expression, ...] = ()
+    expressions: tuple[RuleExpression, ...] = ()
     comment: str = field(default="", compare=False)
 
 
@@ -93,16 +93,16 @@ class Link:
 class Ruleset(Protocol):
     """All tables of a network namespace."""
 
-    def base_chains(self) -> Sequence[BaseChain]:
+    def base_chains(self) -> Sequence[NftBaseChain]:
         """Return the base chains of all tables that are not dormant."""
 
-    def rules(self, chain: Chain) -> Sequence[Rule]:
+    def rules(self, chain: NftChain) -> Sequence[NftRule]:
         """Return the rules of a chain, in order."""
 
-    def key_length(self, table: Table, name: str) -> int:
+    def key_length(self, table: NftTable, name: str) -> int:
         """Return how long the keys of a set are."""
 
-    def element(self, table: Table, name: str, key: bytes) -> Element | None:
+    def element(self, table: NftTable, name: str, key: bytes) -> SetElement | None:
         """Return an element of a set; None when it is not there."""
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from nftproxy.path.machine import Registers
 from nftproxy.path.packet import Packet
-from nftproxy.path.ruleset import Element, Rule
-from nftproxy.table.expressions import Verdict
+from nftproxy.path.ruleset import NftRule, SetElement
+from nftproxy.table.expressions import VerdictCode
 
 
 class Doubt(NamedTuple):
@@ -20,7 +20,7 @@ class Doubt(NamedTuple):
 
     kind: str  # chance, limit, unknown or size
     what: str
-    rule: Rule | None
+    rule: NftRule | None
 
 
 class Event(NamedTuple):
@@ -30,19 +30,19 @@ class Event(NamedTuple):
     """
 
     kind: str  # lookup, mark, destination, source
-    rule: Rule
+    rule: NftRule
     name: str = ""  # of the set
     key: bytes = b""
-    element: Element | None = None
+    element: SetElement | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class RuleState:
     """A packet in a rule. `code` is CONTINUE until a verdict ends the rule."""
 
     packet: Packet
     registers: Registers = field(default_factory=Registers, compare=False)
-    code: int = Verdict.CONTINUE
+    code: int = VerdictCode.CONTINUE
     target: str = ""
     doubts: tuple[Doubt, ...] = ()
     events: tuple[Event, ...] = ()

@@ -8,25 +8,24 @@ from dataclasses import dataclass
 
 from nftproxy.path.hooks import Branch, Visit
 from nftproxy.path.journey import Journey, Stop
-from nftproxy.path.model import Kind, Outcome, Place, Rule, Step, Whose
+from nftproxy.path.model import Outcome, Place, PlaceKind, Rule, Step, Whose
 from nftproxy.path.packet import place
-from nftproxy.path.ruleset import OURS, BaseChain
-from nftproxy.path.ruleset import Rule as NftRule
-from nftproxy.table.expressions import Verdict
+from nftproxy.path.ruleset import OURS, NftBaseChain, NftRule
+from nftproxy.table.expressions import VerdictCode
 
 
 @dataclass(frozen=True, slots=True)
 class Met:
     """What a base chain said to packets to one endpoint, or to all."""
 
-    base: BaseChain
+    base: NftBaseChain
     endpoint: str
     visits: tuple[Visit, ...]
 
     @property
     def dead(self) -> list[Visit]:
         """The visits that ended there."""
-        return [visit for visit in self.visits if visit.outcome.verdict != Verdict.ACCEPT]
+        return [visit for visit in self.visits if visit.outcome.verdict != VerdictCode.ACCEPT]
 
     @property
     def is_ours(self) -> bool:
@@ -39,7 +38,7 @@ def met(stop: Stop, before: set[int], frontend: str) -> list[Met]:
 
     Visits that earlier stops have shown are left out.
     """
-    found: dict[tuple[BaseChain, str], dict[int, Visit]] = {}
+    found: dict[tuple[NftBaseChain, str], dict[int, Visit]] = {}
     for branch in stop.branches:
         for visit in branch.visits:
             if id(visit) in before or visit.base.hook != stop.hook:
@@ -109,15 +108,17 @@ def _step(stop: Stop, one: Met, text_of: Callable[[NftRule], str]) -> Step | Non
         )
         came, doubts = Outcome.OK, ()
     details = (*([f"rule {rule.text}"] if rule.text else []), *doubts)
-    where = Place(Kind.HOOK, stop.hook, one.base.chain.table.family, one.base.priority)
+    where = Place(PlaceKind.HOOK, stop.hook, one.base.chain.table.family, one.base.priority)
     return Step(_hook_name(stop), where, rule.name, said, came, rule, one.endpoint, details)
 
 
-def _passed(stop: Stop, chains: list[BaseChain]) -> Step:
+def _passed(stop: Stop, chains: list[NftBaseChain]) -> Step:
     tables = list(dict.fromkeys(str(chain.chain.table) for chain in chains))
     number = f"{len(chains)} chain{'s' if len(chains) > 1 else ''}"
     said = f"{number} of {', '.join(tables)} let it pass"
-    return Step(_hook_name(stop), Place(Kind.HOOK, stop.hook), ", ".join(tables), said, Outcome.OK)
+    return Step(
+        _hook_name(stop), Place(PlaceKind.HOOK, stop.hook), ", ".join(tables), said, Outcome.OK
+    )
 
 
 def _hook_name(stop: Stop) -> str:

@@ -15,8 +15,8 @@ from nftproxy.model import ObjectName, Proto, Service
 from nftproxy.path.cluster import Cluster, is_others
 from nftproxy.path.lookup import look_up
 from nftproxy.path.model import Cause
-from nftproxy.path.request import Target
-from nftproxy.path.view import View
+from nftproxy.path.request import AskedTarget
+from nftproxy.path.view import NodeView
 from nftproxy.routes import Frontend
 from nftproxy.table.schema import PROTOCOLS
 
@@ -38,7 +38,7 @@ class Destination:
 
 
 def destination(
-    target: Target, protocol: str, node: View, cluster: Cluster | None
+    target: AskedTarget, protocol: str, node: NodeView, cluster: Cluster | None
 ) -> Destination | Cause:
     """Return the destination that a target means, or why none exists."""
     if target.service:
@@ -63,11 +63,11 @@ def destination(
     return Destination(family, address, target.port, first, Frontend(address, first, target.port))
 
 
-def _is_own(address: str, node: View) -> bool:
+def _is_own(address: str, node: NodeView) -> bool:
     return node.machine is not None and node.machine.near.to(pack(address)).local
 
 
-def _of_node_port(port: int, protocol: str, node: View) -> Destination | Cause:
+def _of_node_port(port: int, protocol: str, node: NodeView) -> Destination | Cause:
     for family in Family:
         for each in [protocol] if protocol else PROTOCOLS:
             frontend = Frontend.node_port(each, port)
@@ -77,7 +77,7 @@ def _of_node_port(port: int, protocol: str, node: View) -> Destination | Cause:
     return Cause("no-nodeport", f"No Service has the NodePort {port} on this node.")
 
 
-def _node_address(family: Family, node: View) -> str:
+def _node_address(family: Family, node: NodeView) -> str:
     """Return an address of this node that accepts NodePorts."""
     accepted = node.nodeport_addresses(family)
     if accepted:
@@ -93,7 +93,7 @@ def _node_address(family: Family, node: View) -> str:
     return "127.0.0.1" if family is Family.IPv4 else "::1"
 
 
-def _without_port(family: Family, address: str, node: View) -> Cause:
+def _without_port(family: Family, address: str, node: NodeView) -> Cause:
     ports = node.ports_at(address)
     if ports:
         return Cause(
@@ -115,7 +115,7 @@ def _with_port(address: str, port: str) -> str:
 
 
 def _of_service(
-    name: ObjectName, port_name: str, protocol: str, node: View, cluster: Cluster | None
+    name: ObjectName, port_name: str, protocol: str, node: NodeView, cluster: Cluster | None
 ) -> Destination | Cause:
     service = cluster.services.get(name) if cluster else None
     if cluster and service is None:

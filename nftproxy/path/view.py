@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from nftproxy.address import Family
 from nftproxy.path.held import Held
-from nftproxy.path.ruleset import Link, Rule, Ruleset, Surroundings
+from nftproxy.path.ruleset import Link, NftRule, Ruleset, Surroundings
 from nftproxy.routes import Frontend
 
 
@@ -63,7 +63,7 @@ class Machine(Protocol):
     def sysctl(self, path: str) -> str:
         """Return a setting of the kernel, as in "net/ipv4/ip_forward"; empty if it does not exist."""
 
-    def rule_text(self, rule: Rule) -> str:
+    def rule_text(self, rule: NftRule) -> str:
         """Return a rule as nft prints it; empty if nft is not there."""
 
     def entries(self, family: Family, protocol: str, address: str, port: int) -> list[Entry]:
@@ -85,7 +85,7 @@ class Machine(Protocol):
         """
 
 
-class View(Protocol):
+class NodeView(Protocol):
     """A node and its table; without a `machine` only manifests describe it."""
 
     name: str

@@ -8,9 +8,9 @@ Pure. `match` and `target` return None for those that are not known here.
 import struct
 from dataclasses import dataclass, replace
 
-from nftproxy.path.packet import ICMP, ICMPV6, TCP, Packet, State, Status
+from nftproxy.path.packet import ICMP, ICMPV6, TCP, CtState, CtStatus, Packet
 from nftproxy.path.ruleset import Surroundings
-from nftproxy.table.expressions import Verdict
+from nftproxy.table.expressions import VerdictCode
 
 CHANCE = {"statistic"}
 LIMITS = {"limit", "hashlimit", "connlimit", "quota", "recent"}
@@ -29,7 +29,7 @@ _PASSIVE = {
     "IDLETIMER",
 }
 _STATE, _PROTO, _STATUS = 1, 2, 0x40  # XT_CONNTRACK_*
-_STATES = {State.INVALID: 1, State.NEW: 8, State.UNTRACKED: 0x100}
+_STATES = {CtState.INVALID: 1, CtState.NEW: 8, CtState.UNTRACKED: 0x100}
 _STATE_SNAT, _STATE_DNAT = 0x40, 0x80
 _BY_ADDRESS = (
     (0x04, 0),
@@ -43,7 +43,7 @@ class Done:
     """What a target did."""
 
     packet: Packet
-    code: int = Verdict.CONTINUE
+    code: int = VerdictCode.CONTINUE
     reject: str = ""
     destination: bool | None = None  # whether it translated the destination, or the source
 
@@ -139,9 +139,9 @@ def _conntrack(name: str, revision: int, info: bytes, packet: Packet) -> set[boo
     if flags & ~(_STATE | _PROTO | _STATUS | 0x0C):
         return None
     state = _STATES[packet.state]
-    status = packet.tracked.status if packet.tracked else Status(0)
-    state |= _STATE_SNAT if Status.SOURCE_TRANSLATED in status else 0
-    state |= _STATE_DNAT if Status.DESTINATION_TRANSLATED in status else 0
+    status = packet.tracked.status if packet.tracked else CtStatus(0)
+    state |= _STATE_SNAT if CtStatus.SOURCE_TRANSLATED in status else 0
+    state |= _STATE_DNAT if CtStatus.DESTINATION_TRANSLATED in status else 0
     answers = not flags & _STATE or bool(states & state) is not bool(inverted & _STATE)
     if packet.tracked is None:
         return {bool(flags & _STATE) and answers}
@@ -191,7 +191,7 @@ def target(
             reset = (
                 kind == (7 if packet.size == 4 else 6) and packet.protocol == TCP
             )  # IPT_TCP_RESET, IP6T_TCP_RESET
-            return Done(packet, Verdict.DROP, "TCP reset" if reset else "ICMP unreachable")
+            return Done(packet, VerdictCode.DROP, "TCP reset" if reset else "ICMP unreachable")
         case "MARK", 2:
             mark, mask = struct.unpack_from("=II", info)
             return Done(packet.marked(None if packet.mark is None else packet.mark & ~mask ^ mark))
@@ -210,7 +210,7 @@ def target(
         case "MASQUERADE", _:
             address = around.address_of(packet.oif, packet.size)
             after = packet.translated(destination=False, address=address, port=None)
-            return Done(after, Verdict.ACCEPT, destination=False)
+            return Done(after, VerdictCode.ACCEPT, destination=False)
         case "REDIRECT", 0:
             loopback = bytes((127, 0, 0, 1)) if packet.size == 4 else bytes(15) + b"\x01"
             address = loopback if hook == "output" else around.address_of(packet.iif, packet.size)
@@ -219,7 +219,7 @@ def target(
             after = packet.translated(
                 destination=True, address=address, port=port if flags & _MAP_PORTS else None
             )
-            return Done(after, Verdict.ACCEPT, destination=True)
+            return Done(after, VerdictCode.ACCEPT, destination=True)
     return None
 
 
@@ -254,4 +254,4 @@ def _nat(name: str, revision: int, info: bytes, packet: Packet) -> Done | None:
     after = packet.translated(
         destination=name == "DNAT", address=address if flags & _MAP_IPS else None, port=there
     )
-    return Done(after, Verdict.ACCEPT, destination=name == "DNAT")
+    return Done(after, VerdictCode.ACCEPT, destination=name == "DNAT")

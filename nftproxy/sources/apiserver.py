@@ -55,7 +55,7 @@ class SilentError(TransportError):
     """The server was silent for longer than the request allowed."""
 
 
-class Observer(Protocol):
+class RequestObserver(Protocol):
     """Counts requests and restarts of watches; called from several threads."""
 
     def requested(self, *, code: str, method: str, host: str) -> None:
@@ -75,7 +75,7 @@ class NoObserver:
         """Ignore a restart."""
 
 
-class Answer:
+class ApiAnswer:
     """An answer with an unread body. A context manager; leave it in the thread that reads."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
@@ -127,14 +127,14 @@ class _Session(NamedTuple):
     loaded: float
 
 
-class Connection:
+class ApiConnection:
     """Sends requests to the API server. All methods may be called from any thread."""
 
     def __init__(
         self,
         load: "Callable[[], Configuration]",
         *,
-        observer: Observer | None = None,
+        observer: RequestObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Read configuration and credentials by `load`; ConfigError if that fails at the start."""
@@ -145,7 +145,7 @@ class Connection:
         self._outdated = False
         self._session = self._open()
 
-    def get(self, path: str, query: Mapping[str, str], *, silence: float) -> Answer:
+    def get(self, path: str, query: Mapping[str, str], *, silence: float) -> ApiAnswer:
         """Send a GET; TransportError without an answer, SilentError after `silence` seconds."""
         return self.request("GET", path, query, silence=silence)
 
@@ -158,7 +158,7 @@ class Connection:
         body: bytes | None = None,
         content_type: str = "application/json",
         silence: float = 30.0,
-    ) -> Answer:
+    ) -> ApiAnswer:
         """Send a request and return the answer, whatever its status.
 
         Errors are as for `get`; `silence` applies to each read, too.
@@ -179,7 +179,7 @@ class Connection:
                     timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence),
                 )
             code = str(response.status)
-            return Answer(response)
+            return ApiAnswer(response)
         finally:
             self.observer.requested(code=code, method=method, host=session.host)
 
@@ -230,15 +230,15 @@ def connect(
     kubeconfig: str,
     master: str,
     *,
-    observer: Observer | None = None,
+    observer: RequestObserver | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Connection:
+) -> ApiConnection:
     """Return the configured connection (contract 8.5.1); ConfigError if the configuration is wrong.
 
     `kubeconfig` is a file, `master` a URL that replaces the server in it. If both are empty, the
     pod's service account counts.
     """
-    return Connection(lambda: _configuration(kubeconfig, master), observer=observer, clock=clock)
+    return ApiConnection(lambda: _configuration(kubeconfig, master), observer=observer, clock=clock)
 
 
 def _configuration(kubeconfig: str, master: str) -> "Configuration":

@@ -16,7 +16,7 @@ from typing import Final
 from loguru import logger
 
 from nftproxy.model import Node, Object, ObjectName
-from nftproxy.sources.apiserver import Connection
+from nftproxy.sources.apiserver import ApiConnection
 from nftproxy.sources.reflector import Environment, Reflector
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, own_node
 from nftproxy.store import Store
@@ -31,7 +31,7 @@ class KubeSource:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: ApiConnection,
         store: Store,
         node_name: str,
         *,

@@ -220,7 +220,7 @@ class Manifests:
             self._files[path] = _File(signature, before, [f"{error}{kept}"])
             return
         for place, document in documents:
-            _take(file, f"{path}: {place}", document, before)
+            _enter_document(file, f"{path}: {place}", document, before)
         self._files[path] = file
 
 
@@ -276,7 +276,9 @@ def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             yield f"document {number}", document
 
 
-def _take(file: _File, place: str, document: Any, before: dict[_Identity, Object]) -> None:
+def _enter_document(
+    file: _File, place: str, document: Any, before: dict[_Identity, Object]
+) -> None:
     """Add a document's object to a file, or its problems and the last good version."""
     if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
         file.problems.append(f"{place}: not a Kubernetes object: it has no kind")

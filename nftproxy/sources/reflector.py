@@ -19,9 +19,9 @@ from loguru import logger
 
 from nftproxy.model import Object, ObjectName
 from nftproxy.sources import retry, wire
-from nftproxy.sources.apiserver import Answer, Connection, SilentError, TransportError
+from nftproxy.sources.apiserver import ApiAnswer, ApiConnection, SilentError, TransportError
 from nftproxy.sources.resources import Resource
-from nftproxy.sources.retry import Cause, Outcome, State
+from nftproxy.sources.retry import FailureCause, RetryOutcome, RetryState
 from nftproxy.sources.wire import Bookmark, Broken, Changed, Removed, Status, WireError
 
 PAGE_SIZE: Final = 500
@@ -69,7 +69,7 @@ class Environment:
 class _Complaint:
     """The last logged problem; `standing` if the server had accepted the watch."""
 
-    cause: Cause
+    cause: FailureCause
     code: int
     standing: bool
 
@@ -83,7 +83,7 @@ class Reflector:
     def __init__(
         self,
         resource: Resource,
-        connection: Connection,
+        connection: ApiConnection,
         sink: Sink,
         changed: Callable[[], None],
         environment: Environment,
@@ -95,9 +95,9 @@ class Reflector:
         self._changed = changed
         self._environment = environment
         self._decoder = wire.Decoder(resource.kind)
-        self._state = State()
+        self._state = RetryState()
         self._stopping = threading.Event()
-        self._answer: Answer | None = None
+        self._answer: ApiAnswer | None = None
         self._complaint: _Complaint | None = None
         self._begun = 0.0
         self._asked = 0  # seconds that the server was asked to keep the watch
@@ -130,7 +130,7 @@ class Reflector:
         if answer := self._answer:
             answer.abort()
 
-    def _attempt(self) -> Outcome:
+    def _attempt(self) -> RetryOutcome:
         """List if that is due, then watch; return why that ended."""
         try:
             if self._state.version is None and not self._state.streaming:
@@ -139,16 +139,16 @@ class Reflector:
                     return trouble
             return self._watch()
         except SilentError as error:
-            return Outcome(Cause.SILENT, str(error))
+            return RetryOutcome(FailureCause.SILENT, str(error))
         except TransportError as error:
-            return Outcome(Cause.BROKEN, str(error))
+            return RetryOutcome(FailureCause.BROKEN, str(error))
         except WireError as error:
-            return Outcome(Cause.FAILED, str(error))
+            return RetryOutcome(FailureCause.FAILED, str(error))
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the watch for good
             logger.exception("{}: unexpected", self.resource.name)
-            return Outcome(Cause.FAILED, str(error))
+            return RetryOutcome(FailureCause.FAILED, str(error))
 
-    def _list(self) -> Outcome | None:
+    def _list(self) -> RetryOutcome | None:
         """List page by page and put the whole into the store.
 
         Return the outcome if something prevented it.
@@ -171,7 +171,7 @@ class Reflector:
         self._replace(items, broken, page.version)
         return None
 
-    def _watch(self) -> Outcome:
+    def _watch(self) -> RetryOutcome:
         """Watch until the stream ends. Without a known version, the stream starts with a list."""
         query = self._watch_query()
         with self._ask(query, self.resource.silence) as answer:
@@ -186,10 +186,10 @@ class Reflector:
                 self._recovered()
             self._begun = self._environment.clock()
             for batch in lines:
-                trouble = self._take(batch)
+                trouble = self._apply_events(batch)
                 if trouble:
                     return trouble
-        return Outcome(Cause.ENDED, "the API server ends each watch at once")
+        return RetryOutcome(FailureCause.ENDED, "the API server ends each watch at once")
 
     def _watch_query(self) -> dict[str, str]:
         self._asked = retry.watch_seconds(
@@ -207,7 +207,7 @@ class Reflector:
             return query | {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         return query | {"resourceVersion": self._state.version}
 
-    def _initial_events(self, lines: Iterator[list[bytes]]) -> Outcome | None:
+    def _initial_events(self, lines: Iterator[list[bytes]]) -> RetryOutcome | None:
         """Gather a streaming list and put it into the store when it is complete, with what follows in the same batch."""
         items: dict[ObjectName, Object] = {}
         broken: dict[ObjectName | None, Broken] = {}
@@ -224,10 +224,10 @@ class Reflector:
                         broken.pop(key, None)
                     case Bookmark(version, complete=True):
                         self._replace(list(items.values()), broken.values(), version)
-                        return self._take(batch[number + 1 :])
+                        return self._apply_events(batch[number + 1 :])
                     case Status() as event:
                         return _failure(event)
-        return Outcome(Cause.ENDED, "the stream ended before its list was complete")
+        return RetryOutcome(FailureCause.ENDED, "the stream ended before its list was complete")
 
     def _replace(
         self, items: list[Object], broken: Collection[Broken], version: wire.Version
@@ -244,7 +244,7 @@ class Reflector:
         self._recovered()
         self._changed()
 
-    def _take(self, batch: list[bytes]) -> Outcome | None:
+    def _apply_events(self, batch: list[bytes]) -> RetryOutcome | None:
         """Apply the events of a batch of lines; return the first error among them, if any."""
         changed = False
         try:
@@ -270,7 +270,7 @@ class Reflector:
         return None
 
     @contextlib.contextmanager
-    def _ask(self, query: dict[str, str], silence: float) -> Iterator[Answer]:
+    def _ask(self, query: dict[str, str], silence: float) -> Iterator[ApiAnswer]:
         """Send a request and hold its answer where `stop` finds it."""
         with self._connection.get(self.resource.path, query, silence=silence) as answer:
             self._answer = answer
@@ -281,10 +281,10 @@ class Reflector:
             finally:
                 self._answer = None
 
-    def _report(self, outcome: Outcome, step: retry.Step) -> None:
+    def _report(self, outcome: RetryOutcome, step: retry.RetryStep) -> None:
         """Log a problem once, not at each try; normal ends are for debugging only."""
         name = self.resource.name
-        silent = outcome.cause is Cause.SILENT
+        silent = outcome.cause is FailureCause.SILENT
         overdue = (
             silent and outcome.lasted > self._asked
         )  # it did not end the watch in time: it is dead or frozen
@@ -293,7 +293,7 @@ class Reflector:
         # A quiet stream is silent; and a server that shuts down in good order ends a watch or two
         # just after their start.
         quiet = silent and outcome.lasted >= retry.STEADY and not overdue
-        normal = outcome.cause is Cause.ENDED and step.state.failures < 3
+        normal = outcome.cause is FailureCause.ENDED and step.state.failures < 3
         if quiet or normal or not step.pause:
             logger.debug("{}: watch {} after {:.0f} s", name, outcome.cause.value, outcome.lasted)
             return
@@ -324,7 +324,7 @@ class Reflector:
         )
 
 
-def _lines(answer: Answer) -> Iterator[list[bytes]]:
+def _lines(answer: ApiAnswer) -> Iterator[list[bytes]]:
     """Yield the complete lines of a stream, as many at a time as have arrived.
 
     An unfinished last line is dropped.
@@ -339,23 +339,26 @@ def _lines(answer: Answer) -> Iterator[list[bytes]]:
             raise WireError(f"the stream has a line of more than {LONGEST_LINE >> 20} MiB")
 
 
-def _refusal(answer: Answer) -> Outcome:
+def _refusal(answer: ApiAnswer) -> RetryOutcome:
     """Return the outcome of an answer with another status than 200."""
     said = wire.status(answer.status, answer.body())
-    return Outcome(
-        Cause.REFUSED,
+    return RetryOutcome(
+        FailureCause.REFUSED,
         f"the API server answers {said}",
         code=answer.status,
         retry_after=answer.retry_after,
     )
 
 
-def _failure(said: Status) -> Outcome:
+def _failure(said: Status) -> RetryOutcome:
     """Return the outcome of an error within a stream.
 
     410 means the same as at the start of a watch.
     """
     wait = said.details.retry_after_seconds if said.details else 0
-    return Outcome(
-        Cause.FAILED, f"the API server ended the watch: {said}", code=said.code, retry_after=wait
+    return RetryOutcome(
+        FailureCause.FAILED,
+        f"the API server ended the watch: {said}",
+        code=said.code,
+        retry_after=wait,
     )

@@ -33,7 +33,7 @@ BUSY: Final = 10.0
 """A watch with an object at least every this many seconds on average is busy."""
 
 
-class Cause(enum.Enum):
+class FailureCause(enum.Enum):
     """How a list or a watch ended."""
 
     ENDED = "ended"
@@ -53,7 +53,7 @@ class Cause(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RetryOutcome:
     """How a list or a watch ended.
 
     `code` is that of the Status for REFUSED and FAILED; `retry_after` is what the server asked for,
@@ -61,7 +61,7 @@ class Outcome:
     `events` is its number of objects.
     """
 
-    cause: Cause
+    cause: FailureCause
     text: str = ""
     code: int = 0
     retry_after: float = 0.0
@@ -70,7 +70,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class RetryState:
     """The state of one resource.
 
     `version` None means that a list is due, `streaming` that the server may offer it as a stream.
@@ -87,48 +87,52 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RetryStep:
     """What to do next: pause, then continue from `state`; `renew` the credentials first."""
 
-    state: State
+    state: RetryState
     pause: float
     renew: bool = False
 
 
-def after(state: State, outcome: Outcome, resource: Resource, *, chance: float) -> Step:
+def after(
+    state: RetryState, outcome: RetryOutcome, resource: Resource, *, chance: float
+) -> RetryStep:
     """Return what to do after `outcome`; `chance` is a random number from 0 to 1."""
     if outcome.lasted >= STEADY:
         state = replace(state, failures=0, expiries=0)
     if outcome.lasted:
         state = replace(state, quiet=outcome.events * BUSY < outcome.lasted)
-    if outcome.cause is Cause.ENDED and outcome.lasted >= STEADY:
-        return Step(state, 0.0)
+    if outcome.cause is FailureCause.ENDED and outcome.lasted >= STEADY:
+        return RetryStep(state, 0.0)
     listing = state.version is None
     if (
         listing
         and state.streaming
-        and outcome.cause is Cause.REFUSED
+        and outcome.cause is FailureCause.REFUSED
         and outcome.code in {400, 422}
     ):
-        return Step(
+        return RetryStep(
             replace(state, streaming=False), 0.0
         )  # the server does not support streaming lists, or has them switched off
     # A stream that ends or becomes silent before its list is complete may do so each time: a plain
     # list is safe.
-    if listing and outcome.cause in {Cause.ENDED, Cause.SILENT, Cause.FAILED}:
+    if listing and outcome.cause in {FailureCause.ENDED, FailureCause.SILENT, FailureCause.FAILED}:
         state = replace(state, streaming=False)
     if outcome.code == 410:
         # A server that says so is healthy: earlier failures, an outage for instance, are no reason
         # for a long pause.
         state = replace(state, version=None, failures=0, expiries=state.expiries + 1)
-        return Step(state, _pause(state.expiries, outcome, resource, chance))
+        return RetryStep(state, _pause(state.expiries, outcome, resource, chance))
     state = replace(
         state, version=None if _forgotten(outcome) else state.version, failures=state.failures + 1
     )
-    return Step(state, _pause(state.failures, outcome, resource, chance), renew=outcome.code == 401)
+    return RetryStep(
+        state, _pause(state.failures, outcome, resource, chance), renew=outcome.code == 401
+    )
 
 
-def watch_seconds(state: State, resource: Resource, *, chance: float) -> int:
+def watch_seconds(state: RetryState, resource: Resource, *, chance: float) -> int:
     """Return how long the server is asked to keep a watch.
 
     A quiet stream has to show a sign of life every 25 s. To tear it down would need a new
@@ -145,18 +149,20 @@ def watch_seconds(state: State, resource: Resource, *, chance: float) -> int:
     return 300 + int(300 * chance)
 
 
-def _forgotten(outcome: Outcome) -> bool:
+def _forgotten(outcome: RetryOutcome) -> bool:
     """Whether the version is in doubt, so that everything has to be listed again."""
     match outcome.cause:
-        case Cause.FAILED:
+        case FailureCause.FAILED:
             return True
-        case Cause.REFUSED:  # 400, 404, 422 and the like: the server does not accept the version
+        case (
+            FailureCause.REFUSED
+        ):  # 400, 404, 422 and the like: the server does not accept the version
             return 400 <= outcome.code < 500 and outcome.code not in {401, 403, 408, 429}
         case _:
             return False
 
 
-def _pause(failures: int, outcome: Outcome, resource: Resource, chance: float) -> float:
+def _pause(failures: int, outcome: RetryOutcome, resource: Resource, chance: float) -> float:
     denied = resource.optional and outcome.code in {403, 404}
     longest = LONGEST_PAUSE_DENIED if denied else LONGEST_PAUSE
     # The exponent is limited because a month of outage would overflow a float.

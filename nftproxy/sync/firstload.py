@@ -61,11 +61,11 @@ class FirstLoad:
             *whole.verdict_maps(),
             *(w for w in whole.added if schema.declaration(w) in _MEMBERS),
         ]:
-            verdicts.take(whole, where)
+            verdicts.take_additions(whole, where)
         for where in [
             where for where in whole.added if schema.declaration(where) is schema.CLUSTER_IPS
         ]:
-            addresses.take(whole, where)
+            addresses.take_additions(whole, where)
         self._verdicts.append(verdicts)
         self._addresses.append(addresses)
         self._affinities += affinities

@@ -16,7 +16,7 @@ from loguru import logger
 from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import ALL
 from nftproxy.errors import BlockedError, KernelError
-from nftproxy.kernel.listener import Kind, Listener
+from nftproxy.kernel.listener import InterferenceKind, Listener
 from nftproxy.node import interfaces
 from nftproxy.sync.report import Report
 from nftproxy.sync.runner import Runner
@@ -71,7 +71,7 @@ class Proxy:
         self._worker = ThreadPoolExecutor(1, "table")
         self.repairs = 0
         self._own: list[Address] | None = None
-        self._interference = Kind.NOTHING
+        self._interference = InterferenceKind.NOTHING
         self._repair: asyncio.TimerHandle | None = None
         self._repaired = -REPAIR_PERIOD
         settings = table.settings
@@ -178,7 +178,7 @@ class Proxy:
 
     def _table_changed(self, listener: Listener) -> None:
         found = listener.look()
-        if found.kind is Kind.NOTHING:
+        if found.kind is InterferenceKind.NOTHING:
             return
         self._interference = max(self._interference, found.kind)
         loop = asyncio.get_running_loop()
@@ -194,9 +194,9 @@ class Proxy:
         self._repair = None
         self._repaired = asyncio.get_running_loop().time()
         self.repairs += 1
-        kind, self._interference = self._interference, Kind.NOTHING
+        kind, self._interference = self._interference, InterferenceKind.NOTHING
         self._observer.repaired()
-        self._worker.submit(self._table.distrust, program=kind is Kind.PROGRAM)
+        self._worker.submit(self._table.distrust, program=kind is InterferenceKind.PROGRAM)
         for family in self.runners:
             self._request(family)
 

@@ -64,7 +64,7 @@ class Syncer:
 
     def sync(self) -> Report:
         """Bring the table in step; KernelError if that failed and has to be tried again."""
-        taken = self._store.take(self.family, everything=not self.in_step)
+        taken = self._store.take_dirty(self.family, everything=not self.in_step)
         try:
             try:
                 return self._sync(taken)
@@ -85,7 +85,7 @@ class Syncer:
     def _take_again(self, taken: Taken) -> Taken:
         self.distrust()
         self._store.give_back(self.family, taken)
-        return self._store.take(self.family, everything=True)
+        return self._store.take_dirty(self.family, everything=True)
 
     @property
     def in_step(self) -> bool:

@@ -11,7 +11,7 @@ from nftproxy.table import schema
 from nftproxy.table.delta import Delta
 from nftproxy.table.difference import settled
 from nftproxy.table.elements import elements, members
-from nftproxy.table.packing import Shape, pack_value, shape
+from nftproxy.table.packing import SetShape, pack_value, shape
 from nftproxy.table.remembered import Change, Remembered, claims
 
 Packed = Mapping[str, Mapping[bytes, bytes]]  # elements as in the kernel, by set or map
@@ -102,7 +102,7 @@ class Comparison:
                     counts[element] = counts.get(element, 0) + count
         for element, count in counts.items():
             had = self._remembered.shared.get(element.where, {}).get(element.key, 0)
-            present = self._reads and self._take(element.where, element.key) is not None
+            present = self._reads and self._claim(element.where, element.key) is not None
             if had == 0 and count > 0 and not present:
                 found.add(element)
             elif had > 0 and had + count == 0:
@@ -145,13 +145,13 @@ class Comparison:
         before = {(e.where, e.key): e.value for e in old}
         if self._reads:
             for where, key, value in (new := list(new)):
-                if (where, key) not in before and (packed := self._take(where, key)) is not None:
+                if (where, key) not in before and (packed := self._claim(where, key)) is not None:
                     before[where, key] = (
                         value if packed == pack_value(value, _shape(where).value) else None
                     )
         found.compare(new, before)
 
-    def _take(self, where: str, key: Key) -> bytes | None:
+    def _claim(self, where: str, key: Key) -> bytes | None:
         """Remove an element from those read back; None if it is not among them."""
         return self._unclaimed.get(where, {}).pop(_shape(where).key.pack(key), None)
 
@@ -181,7 +181,7 @@ class Comparison:
         return settled(route, msgspec.structs.replace(route, cluster=read[0], local=read[1]))
 
 
-def _shape(where: str) -> Shape:
+def _shape(where: str) -> SetShape:
     found = shape(where)
     assert found is not None, where  # noqa: S101 - the schema has all that routes name
     return found

@@ -10,7 +10,15 @@ import re
 from collections.abc import Iterable, Iterator
 
 from nftproxy.table import netlink
-from nftproxy.table.netlink import Data, Expression, Immediate, Lookup, Numgen, Verdict, attributes
+from nftproxy.table.netlink import (
+    Data,
+    ExpressionAttribute,
+    ImmediateAttribute,
+    LookupAttribute,
+    NumgenAttribute,
+    VerdictAttribute,
+    attributes,
+)
 
 _SHAPE = re.compile(
     r"((?:sticky-)?(?:nodeport-)?(?:pick|external|local|(?P<two>preserve))[46]-(?:tcp|udp|sctp)-)"
@@ -58,22 +66,23 @@ class _Filling:
         """Return an expression with its values replaced."""
         parts = netlink.parts(packed)
         name, data = (
-            netlink.text(parts[Expression.NAME]),
-            netlink.parts(parts.get(Expression.DATA, b"")),
+            netlink.text(parts[ExpressionAttribute.NAME]),
+            netlink.parts(parts.get(ExpressionAttribute.DATA, b"")),
         )
         if name == "numgen":
-            data[Numgen.MODULUS] = int(_next(self._moduli)).to_bytes(4)
+            data[NumgenAttribute.MODULUS] = int(_next(self._moduli)).to_bytes(4)
         elif name == "lookup":
-            if netlink.text(data[Lookup.SET]) != _next(self._sets):
+            if netlink.text(data[LookupAttribute.SET]) != _next(self._sets):
                 raise ShapeError
-        elif name == "immediate" and Verdict.CHAIN in (verdict := _verdict(data)):
-            verdict[Verdict.CHAIN] = _next(self._targets).encode() + b"\0"
-            data[Immediate.DATA] = netlink.nested(Data.VERDICT, _joined(verdict))
+        elif name == "immediate" and VerdictAttribute.CHAIN in (verdict := _verdict(data)):
+            verdict[VerdictAttribute.CHAIN] = _next(self._targets).encode() + b"\0"
+            data[ImmediateAttribute.DATA] = netlink.nested(Data.VERDICT, _joined(verdict))
         else:
             return netlink.nested(netlink.LIST_ITEM, packed)
         return netlink.nested(
             netlink.LIST_ITEM,
-            netlink.named(Expression.NAME, name) + netlink.nested(Expression.DATA, _joined(data)),
+            netlink.named(ExpressionAttribute.NAME, name)
+            + netlink.nested(ExpressionAttribute.DATA, _joined(data)),
         )
 
 
@@ -87,7 +96,7 @@ def _items(rule: bytes) -> Iterator[bytes]:
 
 
 def _verdict(data: dict[int, bytes]) -> dict[int, bytes]:
-    return netlink.parts(netlink.parts(data[Immediate.DATA]).get(Data.VERDICT, b""))
+    return netlink.parts(netlink.parts(data[ImmediateAttribute.DATA]).get(Data.VERDICT, b""))
 
 
 def _joined(parts: dict[int, bytes]) -> bytes:

@@ -50,7 +50,7 @@ class Delta:
         for where, items in other.added.items():
             self.added.setdefault(where, {}).update(items)
 
-    def take(self, other: "Delta", where: str) -> None:
+    def take_additions(self, other: "Delta", where: str) -> None:
         """Move the additions of another delta to one set into this one."""
         if where in other.added:
             self.added.setdefault(where, {}).update(other.added.pop(where))

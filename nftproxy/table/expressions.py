@@ -7,7 +7,7 @@ reader of rules needs.
 import enum
 
 
-class Verdict(enum.IntEnum):
+class VerdictCode(enum.IntEnum):
     """NF_* and NFT_*: the verdict of a rule on a packet."""
 
     DROP = 0
@@ -89,7 +89,7 @@ class Range(enum.IntEnum):
     HIGHEST = 4
 
 
-class Lookup(enum.IntEnum):
+class LookupExpression(enum.IntEnum):
     """NFTA_LOOKUP_*."""
 
     SET = 1
@@ -145,7 +145,7 @@ class HeaderOperation(enum.IntEnum):
     IPV4 = 2
 
 
-class Meta(enum.IntEnum):
+class MetaExpression(enum.IntEnum):
     """NFTA_META_*."""
 
     TO = 1
@@ -301,13 +301,13 @@ class FibFlag(enum.IntFlag):
     PRESENT = 32
 
 
-class Socket(enum.IntEnum):
+class SocketExpression(enum.IntEnum):
     """NFTA_SOCKET_*."""
 
     TO = 2
 
 
-class Route(enum.IntEnum):
+class RouteExpression(enum.IntEnum):
     """NFTA_RT_*."""
 
     TO = 1

@@ -46,14 +46,14 @@ class Message(enum.IntEnum):
     GET_GENERATION = 16
 
 
-class Table(enum.IntEnum):
+class TableAttribute(enum.IntEnum):
     """NFTA_TABLE_*."""
 
     NAME = 1
     FLAGS = 2
 
 
-class Chain(enum.IntEnum):
+class ChainAttribute(enum.IntEnum):
     """NFTA_CHAIN_*; `HOOK` holds Hook."""
 
     TABLE = 1
@@ -72,7 +72,7 @@ class Hook(enum.IntEnum):
     DEVICES = 4
 
 
-class Rule(enum.IntEnum):
+class RuleAttribute(enum.IntEnum):
     """NFTA_RULE_*; `EXPRESSIONS` holds a list of Expression."""
 
     TABLE = 1
@@ -101,7 +101,7 @@ class Elements(enum.IntEnum):
     LIST = 3
 
 
-class Element(enum.IntEnum):
+class ElementAttribute(enum.IntEnum):
     """NFTA_SET_ELEM_*; `KEY` and `DATA` hold Data, `EXPRESSION` an Expression."""
 
     KEY = 1
@@ -122,33 +122,33 @@ class Data(enum.IntEnum):
     VERDICT = 2
 
 
-class Verdict(enum.IntEnum):
+class VerdictAttribute(enum.IntEnum):
     """NFTA_VERDICT_*."""
 
     CODE = 1
     CHAIN = 2
 
 
-class Expression(enum.IntEnum):
+class ExpressionAttribute(enum.IntEnum):
     """NFTA_EXPR_*: `NAME` determines the meaning of `DATA`."""
 
     NAME = 1
     DATA = 2
 
 
-class Numgen(enum.IntEnum):
+class NumgenAttribute(enum.IntEnum):
     """NFTA_NG_*."""
 
     MODULUS = 2
 
 
-class Lookup(enum.IntEnum):
+class LookupAttribute(enum.IntEnum):
     """NFTA_LOOKUP_*."""
 
     SET = 1
 
 
-class Immediate(enum.IntEnum):
+class ImmediateAttribute(enum.IntEnum):
     """NFTA_IMMEDIATE_*; `DATA` holds Data."""
 
     DATA = 2

@@ -21,7 +21,7 @@ _CODES = {"drop": 0, "accept": 1, "jump": -3, "goto": -4}
 _VERBS = {code: verb for verb, code in _CODES.items()}
 
 
-class Shape(NamedTuple):
+class SetShape(NamedTuple):
     """The shape of one set or map.
 
     A map without a `value` holds verdicts, a set nothing.
@@ -89,7 +89,7 @@ def _unpacker(
 
 
 @lru_cache(4096)
-def shape(name: str) -> Shape | None:
+def shape(name: str) -> SetShape | None:
     """Return the shape of the set or map of that name.
 
     None for one that is not the program's, and for an interval set.
@@ -98,7 +98,7 @@ def shape(name: str) -> Shape | None:
     if place is None or place.declaration.interval:
         return None
     value = place.declaration.value
-    return Shape(
+    return SetShape(
         Fields(place.key, place.family),
         Fields(value, place.family) if value not in {"", schema.VERDICT} else None,
     )
@@ -123,8 +123,8 @@ def unpack_value(packed: bytes, fields: Fields) -> Value:
 @lru_cache(4096)
 def verdict(verb: str, target: str) -> bytes:
     """Return the attributes of a verdict: its code, and its target chain."""
-    packed = attribute(netlink.Verdict.CODE, struct.pack(">i", _CODES[verb]))
-    return packed + netlink.named(netlink.Verdict.CHAIN, target) if target else packed
+    packed = attribute(netlink.VerdictAttribute.CODE, struct.pack(">i", _CODES[verb]))
+    return packed + netlink.named(netlink.VerdictAttribute.CHAIN, target) if target else packed
 
 
 def unpack_verdict(code: bytes, target: bytes) -> Verdict:

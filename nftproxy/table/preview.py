@@ -46,7 +46,7 @@ def preview(
 
     `accepted` are the addresses that accept NodePorts; None if all do, or if that is unknown.
     """
-    taken = store.take(family, everything=True)
+    taken = store.take_dirty(family, everything=True)
     context = Context(
         family,
         Locality(settings.node_name, taken.zone),

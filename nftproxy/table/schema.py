@@ -98,7 +98,7 @@ _DETAILS = {
 _FAMILIES = {family.digit: family for family in Family}
 
 
-class Place(NamedTuple):
+class ParsedName(NamedTuple):
     """The content of the name of a set or map."""
 
     declaration: Declaration
@@ -121,7 +121,7 @@ class Place(NamedTuple):
 
 
 @lru_cache(4096)
-def parse(name: str) -> Place | None:
+def parse(name: str) -> ParsedName | None:
     """Return the parts of the name of a set or map; None if it is not one of the program's."""
     if not (match := _NAME.fullmatch(name)):
         return None
@@ -131,7 +131,7 @@ def parse(name: str) -> Place | None:
         return None
     if detail is not None and not _DETAILS[declaration.per].fullmatch(detail):
         return None
-    return Place(declaration, _FAMILIES[digit], bool(twin), detail or "")
+    return ParsedName(declaration, _FAMILIES[digit], bool(twin), detail or "")
 
 
 def declaration(name: str) -> Declaration | None:

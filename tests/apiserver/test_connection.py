@@ -13,7 +13,7 @@ import pytest
 from kubernetes.config import incluster_config
 
 from nftproxy.errors import ConfigError
-from nftproxy.sources.apiserver import Connection, SilentError, TransportError, connect
+from nftproxy.sources.apiserver import ApiConnection, SilentError, TransportError, connect
 from nftproxy.sources.resources import SERVICES
 from tests.support.fake_apiserver import Exchange, FakeApiServer, refused
 from tests.support.mirror import kubeconfig, logged, mirroring
@@ -28,7 +28,7 @@ def server() -> Iterator[FakeApiServer]:
         yield server
 
 
-def ask(connection: Connection) -> int:
+def ask(connection: ApiConnection) -> int:
     with connection.get(SERVICES.path, QUERY, silence=5) as answer:
         answer.body()
         return answer.status

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from nftproxy.bench import charts, report
 from nftproxy.bench.bed import Bed
-from nftproxy.bench.client import Order, Target
+from nftproxy.bench.client import BenchTarget, Order
 from nftproxy.bench.control import Arriving
-from nftproxy.bench.measures import ROWS, Measure, Place, Row, Sample, Unit
+from nftproxy.bench.measures import ROWS, Measure, MeasurePlace, Row, Sample, Unit
 from nftproxy.bench.offer import FEWEST, IPERF_PORT, Offer
-from nftproxy.bench.plan import QUICK, Plan
-from nftproxy.bench.statistics import Figures, percentile
+from nftproxy.bench.plan import QUICK, BenchPlan
+from nftproxy.bench.statistics import Summary, percentile
 from nftproxy.bench.traffic import Traffic
 from nftproxy.bench.workload import Mix
 from nftproxy.errors import NftproxyError
@@ -68,7 +68,7 @@ def test_percentiles_of_a_single_reading_are_that() -> None:
 
 
 def test_figures() -> None:
-    figures = Figures(SOME, ORDER)
+    figures = Summary(SOME, ORDER)
     sync, end = Row(Measure.FIRST_SYNC, "", 50), Row(Measure.CONNECT, "end", 99)
     assert (figures.sizes, figures.modes) == ([100, 1000], ["none", "nftproxy", "iptables-legacy"])
     assert figures.ratio(100, "iptables-legacy", "nftproxy", sync) == 4.0
@@ -95,7 +95,7 @@ def test_quantities_for_people(value: float, unit: Unit, text: str) -> None:
 
 
 def test_table() -> None:
-    assert report.table(Figures(SOME, ORDER), 100) == [
+    assert report.table(Summary(SOME, ORDER), 100) == [
         ["100 services", "none", "nftproxy", "iptables-legacy"],
         ["first sync", "", "500 ms", "2.00 s 4.00x"],
         ["kernel memory", "", "", "3.00 MB"],
@@ -120,7 +120,7 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_charts(tmp_path: Path) -> None:
-    assert charts.draw(Figures(SOME, ORDER), tmp_path) == [
+    assert charts.draw(Summary(SOME, ORDER), tmp_path) == [
         "latency.svg",
         "latency.png",
         "syncs.svg",
@@ -133,8 +133,8 @@ def test_charts(tmp_path: Path) -> None:
 
 
 def test_charts_of_what_there_is(tmp_path: Path) -> None:
-    assert charts.draw(Figures([], ORDER), tmp_path) == []
-    assert charts.draw(Figures(samples("nftproxy", Measure.UPDATE, 1e-3), ORDER), tmp_path) == [
+    assert charts.draw(Summary([], ORDER), tmp_path) == []
+    assert charts.draw(Summary(samples("nftproxy", Measure.UPDATE, 1e-3), ORDER), tmp_path) == [
         "syncs.svg",
         "syncs.png",
     ]
@@ -143,14 +143,14 @@ def test_charts_of_what_there_is(tmp_path: Path) -> None:
 def test_no_charts_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(charts, "find_spec", lambda _: None)
     assert not charts.available()
-    assert charts.draw(Figures(SOME, ORDER), tmp_path) == []
+    assert charts.draw(Summary(SOME, ORDER), tmp_path) == []
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [FEWEST, 6, 100, 1000])
 def test_services_that_are_measured_are_none_for_something_else(size: int) -> None:
     offer = Offer(size)
-    places = [offer.place(place) for place in Place]
+    places = [offer.place(place) for place in MeasurePlace]
     assert len({*places, offer.iperf, offer.datagrams}) == 5
     assert places == sorted(places)
     assert not {offer.iperf, offer.datagrams} & set(offer.spread(64))
@@ -172,7 +172,7 @@ def test_objects_arrive_one_by_one() -> None:
 
 
 def test_modes_take_turns() -> None:
-    plan = Plan((Offer(100),), ("a", "b", "c"), 1, QUICK)
+    plan = BenchPlan((Offer(100),), ("a", "b", "c"), 1, QUICK)
     assert ["".join(plan.turn(number)) for number in range(4)] == ["abc", "bca", "cab", "abc"]
 
 
@@ -220,7 +220,7 @@ def test_iperf3_says_what_is_wrong(traffic: Traffic) -> None:
     with pytest.raises(
         NftproxyError, match=r"iperf3 through 10\.128\.0\.0:1 failed: .*Connection refused"
     ):
-        traffic._iperf_client(Target("10.128.0.0", 1), 1.0)
+        traffic._iperf_client(BenchTarget("10.128.0.0", 1), 1.0)
 
 
 @contextlib.contextmanager
@@ -273,7 +273,7 @@ def test_a_run(tmp_path: Path) -> None:
     assert {row["measure"] for row in rows if row["mode"] == "none"} == {
         each for each in Measure if each.of_packets
     }
-    assert {row["place"] for row in rows if row["measure"] == "connection"} == set(Place)
+    assert {row["place"] for row in rows if row["measure"] == "connection"} == set(MeasurePlace)
     assert all(float(row["value"]) > 0 for row in rows if row["measure"] != "kernel memory")
     machine = {row["property"]: row["value"] for row in read(tmp_path / "out/machine.csv")}
     assert machine["kernel"] == os.uname().release

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family
-from nftproxy.bench.modes import MODES, Load, Mode, Place, iptables_rules, make, nft_rules
+from nftproxy.bench.modes import MODES, Load, Mode, ModePlace, iptables_rules, make, nft_rules
 from nftproxy.bench.modes.served import node_addresses, pod_network, served
 from nftproxy.bench.modes.uses import Uses
 from nftproxy.bench.workload import Workload
@@ -111,9 +111,11 @@ def node(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Node]:
     assert not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
 
 
-def place(lab: Lab) -> Place:
+def place(lab: Lab) -> ModePlace:
     chosen = settings("node1", lab.nodes[0].addresses, families=(IPV4,))
-    return Place(lab.nodes[0].namespace, chosen, service_cidr("kubernetes", SERVICE_CIDRS[IPV4]))
+    return ModePlace(
+        lab.nodes[0].namespace, chosen, service_cidr("kubernetes", SERVICE_CIDRS[IPV4])
+    )
 
 
 def leftovers(lab: Lab) -> str:

@@ -16,7 +16,7 @@ import pytest
 from nftproxy.bench.bed import Bed
 from nftproxy.bench.controlplane import PROGRAMS, ControlPlane
 from nftproxy.bench.measures import Measure
-from nftproxy.bench.modes import REAL, Mode, Place, Program, make
+from nftproxy.bench.modes import REAL, KubeProxyProgram, Mode, ModePlace, make
 from nftproxy.bench.offer import Offer
 from nftproxy.bench.workload import Mix, node_settings
 from nftproxy.lab.namespace import enter
@@ -48,12 +48,12 @@ def bed() -> Iterator[Bed]:
 
 def real(name: str, server: ControlPlane, bed: Bed) -> Mode:
     server.attach(bed.node)
-    program = Program(str(KUBE_PROXY), server.access, server.folder)
+    program = KubeProxyProgram(str(KUBE_PROXY), server.access, server.folder)
     return make(name, place(bed), "legacy", program)
 
 
-def place(bed: Bed) -> Place:
-    return Place(bed.node, node_settings(), OFFER.workload().service_cidr())
+def place(bed: Bed) -> ModePlace:
+    return ModePlace(bed.node, node_settings(), OFFER.workload().service_cidr())
 
 
 class Listing(NamedTuple):

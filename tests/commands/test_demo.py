@@ -14,7 +14,7 @@ from nftproxy.cli import nftproxy as command
 from nftproxy.cli import run
 from nftproxy.lab import demo, namespace, state
 from nftproxy.lab.client import Refused, Silent
-from nftproxy.lab.demo import Check, Demo, Step
+from nftproxy.lab.demo import Demo, DemoStep, Expectation
 from nftproxy.lab.lab import tear_down
 from tests.support.process import NFTPROXY, nftproxy
 from tests.support.world import unique_name
@@ -93,29 +93,31 @@ def test_a_second_demo_leaves_the_first_alone(name: str) -> None:
         done = nftproxy("lab", "demo", "--name", name)
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: there is a lab {name!r} already\nhint: ")
-        assert first.check(Check("pod2-3", "10.96.0.10", 80, {"pod1-1", "pod1-2", "pod2-1"})).right
+        assert first.check(
+            Expectation("pod2-3", "10.96.0.10", 80, {"pod1-1", "pod1-2", "pod2-1"})
+        ).right
 
 
 def test_it_notices_what_is_wrong(name: str) -> None:
     web = {"pod1-1", "pod1-2", "pod2-1"}
     wrong = {
-        "one more than expected": Check("pod2-3", "10.96.0.10", 80, web - {"pod1-1"}),
-        "one less than expected": Check("pod2-3", "10.96.0.10", 80, web | {"pod2-2"}),
-        "another source": Check(
+        "one more than expected": Expectation("pod2-3", "10.96.0.10", 80, web - {"pod1-1"}),
+        "one less than expected": Expectation("pod2-3", "10.96.0.10", 80, web | {"pod2-2"}),
+        "another source": Expectation(
             "client", "203.0.113.30", 443, {"pod1-2", "pod2-2"}, source="node2"
         ),
-        "no affinity": Check("pod2-3", "10.96.0.10", 80, web, one=True),
-        "answered, not refused": Check("pod2-3", "10.96.0.10", 80, Refused, times=3),
-        "refused, not silent": Check("pod2-3", "10.96.0.60", 80, Silent, times=1),
-        "refused, not answered": Check("pod2-3", "10.96.0.60", 80, web, times=3),
-        "silent, but nothing dropped it": Check(
+        "no affinity": Expectation("pod2-3", "10.96.0.10", 80, web, one=True),
+        "answered, not refused": Expectation("pod2-3", "10.96.0.10", 80, Refused, times=3),
+        "refused, not silent": Expectation("pod2-3", "10.96.0.60", 80, Silent, times=1),
+        "refused, not answered": Expectation("pod2-3", "10.96.0.60", 80, web, times=3),
+        "silent, but nothing dropped it": Expectation(
             "pod2-3", "10.96.0.99", 80, Silent, times=1, drops="node1"
         ),
     }
     with _quiet_signals(), Demo(name) as walked:
         assert [what for what, check in wrong.items() if walked.check(check).right] == []
         walked.lab.silence("pod1-1")
-        some = walked.check(Check("pod2-3", "10.96.0.10", 80, web))
+        some = walked.check(Expectation("pod2-3", "10.96.0.10", 80, web))
         assert not some.right
         assert "refused" in some.row[2]
 
@@ -123,10 +125,13 @@ def test_it_notices_what_is_wrong(name: str) -> None:
 def test_a_packet_that_does_otherwise_is_exit_code_1(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = Step(
+    wrong = DemoStep(
         "Wrong",
         "Because.",
-        (Check("pod2-3", "10.96.0.10", 80, {"pod1-1"}), Check("pod2-3", "10.96.0.60", 80, Refused)),
+        (
+            Expectation("pod2-3", "10.96.0.10", 80, {"pod1-1"}),
+            Expectation("pod2-3", "10.96.0.60", 80, Refused),
+        ),
     )
     monkeypatch.setattr(demo, "walk", lambda _: iter([wrong]))
     with _quiet_signals():

@@ -11,13 +11,18 @@ import pytest
 
 from nftproxy.doctor import machine, rules
 from nftproxy.doctor.checks import CHECKS
-from nftproxy.doctor.model import State
+from nftproxy.doctor.model import CheckState
 from nftproxy.lab import namespace
 from nftproxy.table.program import Program
 from tests.support.patient import NODE, SERVICE_CIDR, Patient, node, patient
 from tests.support.process import Run, nftproxy, write
 
-BAD, WARNING, OK, UNCHECKED = State.BAD, State.WARNING, State.OK, State.UNCHECKED
+BAD, WARNING, OK, UNCHECKED = (
+    CheckState.BAD,
+    CheckState.WARNING,
+    CheckState.OK,
+    CheckState.UNCHECKED,
+)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nftproxy.doctor import machine
-from nftproxy.doctor.model import Result, State
+from nftproxy.doctor.model import CheckState, Result
 from nftproxy.kernel import neighbours
 from nftproxy.lab import namespace
 from tests.support.entries import Collisions, fill
@@ -27,7 +27,12 @@ from tests.support.neighbour import move_in, move_out
 from tests.support.patient import API, DNS, NODE, ROUTER, Patient, cluster, node, patient, slice_of
 from tests.support.process import PATIENCE, service, write
 
-BAD, WARNING, OK, UNCHECKED = State.BAD, State.WARNING, State.OK, State.UNCHECKED
+BAD, WARNING, OK, UNCHECKED = (
+    CheckState.BAD,
+    CheckState.WARNING,
+    CheckState.OK,
+    CheckState.UNCHECKED,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from nftproxy.errors import NftproxyError, UnusableError
 from nftproxy.lab import build, namespace, state, topology
 from nftproxy.lab.cli import lab as command
 from nftproxy.lab.client import Answer, Connection, Refused, Silent, Unreachable
-from nftproxy.lab.echo import EchoServer, Listener
+from nftproxy.lab.echo import EchoListener, EchoServer
 from nftproxy.lab.lab import Lab, tear_down
 from nftproxy.lab.namespace import enter
 from nftproxy.lab.plan import CLUSTER_CIDRS, SERVICE_CIDRS, Shape, make_plan
@@ -381,7 +381,7 @@ def test_servers_come_and_go_and_count(lab: Lab) -> None:
         "other"
     ] * 3
     assert lab.connect("client", address, 7000, "UDP") == Refused()
-    assert lab.counts == {Listener("other", 7000, "TCP"): 3}
+    assert lab.counts == {EchoListener("other", 7000, "TCP"): 3}
     lab.silence(pod, [7000])
     assert lab.connect("client", address, 7000) == Refused()
     assert isinstance(lab.connect("client", address, 8080), Answer)

@@ -88,7 +88,7 @@ def report(family: Family = V4, **options: object) -> Report:
 def test_what_counts_as_a_trigger_time(text: str, expected: list[float]) -> None:
     times = TriggerTimes(START)
     times.changed(triggered(text))
-    assert times.take([WEB]) == pytest.approx(expected)
+    assert times.take_times([WEB]) == pytest.approx(expected)
 
 
 @pytest.mark.contract("7.4.16")
@@ -96,9 +96,9 @@ def test_trigger_times_are_taken_by_the_sync_that_looked_at_their_service() -> N
     times = TriggerTimes(START)
     for second in (1, 2):
         times.changed(triggered(f"2027-01-15T08:00:0{second}Z"))
-    assert times.take([ObjectName("default", "other")]) == []
-    assert times.take([WEB]) == [START + 1, START + 2], "one for each change"
-    assert times.take([WEB]) == []
+    assert times.take_times([ObjectName("default", "other")]) == []
+    assert times.take_times([WEB]) == [START + 1, START + 2], "one for each change"
+    assert times.take_times([WEB]) == []
 
 
 @pytest.mark.contract("7.4.16")
@@ -106,7 +106,7 @@ def test_a_deleted_slice_discards_its_services_trigger_times() -> None:
     times = TriggerTimes(START)
     times.changed(triggered("2027-01-15T08:00:01Z", name="a"))
     times.deleted(WEB)
-    assert times.take([WEB]) == []
+    assert times.take_times([WEB]) == []
 
 
 # ---- what the parts of the proxy tell
@@ -196,7 +196,7 @@ def test_changes_seen_and_pending() -> None:
         }
 
     def sync(family: Family) -> None:
-        taken = store.take(family)
+        taken = store.take_dirty(family)
         metrics.sync_done(report(family, looked_at=taken.services), 0, full=False)
 
     store.put(service())

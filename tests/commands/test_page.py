@@ -14,7 +14,7 @@ import pytest
 
 from nftproxy.address import Family
 from nftproxy.kernel.reader import Reader
-from nftproxy.kernel.snapshot import Snapshot, take
+from nftproxy.kernel.snapshot import Snapshot, take_snapshot
 from nftproxy.lab import namespace
 from nftproxy.monitoring.http import bind
 from nftproxy.monitoring.http.server import Limits, Server
@@ -69,7 +69,7 @@ class Counting:
     def __call__(self) -> Snapshot | None:
         self.readings += 1
         with contextlib.closing(Reader()) as reader:
-            return take(reader)
+            return take_snapshot(reader)
 
 
 def explained(target: str, source: str, protocol: str) -> Path:

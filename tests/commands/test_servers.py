@@ -17,8 +17,8 @@ from nftproxy.configuration import config
 from nftproxy.errors import UnusableError
 from nftproxy.lab import namespace
 from nftproxy.model import ObjectName
-from nftproxy.monitoring.health import Answer, ProxyHealth
-from nftproxy.monitoring.healthcheck import Check
+from nftproxy.monitoring.health import ProxyHealth, Response
+from nftproxy.monitoring.healthcheck import ServiceCheck
 from nftproxy.monitoring.http import bind
 from nftproxy.monitoring.http.checks import HealthCheckPorts
 from nftproxy.monitoring.http.liveness import health_server
@@ -155,8 +155,8 @@ def test_an_unspecified_address_without_ipv6(monkeypatch: pytest.MonkeyPatch) ->
         assert listener.getsockname() == ("0.0.0.0", 10256)  # noqa: S104
 
 
-async def nothing(_: Any) -> Answer:
-    return Answer(200, b"ok", {})
+async def nothing(_: Any) -> Response:
+    return Response(200, b"ok", {})
 
 
 @pytest.mark.contract("7.1.11", "7.3.1")
@@ -280,7 +280,7 @@ def test_health_check_port(family: Family) -> None:
 
     async def run() -> None:
         async with ports(family, every) as (opened, _):
-            await opened.update({WEB: Check(31000, 2)})
+            await opened.update({WEB: ServiceCheck(31000, 2)})
             for method, path in (("GET", "/"), ("POST", "/healthz"), ("DELETE", "/a/b?c=d")):
                 status, headers, body = await ask(31000, path, method, host=host)
                 assert status == 200
@@ -305,8 +305,8 @@ def test_health_check_port(family: Family) -> None:
 def test_both_families_have_sockets_of_their_own() -> None:
     async def run() -> None:
         async with ports(V4, "0.0.0.0") as (four, _), ports(V6, "::") as (six, failures):  # noqa: S104
-            await four.update({WEB: Check(31000, 1)})
-            await six.update({WEB: Check(31000, 0)})
+            await four.update({WEB: ServiceCheck(31000, 1)})
+            await six.update({WEB: ServiceCheck(31000, 0)})
             assert not failures.names
             assert (await ask(31000, "/", host="127.0.0.1"))[0] == 200
             assert (await ask(31000, "/", host="::1"))[0] == 503
@@ -319,7 +319,7 @@ def test_both_families_have_sockets_of_their_own() -> None:
 def test_health_check_port_of_an_unhealthy_proxy() -> None:
     async def run() -> None:
         async with ports(V4, "127.0.0.1", healthy=False) as (opened, _):
-            await opened.update({WEB: Check(31000, 2)})
+            await opened.update({WEB: ServiceCheck(31000, 2)})
             status, headers, body = await ask(31000, "/")
             assert (status, headers["X-Load-Balancing-Endpoint-Weight"]) == (503, "2")
             assert json.loads(body)["serviceProxyHealthy"] is False
@@ -335,8 +335,8 @@ def test_listed_addresses_only() -> None:
             ports(V4, "127.0.0.1", "127.0.0.2") as (opened, _),
             ports(V4) as (none, failures),
         ):
-            await opened.update({WEB: Check(31000, 1)})
-            await none.update({API: Check(31001, 1)})
+            await opened.update({WEB: ServiceCheck(31000, 1)})
+            await none.update({API: ServiceCheck(31001, 1)})
             assert [is_open(31000, f"127.0.0.{last}") for last in (1, 2, 3)] == [True, True, False]
             assert not is_open(31001)
             assert not failures.names
@@ -349,13 +349,13 @@ def test_listed_addresses_only() -> None:
 def test_ports_follow_the_services() -> None:
     async def run() -> None:
         async with ports(V4, "127.0.0.1") as (opened, failures):
-            await opened.update({WEB: Check(31000, 0), API: Check(31001, 3)})
+            await opened.update({WEB: ServiceCheck(31000, 0), API: ServiceCheck(31001, 3)})
             assert [(await ask(port, "/"))[0] for port in (31000, 31001)] == [503, 200]
-            await opened.update({WEB: Check(31000, 1)})
+            await opened.update({WEB: ServiceCheck(31000, 1)})
             assert [(await ask(port, "/"))[0] for port in (31000, 31001)] == [200, 200]
-            await opened.update({WEB: Check(31002, 1)})
+            await opened.update({WEB: ServiceCheck(31002, 1)})
             assert [is_open(port) for port in (31000, 31001, 31002)] == [False, True, True]
-            await opened.update({WEB: Check(31001, 1), API: Check(31002, 0)})
+            await opened.update({WEB: ServiceCheck(31001, 1), API: ServiceCheck(31002, 0)})
             assert json.loads((await ask(31001, "/"))[2])["service"]["name"] == "web", (
                 "two Services exchange their ports"
             )
@@ -372,7 +372,7 @@ def test_ports_follow_the_services() -> None:
 def test_a_closed_port_closes_its_connections() -> None:
     async def run() -> None:
         async with ports(V4, "127.0.0.1") as (opened, _):
-            await opened.update({WEB: Check(31000, 1)})
+            await opened.update({WEB: ServiceCheck(31000, 1)})
             reader, writer = await asyncio.open_connection("127.0.0.1", 31000)
             writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
@@ -389,13 +389,13 @@ def test_a_port_that_cannot_be_had_on_one_address() -> None:
     async def run() -> None:
         async with ports(V4, "127.0.0.1", "127.0.0.2") as (opened, failures):
             with bind.listen_only(V4, "127.0.0.2", 31000):
-                await opened.update({WEB: Check(31000, 1), API: Check(31001, 1)})
+                await opened.update({WEB: ServiceCheck(31000, 1), API: ServiceCheck(31001, 1)})
                 assert failures.names == ["web"]
                 assert not is_open(31000), "none of its sockets stays open"
                 assert is_open(31001), "others are not concerned"
                 await opened.update({})
                 assert failures.names == ["web", "web"], "tried again by the next sync"
-            await opened.update({API: Check(31001, 2)})
+            await opened.update({API: ServiceCheck(31001, 2)})
             assert failures.names == ["web", "web"]
             assert [is_open(31000, host) for host in ("127.0.0.1", "127.0.0.2")] == [True, True]
 
@@ -405,14 +405,19 @@ def test_a_port_that_cannot_be_had_on_one_address() -> None:
 @pytest.mark.contract("7.2.7")
 @pytest.mark.parametrize(
     ("then", "opened_port"),
-    [pytest.param(None, 0, id="gone"), pytest.param(Check(31002, 1), 31002, id="another port")],
+    [
+        pytest.param(None, 0, id="gone"),
+        pytest.param(ServiceCheck(31002, 1), 31002, id="another port"),
+    ],
 )
 @pytest.mark.usefixtures("own_network")
-def test_a_missing_port_that_is_not_wanted_any_more(then: Check | None, opened_port: int) -> None:
+def test_a_missing_port_that_is_not_wanted_any_more(
+    then: ServiceCheck | None, opened_port: int
+) -> None:
     async def run() -> None:
         async with ports(V4, "127.0.0.1") as (opened, failures):
             with bind.listen_only(V4, "127.0.0.1", 31000):
-                await opened.update({WEB: Check(31000, 1)})
+                await opened.update({WEB: ServiceCheck(31000, 1)})
             await opened.update({WEB: then})
             await opened.update({})
             assert failures.names == ["web"]
@@ -677,9 +682,9 @@ def test_a_body_that_never_ends() -> None:
 def test_a_client_that_does_not_read() -> None:
     asked = asyncio.Event()
 
-    async def large(_: Any) -> Answer:
+    async def large(_: Any) -> Response:
         asked.set()
-        return Answer(200, b"x" * (32 << 20), {})
+        return Response(200, b"x" * (32 << 20), {})
 
     async def run() -> None:
         server = Server(large, TIGHT)
@@ -708,9 +713,9 @@ def test_keep_alive_lasts_a_while_and_ends() -> None:
 def test_those_who_are_being_answered_are_not_closed_to_make_room() -> None:
     release = asyncio.Event()
 
-    async def waiting(_: Any) -> Answer:
+    async def waiting(_: Any) -> Response:
         await release.wait()
-        return Answer(200, b"ok", {})
+        return Response(200, b"ok", {})
 
     async def run() -> None:
         server = Server(waiting, Limits(connections=3))
@@ -752,7 +757,7 @@ def test_garbage(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_page_that_fails() -> None:
-    async def broken(_: Any) -> Answer:
+    async def broken(_: Any) -> Response:
         raise ValueError
 
     async def run() -> None:

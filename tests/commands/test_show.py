@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nftproxy.address import Family
 from nftproxy.kernel.reader import Counted
-from nftproxy.kernel.snapshot import Kind, ServicePort, Shown, services
+from nftproxy.kernel.snapshot import AddressKind, Shown, ShownServicePort, services
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Refused, Silent
 from nftproxy.model import Service
@@ -51,7 +51,7 @@ def compiled(item: Service, *addresses: tuple[str, str]) -> Compiled:
     return done
 
 
-def only(ports: tuple[ServicePort, ...], frontend: str) -> Shown:
+def only(ports: tuple[ShownServicePort, ...], frontend: str) -> Shown:
     return next(
         shown for port in ports for shown in port.frontends if str(shown.frontend) == frontend
     )
@@ -107,9 +107,13 @@ def check(one: Shown, route: Route) -> None:
     assert (None if one.sources is None else set(one.sources)) == (
         None if route.sources is None else {str(n) for n in route.sources}
     )
-    kinds = {"10.96.0.10": Kind.CLUSTER_IP, "": Kind.NODE_PORT, "198.51.100.1": Kind.EXTERNAL}
+    kinds = {
+        "10.96.0.10": AddressKind.CLUSTER_IP,
+        "": AddressKind.NODE_PORT,
+        "198.51.100.1": AddressKind.EXTERNAL,
+    }
     assert one.kind is kinds.get(
-        one.address, Kind.EXTERNAL if route.sources is None else Kind.LOAD_BALANCER
+        one.address, AddressKind.EXTERNAL if route.sources is None else AddressKind.LOAD_BALANCER
     )
 
 

@@ -427,7 +427,7 @@ def shared_world() -> Iterator[World]:
 def world(shared_world: World) -> Iterator[World]:
     yield shared_world
     table = shared_world.tables["node1"]
-    for name in list(table.store.take(Family.IPv4, everything=True).services):
+    for name in list(table.store.take_dirty(Family.IPv4, everything=True).services):
         table.store.remove(Service, name)
     shared_world.start("node1")
     shared_world.sync()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from nftproxy.address import Family
-from nftproxy.kernel.listener import Kind, Listener
+from nftproxy.kernel.listener import InterferenceKind, Listener
 from nftproxy.kernel.reader import Reader
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
@@ -185,12 +185,12 @@ def test_listener_tells_elements_from_program() -> None:
                 ],
                 check=True,
             )
-            assert listener.look().kind is Kind.PROGRAM
+            assert listener.look().kind is InterferenceKind.PROGRAM
             subprocess.run(
                 ["nft", "add element inet nftproxy nodeport_ips4 { 192.0.2.9 }"], check=True
             )
             found = listener.look()
-            assert found.kind is Kind.ELEMENTS
+            assert found.kind is InterferenceKind.ELEMENTS
             assert found.who.startswith("nft, process")
             subprocess.run(
                 [
@@ -199,10 +199,10 @@ def test_listener_tells_elements_from_program() -> None:
                 ],
                 check=True,
             )
-            assert listener.look().kind is Kind.NOTHING
+            assert listener.look().kind is InterferenceKind.NOTHING
             kernel.probe()
             kernel.replace("nodeport_ips4", [("192.0.2.1",)])
-            assert listener.look().kind is Kind.NOTHING
+            assert listener.look().kind is InterferenceKind.NOTHING
     finally:
         namespace.delete(name)
 

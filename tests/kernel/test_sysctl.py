@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from nftproxy.configuration.config import Conntrack
+from nftproxy.configuration.config import ConntrackSection
 from nftproxy.configuration.duration import HOUR, SECOND, Duration
 from nftproxy.errors import KernelError, UnusableError
 from nftproxy.kernel.reader import Reader
@@ -24,7 +24,7 @@ from nftproxy.node.sysctl import (
 )
 from tests.support.world import unique_name
 
-LEAVE_ALONE = Conntrack(
+LEAVE_ALONE = ConntrackSection(
     max_per_core=0, tcp_established_timeout=Duration(0), tcp_close_wait_timeout=Duration(0)
 )
 
@@ -51,7 +51,7 @@ def test_max_entries(per_core: int, at_least: int, cpus: int, expected: int) -> 
     ("conntrack", "expected"),
     [
         pytest.param(
-            Conntrack(),
+            ConntrackSection(),
             [
                 ("nf_conntrack_max", 131072),
                 ("nf_conntrack_tcp_timeout_established", 86400),
@@ -60,7 +60,7 @@ def test_max_entries(per_core: int, at_least: int, cpus: int, expected: int) -> 
             id="the defaults",
         ),
         pytest.param(
-            Conntrack(
+            ConntrackSection(
                 max_per_core=100000,
                 min=1,
                 tcp_established_timeout=Duration(2 * HOUR),
@@ -83,7 +83,7 @@ def test_max_entries(per_core: int, at_least: int, cpus: int, expected: int) -> 
     ],
 )
 @pytest.mark.contract("6.1", "6.1.1", "6.1.6")
-def test_what_is_set(conntrack: Conntrack, expected: list[tuple[str, int]]) -> None:
+def test_what_is_set(conntrack: ConntrackSection, expected: list[tuple[str, int]]) -> None:
     assert wanted(conntrack, 2) == [Setting(*each) for each in expected]
 
 
@@ -95,7 +95,7 @@ class Machine:
         self.netfilter = self.proc / "sys/net/netfilter"
         self.hashsize = self.sys / "module/nf_conntrack/parameters/hashsize"
         for setting in wanted(
-            Conntrack(
+            ConntrackSection(
                 tcp_be_liberal=True,
                 udp_timeout=Duration(SECOND),
                 udp_stream_timeout=Duration(SECOND),
@@ -117,7 +117,7 @@ class Machine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{value}\n")
 
-    def apply(self, conntrack: Conntrack) -> dict[str, int]:
+    def apply(self, conntrack: ConntrackSection) -> dict[str, int]:
         return dict(apply(conntrack, proc=self.proc, sys=self.sys))
 
     def values(self) -> dict[str, int]:
@@ -147,7 +147,7 @@ def test_cpus_are_those_in_sysfs(machine: Machine, tmp_path: Path) -> None:
 
 @pytest.mark.contract("6.1.4")
 def test_settings_and_hash_table_are_written(machine: Machine) -> None:
-    written = machine.apply(Conntrack())
+    written = machine.apply(ConntrackSection())
     assert written == {
         "nf_conntrack_max": 163840,
         "hashsize": 40960,
@@ -171,11 +171,11 @@ def test_settings_and_hash_table_are_written(machine: Machine) -> None:
 
 @pytest.mark.contract("6.1.3")
 def test_what_is_right_is_not_written(machine: Machine) -> None:
-    machine.apply(Conntrack())
+    machine.apply(ConntrackSection())
     before = {
         path: path.stat().st_mtime_ns for path in (*machine.netfilter.iterdir(), machine.hashsize)
     }
-    assert machine.apply(Conntrack()) == {}
+    assert machine.apply(ConntrackSection()) == {}
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -183,7 +183,7 @@ def test_what_is_right_is_not_written(machine: Machine) -> None:
 @pytest.mark.contract("6.1.4")
 def test_hash_table_only_grows(tmp_path: Path, hashsize: int, after: int) -> None:
     machine = Machine(tmp_path, hashsize=hashsize)
-    machine.apply(Conntrack())
+    machine.apply(ConntrackSection())
     assert int(machine.hashsize.read_text()) == after
 
 
@@ -195,7 +195,7 @@ class TestFailures:
     def test_a_missing_file_is_fatal_and_named(self, machine: Machine, name: str) -> None:
         (machine.netfilter / name).unlink()
         with pytest.raises(UnusableError, match=f"{name} cannot be read: No such file"):
-            machine.apply(Conntrack(udp_timeout=Duration(SECOND)))
+            machine.apply(ConntrackSection(udp_timeout=Duration(SECOND)))
 
     @pytest.mark.parametrize(
         ("content", "reason"), [(None, "No such file"), ("many", "invalid literal")]
@@ -207,7 +207,7 @@ class TestFailures:
         if content:
             machine.hashsize.write_text(content)
         with pytest.raises(UnusableError, match=f"hashsize cannot be read: {reason}") as caught:
-            machine.apply(Conntrack())
+            machine.apply(ConntrackSection())
         assert "conntrack.maxPerCore: 0" in caught.value.hint
 
     def test_nothing_wanted_needs_no_file(self, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ class TestFailures:
                 with pytest.raises(
                     UnusableError, match=r"nf_conntrack_max cannot be set to \d+: "
                 ) as caught:
-                    apply(Conntrack(max_per_core=1, min=held + 1))
+                    apply(ConntrackSection(max_per_core=1, min=held + 1))
                 assert "conntrack.maxPerCore: 0" in caught.value.hint
                 assert int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text()) == held
         finally:
@@ -243,7 +243,7 @@ class TestWithoutConntrack:
                 machine.put(machine.netfilter / name, text)
             machine.put(machine.hashsize, 1024)
 
-        written = dict(apply(Conntrack(), proc=machine.proc, sys=machine.sys, load=load))
+        written = dict(apply(ConntrackSection(), proc=machine.proc, sys=machine.sys, load=load))
         assert written["nf_conntrack_max"] == machine.values()["nf_conntrack_max"] == 163840
         assert written["hashsize"] == 40960
 
@@ -255,7 +255,7 @@ class TestWithoutConntrack:
         def load() -> None:
             raise KernelError("Operation not supported")
 
-        assert apply(Conntrack(), proc=machine.proc, sys=machine.sys, load=load) == []
+        assert apply(ConntrackSection(), proc=machine.proc, sys=machine.sys, load=load) == []
         assert len(warnings) == 1
         assert "nf_conntrack cannot be loaded: Operation not supported" in warnings[0]
         assert "modprobe nf_conntrack" in warnings[0]
@@ -272,7 +272,7 @@ class TestWithoutConntrack:
 
 
 def test_for_real_in_a_network_namespace() -> None:
-    conntrack = Conntrack(
+    conntrack = ConntrackSection(
         max_per_core=0,
         tcp_established_timeout=Duration(7201 * SECOND),
         tcp_close_wait_timeout=Duration(61 * SECOND),

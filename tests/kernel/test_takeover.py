@@ -20,7 +20,7 @@ from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer, Outcome
 from nftproxy.node import takeover
-from nftproxy.node.leftovers import IPSETS, Leftovers, Rules, dropping, parse, rules_left
+from nftproxy.node.leftovers import IPSETS, LeftoverRules, Leftovers, dropping, parse, rules_left
 from nftproxy.node.takeover import dropping_chains, leftovers, remove, take_over
 from tests.support.objects import service
 from tests.support.world import CLUSTER_IP, World, unique_name
@@ -622,7 +622,7 @@ class TestPlan:
         assert time.process_time() - start < 1, "linear: 20 ms"
 
     def test_the_input_of_restore(self) -> None:
-        rules = Rules(
+        rules = LeftoverRules(
             "iptables-nft",
             "nat",
             ('-A OUTPUT -m comment --comment "a -A b" -j KUBE-SERVICES',),
@@ -641,7 +641,7 @@ class TestPlan:
     def test_lines_for_people(self) -> None:
         found = Leftovers(
             rules=(
-                Rules(
+                LeftoverRules(
                     "iptables-nft",
                     "nat",
                     ("-A OUTPUT -j KUBE-SERVICES",),

@@ -18,7 +18,7 @@ from nftproxy.store import Store
 from nftproxy.sync.table import Table
 from nftproxy.table import netlink, schema
 from nftproxy.table.delta import Delta
-from nftproxy.table.netlink import Element, Elements, Message
+from nftproxy.table.netlink import ElementAttribute, Elements, Message
 from tests.kernel.test_packing import everything
 from tests.support.process import PATIENCE
 from tests.support.tables import deliver, new_namespace
@@ -72,7 +72,9 @@ def raw(table: Table) -> dict[str, dict[tuple[bytes, bytes], dict[int, bytes]]]:
         for message in table.kernel._channel.dump(Message.GET_ELEMENTS, wanted):
             for _, place in netlink.attributes(netlink.parts(message).get(Elements.LIST, b"")):
                 element = netlink.parts(netlink.parts(message)[Elements.LIST], place)
-                found[name][element[Element.KEY], element.get(Element.FLAGS, b"")] = element
+                found[name][
+                    element[ElementAttribute.KEY], element.get(ElementAttribute.FLAGS, b"")
+                ] = element
     return found
 
 

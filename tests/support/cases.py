@@ -51,7 +51,7 @@ def objects(manifests: Path) -> Store:
 
 def wanted(store: Store, family: Family) -> dict[ObjectName, Compiled | None]:
     """What the Services of a family want of the table."""
-    taken = store.take(family, everything=True)
+    taken = store.take_dirty(family, everything=True)
     context = Context(
         family, Locality(SETTINGS.node_name, taken.zone), SETTINGS.node_ips[family].text
     )

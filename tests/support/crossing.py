@@ -236,12 +236,16 @@ class Crossing:
     def _taken(self) -> int:
         """How many packets the router has taken for itself."""
         assert self._channel
-        wanted = named(netlink.Rule.TABLE, "zz-observer") + named(netlink.Rule.CHAIN, "input")
+        wanted = named(netlink.RuleAttribute.TABLE, "zz-observer") + named(
+            netlink.RuleAttribute.CHAIN, "input"
+        )
         *_, message = self._channel._exchange(Message.GET_RULE, netlink.DUMP, wanted, netlink.INET)[
             0
         ]
-        packed = netlink.parts(message[4:])[netlink.Rule.EXPRESSIONS]
-        counter = netlink.parts(netlink.parts(netlink.parts(packed)[1])[netlink.Expression.DATA])
+        packed = netlink.parts(message[4:])[netlink.RuleAttribute.EXPRESSIONS]
+        counter = netlink.parts(
+            netlink.parts(netlink.parts(packed)[1])[netlink.ExpressionAttribute.DATA]
+        )
         return int.from_bytes(bytes(counter[netlink.Counter.PACKETS]))
 
 

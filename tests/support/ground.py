@@ -24,7 +24,7 @@ from nftproxy.configuration.settings import (
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import build
 from nftproxy.lab.lab import Lab
-from nftproxy.lab.plan import CLUSTER_CIDRS, SERVICE_CIDRS, Node
+from nftproxy.lab.plan import CLUSTER_CIDRS, SERVICE_CIDRS, LabNode
 from nftproxy.store import Store
 from nftproxy.sync.table import Table
 from tests.support.oracle import Host, Link
@@ -75,11 +75,11 @@ class Ground:
         """The lab."""
         return self.world.lab
 
-    def table(self, node: Node) -> Table:
+    def table(self, node: LabNode) -> Table:
         """The table of a node."""
         return self.world.tables[node.name]
 
-    def restart(self, node: Node) -> None:
+    def restart(self, node: LabNode) -> None:
         """Start a node's proxy with an empty memory and an empty store; its table stays."""
         self.table(node).kernel.close()
         chosen = settings(
@@ -94,7 +94,7 @@ class Ground:
             kernel = Kernel()
         self.world.tables[node.name] = Table(chosen, Store(chosen.families), kernel)
 
-    def host(self, node: Node, zone: str) -> Host:
+    def host(self, node: LabNode, zone: str) -> Host:
         """A node as the oracle wants it."""
         links = []
         for family in Family:
@@ -157,7 +157,7 @@ class Ground:
             self.lab.ip("node1", f"addr add {OUTSIDE[family][-1]}/{family.bits} dev lo")
         build.batch("ip", self.lab.plan.underlay, outside)
 
-    def _detector(self, node: Node) -> LocalDetector | None:
+    def _detector(self, node: LabNode) -> LocalDetector | None:
         bridged = self._options.wiring == "bridge"
         match self._options.detector:
             case "cluster":

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from nftproxy.address import Family
 from nftproxy.lab.client import Answer, Outcome, Refused, Silent, Unreachable
-from nftproxy.lab.plan import Client, Node, Place, Plan, Pod
+from nftproxy.lab.plan import LabClient, LabNode, LabPlace, LabPlan, Pod
 from tests.support.oracle import Endpoint, Fate, Host, Oracle, Packet, PortName, Served, Which
 
 
@@ -82,7 +82,7 @@ class Journey:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: LabPlan,
         hosts: Mapping[str, Host],
         oracles: Mapping[tuple[str, Family], list[Oracle]],
     ) -> None:
@@ -90,9 +90,9 @@ class Journey:
         self._hosts = hosts
         self._oracles = oracles
 
-    def expected(self, place: Place, packet: Packet, family: Family) -> list[Expected]:
+    def expected(self, place: LabPlace, packet: Packet, family: Family) -> list[Expected]:
         """Return everything that may become of a connection, in all readings; `packet` without its interface."""
-        if isinstance(place, Client):
+        if isinstance(place, LabClient):
             direct = next(
                 (n for n in self._plan.nodes if n.addresses[family] == packet.destination), None
             )
@@ -104,7 +104,7 @@ class Journey:
             node, interface = next(n for n in self._plan.nodes if n is place), ""
         return list(dict.fromkeys(self._arrive(node, replace(packet, interface=interface), family)))
 
-    def _arrive(self, node: Node, packet: Packet, family: Family) -> Iterator[Expected]:
+    def _arrive(self, node: LabNode, packet: Packet, family: Family) -> Iterator[Expected]:
         """Yield what may become of a packet that comes to a node."""
         for verdict in {
             verdict
@@ -119,7 +119,7 @@ class Journey:
                 yield Denied(verdict)
 
     def _served(
-        self, node: Node, packet: Packet, family: Family, verdict: Served
+        self, node: LabNode, packet: Packet, family: Family, verdict: Served
     ) -> Iterator[Expected]:
         choice = (
             Choice(Memory(node.name, verdict.owner, packet.source), verdict.which)
@@ -141,7 +141,7 @@ class Journey:
                         else expected
                     )
 
-    def _go_on(self, node: Node, packet: Packet, family: Family) -> Iterator[Expected]:
+    def _go_on(self, node: LabNode, packet: Packet, family: Family) -> Iterator[Expected]:
         """Yield what may become of a packet that the proxy of a node has let go."""
         home = self._home(packet.destination, family)
         if self._has(node, packet.destination) or home is None or home is node:
@@ -149,7 +149,7 @@ class Journey:
         else:
             yield from self._arrive(home, replace(packet, interface="eth0"), family)
 
-    def _comes_back(self, node: Node, source: str, endpoint: str, family: Family) -> bool:
+    def _comes_back(self, node: LabNode, source: str, endpoint: str, family: Family) -> bool:
         """Whether an endpoint's answer to an address passes the node that translated the connection."""
         home = self._home(endpoint, family)
         if source == endpoint and not self._has(node, source):
@@ -161,13 +161,13 @@ class Journey:
                 return self._way(client) is node
         return self._home(source, family) is node
 
-    def _way(self, client: Client) -> Node:
+    def _way(self, client: LabClient) -> LabNode:
         return self._plan.nodes[client.number - 1]
 
-    def _has(self, node: Node, address: str) -> bool:
+    def _has(self, node: LabNode, address: str) -> bool:
         return ip_address(address) in self._hosts[node.name].own
 
-    def _home(self, address: str, family: Family) -> Node | None:
+    def _home(self, address: str, family: Family) -> LabNode | None:
         """Return the node that has an address, or the pod with that address; None for what is outside."""
         for node in self._plan.nodes:
             own = {

@@ -18,7 +18,7 @@ from loguru import logger
 
 from nftproxy.address import Family
 from nftproxy.model import Object, ObjectName
-from nftproxy.sources.apiserver import Connection, connect
+from nftproxy.sources.apiserver import ApiConnection, connect
 from nftproxy.sources.reflector import Environment, Reflector
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource
 from nftproxy.store import Store
@@ -98,7 +98,7 @@ class Mirror:
         server: FakeApiServer,
         resource: Resource,
         table: Table,
-        connection: Connection | None = None,
+        connection: ApiConnection | None = None,
     ) -> None:
         self.server = server
         self.store = table.store
@@ -154,7 +154,7 @@ def contents(store: Store) -> Mapping[ObjectName, Object]:
 
 @contextmanager
 def mirroring(
-    server: FakeApiServer, resource: Resource, connection: Connection | None = None
+    server: FakeApiServer, resource: Resource, connection: ApiConnection | None = None
 ) -> Iterator[Mirror]:
     """Mirror a resource; at the end, compare what it left in store and kernel with what somebody who starts then finds and makes.
 

@@ -4,10 +4,10 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from nftproxy.kernel.channel import Change, Channel
+from nftproxy.kernel.channel import Channel, Modification
 from nftproxy.lab.namespace import enter
 from nftproxy.table import netlink
-from nftproxy.table.netlink import FAMILIES, Message, Rule, Set, Table
+from nftproxy.table.netlink import FAMILIES, Message, RuleAttribute, Set, TableAttribute
 
 _DELETE_RULE = 8  # NFT_MSG_DELRULE, which the program has no use for
 CONSTANT, PAYLOAD = 4, 7  # what a set is declared by: `type`, and `typeof ip saddr`
@@ -43,8 +43,13 @@ def move_in(netns: str, table: str = "other", name: str = "s", data: bytes | Non
     with writing(netns) as channel:
         channel.transact(
             [
-                Change(Message.NEW_TABLE, netlink.named(Table.NAME, table), netlink.CREATE, family),
-                Change(Message.NEW_SET, b"".join(attributes), netlink.CREATE, family),
+                Modification(
+                    Message.NEW_TABLE,
+                    netlink.named(TableAttribute.NAME, table),
+                    netlink.CREATE,
+                    family,
+                ),
+                Modification(Message.NEW_SET, b"".join(attributes), netlink.CREATE, family),
             ]
         )
 
@@ -53,12 +58,20 @@ def move_out(netns: str, table: str = "other") -> None:
     """Delete it."""
     with writing(netns) as channel:
         channel.transact(
-            [Change(Message.DELETE_TABLE, netlink.named(Table.NAME, table), family=FAMILIES["ip"])]
+            [
+                Modification(
+                    Message.DELETE_TABLE,
+                    netlink.named(TableAttribute.NAME, table),
+                    family=FAMILIES["ip"],
+                )
+            ]
         )
 
 
 def flush_chain(netns: str, name: str) -> None:
     """Delete the rules of a chain of our table; nft on this machine may not survive the neighbour."""
-    chain = netlink.named(Rule.TABLE, "nftproxy") + netlink.named(Rule.CHAIN, name)
+    chain = netlink.named(RuleAttribute.TABLE, "nftproxy") + netlink.named(
+        RuleAttribute.CHAIN, name
+    )
     with writing(netns) as channel:
-        channel.transact([Change(_DELETE_RULE, chain)])  # type: ignore[arg-type]
+        channel.transact([Modification(_DELETE_RULE, chain)])  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import yaml
 
 from nftproxy.commands.doctor import asking_options, examine
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
-from nftproxy.doctor.model import Result, State
+from nftproxy.doctor.model import CheckState, Result
 from nftproxy.lab import namespace
 from tests.support import process
 from tests.support.process import Line, Run, network, nftproxy, service, write
@@ -20,7 +20,7 @@ from tests.support.process import Line, Run, network, nftproxy, service, write
 NODE, ROUTER, POD, FAR_POD = "192.168.50.11", "192.168.50.1", "10.244.1.2", "10.244.2.2"
 CLUSTER_CIDR, SERVICE_CIDR = "10.244.0.0/16", "10.96.0.0/16"
 API, DNS = "10.96.0.1", "10.96.0.10"
-RETURNS = {State.OK, State.UNCHECKED}
+RETURNS = {CheckState.OK, CheckState.UNCHECKED}
 
 
 def node(address: str = NODE, pods: str = "10.244.1.0/24") -> Line:

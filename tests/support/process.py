@@ -51,7 +51,7 @@ def nftproxy(
 def taken(where: str) -> snapshot.Snapshot | None:
     """What a namespace's table holds."""
     with reading(where) as reader:
-        return snapshot.take(reader)
+        return snapshot.take_snapshot(reader)
 
 
 @contextlib.contextmanager

@@ -215,3 +215,13 @@ def test_the_lab_knows_no_proxy() -> None:
         if not other.startswith(("!", "lab")) and other not in LAB_KNOWS
     }
     assert wrong == set()
+
+
+def test_no_class_name_stands_twice() -> None:
+    """Whoever reads a name knows whose it is, without a look at the imports."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}

@@ -9,76 +9,116 @@ from nftproxy.sources.retry import (
     LONGEST_PAUSE,
     LONGEST_PAUSE_DENIED,
     LONGEST_RETRY_AFTER,
-    Cause,
-    Outcome,
-    State,
-    Step,
+    FailureCause,
+    RetryOutcome,
+    RetryState,
+    RetryStep,
     after,
     watch_seconds,
 )
 
-LISTING = State()
-LISTING_PLAINLY = State(streaming=False)
-WATCHING = State(version="5")
+LISTING = RetryState()
+LISTING_PLAINLY = RetryState(streaming=False)
+WATCHING = RetryState(version="5")
 
 
-def refused(code: int, retry_after: float = 0) -> Outcome:
-    return Outcome(Cause.REFUSED, code=code, retry_after=retry_after)
+def refused(code: int, retry_after: float = 0) -> RetryOutcome:
+    return RetryOutcome(FailureCause.REFUSED, code=code, retry_after=retry_after)
 
 
 @pytest.mark.parametrize(
     ("state", "outcome", "expected"),
     [
         # In good order
-        (WATCHING, Outcome(Cause.ENDED, lasted=20), Step(State("5", quiet=True), 0)),
-        (WATCHING, Outcome(Cause.ENDED, lasted=300, events=31), Step(State("5", quiet=False), 0)),
-        (State("5", failures=7), Outcome(Cause.ENDED, lasted=20), Step(State("5"), 0)),
-        (WATCHING, Outcome(Cause.ENDED), Step(State("5", failures=1), 0.8)),
-        (State("5", failures=3), Outcome(Cause.ENDED), Step(State("5", failures=4), 2.7)),
+        (
+            WATCHING,
+            RetryOutcome(FailureCause.ENDED, lasted=20),
+            RetryStep(RetryState("5", quiet=True), 0),
+        ),
+        (
+            WATCHING,
+            RetryOutcome(FailureCause.ENDED, lasted=300, events=31),
+            RetryStep(RetryState("5", quiet=False), 0),
+        ),
+        (
+            RetryState("5", failures=7),
+            RetryOutcome(FailureCause.ENDED, lasted=20),
+            RetryStep(RetryState("5"), 0),
+        ),
+        (WATCHING, RetryOutcome(FailureCause.ENDED), RetryStep(RetryState("5", failures=1), 0.8)),
+        (
+            RetryState("5", failures=3),
+            RetryOutcome(FailureCause.ENDED),
+            RetryStep(RetryState("5", failures=4), 2.7),
+        ),
         # The connection: the place is kept
-        (WATCHING, Outcome(Cause.BROKEN), Step(State("5", failures=1), 0.8)),
-        (WATCHING, Outcome(Cause.SILENT, lasted=25), Step(State("5", failures=1), 0.8)),
+        (WATCHING, RetryOutcome(FailureCause.BROKEN), RetryStep(RetryState("5", failures=1), 0.8)),
         (
-            State("5", failures=9),
-            Outcome(Cause.BROKEN, lasted=60),
-            Step(State("5", failures=1), 0.8),
+            WATCHING,
+            RetryOutcome(FailureCause.SILENT, lasted=25),
+            RetryStep(RetryState("5", failures=1), 0.8),
         ),
         (
-            State("5", failures=99_999),
-            Outcome(Cause.BROKEN),
-            Step(State("5", failures=100_000), LONGEST_PAUSE),
+            RetryState("5", failures=9),
+            RetryOutcome(FailureCause.BROKEN, lasted=60),
+            RetryStep(RetryState("5", failures=1), 0.8),
         ),
-        (LISTING, Outcome(Cause.BROKEN), Step(State(failures=1), 0.8)),
+        (
+            RetryState("5", failures=99_999),
+            RetryOutcome(FailureCause.BROKEN),
+            RetryStep(RetryState("5", failures=100_000), LONGEST_PAUSE),
+        ),
+        (LISTING, RetryOutcome(FailureCause.BROKEN), RetryStep(RetryState(failures=1), 0.8)),
         # Refusals that leave the place valid
-        (WATCHING, refused(401), Step(State("5", failures=1), 0.8, renew=True)),
-        (WATCHING, refused(403), Step(State("5", failures=1), 0.8)),
-        (WATCHING, refused(429, 5), Step(State("5", failures=1), 6)),
-        (WATCHING, refused(503, 1e9), Step(State("5", failures=1), LONGEST_RETRY_AFTER * 1.2)),
-        (WATCHING, refused(500), Step(State("5", failures=1), 0.8)),
-        # The server cannot go on from there
-        (WATCHING, refused(410), Step(State(expiries=1), 0.8)),
-        (State("5", failures=99), refused(410), Step(State(expiries=1), 0.8)),
-        (State("5", expiries=2), refused(410), Step(State(expiries=3), 1.8)),
+        (WATCHING, refused(401), RetryStep(RetryState("5", failures=1), 0.8, renew=True)),
+        (WATCHING, refused(403), RetryStep(RetryState("5", failures=1), 0.8)),
+        (WATCHING, refused(429, 5), RetryStep(RetryState("5", failures=1), 6)),
         (
-            State("5", expiries=2),
-            Outcome(Cause.FAILED, code=410, lasted=10),
-            Step(State(expiries=1), 0.8),
+            WATCHING,
+            refused(503, 1e9),
+            RetryStep(RetryState("5", failures=1), LONGEST_RETRY_AFTER * 1.2),
         ),
-        (WATCHING, refused(400), Step(State(failures=1), 0.8)),
-        (WATCHING, Outcome(Cause.FAILED, code=410), Step(State(expiries=1), 0.8)),
-        (WATCHING, Outcome(Cause.FAILED, code=500), Step(State(failures=1), 0.8)),
+        (WATCHING, refused(500), RetryStep(RetryState("5", failures=1), 0.8)),
+        # The server cannot go on from there
+        (WATCHING, refused(410), RetryStep(RetryState(expiries=1), 0.8)),
+        (RetryState("5", failures=99), refused(410), RetryStep(RetryState(expiries=1), 0.8)),
+        (RetryState("5", expiries=2), refused(410), RetryStep(RetryState(expiries=3), 1.8)),
+        (
+            RetryState("5", expiries=2),
+            RetryOutcome(FailureCause.FAILED, code=410, lasted=10),
+            RetryStep(RetryState(expiries=1), 0.8),
+        ),
+        (WATCHING, refused(400), RetryStep(RetryState(failures=1), 0.8)),
+        (
+            WATCHING,
+            RetryOutcome(FailureCause.FAILED, code=410),
+            RetryStep(RetryState(expiries=1), 0.8),
+        ),
+        (
+            WATCHING,
+            RetryOutcome(FailureCause.FAILED, code=500),
+            RetryStep(RetryState(failures=1), 0.8),
+        ),
         # Streaming lists
-        (LISTING, refused(422), Step(LISTING_PLAINLY, 0)),
-        (LISTING, refused(400), Step(LISTING_PLAINLY, 0)),
-        (LISTING_PLAINLY, refused(400), Step(State(streaming=False, failures=1), 0.8)),
-        (LISTING, Outcome(Cause.ENDED), Step(State(streaming=False, failures=1), 0.8)),
-        (LISTING, Outcome(Cause.SILENT), Step(State(streaming=False, failures=1), 0.8)),
-        (LISTING, refused(503), Step(State(failures=1), 0.8)),
-        (WATCHING, Outcome(Cause.SILENT), Step(State("5", failures=1), 0.8)),
+        (LISTING, refused(422), RetryStep(LISTING_PLAINLY, 0)),
+        (LISTING, refused(400), RetryStep(LISTING_PLAINLY, 0)),
+        (LISTING_PLAINLY, refused(400), RetryStep(RetryState(streaming=False, failures=1), 0.8)),
+        (
+            LISTING,
+            RetryOutcome(FailureCause.ENDED),
+            RetryStep(RetryState(streaming=False, failures=1), 0.8),
+        ),
+        (
+            LISTING,
+            RetryOutcome(FailureCause.SILENT),
+            RetryStep(RetryState(streaming=False, failures=1), 0.8),
+        ),
+        (LISTING, refused(503), RetryStep(RetryState(failures=1), 0.8)),
+        (WATCHING, RetryOutcome(FailureCause.SILENT), RetryStep(RetryState("5", failures=1), 0.8)),
     ],
-    ids=lambda each: str(each) if not isinstance(each, Step) else "",
+    ids=lambda each: str(each) if not isinstance(each, RetryStep) else "",
 )
-def test_after(state: State, outcome: Outcome, expected: Step) -> None:
+def test_after(state: RetryState, outcome: RetryOutcome, expected: RetryStep) -> None:
     step = after(state, outcome, SERVICES, chance=1)
     assert (step.state, step.renew) == (expected.state, expected.renew)
     assert step.pause == pytest.approx(expected.pause)
@@ -86,7 +126,9 @@ def test_after(state: State, outcome: Outcome, expected: Step) -> None:
 
 def test_denied_for_good() -> None:
     pauses = {
-        (resource.name, code): after(State(failures=100), refused(code), resource, chance=1).pause
+        (resource.name, code): after(
+            RetryState(failures=100), refused(code), resource, chance=1
+        ).pause
         for resource in (SERVICES, SERVICE_CIDRS)
         for code in (403, 404, 500)
     }
@@ -101,8 +143,8 @@ def test_denied_for_good() -> None:
 
 
 OUTCOMES = st.builds(
-    Outcome,
-    st.sampled_from(Cause),
+    RetryOutcome,
+    st.sampled_from(FailureCause),
     code=st.sampled_from([0, 400, 401, 403, 404, 410, 422, 429, 500, 503]),
     retry_after=st.floats(0, 1e9),
     lasted=st.floats(0, 1000),
@@ -112,7 +154,7 @@ OUTCOMES = st.builds(
 
 @settings(deadline=None)
 @given(outcomes=st.lists(OUTCOMES, min_size=5), chances=st.floats(0, 1))
-def test_never_a_spin(outcomes: list[Outcome], chances: float) -> None:
+def test_never_a_spin(outcomes: list[RetryOutcome], chances: float) -> None:
     """Whatever happens: a pause is left out only after a watch that stood for a while, and once, when streaming lists are refused."""
     state, free = LISTING, 0
     for outcome in outcomes:
@@ -128,11 +170,16 @@ def test_never_a_spin(outcomes: list[Outcome], chances: float) -> None:
 @settings(deadline=None)
 @given(chance=st.floats(0, 1, exclude_max=True), failures=st.integers(0, 10**6))
 def test_pauses_are_spread(chance: float, failures: int) -> None:
-    most = after(State("5", failures=failures), Outcome(Cause.BROKEN), SERVICES, chance=1).pause
+    most = after(
+        RetryState("5", failures=failures), RetryOutcome(FailureCause.BROKEN), SERVICES, chance=1
+    ).pause
     assert (
         most / 2
         <= after(
-            State("5", failures=failures), Outcome(Cause.BROKEN), SERVICES, chance=chance
+            RetryState("5", failures=failures),
+            RetryOutcome(FailureCause.BROKEN),
+            SERVICES,
+            chance=chance,
         ).pause
         <= most
     )
@@ -145,8 +192,12 @@ def test_pauses_are_spread(chance: float, failures: int) -> None:
 )
 @pytest.mark.parametrize(
     ("state", "expected"),
-    [(State("5", quiet=True), 20), (State("5", quiet=False), 450), (State(None, quiet=True), 450)],
+    [
+        (RetryState("5", quiet=True), 20),
+        (RetryState("5", quiet=False), 450),
+        (RetryState(None, quiet=True), 450),
+    ],
     ids=["quiet", "busy", "with_a_list"],
 )
-def test_watch_seconds(state: State, resource: Resource, expected: int) -> None:
+def test_watch_seconds(state: RetryState, resource: Resource, expected: int) -> None:
     assert watch_seconds(state, resource, chance=0.5) == expected

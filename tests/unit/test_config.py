@@ -500,9 +500,14 @@ sections = st.builds(
     healthz_bind_address=st.just("[fd00::1]:1"),
     metrics_bind_address=st.just("10.0.0.1:1"),
     mode=words,
-    iptables=st.builds(config.Iptables, masquerade_bit=int32, localhost_node_ports=st.booleans()),
+    iptables=st.builds(
+        config.IptablesSection, masquerade_bit=int32, localhost_node_ports=st.booleans()
+    ),
     ipvs=st.builds(
-        config.Ipvs, scheduler=texts, exclude_cidrs=st.just(("10.0.0.0/8",)), tcp_timeout=durations
+        config.IpvsSection,
+        scheduler=texts,
+        exclude_cidrs=st.just(("10.0.0.0/8",)),
+        tcp_timeout=durations,
     ),
     nftables=st.builds(
         config.Nftables,
@@ -516,7 +521,7 @@ sections = st.builds(
     node_port_addresses=st.lists(texts, min_size=1, max_size=3).map(tuple),
     oom_score_adj=int32,
     conntrack=st.builds(
-        config.Conntrack,
+        config.ConntrackSection,
         max_per_core=int32,
         min=int32,
         tcp_established_timeout=durations,

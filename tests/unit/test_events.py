@@ -18,13 +18,13 @@ from nftproxy.monitoring.events import (
     METRICS_SERVER_FAILED,
     STARTING,
     ApiSink,
+    EventKind,
     Events,
     Journal,
-    Kind,
     Regarding,
     Write,
 )
-from nftproxy.sources.apiserver import Connection
+from nftproxy.sources.apiserver import ApiConnection
 from tests.support.running import eventually
 
 NOW = 1_800_000_000.25
@@ -58,7 +58,9 @@ EVENTS = "/apis/events.k8s.io/v1/namespaces/{}/events"
         ),
     ],
 )
-def test_what_is_written(kind: Kind, regarding: Regarding, expected: tuple[str, str, str]) -> None:
+def test_what_is_written(
+    kind: EventKind, regarding: Regarding, expected: tuple[str, str, str]
+) -> None:
     write = Journal("kube-proxy-host1").observe((kind, regarding), "something", NOW)
     assert write
     namespace = regarding.namespace or "default"
@@ -202,7 +204,7 @@ def sink(server: ApiServer) -> Iterator[ApiSink]:
     def configuration() -> Configuration:
         return Configuration(host=server.url, api_key={"authorization": "Bearer secret"})
 
-    connection = Connection(configuration)
+    connection = ApiConnection(configuration)
     yield ApiSink(connection, timeout=5)
     connection.close()
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from nftproxy.address import Address, Family, parse_address, parse_network
 from nftproxy.configuration.settings import ALL, NodePortNetworks
 from nftproxy.model import EndpointSlice, Node, ObjectName, Service
-from nftproxy.monitoring.health import Answer, ProxyHealth, eligible
-from nftproxy.monitoring.healthcheck import Check, Standing, answer, listen_on
+from nftproxy.monitoring.health import ProxyHealth, Response, eligible
+from nftproxy.monitoring.healthcheck import ServiceCheck, Standing, answer, listen_on
 from tests.support.objects import endpoint, endpoint_slice, service
 
 V4, V6 = Family.IPv4, Family.IPv6
@@ -44,7 +44,7 @@ def health(clock: Clock) -> ProxyHealth:
     return ProxyHealth(30, clock=clock, wall=clock.wall)
 
 
-def body(given_answer: Answer) -> dict[str, Any]:
+def body(given_answer: Response) -> dict[str, Any]:
     return dict(json.loads(given_answer.body))
 
 
@@ -220,22 +220,27 @@ def local_slice(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
 @pytest.mark.parametrize(
     ("spec", "slices", "expected"),
     [
-        pytest.param({}, [local_slice()], Check(31000, 0), id="no endpoint"),
-        pytest.param({}, [], Check(31000, 0), id="no slice"),
+        pytest.param({}, [local_slice()], ServiceCheck(31000, 0), id="no endpoint"),
+        pytest.param({}, [], ServiceCheck(31000, 0), id="no slice"),
         pytest.param(
             {},
             [local_slice(endpoint("10.244.1.2", "node1"))],
-            Check(31000, 1),
+            ServiceCheck(31000, 1),
             id="one local endpoint",
         ),
         pytest.param(
-            {}, [local_slice(endpoint("10.244.2.2", "node2"))], Check(31000, 0), id="one elsewhere"
+            {},
+            [local_slice(endpoint("10.244.2.2", "node2"))],
+            ServiceCheck(31000, 0),
+            id="one elsewhere",
         ),
-        pytest.param({}, [local_slice(endpoint("10.244.1.2"))], Check(31000, 0), id="one nowhere"),
+        pytest.param(
+            {}, [local_slice(endpoint("10.244.1.2"))], ServiceCheck(31000, 0), id="one nowhere"
+        ),
         pytest.param(
             {},
             [local_slice(endpoint("10.244.1.2", "node1", ready=False))],
-            Check(31000, 0),
+            ServiceCheck(31000, 0),
             id="not ready",
         ),
         pytest.param(
@@ -245,7 +250,7 @@ def local_slice(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
                     endpoint("10.244.1.2", "node1", ready=False, serving=True, terminating=True)
                 )
             ],
-            Check(31000, 0),
+            ServiceCheck(31000, 0),
             id="terminating does not count, though it may get traffic",
         ),
         pytest.param(
@@ -254,7 +259,7 @@ def local_slice(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
                 local_slice(endpoint("10.244.1.2", "node1"), name="a"),
                 local_slice(endpoint("10.244.1.2", "node1"), name="b"),
             ],
-            Check(31000, 1),
+            ServiceCheck(31000, 1),
             id="the same address in two slices",
         ),
         pytest.param(
@@ -266,7 +271,7 @@ def local_slice(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
                     ports=[{"name": "http", "port": 8080}, {"name": "https", "port": 8443}],
                 )
             ],
-            Check(31000, 2),
+            ServiceCheck(31000, 2),
             id="addresses count, not ports",
         ),
         pytest.param(
@@ -283,13 +288,13 @@ def local_slice(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
                     ports=[{"name": "https", "port": 8443}],
                 ),
             ],
-            Check(31000, 2),
+            ServiceCheck(31000, 2),
             id="over all ports",
         ),
         pytest.param(
             {},
             [local_slice(endpoint("fd00:244:1::2", "node1"), family="IPv6")],
-            Check(31000, 0),
+            ServiceCheck(31000, 0),
             id="only of this family",
         ),
         pytest.param({"externalTrafficPolicy": "Cluster"}, [], None, id="policy Cluster"),
@@ -303,12 +308,14 @@ def local_slice(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
         pytest.param(
             {"vips": (), "type": "LoadBalancer"},
             [],
-            Check(31000, 0),
+            ServiceCheck(31000, 0),
             id="the balancer has no address yet",
         ),
     ],
 )
-def test_check(spec: dict[str, Any], slices: list[EndpointSlice], expected: Check | None) -> None:
+def test_check(
+    spec: dict[str, Any], slices: list[EndpointSlice], expected: ServiceCheck | None
+) -> None:
     standing = Standing(V4, "node1")
     notes: list[str] = []
     standing.look({WEB: (local_balancer(**spec), tuple(slices))}, notes)
@@ -334,12 +341,12 @@ def test_changes_are_what_differs() -> None:
     other = ObjectName("default", "other")
 
     assert standing.look({WEB: (local_balancer(), ()), other: (service("other"), ())}, []) == {
-        WEB: Check(31000, 0)
+        WEB: ServiceCheck(31000, 0)
     }
     assert standing.look({WEB: (local_balancer(), ())}, []) == {}
-    assert standing.look({WEB: (local_balancer(), (here,))}, []) == {WEB: Check(31000, 1)}
+    assert standing.look({WEB: (local_balancer(), (here,))}, []) == {WEB: ServiceCheck(31000, 1)}
     assert standing.look({WEB: (local_balancer(healthCheckNodePort=31001), (here,))}, []) == {
-        WEB: Check(31001, 1)
+        WEB: ServiceCheck(31001, 1)
     }
     assert standing.look({other: (None, ())}, []) == {}, "a service that had none"
     assert standing.look({WEB: (local_balancer(externalTrafficPolicy="Cluster"), (here,))}, []) == {

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from nftproxy.address import Family
-from nftproxy.kernel.snapshot import Kind, Listed, Refused, ServicePort, Shown
+from nftproxy.kernel.snapshot import AddressKind, Listed, Shown, ShownRefusal, ShownServicePort
 from nftproxy.page import charts, rendering
 from nftproxy.page.drawing import WIDTH, Drawing, draw
 from nftproxy.page.rates import KEPT, Rate, Rates
@@ -15,20 +15,20 @@ from nftproxy.path.model import (
     Outcome,
     Path,
     Place,
+    PlaceKind,
     Reach,
     Step,
     Target,
 )
-from nftproxy.path.model import Kind as PlaceKind
 from nftproxy.table.schema import Policy
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 
-def port(name: str, connections: int, refused: int = 0) -> ServicePort:
+def port(name: str, connections: int, refused: int = 0) -> ShownServicePort:
     shown = Shown(
         Family.IPv4,
-        Kind.CLUSTER_IP,
+        AddressKind.CLUSTER_IP,
         "10.96.0.10",
         "tcp",
         80,
@@ -36,11 +36,11 @@ def port(name: str, connections: int, refused: int = 0) -> ServicePort:
         connections,
         (Listed("10.244.1.2", 8080, connections),),
         (),
-        Refused("reject", "no endpoint in the cluster", refused),
+        ShownRefusal("reject", "no endpoint in the cluster", refused),
         None,
         None,
     )
-    return ServicePort(name, (shown,))
+    return ShownServicePort(name, (shown,))
 
 
 def step(name: str, outcome: Outcome = Outcome.OK, endpoint: str = "") -> Step:

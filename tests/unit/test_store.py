@@ -31,12 +31,12 @@ def store() -> Store:
 
 
 def take(store: Store, family: Family = Family.IPv4, **options: Any) -> set[str]:
-    return {name.name for name in store.take(family, **options).services}
+    return {name.name for name in store.take_dirty(family, **options).services}
 
 
 def settle(store: Store) -> None:
     for family in Family:
-        store.take(family)
+        store.take_dirty(family)
 
 
 @pytest.mark.contract("1.2.4")
@@ -111,7 +111,7 @@ def test_a_service_of_another_proxy_is_a_deleted_one(store: Store, value: str) -
     store.put(mine)
     settle(store)
     assert store.put(foreign)
-    assert store.take(Family.IPv4).services == {WEB: (None, ())}
+    assert store.take_dirty(Family.IPv4).services == {WEB: (None, ())}
     assert not store.put(foreign)
     assert store.put(mine)
 
@@ -124,7 +124,7 @@ def test_headless_is_a_label_of_slices_alone(store: Store) -> None:
     )
     piece = endpoint_slice(endpoints=[endpoint("10.244.1.2")])
     store.put(piece)
-    (taken,) = store.take(Family.IPv4).services.values()
+    (taken,) = store.take_dirty(Family.IPv4).services.values()
     assert taken[0] is not None
     assert taken[1] == (piece,)
     assert store.put(
@@ -132,7 +132,7 @@ def test_headless_is_a_label_of_slices_alone(store: Store) -> None:
             endpoints=[endpoint("10.244.1.2")], labels={"service.kubernetes.io/headless": ""}
         )
     )
-    assert store.take(Family.IPv4).services[WEB][1] == ()
+    assert store.take_dirty(Family.IPv4).services[WEB][1] == ()
 
 
 @pytest.mark.contract("3.1.1")
@@ -147,14 +147,14 @@ def test_a_slice_without_a_service_is_ignored(store: Store, label: str | None) -
             piece, metadata=structs.replace(piece.metadata, labels=Labels(service_name=label))
         )
     )
-    assert store.take(Family.IPv4).services[WEB][1] == ()
+    assert store.take_dirty(Family.IPv4).services[WEB][1] == ()
 
 
 @pytest.mark.contract("3.1.1")
 def test_a_slice_belongs_to_a_service_of_its_namespace(store: Store) -> None:
     piece = endpoint_slice(endpoints=[endpoint("10.244.1.2")])
     store.put(structs.replace(piece, metadata=structs.replace(piece.metadata, namespace="other")))
-    assert set(store.take(Family.IPv4).services) == {ObjectName("other", "web")}
+    assert set(store.take_dirty(Family.IPv4).services) == {ObjectName("other", "web")}
 
 
 @pytest.mark.contract("3.2.5")
@@ -164,7 +164,7 @@ def test_a_slice_moves_with_its_label(store: Store) -> None:
     store.put(endpoint_slice("old", [endpoint("10.244.1.2")], name="s"))
     settle(store)
     store.put(endpoint_slice("new", [endpoint("10.244.1.2")], name="s"))
-    taken = store.take(Family.IPv4).services
+    taken = store.take_dirty(Family.IPv4).services
     assert {name.name: len(slices) for name, (_, slices) in taken.items()} == {"old": 0, "new": 1}
 
 
@@ -175,10 +175,10 @@ def test_only_the_zone_of_a_node_matters_and_its_deletion_does_not(store: Store)
     settle(store)
     assert not store.put(node(zone="a", addresses=["192.0.2.1"]))
     assert not store.remove(Node, ObjectName("default", "node1"))
-    assert store.take(Family.IPv4).zone == "a"
+    assert store.take_dirty(Family.IPv4).zone == "a"
     assert store.put(node())
     assert take(store) == {"web"}
-    assert store.take(Family.IPv4).zone == ""
+    assert store.take_dirty(Family.IPv4).zone == ""
 
 
 @pytest.mark.contract("1.4.1", "1.4.4")
@@ -192,23 +192,23 @@ def test_the_node_is_remembered(store: Store) -> None:
 def test_service_cidrs_are_the_union_of_all(store: Store) -> None:
     store.put(service_cidr("a", "10.96.0.0/16", "fd00::/112"))
     store.put(service_cidr("b", "10.96.0.0/16", "10.97.0.0/16"))
-    assert store.take(Family.IPv4).networks == [parse_network("10.96.0.0/15")]
-    assert store.take(Family.IPv6).networks == [Network(Family.IPv6, "fd00::", 112)]
-    assert store.take(Family.IPv4).networks is None, "unchanged"
+    assert store.take_dirty(Family.IPv4).networks == [parse_network("10.96.0.0/15")]
+    assert store.take_dirty(Family.IPv6).networks == [Network(Family.IPv6, "fd00::", 112)]
+    assert store.take_dirty(Family.IPv4).networks is None, "unchanged"
     store.remove(ServiceCIDR, ObjectName("default", "a"))
-    assert store.take(Family.IPv4).networks == [parse_network("10.96.0.0/15")]
+    assert store.take_dirty(Family.IPv4).networks == [parse_network("10.96.0.0/15")]
     store.remove(ServiceCIDR, ObjectName("default", "b"))
-    assert store.take(Family.IPv4).networks == []
+    assert store.take_dirty(Family.IPv4).networks == []
 
 
 def test_what_a_failed_sync_took_is_taken_again(store: Store) -> None:
     store.put(service())
     store.put(service_cidr("a", "10.96.0.0/16"))
-    taken = store.take(Family.IPv4)
+    taken = store.take_dirty(Family.IPv4)
     assert not store.pending(Family.IPv4)
     store.give_back(Family.IPv4, taken)
     assert store.pending(Family.IPv4)
-    again = store.take(Family.IPv4)
+    again = store.take_dirty(Family.IPv4)
     assert (again.services.keys(), again.networks) == (taken.services.keys(), taken.networks)
 
 

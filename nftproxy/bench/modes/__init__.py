@@ -1,6 +1,6 @@
 """The modes to compare: ways to lay out rules for Services, each rendered here.
 
-    mode = make("iptables", Place(namespace, workload.node_settings(), workload.service_cidr()))
+    mode = make("iptables", ModePlace(namespace, workload.node_settings(), workload.service_cidr()))
     if reason := mode.unavailable(): ...
     try:
         work = mode.start([Load(workload.service(n), (workload.slice(n),)) for n in range(workload.services)])
@@ -19,7 +19,7 @@
     kube-proxy-nftables    kube-proxy's nftables mode, through nft (contract 5)
     ipvs                   kube-proxy's ipvs mode, through ipvsadm, where the kernel has ip_vs
     userspace              the oldest: a process that accepts and forwards
-    real-nftables          the real kube-proxy in nftables mode; this and the next need a `Program` and its API server
+    real-nftables          the real kube-proxy in nftables mode; this and the next need a `KubeProxyProgram` and its API server
     real-iptables          ... in iptables mode, with the same `backend`
 
 All of them serve ClusterIPs, NodePorts, load-balancer VIPs, external policy Local, ClientIP
@@ -34,9 +34,9 @@ from typing import Final, Literal
 from nftproxy.bench.modes.iptables import IptablesLegacy, IptablesNft
 from nftproxy.bench.modes.ipvs import Ipvs
 from nftproxy.bench.modes.kube_nftables import KubeNftables
-from nftproxy.bench.modes.mode import Load, Mode, Place, Work
+from nftproxy.bench.modes.mode import Load, Mode, ModePlace, Work
 from nftproxy.bench.modes.none import Nothing
-from nftproxy.bench.modes.original import OriginalIptables, OriginalNftables, Program
+from nftproxy.bench.modes.original import KubeProxyProgram, OriginalIptables, OriginalNftables
 from nftproxy.bench.modes.ours import Ours, OursByNetlink
 from nftproxy.bench.modes.userspace import Userspace
 from nftproxy.errors import NftproxyError
@@ -53,14 +53,14 @@ _KINDS: Final[tuple[type[Mode], ...]] = (
 )
 MODES: Final[dict[str, type[Mode]]] = {kind.name: kind for kind in _KINDS}
 REAL: Final = (OriginalNftables.name, OriginalIptables.name)
-"""The modes of a `Program`."""
+"""The modes of a `KubeProxyProgram`."""
 
 
 def make(
     name: str,
-    place: Place,
+    place: ModePlace,
     iptables_backend: Literal["legacy", "nft"] = "legacy",
-    program: Program | None = None,
+    program: KubeProxyProgram | None = None,
 ) -> Mode:
     """Return a new mode; `iptables` names the one with the given backend."""
     chosen = f"iptables-{iptables_backend}" if name == "iptables" else name
@@ -79,4 +79,4 @@ def make(
     return MODES[chosen](place)
 
 
-__all__ = ["MODES", "REAL", "Load", "Mode", "Place", "Program", "Work", "make"]
+__all__ = ["MODES", "REAL", "KubeProxyProgram", "Load", "Mode", "ModePlace", "Work", "make"]

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
-from nftproxy.bench.modes.mode import Load, Mode, Place, Work
+from nftproxy.bench.modes.mode import Load, Mode, ModePlace, Work
 from nftproxy.bench.modes.programs import Programs
 from nftproxy.bench.modes.served import ServedPort, served
 from nftproxy.model import ObjectName
@@ -21,7 +21,7 @@ class Baseline(Mode, Generic[Rendered]):
 
     needs: ClassVar[dict[str, str]] = {}  # programs, and the Debian packages they come from
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ModePlace) -> None:
         super().__init__(place)
         self.prepare()
 

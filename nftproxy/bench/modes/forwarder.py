@@ -104,7 +104,7 @@ class UdpService(asyncio.DatagramProtocol):
 
     def __init__(self) -> None:
         self.balancer = Balancer()
-        self._flows: dict[Address, Flow] = {}
+        self._flows: dict[Address, UdpFlow] = {}
 
     async def open(self) -> int:
         """Listen on a port of the kernel's choice and return it."""
@@ -126,7 +126,7 @@ class UdpService(asyncio.DatagramProtocol):
             endpoint = self.balancer.pick(addr[0])
             if endpoint is None:
                 return
-            flow = self._flows[addr] = Flow(self, addr)
+            flow = self._flows[addr] = UdpFlow(self, addr)
             flow.task = asyncio.create_task(flow.open(endpoint))
         flow.forward(data)
 
@@ -135,7 +135,7 @@ class UdpService(asyncio.DatagramProtocol):
         self._flows.pop(client, None)
 
 
-class Flow(asyncio.DatagramProtocol):
+class UdpFlow(asyncio.DatagramProtocol):
     """One client's datagrams to one endpoint, and the answers."""
 
     def __init__(self, service: UdpService, client: Address) -> None:

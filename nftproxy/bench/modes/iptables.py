@@ -15,7 +15,7 @@ from typing import Final
 
 from nftproxy.bench.modes import iptables_rules
 from nftproxy.bench.modes.baseline import Baseline
-from nftproxy.bench.modes.iptables_rules import FILTER_CHAINS, NAT_CHAINS, OWN, Rules
+from nftproxy.bench.modes.iptables_rules import FILTER_CHAINS, NAT_CHAINS, OWN, IptablesRules
 from nftproxy.bench.modes.mode import Load, Work
 from nftproxy.bench.modes.served import ServedPort, pod_network
 from nftproxy.bench.modes.xtables import Jump, Xtables, chains, restore
@@ -57,7 +57,7 @@ JUMPS: Final = (
 )
 
 
-class Iptables(Baseline[Rules]):
+class Iptables(Baseline[IptablesRules]):
     """The mode with either backend; the program's name says which."""
 
     program: str
@@ -81,7 +81,8 @@ class Iptables(Baseline[Rules]):
             ),
             f"{probe} -m recent --name {probe} --rcheck --seconds 10 --reap -j RETURN",
             (
-                f"{probe} -m statistic --mode random --probability 0.5 -m mark --mark 1 -j MASQUERADE "
+                f"{probe} -m statistic --mode random --probability 0.5 -m mark --mark 1 -j "
+                "MASQUERADE "
                 "--random-fully"
             ),
         ]
@@ -99,7 +100,7 @@ class Iptables(Baseline[Rules]):
         )
         return super().start(load)
 
-    def render(self, ports: Sequence[ServedPort]) -> Rules:
+    def render(self, ports: Sequence[ServedPort]) -> IptablesRules:
         """Return the rules of a service."""
         return iptables_rules.render(ports, self.pods, comments=not self.large)
 
@@ -110,7 +111,7 @@ class Iptables(Baseline[Rules]):
         self.tables.ensure(JUMPS)
         self._write(self.rendered, self._stale())
 
-    def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, Rules]) -> None:  # noqa: ARG002
+    def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, IptablesRules]) -> None:  # noqa: ARG002
         """Rewrite the chains of some services, and all dispatching chains."""
         self._write(
             {name: self.rendered[name] for name in put}, [] if self.large else self._stale()
@@ -120,7 +121,7 @@ class Iptables(Baseline[Rules]):
         """Remove jumps and chains, as the original's --cleanup does."""
         self.tables.remove()
 
-    def _write(self, changed: Mapping[ObjectName, Rules], stale: Sequence[str]) -> None:
+    def _write(self, changed: Mapping[ObjectName, IptablesRules], stale: Sequence[str]) -> None:
         everything = self.rendered.values()
         own = [rules.chains for rules in changed.values()]
         filter_rules = (

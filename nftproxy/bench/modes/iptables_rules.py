@@ -29,7 +29,7 @@ NAT_CHAINS = ("KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", MARK)
 OWN = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-SEP-")
 
 
-class Rules(NamedTuple):
+class IptablesRules(NamedTuple):
     """A service.
 
     Rules of the filter table, dispatching rules of the nat table, and the rules of its own chains.
@@ -40,7 +40,7 @@ class Rules(NamedTuple):
     chains: dict[str, tuple[str, ...]]
 
 
-def render(ports: Sequence[ServedPort], pods: str, *, comments: bool) -> Rules:
+def render(ports: Sequence[ServedPort], pods: str, *, comments: bool) -> IptablesRules:
     """Return the rules of a service.
 
     `pods` is the network of local pods, `comments` is off in a large cluster.
@@ -49,11 +49,11 @@ def render(ports: Sequence[ServedPort], pods: str, *, comments: bool) -> Rules:
     dispatch: list[str] = []
     chains: dict[str, tuple[str, ...]] = {}
     for port in ports:
-        each = _Port(port, pods, comments=comments)
+        each = _IptablesPort(port, pods, comments=comments)
         refusals += each.refusals()
         dispatch += each.dispatch()
         chains |= each.chains()
-    return Rules(tuple(refusals), tuple(dispatch), chains)
+    return IptablesRules(tuple(refusals), tuple(dispatch), chains)
 
 
 def before_filter() -> Iterator[str]:
@@ -93,7 +93,7 @@ def after_nat() -> Iterator[str]:
     )
 
 
-class _Port:
+class _IptablesPort:
     """The names and rules of one service port."""
 
     def __init__(self, port: ServedPort, pods: str, *, comments: bool) -> None:

@@ -18,7 +18,7 @@ from nftproxy.bench.modes.ipvs_rules import (
     JUMPS,
     NAT_CHAINS,
     SETS,
-    Rules,
+    IpvsRules,
     Servers,
 )
 from nftproxy.bench.modes.served import ServedPort, node_addresses, pod_network
@@ -31,7 +31,7 @@ from nftproxy.model import ObjectName
 _SYSCTLS = ("conntrack", "expire_nodest_conn", "expire_quiescent_template")
 
 
-class Ipvs(Baseline[Rules]):
+class Ipvs(Baseline[IpvsRules]):
     """The mode."""
 
     name = "ipvs"
@@ -61,7 +61,7 @@ class Ipvs(Baseline[Rules]):
         self.programs.run("ip", "link", "delete", probe)
         return ""
 
-    def render(self, ports: Sequence[ServedPort]) -> Rules:
+    def render(self, ports: Sequence[ServedPort]) -> IpvsRules:
         """Render a service."""
         return ipvs_rules.render(ports, self.nodes)
 
@@ -86,7 +86,7 @@ class Ipvs(Baseline[Rules]):
         self._fill(set(wanted) - elements, elements - set(wanted), create=True)
         self._rewrite()
 
-    def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, Rules]) -> None:
+    def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, IpvsRules]) -> None:
         """Write the differences."""
         self._servers()
         changed = [self.rendered[name] for name in put]

@@ -42,7 +42,7 @@ Servers = dict[str, tuple[str, tuple[str, ...]]]
 """By virtual server: its scheduler and its real servers, in the words of `ipvsadm -S` and `-R`."""
 
 
-class Rules(NamedTuple):
+class IpvsRules(NamedTuple):
     """A service."""
 
     servers: Servers
@@ -50,7 +50,7 @@ class Rules(NamedTuple):
     addresses: frozenset[str]
 
 
-def render(ports: Sequence[ServedPort], node_addresses: Sequence[str]) -> Rules:
+def render(ports: Sequence[ServedPort], node_addresses: Sequence[str]) -> IpvsRules:
     """Render a service; `node_addresses` accept NodePorts."""
     servers: Servers = {}
     elements: set[tuple[str, str]] = set()
@@ -69,10 +69,10 @@ def render(ports: Sequence[ServedPort], node_addresses: Sequence[str]) -> Rules:
             )
         elements |= set(_elements(port))
         addresses |= {port.cluster_ip, *port.outside}
-    return Rules(servers, frozenset(elements), frozenset(addresses))
+    return IpvsRules(servers, frozenset(elements), frozenset(addresses))
 
 
-def merged(services: Iterable[Rules]) -> Servers:
+def merged(services: Iterable[IpvsRules]) -> Servers:
     """Return the virtual servers of several services."""
     return {server: found for rules in services for server, found in rules.servers.items()}
 

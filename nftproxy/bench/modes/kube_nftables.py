@@ -14,7 +14,7 @@ import msgspec
 
 from nftproxy.bench.modes import nft_rules
 from nftproxy.bench.modes.baseline import Baseline
-from nftproxy.bench.modes.nft_rules import CONTAINERS, TABLE, Element, Rules
+from nftproxy.bench.modes.nft_rules import CONTAINERS, TABLE, NftElement, NftRules
 from nftproxy.bench.modes.served import ServedPort, node_addresses, pod_network
 from nftproxy.bench.modes.uses import Uses
 from nftproxy.errors import NftproxyError
@@ -25,29 +25,30 @@ _PROBE: Final = (
     "add table ip nftproxy-probe",
     "add chain ip nftproxy-probe c { type nat hook prerouting priority -100 ; }",
     (
-        "add rule ip nftproxy-probe c meta l4proto tcp dnat ip addr . port to numgen random mod 1 map "
+        "add rule ip nftproxy-probe c meta l4proto tcp dnat ip addr . port to numgen random mod 1 "
+        "map "
         "{ 0 : 192.0.2.1 . 80 }"
     ),
     "delete table ip nftproxy-probe",
 )
 
 
-class _Named(msgspec.Struct, frozen=True):
+class _NamedChains(msgspec.Struct, frozen=True):
     name: str
 
 
 class _Listed(msgspec.Struct, frozen=True):
     """One object of a listed table; rules and other objects are ignored."""
 
-    chain: _Named | None = None
-    set: _Named | None = None
+    chain: _NamedChains | None = None
+    set: _NamedChains | None = None
 
 
 class _Table(msgspec.Struct, frozen=True):
     nftables: list[_Listed]
 
 
-class KubeNftables(Baseline[Rules]):
+class KubeNftables(Baseline[NftRules]):
     """The mode."""
 
     name = "kube-proxy-nftables"
@@ -73,7 +74,7 @@ class KubeNftables(Baseline[Rules]):
             return f"this machine cannot hold the rules ({error})"
         return ""
 
-    def render(self, ports: Sequence[ServedPort]) -> Rules:
+    def render(self, ports: Sequence[ServedPort]) -> NftRules:
         """Render a service."""
         return nft_rules.render(ports, self.pods)
 
@@ -92,7 +93,7 @@ class KubeNftables(Baseline[Rules]):
         program = nft_rules.program(self.pods, node_addresses(self.place.settings), cidrs)
         self._commit([*program, *self._commands(everything, unused), *self._tidied(chains, sets)])
 
-    def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, Rules]) -> None:
+    def partial(self, put: Sequence[ObjectName], gone: Mapping[ObjectName, NftRules]) -> None:
         """Rewrite chains of changed services, and different elements (contract 5.8)."""
         self._delete_stale()
         changed = [self.rendered[name] for name in put]
@@ -105,7 +106,7 @@ class KubeNftables(Baseline[Rules]):
         self.programs.run("nft", "delete", "table", *TABLE.split(), may_fail=True)
 
     def _commands(
-        self, services: Iterable[Rules], unused: Iterable[tuple[str, str]]
+        self, services: Iterable[NftRules], unused: Iterable[tuple[str, str]]
     ) -> Iterator[str]:
         """Yield the commands that write services, one after the other, then those that delete elements."""
         for rules in services:
@@ -124,7 +125,7 @@ class KubeNftables(Baseline[Rules]):
             for chain_rules in rules.chains.values():
                 yield from chain_rules
         for place in unused:
-            yield Element(*place).deleted
+            yield NftElement(*place).deleted
             del self.verdicts[place]
 
     def _tidied(self, chains: Iterable[str], sets: Iterable[str]) -> Iterator[str]:
@@ -165,7 +166,7 @@ class KubeNftables(Baseline[Rules]):
         self.programs.run("nft", "-f", "-", given="\n".join(commands) + "\n")
 
 
-def _places(services: Iterable[Rules]) -> list[tuple[str, str]]:
+def _places(services: Iterable[NftRules]) -> list[tuple[str, str]]:
     return [element.place for rules in services for element in rules.elements]
 
 

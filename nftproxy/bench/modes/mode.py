@@ -27,7 +27,7 @@ class Load(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ModePlace:
     """The place of a mode: a namespace with ip_forward on, and the settings of its proxy.
 
     IPv4 only.
@@ -71,7 +71,7 @@ class Mode(abc.ABC):
         False  # whether `processes` do everything, and the calling one only watches
     )
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ModePlace) -> None:
         self.place = place
 
     def unavailable(self) -> str:

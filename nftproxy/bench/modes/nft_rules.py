@@ -62,7 +62,7 @@ _FILLED = {  # contract 5.4: chains with their rules, and the jumps to them; a c
 _SET_MARK = "mark set mark or 0x00004000"
 
 
-class Element(NamedTuple):
+class NftElement(NamedTuple):
     """An element of a container; the verdict is empty in a set."""
 
     container: str
@@ -88,28 +88,28 @@ class Element(NamedTuple):
         return f"delete element {TABLE} {self.container} {{ {self.key} }}"
 
 
-class Rules(NamedTuple):
+class NftRules(NamedTuple):
     """A service.
 
     Elements, chains with their rules, and affinity sets with their timeouts in seconds.
     """
 
-    elements: tuple[Element, ...]
+    elements: tuple[NftElement, ...]
     chains: dict[str, tuple[str, ...]]
     sets: dict[str, int]
 
 
-def render(ports: Sequence[ServedPort], pods: str) -> Rules:
+def render(ports: Sequence[ServedPort], pods: str) -> NftRules:
     """Render a service; `pods` is the network of local pods."""
-    elements: list[Element] = []
+    elements: list[NftElement] = []
     chains: dict[str, tuple[str, ...]] = {}
     sets: dict[str, int] = {}
     for port in ports:
-        each = _Port(port, pods)
+        each = _NftPort(port, pods)
         elements += each.elements()
         chains |= each.chains()
         sets |= each.sets()
-    return Rules(tuple(elements), chains, sets)
+    return NftRules(tuple(elements), chains, sets)
 
 
 def program(
@@ -168,7 +168,7 @@ def _rules(pods: str, service_cidrs: Sequence[str]) -> Iterator[str]:
     yield f"services {nodeport} vmap @service-nodeports"
 
 
-class _Port:
+class _NftPort:
     """The names, elements and rules of one service port."""
 
     def __init__(self, port: ServedPort, pods: str) -> None:
@@ -180,18 +180,18 @@ class _Port:
             f"{prefix}-{base}" for prefix in ("service", "local", "external")
         )
 
-    def elements(self) -> Iterator[Element]:
+    def elements(self) -> Iterator[NftElement]:
         """Yield the elements of a service port (contract 5.3)."""
         port = self.port
         for endpoint in port.here:
-            yield Element(
+            yield NftElement(
                 "hairpin-connections",
                 f"{endpoint.address} . {endpoint.address} . {port.proto} . {endpoint.port}",
             )
-        yield Element("cluster-ips", port.cluster_ip)
+        yield NftElement("cluster-ips", port.cluster_ip)
         key = f"{port.cluster_ip} . {port.proto} . {port.port}"
         if port.internal:
-            yield Element(
+            yield NftElement(
                 "service-ips", key, f"goto {self.local if port.internal_local else self.service}"
             )
         else:
@@ -233,19 +233,21 @@ class _Port:
             else {}
         )
 
-    def _outside(self, container: str, refusing: str, key: str) -> Iterator[Element]:
+    def _outside(self, container: str, refusing: str, key: str) -> Iterator[NftElement]:
         if self.port.anywhere:
-            yield Element(container, key, f"goto {self.external}")
+            yield NftElement(container, key, f"goto {self.external}")
         if not self.port.external:
             yield self._refused(refusing, key)
 
-    def _refused(self, container: str, key: str) -> Element:
+    def _refused(self, container: str, key: str) -> NftElement:
         name = (
             f"{self.port.service}:{self.port.port_name}"
             if self.port.port_name
             else str(self.port.service)
         )
-        return Element(container, key, "drop" if self.port.anywhere else "goto reject-chain", name)
+        return NftElement(
+            container, key, "drop" if self.port.anywhere else "goto reject-chain", name
+        )
 
     def _outsiders(self) -> Iterator[str]:
         if not self.port.external_local:

@@ -28,7 +28,7 @@ import msgspec
 import urllib3
 
 from nftproxy.bench.api import SERVICES, SLICES, Access, Api, Collection, Document
-from nftproxy.bench.modes.mode import Load, Mode, Place, Work
+from nftproxy.bench.modes.mode import Load, Mode, ModePlace, Work
 from nftproxy.bench.modes.nft_rules import TABLE
 from nftproxy.bench.modes.programs import Programs
 from nftproxy.bench.modes.served import node_addresses, pod_network
@@ -45,7 +45,7 @@ _METRIC: Final = re.compile(
 )
 
 
-class Program(msgspec.Struct, frozen=True):
+class KubeProxyProgram(msgspec.Struct, frozen=True):
     """A kube-proxy: the program, its API server, and a folder for its files and output."""
 
     path: str
@@ -53,7 +53,7 @@ class Program(msgspec.Struct, frozen=True):
     folder: str
 
 
-class _Seen(msgspec.Struct, frozen=True):
+class _SeenOutput(msgspec.Struct, frozen=True):
     """The metrics.
 
     Seen changes, syncs and their total time, the last request for one, and the end of the last one.
@@ -73,7 +73,7 @@ class Original(Mode):
     mode: ClassVar[str]  # as kube-proxy calls it
     needs: ClassVar[dict[str, str]]  # programs it runs, and the Debian packages they come from
 
-    def __init__(self, place: Place, program: Program) -> None:
+    def __init__(self, place: ModePlace, program: KubeProxyProgram) -> None:
         super().__init__(place)
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
@@ -120,7 +120,7 @@ class Original(Mode):
                     env=self.environment(),
                     start_new_session=True,  # Ctrl-C is for the bench, which then stops it
                 )
-        seen = self._after(_Seen(), certain=True)
+        seen = self._after(_SeenOutput(), certain=True)
         return Work(programs=seen.seconds, asked=seen.ended - began)
 
     def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:
@@ -195,7 +195,7 @@ class Original(Mode):
             else None
         )
 
-    def _after(self, before: _Seen, *, certain: bool = False) -> _Seen:
+    def _after(self, before: _SeenOutput, *, certain: bool = False) -> _SeenOutput:
         """Return the metrics when it has seen a change and synced it.
 
         A sync may be unnecessary, unless one is certain.
@@ -217,7 +217,7 @@ class Original(Mode):
             f"{self._program.path} did not sync within {_PATIENCE:g} s", hint=self._last_words()
         )
 
-    def _look(self) -> _Seen:
+    def _look(self) -> _SeenOutput:
         """Return the current metrics, None without an answer."""
         text = ""
         with (
@@ -226,7 +226,7 @@ class Original(Mode):
         ):
             text = self._http.request("GET", _METRICS).data.decode()
         found = {name: float(value) for name, value in _METRIC.findall(text)}
-        return _Seen(
+        return _SeenOutput(
             changes=int(
                 found.get("service_changes_total", 0) + found.get("endpoint_changes_total", 0)
             ),
@@ -275,7 +275,7 @@ class OriginalIptables(Original):
     mode = "iptables"
     needs = {"iptables": "iptables", "nft": "nftables"}  # noqa: RUF012
 
-    def __init__(self, place: Place, program: Program, backend: str) -> None:
+    def __init__(self, place: ModePlace, program: KubeProxyProgram, backend: str) -> None:
         super().__init__(place, program)
         self._backend = backend
 

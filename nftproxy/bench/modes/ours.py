@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from nftproxy.bench.modes.mode import Load, Mode, Place, Work
+from nftproxy.bench.modes.mode import Load, Mode, ModePlace, Work
 from nftproxy.errors import NftproxyError
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
@@ -24,7 +24,7 @@ class Ours(Mode):
     name = "nftproxy"
     by_netlink: ClassVar[bool] = False
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ModePlace) -> None:
         super().__init__(place)
         self._table: Table | None = None
 

@@ -16,11 +16,11 @@ from loguru import logger
 
 from nftproxy.address import Family
 from nftproxy.model import ObjectName
-from nftproxy.monitoring.health import Answer
-from nftproxy.monitoring.healthcheck import Check, answer
+from nftproxy.monitoring.health import Response
+from nftproxy.monitoring.healthcheck import ServiceCheck, answer
 from nftproxy.monitoring.http.bind import listen_only
 from nftproxy.monitoring.http.liveness import NOT_FOUND
-from nftproxy.monitoring.http.server import Limits, Listener, Server
+from nftproxy.monitoring.http.server import HttpListener, Limits, Server
 
 Failed = Callable[[ObjectName, str], None]
 """Called with a Service whose port could not be opened, and the reason."""
@@ -29,8 +29,8 @@ Failed = Callable[[ObjectName, str], None]
 @dataclass(slots=True)
 class _Open:
     service: ObjectName
-    check: Check
-    listeners: list[Listener]
+    check: ServiceCheck
+    listeners: list[HttpListener]
 
 
 class HealthCheckPorts:
@@ -52,9 +52,9 @@ class HealthCheckPorts:
         self._lock = asyncio.Lock()
         self._open: dict[ObjectName, _Open] = {}
         self._by_port: dict[int, _Open] = {}
-        self._missing: dict[ObjectName, Check] = {}  # wanted, but taken
+        self._missing: dict[ObjectName, ServiceCheck] = {}  # wanted, but taken
 
-    async def update(self, changed: Mapping[ObjectName, Check | None]) -> None:
+    async def update(self, changed: Mapping[ObjectName, ServiceCheck | None]) -> None:
         """Open, close and count after a successful sync.
 
         None: the Service no longer has such a port.
@@ -78,7 +78,7 @@ class HealthCheckPorts:
         for each in list(self._open.values()):
             self._close(each)
 
-    async def _try_open(self, service: ObjectName, check: Check) -> None:
+    async def _try_open(self, service: ObjectName, check: ServiceCheck) -> None:
         """Open a port on all addresses or on none (contract 7.2.7)."""
         sockets = []
         try:
@@ -103,7 +103,7 @@ class HealthCheckPorts:
         del self._open[opened.service]
         del self._by_port[opened.check.port]
 
-    async def _respond(self, request: web.BaseRequest) -> Answer:
+    async def _respond(self, request: web.BaseRequest) -> Response:
         """Answer any path and any method with the state of the Service whose port was asked (contract 7.2.3)."""
         place = request.transport.get_extra_info("sockname") if request.transport else None
         opened = self._by_port.get(place[1]) if place else None

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from aiohttp import web
 
 from nftproxy.model import Node
-from nftproxy.monitoring.health import Answer, ProxyHealth
+from nftproxy.monitoring.health import ProxyHealth, Response
 from nftproxy.monitoring.http.server import Limits, Server
 from nftproxy.monitoring.metrics import Metrics
 
-NOT_FOUND = Answer(
+NOT_FOUND = Response(
     404,
     b"404 page not found\n",
     {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"},
@@ -24,7 +24,7 @@ def health_server(
 ) -> Server:
     """Return the server; `node` returns the last known Node object."""
 
-    async def respond(request: web.BaseRequest) -> Answer:
+    async def respond(request: web.BaseRequest) -> Response:
         match request.path:
             case "/healthz":
                 answer = health.healthz(node())

@@ -17,7 +17,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from nftproxy.monitoring.health import Answer
+from nftproxy.monitoring.health import Response
 from nftproxy.monitoring.http import profile
 from nftproxy.monitoring.http.liveness import NOT_FOUND
 from nftproxy.monitoring.http.server import Limits, Server
@@ -30,7 +30,7 @@ Warning: This endpoint is not meant to be machine parseable, has no formatting c
 
 """
 
-Page = Callable[[web.BaseRequest], Awaitable[Answer]]
+Page = Callable[[web.BaseRequest], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,12 @@ class Pages:
                 "/debug/flags/v": self._verbosity,
             }
 
-    async def respond(self, request: web.BaseRequest) -> Answer:
+    async def respond(self, request: web.BaseRequest) -> Response:
         """Answer one request."""
         page = self._pages.get(request.path)
         return await page(request) if page else NOT_FOUND
 
-    async def _scrape(self, request: web.BaseRequest, registry: CollectorRegistry) -> Answer:
+    async def _scrape(self, request: web.BaseRequest, registry: CollectorRegistry) -> Response:
         """Write out a registry in a thread; requests meanwhile get the same answer."""
         encode, content_type = choose_encoder(", ".join(request.headers.getall("Accept", [])))
         key = (registry, content_type)
@@ -101,25 +101,25 @@ class Pages:
             self._scrapes[key] = asyncio.create_task(asyncio.to_thread(encode, registry))
             self._scrapes[key].add_done_callback(lambda _: self._scrapes.pop(key))
         body = await asyncio.shield(self._scrapes[key])
-        return Answer(200, body, {"Content-Type": content_type})
+        return Response(200, body, {"Content-Type": content_type})
 
-    async def _ping(self, request: web.BaseRequest) -> Answer:
+    async def _ping(self, request: web.BaseRequest) -> Response:
         self._metrics.pinged()
         detailed = "verbose" in request.query and request.path == "/healthz"
         return _text("[+]ping ok\nhealthz check passed\n" if detailed else "ok")
 
-    async def _mode(self, _: web.BaseRequest) -> Answer:
+    async def _mode(self, _: web.BaseRequest) -> Response:
         return _text(self._about.mode)
 
-    async def _configuration(self, _: web.BaseRequest) -> Answer:
+    async def _configuration(self, _: web.BaseRequest) -> Response:
         body = msgspec.json.encode({"kubeproxy.config.k8s.io": self._about.configuration()})
-        return Answer(200, body, {"Content-Type": "application/json"})
+        return Response(200, body, {"Content-Type": "application/json"})
 
-    async def _flags(self, _: web.BaseRequest) -> Answer:
+    async def _flags(self, _: web.BaseRequest) -> Response:
         lines = [f"{name}={value}\n" for name, value in sorted(self._about.flags.items())]
         return _text(_WARNING.format(title="kube-proxy flagz") + "".join(lines))
 
-    async def _status(self, _: web.BaseRequest) -> Answer:
+    async def _status(self, _: web.BaseRequest) -> Response:
         up = int(time.time() - self._started)
         lines = {
             "Started": datetime.fromtimestamp(self._started, UTC).strftime(
@@ -133,16 +133,16 @@ class Pages:
         text = "".join(f"{name}: {value}\n" for name, value in lines.items())
         return _text(_WARNING.format(title="kube-proxy statusz") + text)
 
-    async def _profiles(self, _: web.BaseRequest) -> Answer:
+    async def _profiles(self, _: web.BaseRequest) -> Response:
         return _text(profile.INDEX)
 
-    async def _command_line(self, _: web.BaseRequest) -> Answer:
+    async def _command_line(self, _: web.BaseRequest) -> Response:
         return _text(Path("/proc/self/cmdline").read_text().rstrip("\0"))
 
-    async def _stacks(self, _: web.BaseRequest) -> Answer:
+    async def _stacks(self, _: web.BaseRequest) -> Response:
         return _text(profile.stacks())
 
-    async def _profile(self, request: web.BaseRequest) -> Answer:
+    async def _profile(self, request: web.BaseRequest) -> Response:
         try:
             seconds = float(request.query.get("seconds", "30"))
         except ValueError:
@@ -152,7 +152,7 @@ class Pages:
         async with self._profiling:
             return _text(await asyncio.to_thread(profile.sample, seconds))
 
-    async def _verbosity(self, request: web.BaseRequest) -> Answer:
+    async def _verbosity(self, request: web.BaseRequest) -> Response:
         if request.method != "PUT" or self._about.set_verbosity is None:
             return _text("PUT a number to change the verbosity of the log\n", 405)
         text = (await request.read()).decode(errors="replace").strip()
@@ -162,6 +162,6 @@ class Pages:
         return _text(f"successfully set klog.logging.verbosity to {text}\n")
 
 
-def _text(text: str, code: int = 200) -> Answer:
+def _text(text: str, code: int = 200) -> Response:
     headers = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
-    return Answer(code, text.encode(), headers)
+    return Response(code, text.encode(), headers)

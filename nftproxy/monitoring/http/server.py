@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from loguru import logger
 
-from nftproxy.monitoring.health import Answer
+from nftproxy.monitoring.health import Response
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Stream:
     headers: Mapping[str, str]
 
 
-Respond = Callable[[web.BaseRequest], Awaitable[Answer | Stream]]
+Respond = Callable[[web.BaseRequest], Awaitable[Response | Stream]]
 
 LINE = 8190  # bytes of a request line or of one header
 _SILENT = logging.getLogger(
@@ -74,9 +74,9 @@ class Server:
             max_field_size=LINE,
         )
 
-    async def listen(self, listening: socket.socket) -> "Listener":
+    async def listen(self, listening: socket.socket) -> "HttpListener":
         """Accept connections of a listening socket, until the listener is closed."""
-        listener = Listener(self, listening)
+        listener = HttpListener(self, listening)
         loop = asyncio.get_running_loop()
         await loop.create_server(lambda: _Connection(self, listener, self._http()), sock=listening)
         return listener
@@ -135,17 +135,17 @@ class Server:
         await response.write_eof()
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> Answer | Stream:
+    async def _answer(self, request: web.BaseRequest) -> Response | Stream:
         try:
             return await self._respond(request)
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001 - one bad answer must not end the server
             logger.exception("no answer to {} {}", request.method, request.path)
-            return Answer(500, b"internal error\n", {"Content-Type": "text/plain; charset=utf-8"})
+            return Response(500, b"internal error\n", {"Content-Type": "text/plain; charset=utf-8"})
 
 
-class Listener:
+class HttpListener:
     """One listening socket of a server."""
 
     def __init__(self, server: Server, listening: socket.socket) -> None:
@@ -171,7 +171,7 @@ class Listener:
 class _Connection(asyncio.Protocol):
     """The guard in front of aiohttp's protocol of one connection."""
 
-    def __init__(self, server: Server, listener: Listener, inner: asyncio.Protocol) -> None:
+    def __init__(self, server: Server, listener: HttpListener, inner: asyncio.Protocol) -> None:
         self.listener = listener
         self.busy = False
         self._server = server

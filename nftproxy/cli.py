@@ -45,6 +45,10 @@ _COMMANDS = {
         "nftproxy.commands.explain:explain",
         "Explain why a Service answers a client, or why not.",
     ),
+    "top": (
+        "nftproxy.commands.top:top",
+        "Show who is asked how often, and who refuses.",
+    ),
     "page": ("nftproxy.commands.page:page", "Show the Services of this node in a browser."),
     "doctor": (
         "nftproxy.commands.doctor:doctor",

@@ -30,6 +30,7 @@ from nftproxy.table.netlink import (
     TableAttribute,
     attributes,
     named,
+    nested,
     text,
 )
 from nftproxy.table.netlink import ElementAttribute as Part
@@ -132,6 +133,18 @@ class Reader:
             for message in self._channel.dump(Message.GET_RULE, wanted)
         ]
 
+    def rule_counters(self, chain: str) -> list[int]:
+        """Return the packets of each counter in the rules of one of our chains, in their order.
+
+        MissingError if the chain does not exist.
+        """
+        found = []
+        for packed in self.expressions(chain):
+            for _, place in attributes(packed):
+                if _is_counter(packed, place):
+                    found.append(_packets(netlink.parts(packed, place)))
+        return found
+
     def looks_up(self, name: str) -> bool:
         """Whether any rule of our table uses a set."""
         return any(
@@ -145,12 +158,30 @@ class Reader:
 
     def counted(self, name: str) -> Iterator[Counted]:
         """Yield the elements of a set or map with their packet counters (0 where it counts nothing)."""
-        held = shape(name)
-        if held is None:
+        if shape(name) is None:
             return
-        for raw in self._raw(name):
-            value = unpack_value(raw.data, held.value) if held.value and raw.data else raw.verdict
-            yield Counted(Element(name, held.key.unpack(raw.key), value), raw.packets)
+        for message, elements in self._lists(name):
+            for _, place in attributes(message, *elements):
+                yield _counted(name, message, place)
+
+    def element(self, name: str, key: Key) -> Counted | None:
+        """Return one element of a set or map, with its packet counter; None if it does not exist."""
+        held = shape(name)
+        assert held  # noqa: S101 - an interval set has no such elements
+        packed = nested(Part.KEY, netlink.attribute(Data.VALUE, held.key.pack(key)))
+        wanted = _ours(Elements.TABLE) + named(Elements.SET, name)
+        wanted += nested(Elements.LIST, nested(netlink.LIST_ITEM, packed))
+        try:
+            (message, *_) = self._channel.get(Message.GET_ELEMENTS, wanted)
+        except MissingError:
+            return None
+        items = netlink.parts(message[4:])[Elements.LIST]
+        return next(_counted(name, items, place) for _, place in attributes(items))
+
+    def messages(self, name: str) -> list[bytes]:
+        """Return the messages that list a set or map, for `growth`."""
+        wanted = _ours(Elements.TABLE) + named(Elements.SET, name)
+        return list(self._channel.dump(Message.GET_ELEMENTS, wanted))
 
     def packed(self, name: str) -> dict[bytes, bytes]:
         """Return the packed elements of one of our sets or maps, as `packing` packs them.
@@ -193,6 +224,22 @@ class Reader:
             for kind, place in attributes(message):
                 if kind == Elements.LIST:
                     yield message, place
+
+
+def counted_in(name: str, message: bytes) -> Iterator[Counted]:
+    """Yield the elements in one of the messages that list a set or map."""
+    for kind, elements in attributes(message):
+        if kind == Elements.LIST:
+            for _, place in attributes(message, *elements):
+                yield _counted(name, message, place)
+
+
+def _counted(name: str, message: bytes, place: Place) -> Counted:
+    held = shape(name)
+    assert held  # noqa: S101 - asked before
+    raw = _element(message, *place)
+    value = unpack_value(raw.data, held.value) if held.value and raw.data else raw.verdict
+    return Counted(Element(name, held.key.unpack(raw.key), value), raw.packets)
 
 
 def _ours(kind: int) -> bytes:
@@ -272,6 +319,10 @@ def _bytes(data: bytes, place: tuple[int, int]) -> bytes:
 
 def _verdict(parts: dict[int, bytes]) -> Verdict:
     return unpack_verdict(parts[Code.CODE], parts.get(Code.CHAIN, b""))
+
+
+def _is_counter(packed: bytes, place: Place) -> bool:
+    return netlink.parts(packed, place)[ExpressionAttribute.NAME] == b"counter\0"
 
 
 def _packets(expression: dict[int, bytes]) -> int:

@@ -19,12 +19,14 @@ Pure: a `Ledger` takes readings of the counters and adds them up. The figures an
   before, as Prometheus expects from a restarted process. Unused frontends are not shown.
 """
 
+from collections import Counter as Totals
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple
 
 from nftproxy.address import Family
 from nftproxy.kernel.reader import Counted
+from nftproxy.monitoring.refusals import Reason, reason_of
 from nftproxy.routes import Frontend, Key, Value, Verdict
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
@@ -78,6 +80,7 @@ class Ledger:
 
     def __init__(self, limit: int) -> None:
         self.left_out = 0  # figures that the limit kept out of the last reading
+        self.refused: Totals[tuple[Family, Reason]] = Totals()  # of all frontends
         self._limit = limit
         self._last: _Standings = {}
         self._exact: dict[tuple[Figure, Subject], int] = {}
@@ -103,6 +106,8 @@ class Ledger:
         for subject, steps in seen.frontends():
             for figure, amount in _amounts(steps):
                 self._add(figure, subject, amount)
+                if figure is Figure.REFUSED and amount > 0:
+                    self.refused[subject.family, seen.reason(subject)] += amount
         for subject, amount in seen.endpoints():
             self._add(Figure.ENDPOINT, subject, amount)
 
@@ -179,6 +184,13 @@ class _Seen:
                         subject,
                         {step: grown[key] for step, grown in maps.items() if key in grown},
                     )
+
+    def reason(self, subject: Subject) -> Reason:
+        """Return why packets to a frontend are refused."""
+        frontend = subject.place
+        assert isinstance(frontend, Frontend)  # noqa: S101 - endpoints refuse nobody in the table
+        name = schema.NO_ENDPOINTS.name(subject.family, node_port=frontend.is_node_port)
+        return reason_of(self.values.get(name, {}).get(frontend.key))
 
     def endpoints(self) -> Iterator[tuple[Subject, int]]:
         """Yield the growth of slots in use by endpoint, one that several frontends have more than once."""

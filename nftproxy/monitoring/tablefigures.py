@@ -19,6 +19,7 @@ from nftproxy.address import Family
 from nftproxy.errors import KernelError, MissingError
 from nftproxy.kernel.reader import Counted, Reader
 from nftproxy.monitoring.connections import STEPS, Figure, Ledger
+from nftproxy.monitoring.refusals import Reason, Refusals, rule_counters
 from nftproxy.table import schema
 from nftproxy.table.schema import PROTOCOLS, Per
 
@@ -48,16 +49,18 @@ class TableFigures(Collector):
         self, families: Iterable[Family], *, endpoints: bool = False, limit: int = LIMIT
     ) -> None:
         self._reader = Reader()
+        self._families = tuple(families)
         self._lock = threading.Lock()
         self._ledger = Ledger(limit)
         self._sizes: Counter[str] = Counter()
         self._failures = 0
         self._maps = [
             name
-            for family in families
+            for family in self._families
             for name in (*_step_maps(family), *(_slot_maps(family) if endpoints else ()))
         ]
         self._ledger.open(self._read())
+        self._refusals = Refusals(rule_counters(self._reader, self._families))
 
     def close(self) -> None:
         """Close the socket."""
@@ -65,7 +68,7 @@ class TableFigures(Collector):
 
     def describe(self) -> list[Metric]:
         """Name the metrics without reading anything."""
-        return [*self._figures(), *self._gauges()]
+        return [*self._figures(), self._refused(), *self._gauges()]
 
     def collect(self) -> Iterator[Metric]:
         """Read the table and yield the figures."""
@@ -73,12 +76,14 @@ class TableFigures(Collector):
             try:
                 if self._reader.table_exists():
                     self._ledger.enter(self._read())
+                    self._refusals.enter(rule_counters(self._reader, self._families))
                     self._sizes = self._count()
                 else:
                     self._ledger.lost()
             except KernelError:
                 self._failures += 1
             yield from self._figures()
+            yield self._refused()
             yield from self._gauges()
 
     def _read(self) -> Iterator[tuple[str, Iterator[Counted]]]:
@@ -119,6 +124,18 @@ class TableFigures(Collector):
         for (figure, subject), value in self._ledger.figures.items():
             families[figure].add_metric(subject.labels(), value)
         return list(families.values())
+
+    def _refused(self) -> Metric:
+        refused = CounterMetricFamily(
+            "nftproxy_refused",
+            "Packets of new connections that were rejected or dropped, by reason; each try is one.",
+            labels=("ip_family", "reason"),
+        )
+        totals = self._refusals.totals + self._ledger.refused
+        for family in self._families:
+            for reason in Reason:
+                refused.add_metric((str(family), str(reason)), totals[family, reason])
+        return refused
 
     def _gauges(self) -> list[Metric]:
         sizes = GaugeMetricFamily(

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
-from nftproxy.address import Family
+from nftproxy.address import Family, pack
 from nftproxy.errors import KernelError, MissingError
-from nftproxy.kernel.reader import Reader
+from nftproxy.kernel.reader import Reader, counted_in
 from nftproxy.node.leftovers import NFT_TABLES
 from nftproxy.path.entries import entries
 from nftproxy.path.held import HeldByKernel
@@ -151,16 +151,16 @@ class ThisNode:
         return self._reader.table_exists(OURS.name, OURS.family)
 
     def find(self, service: str) -> list[tuple[Family, Frontend]]:
-        """Return the frontends of a Service; reads all frontends, one at a time."""
-        return named(self._verdicts(), service)
+        """Return the frontends of a Service, by the name in their elements."""
+        return named(self._verdicts(service.encode()), service)
 
     def names(self) -> list[str]:
         """Return the names of all service ports in the table."""
-        return sorted({value.comment for _, _, value in self._verdicts() if value.comment})
+        return sorted({value.comment for _, _, value in self._verdicts(b"") if value.comment})
 
     def ports_at(self, address: str) -> list[str]:
         """Return the ports that an address has in the table."""
-        return ports(self._verdicts(), address)
+        return ports(self._verdicts(pack(address)), address)
 
     def nodeport_addresses(self, family: Family) -> list[str] | None:
         """Return the addresses that accept NodePorts; None if all but loopback do."""
@@ -169,13 +169,20 @@ class ThisNode:
             return None
         return sorted(str(key[0]) for key in self._reader.elements(name))
 
-    def _verdicts(self) -> Iterator[Listed]:
+    def _verdicts(self, part: bytes) -> Iterator[Listed]:
+        """Yield the frontends in messages of the kernel that contain some bytes.
+
+        The kernel lists some 250 elements in a message: no others are taken apart.
+        """
         for name in _TWINS:
             place = schema.parse(name)
             with suppress(MissingError, KernelError):
-                for element, _ in self._reader.counted(name):
-                    if place and isinstance(element.value, Verdict):
-                        yield place.family, Frontend.of_key(element.key), element.value
+                for message in self._reader.messages(name):
+                    if part not in message:
+                        continue
+                    for element, _ in counted_in(name, message):
+                        if place and isinstance(element.value, Verdict):
+                            yield place.family, Frontend.of_key(element.key), element.value
 
 
 def _listing(family: str, table: str, chain: str) -> Iterator[tuple[int, str]]:

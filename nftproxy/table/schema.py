@@ -309,6 +309,11 @@ def allowed(family: Family) -> str:
     return f"allowed{family.digit}"
 
 
+def refuse_unknown(family: Family) -> str:
+    """Return the name of the chain that refuses what no frontend has."""
+    return f"refuse-unknown{family.digit}"
+
+
 def program(digest: str) -> str:
     """Return the name of the empty chain that names the program in the table."""
     return f"{_PROGRAM}{digest}"

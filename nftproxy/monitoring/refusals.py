@@ -1,0 +1,77 @@
+"""Refused packets by reason, from the counters of the table.
+
+Elements of `no_endpoints` count for their frontend; three rules of each family count the rest: a
+source that is not allowed, a port that a ClusterIP lacks, an address that no Service has. Nothing
+is counted twice. A counter that is smaller than before has started again.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from enum import StrEnum
+
+from nftproxy.address import Family
+from nftproxy.errors import MissingError
+from nftproxy.kernel.reader import Reader
+from nftproxy.routes import Value, Verdict
+from nftproxy.table import schema
+
+
+class Reason(StrEnum):
+    """Why a packet is refused; the label of the metric."""
+
+    NO_ENDPOINTS = "no-endpoints"
+    POLICY_LOCAL = "policy-local"
+    SOURCE_RANGE = "source-range"
+    UNKNOWN_PORT = "unknown-port"
+    UNALLOCATED = "unallocated-address"
+
+
+Subject = tuple[Family, Reason]
+
+
+def reason_of(value: Value) -> Reason:
+    """Return why the packets of an element of `no_endpoints` are refused."""
+    drops = isinstance(value, Verdict) and value.verb == "drop"
+    return Reason.POLICY_LOCAL if drops else Reason.NO_ENDPOINTS
+
+
+def rule_counters(reader: Reader, families: Iterable[Family]) -> dict[Subject, int]:
+    """Read the counters of the rules that refuse; a chain that does not exist counts nothing."""
+    found: dict[Subject, int] = {}
+    for family in families:
+        for chain, reasons in (
+            (schema.allowed(family), (Reason.SOURCE_RANGE,)),
+            (schema.refuse_unknown(family), (Reason.UNKNOWN_PORT, Reason.UNALLOCATED)),
+        ):
+            with suppress(MissingError):
+                counters = reader.rule_counters(chain)
+                found |= {
+                    (family, reason): packets
+                    for reason, packets in zip(reasons, counters, strict=False)
+                }
+    return found
+
+
+class Refusals:
+    """Totals that only grow, from counters that may start again."""
+
+    def __init__(self, start: Mapping[Subject, int]) -> None:
+        self.totals: Counter[Subject] = Counter()
+        self._last = dict(start)
+
+    def enter(self, counters: Mapping[Subject, int]) -> Counter[Subject]:
+        """Add the growth of rule counters since the last reading, and return it."""
+        grown: Counter[Subject] = Counter()
+        for subject, packets in counters.items():
+            before = self._last.get(subject, 0)
+            if step := packets - before if packets >= before else packets:
+                grown[subject] = step
+        self._last = dict(counters)
+        self.totals += grown
+        return grown
+
+    def add(self, subject: Subject, packets: int) -> None:
+        """Add packets that elements counted."""
+        if packets:
+            self.totals[subject] += packets

@@ -132,8 +132,16 @@ def test_syncs_fail(here: Patient) -> None:
     here.write_config(nftables={"syncPeriod": "1s"})
     with owner(here), here.run() as run:
         run.until(lambda: run.logged("sync failed"))
-        run.until(lambda: here.look()["health"].state is BAD)
-        found = here.look()
+        found: dict[str, Result] = {}
+
+        def is_bad() -> bool:
+            found.update(here.look())
+            return found["health"].state is BAD
+
+        try:
+            run.until(is_bad)
+        except AssertionError as error:
+            raise AssertionError(found["health"]) from error
         assert found["syncs"].state is BAD
         assert found["syncs"].found == "no sync has succeeded yet"
         assert "no sync since" in found["health"].found

@@ -164,12 +164,14 @@ def down(name: str) -> None:
 
 def _status(attached: "Lab") -> dict[str, Any]:
     from nftproxy.lab import namespace
+    from nftproxy.lab.plan import LabClient, LabNode, Pod
 
+    kinds = {LabNode: "node", Pod: "pod", LabClient: "client"}
     present = set(namespace.names(attached.name))
     places = [
         {
             "name": place.name,
-            "kind": type(place).__name__.lower(),
+            "kind": kinds[type(place)],
             "node": getattr(place, "node", None),
             "namespace": place.namespace,
             "present": place.namespace in present,

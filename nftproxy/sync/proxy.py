@@ -114,6 +114,8 @@ class Proxy:
             async with asyncio.TaskGroup() as tasks:
                 for family, runner in self.runners.items():
                     self._observer.started(family)
+                    if runner.busy:  # requested before: the start does not make it any less due
+                        self._observer.queued(family)
                     tasks.create_task(runner.run_forever())
                 tasks.create_task(self._tidy_forever())
         finally:

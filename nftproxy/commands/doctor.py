@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from nftproxy.configuration.flags import CONTEXT_SETTINGS, node_options
+from nftproxy.configuration.flags import CONTEXT_SETTINGS, whose_options
 from nftproxy.doctor.model import CheckState, Result
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ For example:
   nftproxy doctor
   nftproxy doctor --probe
   nftproxy doctor --config /etc/nftproxy/config.conf --output json
-  kubectl -n kube-system exec ds/nftproxy -- nftproxy doctor
 """
 
 
@@ -67,7 +66,7 @@ def asking_options(command: Command) -> Command:
         help="Also connect to kubernetes.default and the cluster's DNS, through the ClusterIP and "
         "at each endpoint.",
     )
-    return manifests(probe(root(node_options(command))))
+    return manifests(probe(root(whose_options(command))))
 
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
@@ -85,7 +84,9 @@ def doctor(output: str, **options: Any) -> int:
     Each check is ok, a warning, bad or not checked, with what it means for Services and what to
     type. Nothing is changed. What cannot be looked at is named with the reason: most of it needs
     the capability NET_ADMIN, and the checks of the node's place in the cluster need its
-    configuration, which the running process serves, --config or flags name.
+    configuration, which the running process serves or --config names.
+
+    In a cluster: kubectl -n kube-system exec POD -- nftproxy doctor, in the pod of that node.
 
     Exit code: 0 nothing is bad, 1 something is bad, 2 after an error.
     """
@@ -100,10 +101,7 @@ def doctor(output: str, **options: Any) -> int:
 
 
 def examine(options: dict[str, Any]) -> list[Result]:
-    """Gather all facts and judge them.
-
-    `options` are the parameters of a command with `asking_options`.
-    """
+    """Gather all facts and judge them; `options` are those of `asking_options`."""
     from nftproxy.doctor.checks import CHECKS
     from nftproxy.doctor.gathering import gather
     from nftproxy.doctor.judgement import judge
@@ -133,10 +131,7 @@ def examined(results: Iterable[Result]) -> str:
 
 
 def lines(results: Iterable[Result], width: int) -> Iterable[str]:
-    """Yield what people read.
-
-    Groups, a line for each check, and what to do below those that are not ok.
-    """
+    """Yield what people read: a line for each check, what to do below those that are not ok."""
     group = ""
     results = list(results)
     names = max(len(result.check) for result in results)
@@ -152,7 +147,7 @@ def lines(results: Iterable[Result], width: int) -> Iterable[str]:
         yield from _advice("means", result.means, width)
         for number, cure in enumerate(result.cures):
             label = "" if number else "try"
-            yield f"{'':{_INDENT}}{label:<7}{click.style(cure, bold=True)}"
+            yield f"{'':{_INDENT}}{label:<7}{click.style(_printable(cure), bold=True)}"
     counts = Counter(result.state for result in results)
     yield ""
     yield ", ".join(f"{counts[state]} {state.value}" for state in CheckState if counts[state])
@@ -164,9 +159,14 @@ def _advice(label: str, text: str, width: int) -> Iterable[str]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False) or [
-        ""
-    ]
+    return textwrap.wrap(
+        _printable(text), max(width, 20), break_long_words=False, break_on_hyphens=False
+    ) or [""]
+
+
+def _printable(text: str) -> str:
+    """Return a text without control characters: names of other programs' chains may hold any."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _columns() -> int:

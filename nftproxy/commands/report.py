@@ -17,7 +17,7 @@ _EXAMPLES = """\b
 For example:
   nftproxy report
   nftproxy report --log /var/log/nftproxy.log --output /tmp/report.tar.gz
-  kubectl -n kube-system exec ds/nftproxy -- nftproxy report --output - > report.tar.gz
+  nftproxy report --output - > report.tar.gz
 """
 
 
@@ -38,14 +38,14 @@ For example:
     "nftproxy-report-NODE-TIME.tar.gz]",
 )
 def report(log: tuple[Path, ...], output: Path | None, **options: Any) -> None:
-    """Write one archive for whoever helps.
-
-    What doctor says, the table, metrics, configuration, versions.
+    """Write one archive for whoever helps: doctor, table, metrics, configuration, versions.
 
     Secrets stay here: credentials and environments are not read, the configuration is written field
     by field, and tokens, keys, certificates and passwords are removed from logs and all other
     texts. Names and addresses of Services, endpoints and of this node are in it, and names of other
     programs' tables and chains, without their rules. Read it before you pass it on: it is text.
+
+    In a cluster: kubectl -n kube-system exec POD -- nftproxy report --output - > report.tar.gz
 
     Each file in it is 4 MB at most.
     """
@@ -96,5 +96,6 @@ def _write(path: Path, data: bytes) -> None:
         ) from None
     except OSError as error:
         raise NftproxyError(
-            f"{path} cannot be written: {error.strerror}", hint="name another file with --output"
+            f"{path} cannot be written: {error.strerror}",
+            hint="name another file with --output, or - for standard output",
         ) from error

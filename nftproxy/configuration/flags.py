@@ -252,6 +252,7 @@ NODE_FLAGS: Final = tuple(
 # fmt: on
 """The flags of `run`, `render` and `diff` that describe the node."""
 
+_WHOSE: Final = {"config", "hostname-override"}
 _SERVING: Final = {  # as above
     "healthz-bind-address": "", "metrics-bind-address": "", "healthz-port": "", "metrics-port": "", "bind-address-hard-fail": "",
     "profiling": "", "oom-score-adj": "", "logging-format": "log-format", "v": "verbosity",
@@ -294,6 +295,11 @@ def kube_proxy_options(command: Command) -> Command:
 def node_options(command: Command) -> Command:
     """Add the flags that describe the node to a click command, as `kube_proxy_options` does."""
     return _apply(NODE_FLAGS, command)
+
+
+def whose_options(command: Command) -> Command:
+    """Add the flags that name the configuration and the node to a click command: for looking at one that runs."""
+    return _apply((flag for flag in NODE_FLAGS if flag.name in _WHOSE), command)
 
 
 def run_options(command: Command) -> Command:

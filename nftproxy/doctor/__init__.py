@@ -1,4 +1,1 @@
-"""What is wrong with this node.
-
-Facts are gathered at thin edges, checks judge them, and nothing is ever changed.
-"""
+"""What is wrong with this node: facts are gathered, checks judge them, and nothing is changed."""

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def collect(
         ("livez.json", "what /livez serves", lambda: _served(configured.health, "/livez")),
     ]
     sources += [
-        (f"log-{number}.txt", f"the end of {path}", lambda path=path: _tail(path))  # type: ignore[misc]
+        (f"log-{number}.txt", f"the end of {path}", partial(_tail, path))
         for number, path in enumerate(logs or _known_logs(asked.host_root), 1)
     ]
     if not any(name.startswith("log-") for name, _, _ in sources):

@@ -1,6 +1,4 @@
-"""Which chains of other tables stop what Services need.
-
-Packets are run through them, as the kernel would.
+"""Which chains of other tables stop what Services need: packets are run through them.
 
 The packets are first ones of connections to endpoints of this node's table: from a pod here, from
 this node, and, where there are frontends for it, from outside. Each has its destination translated
@@ -8,15 +6,16 @@ already, as behind our own chain; chains before that are left to `explain`. Wher
 endpoint to try, the policy alone speaks.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nftproxy.address import pack
+from nftproxy.doctor.endpoints import Place
 from nftproxy.doctor.facts import Barrier
-from nftproxy.kernel.snapshot import AddressKind, Snapshot
 from nftproxy.node.leftovers import Saved
 from nftproxy.path import evaluate
-from nftproxy.path.packet import PROTOCOLS, CtStatus, Ends, Packet, Tracked
+from nftproxy.path.packet import PROTOCOL_NAMES, PROTOCOLS, CtStatus, Ends, Packet, Tracked
 from nftproxy.path.routing import Routing
 from nftproxy.path.ruleset import OURS, NftBaseChain, Ruleset
 from nftproxy.table.expressions import VerdictCode
@@ -38,62 +37,59 @@ class Trial:
     packet: Packet
     hooks: tuple[str, ...]
     what: str
+    pods: str  # the interface of pods of this node; empty when none is known
 
 
-def trials(seen: Snapshot, around: Routing) -> list[Trial]:
+def trials(endpoints: Iterable[Place], around: Routing) -> list[Trial]:
     """Return packets that have to pass; few, and different ones first."""
     found: dict[tuple[object, ...], Trial] = {}
-    endpoints = []
-    for port in seen.services:
-        for shown in port.frontends:
-            outside = shown.kind is not AddressKind.CLUSTER_IP
-            for listed in (*shown.cluster[:2], *shown.local[:1]):
-                place = pack(listed.address), listed.port, PROTOCOLS[shown.protocol]
-                endpoints.append((place, outside))
-    local: dict[int, tuple[bytes, str]] = {}
-    for (address, _, _), _ in endpoints:
+    places = [(pack(one.address), one) for one in endpoints]
+    pods: dict[int, tuple[bytes, str]] = {}
+    for address, _ in places:
         way = around.to(address)
         if not (way.local or way.error or way.gateway):
-            local.setdefault(len(address), (address, way.device))
-    for place, outside in endpoints:
-        for trial in _to(place, around, local.get(len(place[0])), outside=outside):
-            kind = (
-                trial.packet.iif,
-                trial.packet.oif,
-                trial.hooks,
-                place[2],
-                len(place[0]),
-                trial.what,
-            )
+            pods.setdefault(len(address), (address, way.device))
+    for address, place in places:
+        for trial in _to(address, place, around, pods.get(len(address))):
+            packet = trial.packet
+            kind = packet.iif, packet.oif, trial.hooks, packet.protocol, len(address), trial.what
             found.setdefault(kind, trial)
-    return list(found.values())[:_MOST]
+    seen: Counter[tuple[str, int]] = Counter()
+    ranked = []
+    for trial in found.values():
+        group = trial.what, len(trial.packet.ends.source)
+        ranked.append((seen[group], trial))
+        seen[group] += 1
+    return [trial for _, trial in sorted(ranked, key=lambda one: one[0])][:_MOST]
 
 
 def _to(
-    place: tuple[bytes, int, int], around: Routing, pod: tuple[bytes, str] | None, *, outside: bool
+    address: bytes, place: Place, around: Routing, pod: tuple[bytes, str] | None
 ) -> Iterator[Trial]:
-    address, port, protocol = place
+    port, protocol = place.port, PROTOCOLS[place.protocol]
     way = around.to(address)
     if way.error:
         return
     name = "this node" if way.local else "pods"
     forward = ("prerouting", "input") if way.local else ("prerouting", "forward", "postrouting")
     senders = []
+    pods = pod[1] if pod else ""
     if pod and pod[0] != address:
         senders.append((pod[0], pod[1], f"from pods to {name}"))
-    if outside:
+    if place.outside:
         uplink = around.to(_STRANGER[len(address)]).device
         if uplink:
             senders.append((_STRANGER[len(address)], uplink, f"from outside to {name}"))
     for source, device, what in senders:
         packet = _first(Ends(source, address, 40000, port), protocol)
-        yield Trial(packet.at(device, "" if way.local else way.device), forward, what)
+        yield Trial(packet.at(device, "" if way.local else way.device), forward, what, pods)
     if not way.local:
         own = around.address_of(way.device, len(address))
         if own:
             packet = _first(Ends(own, address, 40000, port), protocol)
             leaving = packet.at("", way.device)
-            yield Trial(leaving, ("output", "postrouting"), f"from this node to {name}")
+            what = f"from this node to {name}"
+            yield Trial(leaving, ("output", "postrouting"), what, pods)
 
 
 def _first(ends: Ends, protocol: int) -> Packet:
@@ -142,8 +138,8 @@ def _at(
             else "policy drop"
         )
         sure = len(outcomes) == 1
-        device = packet.iif or packet.oif
-        yield Barrier(table, chain, base.hook, owner, one.what, why, sure, device)
+        port = f"{packet.ends.destination_port}/{PROTOCOL_NAMES[packet.protocol]}"
+        yield Barrier(table, chain, base.hook, owner, one.what, why, sure, one.pods, port)
     if not tried and base.drops:
         yield Barrier(table, chain, base.hook, owner, "packets", "policy drop", sure=False)
 
@@ -169,7 +165,7 @@ def owner_of(chains: Iterable[str], table: str = "") -> str:
 
 
 def legacy(program: str, saved: Saved) -> Iterator[Barrier]:
-    """Yield the chains of iptables-legacy whose policy drops, unless their first words accept what Services translate."""
+    """Yield the chains of iptables-legacy that drop by policy and do not accept what we translate."""
     for chain, policy in saved.policies.items():
         if policy != "DROP" or any(rule == f"-A {chain} {_ACCEPTED}" for rule in saved.rules):
             continue

@@ -1,7 +1,4 @@
-"""All checks, in the order in which they are shown.
-
-Declarative: group, name, and the function that judges.
-"""
+"""All checks, in the order in which they are shown: group, name, and the function that judges."""
 
 from nftproxy.doctor import clusterchecks, kernelchecks, limitchecks, neighbourchecks, tablechecks
 from nftproxy.doctor.judgement import Check
@@ -37,6 +34,7 @@ CHECKS = (
     Check("cluster", "node address", clusterchecks.address),
     Check("cluster", "pod network", clusterchecks.pod_network),
     Check("cluster", "service network", clusterchecks.service_network),
+    Check("cluster", "endpoints", clusterchecks.endpoints),
     Check("cluster", "NodePorts", clusterchecks.node_ports),
     Check("cluster", "API server", clusterchecks.api),
     Check("probe", "Services", clusterchecks.probe),

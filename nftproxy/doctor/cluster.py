@@ -1,7 +1,4 @@
-"""What the cluster's objects say of this node.
-
-From manifests, or from the API server with the proxy's own permissions.
-"""
+"""What the cluster's objects say of this node: from manifests, or from the API server."""
 
 import time
 from collections.abc import Sequence

@@ -12,6 +12,9 @@ from nftproxy.model import Node
 
 _USUAL = (30000, 32767)
 _SLOW = 1.0  # seconds
+_CHOICE = (
+    "Set it to the network of all pods, or let each node take its own: detectLocalMode NodeCIDR"
+)
 
 
 def address(facts: Facts) -> Finding:
@@ -47,9 +50,9 @@ def pod_network(facts: Facts) -> Finding:
     if not wide:
         return warning(
             "clusterCIDR is not set",
-            "no packet counts as sent by a pod: pods' own addresses may be hidden from ClusterIPs' "
-            "endpoints, and policy Local has no exception for pods",
-            *_set_cidr(facts, _own(facts)),
+            "no packet counts as sent by a pod: what comes to ClusterIPs from outside of the pods' "
+            f"network keeps its address, and policy Local makes no exception for pods. {_CHOICE}",
+            *_take_own(facts),
         )
     node = known(facts.node)
     own = list(networks(node.spec.pod_cidrs or ()))
@@ -58,30 +61,29 @@ def pod_network(facts: Facts) -> Finding:
         return bad(
             f"pods of this node have {_list(outside)}, which is outside of clusterCIDR "
             f"{_list(wide)}",
-            "their connections are masqueraded, and answers of policy Local do not reach them",
-            *_set_cidr(facts, [str(one) for one in own]),
+            "their connections to ClusterIPs are masqueraded, so endpoints see the node's address, "
+            f"and policy Local makes no exception for them. {_CHOICE}",
+            *_take_own(facts),
         )
     if not own:
         return Finding(CheckState.UNCHECKED, f"Node {facts.node_name} has no podCIDRs")
     return ok(f"{_list(own)} is within clusterCIDR {_list(wide)}")
 
 
-def _own(facts: Facts) -> list[str]:
-    return list(facts.node.spec.pod_cidrs or ()) if isinstance(facts.node, Node) else []
-
-
-def _set_cidr(facts: Facts, own: Iterable[str]) -> list[str]:
-    value = ",".join(own) or "CLUSTER-CIDR"
+def _take_own(facts: Facts) -> list[str]:
+    """Return the command that makes each node take its pods' networks from its Node."""
+    if not (isinstance(facts.node, Node) and facts.node.spec.pod_cidrs):
+        return []
     if facts.config_file:
-        edit = f's|^clusterCIDR:.*|clusterCIDR: "{value}"|'
-        return [f"sed -i '{edit}' {shlex.quote(facts.config_file)}"]
+        lines = "-e '/^clusterCIDR:/d' -e '/^detectLocalMode:/d' -e '$a detectLocalMode: NodeCIDR'"
+        return [f"sed -i {lines} {shlex.quote(facts.config_file)}"]
     if facts.started_by is Starter.HAND:
-        return [f"{facts.restart} --cluster-cidr {value}"]
+        return [f"{facts.restart} --detect-local-mode NodeCIDR"]
     return ["kubectl -n kube-system edit configmap nftproxy"]
 
 
 def service_network(facts: Facts) -> Finding:
-    """Judge whether ClusterIPs are free of other uses, and have a way out of this node's processes."""
+    """Judge whether ClusterIPs are free of other uses, and have a route."""
     cidrs = known(facts.service_cidrs)
     routes = known(facts.routes)
     taken = [
@@ -106,8 +108,12 @@ def service_network(facts: Facts) -> Finding:
             "; ".join(f"{route.network} goes to {route.device}" for route in attached)
             + f", inside of the Services' network {_list(cidrs)}",
             "hosts there cannot be reached where a Service has the same address; others are, "
-            "unless a Service gets it. One of the two networks has to change",
-            "ip route show",
+            "unless a Service gets it. Delete the route if nobody needs it; else one of the two "
+            "networks has to change",
+            *(
+                f"ip route del {route.network} dev {shlex.quote(route.device)}"
+                for route in attached
+            ),
         )
     for cidr in cidrs:
         if not any(
@@ -121,6 +127,20 @@ def service_network(facts: Facts) -> Finding:
                 f"ip route add {cidr} dev {shlex.quote(device)}",
             )
     return ok(f"{_list(cidrs)} is routed nowhere else")
+
+
+def endpoints(facts: Facts) -> Finding:
+    """Judge whether this node has a way to the endpoints."""
+    if known(facts.snapshot) is None:
+        return Finding(CheckState.UNCHECKED, "there is no table")
+    found = sorted(known(facts.unreached), key=lambda one: not one.sure)
+    if not found:
+        return ok("there is a route to each endpoint looked at")
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    text = ", ".join(f"{one.address}: {one.why}" for one in found[:3]) + more
+    meaning = "connections that get such an endpoint fail: routes to pods are the network plugin's"
+    cure = f"ip route get {found[0].address}"
+    return (bad if found[0].sure else warning)(text, meaning, cure)
 
 
 def node_ports(facts: Facts) -> Finding:
@@ -182,10 +202,7 @@ def api(facts: Facts) -> Finding:
 
 
 def probe(facts: Facts) -> Finding:
-    """Judge connections that were made.
-
-    What fails through a Service alone, and what at its endpoint.
-    """
+    """Judge the connections: what fails through a Service alone, and what at its endpoint."""
     probed = known(facts.probed)
     if not probed:
         return Finding(

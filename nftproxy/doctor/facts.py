@@ -1,7 +1,4 @@
-"""What is known of a node, as values.
-
-Pure: `gathering` fills them in; whatever it could not learn is `Unknown` with the reason.
-"""
+"""What is known of a node, as values; whatever `gathering` could not learn is `Unknown`. Pure."""
 
 import enum
 from collections.abc import Mapping
@@ -24,10 +21,7 @@ class Failure(NamedTuple):
 
 
 class Interface(NamedTuple):
-    """An interface.
-
-    What kind it is, the bridge that it is a port of, its addresses with their lengths.
-    """
+    """An interface: its kind, the bridge that it is a port of, its addresses with their lengths."""
 
     name: str
     kind: str
@@ -91,14 +85,20 @@ class Barrier(NamedTuple):
     what: str  # which packets
     why: str  # the policy, or a rule by its handle
     sure: bool
-    device: str = ""
+    pods: str = ""  # the interface of pods of this node
+    port: str = ""  # of the endpoint, with its protocol, such as 6443/tcp
+
+
+class Unreached(NamedTuple):
+    """An endpoint that this node has no way to; not `sure`: only the next hop is silent."""
+
+    address: str
+    why: str
+    sure: bool
 
 
 class Flush(NamedTuple):
-    """A file that a service gives to nft, and that removes all tables, ours too.
-
-    `service` is empty if none enabled reads it.
-    """
+    """A file for nft that removes all tables, ours too, and the enabled service that reads it, if any."""
 
     file: str
     service: str
@@ -175,6 +175,7 @@ class Facts:
     tracking: CountedFact | Unknown
     leftovers: Leftovers | Unknown
     barriers: tuple[Barrier, ...] | Unknown
+    unreached: tuple[Unreached, ...] | Unknown
     deadly: tuple[str, ...] | Unknown
     lister: Failure | Unknown | None  # the nft program on this machine
     flushes: tuple[Flush, ...] | Unknown
@@ -201,7 +202,7 @@ class Facts:
         """The command that starts nftproxy again here."""
         return {
             Starter.SYSTEMD: "systemctl restart nftproxy",
-            Starter.CLUSTER: "kubectl -n kube-system rollout restart daemonset/nftproxy",
+            Starter.CLUSTER: f"kubectl -n kube-system delete pod {self._pods}",
             Starter.HAND: "nftproxy run --manifests FOLDER",
         }[self.started_by]
 
@@ -210,13 +211,18 @@ class Facts:
         """The command that shows its log; empty where only who started it knows."""
         return {
             Starter.SYSTEMD: "journalctl -u nftproxy -n 200",
-            Starter.CLUSTER: "kubectl -n kube-system logs daemonset/nftproxy --tail 200",
+            Starter.CLUSTER: "kubectl -n kube-system logs --tail 200 "
+            f"$(kubectl -n kube-system get pod {self._pods} -o name)",
             Starter.HAND: "",
         }[self.started_by]
 
     @property
+    def _pods(self) -> str:
+        return f"-l k8s-app=nftproxy --field-selector spec.nodeName={self.node_name}"
+
+    @property
     def uses_ipv6(self) -> bool:
-        """Whether Services of this node have IPv6 addresses, as far as table, configuration and objects say."""
+        """Whether Services have IPv6 addresses, as far as table, configuration and objects say."""
         six = Family.IPv6
         if isinstance(self.snapshot, Snapshot) and any(
             shown.family is six and shown.address

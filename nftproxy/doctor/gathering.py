@@ -1,7 +1,4 @@
-"""All facts about this node, gathered one after the other.
-
-What fails is `Unknown` and stops nothing.
-"""
+"""All facts about this node, one after the other; what fails is `Unknown` and stops nothing."""
 
 import platform
 import time
@@ -9,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,6 +23,7 @@ from nftproxy.configuration.settings import (
 from nftproxy.configuration.validation import require_valid
 from nftproxy.doctor import cluster, machine, probing, process, rules
 from nftproxy.doctor.cluster import Objects
+from nftproxy.doctor.endpoints import places, sample
 from nftproxy.doctor.facts import Facts, Starter
 from nftproxy.doctor.hostfiles import HostFiles
 from nftproxy.doctor.model import Unknown
@@ -36,17 +34,16 @@ from nftproxy.node import host, takeover
 from nftproxy.sources.delivery import facts as node_facts
 from nftproxy.table.program import Program
 
+T = TypeVar("T")
 CONFIG = "etc/nftproxy/config.conf"
-_NAME = "hostname_override"  # the parameter of --node-name, which describes no other setting
+_ENDPOINTS = 300
+_NAME = "hostname_override"  # the parameter of --node-name
 _LISTED_OR_NOT: tuple[NodePortNetworks, ...] = (ALL, ())
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the command line says.
-
-    Flags as `effective.node` takes them, manifests, the root of the host's files.
-    """
+    """What the command line says; flags are as `effective.node` takes them."""
 
     flags: Mapping[str, Any]
     manifests: Sequence[Path] = ()
@@ -68,6 +65,8 @@ def gather(asked: Asked) -> Facts:
     """Return all facts; NftproxyError for flags or files that cannot be used."""
     configured = configuration(asked)
     usable = build({}) if isinstance(configured.config, Unknown) else configured.config
+    override = asked.flags.get(_NAME) or usable.hostname_override
+    usable = msgspec.structs.replace(usable, hostname_override=override)
     hostname = host.hostname()
     name = node_name(usable, hostname)
     objects = (
@@ -77,13 +76,15 @@ def gather(asked: Asked) -> Facts:
     )
     settings = _settings(usable, objects.node, hostname)
     interfaces = rules.attempt(machine.interfaces)
-    sysctls = machine.sysctls(() if isinstance(interfaces, Unknown) else interfaces)
+    sysctls = machine.sysctls(_of(interfaces))
     seen = rules.attempt(rules.snapshot)
     table = None if isinstance(seen, Unknown) else seen
     deadly = rules.attempt(rules.deadly)
     library = rules.library()
     blocked = Unknown("libnftables must not be called while the tables named above exist")
     files = HostFiles(asked.host_root)
+    routes = rules.attempt(machine.routes)
+    looked_at = sample(places(table), _of(routes), _of(interfaces), _ENDPOINTS) if table else []
     return Facts(
         release=platform.release(),
         netfilter=rules.netfilter(),
@@ -99,12 +100,13 @@ def gather(asked: Asked) -> Facts:
         ),
         sysctls=sysctls,
         interfaces=interfaces,
-        routes=rules.attempt(machine.routes),
+        routes=routes,
         filtered=machine.filtered(),
         fill=machine.fill(sysctls),
         tracking=machine.tracking(),
         leftovers=rules.attempt(takeover.leftovers),
-        barriers=rules.attempt(lambda: rules.found_barriers(table)),
+        barriers=rules.attempt(lambda: rules.found_barriers(looked_at)),
+        unreached=rules.attempt(lambda: rules.unreached(looked_at)),
         deadly=deadly,
         lister=(
             seen
@@ -142,20 +144,21 @@ def gather(asked: Asked) -> Facts:
     )
 
 
+def _of(found: tuple[T, ...] | Unknown) -> tuple[T, ...]:
+    """Return what was found; nothing where that is not known."""
+    return () if isinstance(found, Unknown) else found
+
+
 def configuration(asked: Asked) -> Configured:
-    """Return the configuration by flags, of the process that runs, or of the usual file, in this order."""
-    given = {name for name, value in asked.flags.items() if value not in (None, ())}
-    if given - {_NAME}:
+    """Return the configuration: of --config, of the process that runs, or of the usual file."""
+    if file := str(asked.flags.get("config") or ""):
         config, _ = effective.node(asked.flags)
         require_valid(config)
-        file = str(asked.flags.get("config") or "")
         return Configured(config, file, config.healthz_bind_address, config.metrics_bind_address)
     defaults = build({})
     usual = asked.host_root / CONFIG
     served = process.served_configuration(defaults.metrics_bind_address)
     if not isinstance(served, Unknown):
-        if given:
-            served = msgspec.structs.replace(served, hostname_override=asked.flags[_NAME])
         return Configured(
             served,
             str(usual) if usual.is_file() else "",
@@ -191,10 +194,7 @@ def _settings(config: KubeProxyConfiguration, node: Node | Unknown, hostname: st
 def _digests(
     config: KubeProxyConfiguration | Unknown, node: Node | Unknown, settings: NodeSettings
 ) -> frozenset[str] | Unknown:
-    """Return the digests that the table may name.
-
-    Which family is the primary one, not everybody knows.
-    """
+    """Return the digests that the table may name; without the Node there are several."""
     if isinstance(config, Unknown):
         return config
     if config.detect_local_mode == "NodeCIDR" and settings.detector is None:

@@ -1,7 +1,6 @@
-"""Files of the host that remove our table, or set up another firewall, when a service is started again.
+"""Files of the host that remove our table, or set up another firewall, at the start of a service.
 
-`root` is where the host's files are: `/` on the host itself, elsewhere in a container that mounts
-them.
+`root` is where the host's files are: `/` on the host itself, elsewhere in a container.
 """
 
 import re
@@ -50,10 +49,7 @@ class HostFiles:
         return any((self._root / at / "nftproxy.service").exists() for at in _UNITS)
 
     def flushes(self) -> tuple[Flush, ...] | Unknown:
-        """Return the files that remove all tables.
-
-        Of enabled services, and /etc/nftables.conf whoever reads it.
-        """
+        """Return the files that remove all tables: of enabled services, and /etc/nftables.conf."""
         if self.hidden:
             return self.hidden
         found: dict[str, str] = {}

@@ -163,7 +163,8 @@ def bridge(facts: Facts) -> Finding:
     ]
     if off:
         cures = (f"sysctl -w {name}=1" for name in off)
-        return bad(f"{' and '.join(off)}: 0, with {_few(bridges)}", meaning, *cures)
+        found = f"{' and '.join(off)} is 0, and pods may be on {_few(bridges)}"
+        return bad(found, meaning, *cures)
     return ok(f"packets on {_few(bridges)} pass netfilter")
 
 

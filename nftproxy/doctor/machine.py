@@ -1,7 +1,4 @@
-"""What the kernel says of itself, of interfaces, routes and conntrack.
-
-Reads /proc and asks by netlink.
-"""
+"""What the kernel says of itself, of interfaces, routes and conntrack, in /proc and by netlink."""
 
 import errno
 import socket
@@ -19,6 +16,7 @@ from nftproxy.errors import AddressError
 _NET = Path("/proc/thread-self/net")
 _KINDS = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 _MAIN = 254
+_FAILED = 0x20  # NUD_FAILED
 _BETWEEN_LOOKS = 1.0  # seconds
 _SYSCTLS = (
     "net/ipv4/ip_forward",
@@ -34,10 +32,7 @@ _SYSCTLS = (
 
 
 def sysctls(interfaces: Iterable[Interface]) -> dict[str, str]:
-    """Return the settings that checks look at, by their path below /proc/sys.
-
-    Missing ones are left out.
-    """
+    """Return the settings that checks look at, by path below /proc/sys, as far as they exist."""
     names = [interface.name for interface in interfaces]
     paths = [
         *_SYSCTLS,
@@ -111,6 +106,20 @@ def _route(message: Any, names: dict[int, str]) -> RouteFact | None:
     )
 
 
+def silent() -> frozenset[tuple[str, str]]:
+    """Return the neighbours that do not answer: address and interface."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+        return frozenset(
+            (message.get_attr("NDA_DST"), names.get(message["ifindex"], ""))
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for message in netlink.get_neighbours(family=family)
+            if message["state"] & _FAILED
+        )
+
+
 def filtered() -> int | Unknown:
     """Return how many packets rp_filter has dropped in this network namespace."""
     try:
@@ -136,7 +145,7 @@ def fill(settings: dict[str, str]) -> ConntrackFill | Unknown:
 
 
 def tracking() -> CountedFact | Unknown:
-    """Return conntrack's counters twice, a second apart: an old loss differs from one that goes on."""
+    """Return conntrack's counters twice, as an old loss differs from one that goes on."""
     try:
         before = _tracking()
         time.sleep(_BETWEEN_LOOKS)

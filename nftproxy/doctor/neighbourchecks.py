@@ -56,19 +56,22 @@ def docker(facts: Facts) -> Finding:
 
 def ufw(facts: Facts) -> Finding:
     """Judge whether ufw stops packets to pods, now or from its next start on."""
-    cures = ["ufw default allow routed"]
-    meaning = "ufw drops what this node forwards, such as connections to pods"
+    routed = "ufw default allow routed"
+    meaning = (
+        "ufw drops connections to pods, which this node forwards, and to endpoints on this node"
+    )
     found = (
         [one for one in facts.barriers if one.owner == "ufw"]
         if isinstance(facts.barriers, tuple)
         else []
     )
     if found:
+        cures = [routed if one.hook == "forward" else _allow(one) for one in found]
         return _barriers(found, "", cures, meaning)
     settings = known(facts.ufw)
     if settings.enabled and settings.forward != "ACCEPT":
         return warning(
-            f"ufw is enabled, and DEFAULT_FORWARD_POLICY is {settings.forward}", meaning, *cures
+            f"ufw is enabled, and DEFAULT_FORWARD_POLICY is {settings.forward}", meaning, routed
         )
     return ok("enabled, and forwards" if settings.enabled else "not enabled")
 
@@ -81,11 +84,7 @@ def firewalld(facts: Facts) -> Finding:
         else []
     )
     if found:
-        devices = dict.fromkeys(one.device for one in found if one.device)
-        cures = [
-            f"firewall-cmd --permanent --zone=trusted --add-interface={shlex.quote(device)}"
-            for device in devices
-        ]
+        cures = dict.fromkeys(_trust(one) for one in found)
         return _barriers(found, "", [*cures, "firewall-cmd --reload"])
     settings = known(facts.firewalld)
     if settings.enabled and settings.flushes:
@@ -126,10 +125,12 @@ def library_neighbours(facts: Facts) -> Finding:
     if not deadly:
         return ok("libnftables can read the tables of all programs")
     return bad(
-        f"a newer nft wrote {', '.join(deadly)}; libnftables on this machine crashes on it",
+        f"a newer nft wrote {', '.join(deadly)}, which libnftables on this machine does not "
+        "survive",
         "endpoints are still applied, but new kinds of rules wait, and a first start fails; nft on "
-        "this machine crashes as well. libnftables 1.1.4 and later survive it, such as that in "
-        "the image of nftproxy; or let the program that made the table remove it",
+        "this machine crashes as well. libnftables 1.1.4 or later survives it, such as that in the "
+        "image "
+        "of nftproxy; or let the program that made the table remove it",
         "apt-get install --only-upgrade libnftables1",
     )
 
@@ -174,6 +175,21 @@ def _opening(one: Barrier) -> str:
         return f"{program} -I {one.chain} -m conntrack --ctstate DNAT -j ACCEPT"
     family, _, name = one.table.partition(" ")
     return f"nft insert rule {family} {shlex.quote(name)} {shlex.quote(one.chain)} ct status dnat accept"
+
+
+def _allow(one: Barrier) -> str:
+    """Return ufw's command for connections to this node: all of pods, others to one port."""
+    if one.what.startswith("from pods"):
+        return f"ufw allow in on {shlex.quote(one.pods)}"
+    return f"ufw allow {one.port}"
+
+
+def _trust(one: Barrier) -> str:
+    """Return firewalld's command: pods are trusted, others may reach one port of this node."""
+    if one.hook == "input" and not one.what.startswith("from pods"):
+        return f"firewall-cmd --permanent --add-port={one.port}"
+    device = shlex.quote(one.pods) if one.pods else "INTERFACE-OF-PODS"
+    return f"firewall-cmd --permanent --zone=trusted --add-interface={device}"
 
 
 def _iptables(one: Barrier) -> str:

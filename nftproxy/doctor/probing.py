@@ -1,6 +1,4 @@
-"""Connections that `--probe` makes.
-
-To a Service through its ClusterIP, and to each of its endpoints directly.
+"""Connections that `--probe` makes: to a Service through its ClusterIP, and to its endpoints.
 
 What fails through the ClusterIP alone is the proxy's or a firewall's; what fails at an endpoint,
 too, is the endpoint's. Only kubernetes.default and the cluster's DNS are asked.
@@ -10,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from nftproxy.doctor.facts import FetchedPage, Probed
 from nftproxy.kernel.snapshot import AddressKind, Shown, ShownServicePort, Snapshot
@@ -43,9 +42,11 @@ def _chosen(port: ShownServicePort) -> Iterator[Shown]:
 
 def _probed(port: ShownServicePort, shown: Shown) -> Probed:
     ask = _dns if shown.protocol == "udp" else _tcp
-    through = tuple(_answer(ask, shown.address, shown.port) for _ in range(_TRIES))
     places = dict.fromkeys((each.address, each.port) for each in (*shown.cluster, *shown.local))
-    direct = tuple(_answer(ask, *place) for place in list(places)[:_MOST])
+    wanted = [(shown.address, shown.port)] * _TRIES + list(places)[:_MOST]
+    with ThreadPoolExecutor(len(wanted)) as side_by_side:
+        answers = tuple(side_by_side.map(lambda place: _answer(ask, *place), wanted))
+    through, direct = answers[:_TRIES], answers[_TRIES:]
     return Probed(f"{port.name} ({shown.family}, {shown.protocol})", through, direct)
 
 

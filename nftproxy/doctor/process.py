@@ -1,10 +1,8 @@
-"""The nftproxy that runs on this node.
-
-Whether it does, what its servers answer, and with what configuration it runs.
-"""
+"""The nftproxy that runs on this node: whether it does, what it serves, its configuration."""
 
 import http.client
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from nftproxy.node import instance
 
 _PATIENCE = 5.0  # seconds
 _LARGEST = 64 << 20
+_LISTENING = "0A"
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound
 
 
@@ -89,7 +88,14 @@ def metrics(address: str) -> Mapping[str, float] | Unknown:
 
 
 def served_configuration(address: str) -> KubeProxyConfiguration | Unknown:
-    """Return the configuration that the running process has."""
+    """Return the configuration that the running process has.
+
+    It names a kubeconfig, which may name programs to run. So it counts only from a server of this
+    user or of root: anybody may listen on the port while nftproxy does not run.
+    """
+    port = int(address.rpartition(":")[2])
+    if not _listeners(port) <= {0, os.geteuid()}:
+        return Unknown(f"port {port} belongs to another user's program")
     answer = get(address, "/configz")
     if isinstance(answer, Unknown):
         return answer
@@ -100,3 +106,17 @@ def served_configuration(address: str) -> KubeProxyConfiguration | Unknown:
         )
     except (ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError):
         return Unknown(f"http://{address}/configz is not ours: another program has the port")
+
+
+def _listeners(port: int) -> set[int]:
+    """Return the users whose programs listen on a TCP port."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
+        except OSError:  # without IPv6
+            continue
+        for fields in map(str.split, lines):
+            if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                found.add(int(fields[7]))
+    return found

@@ -1,7 +1,4 @@
-"""What nftables, iptables and IPVS hold on this node, ours and others'.
-
-Reads; the program is only rehearsed.
-"""
+"""What nftables, iptables and IPVS hold on this node, ours and others'. Nothing is written."""
 
 import shutil
 import subprocess
@@ -9,9 +6,11 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TypeVar
 
+from nftproxy.address import pack
 from nftproxy.configuration.settings import NodeSettings
-from nftproxy.doctor import barriers
-from nftproxy.doctor.facts import Barrier, Failure
+from nftproxy.doctor import barriers, machine
+from nftproxy.doctor.endpoints import Place
+from nftproxy.doctor.facts import Barrier, Failure, Unreached
 from nftproxy.doctor.model import Unknown
 from nftproxy.errors import NftproxyError
 from nftproxy.kernel.channel import Channel
@@ -116,17 +115,33 @@ def lister() -> Failure | Unknown | None:
     return None
 
 
-def found_barriers(seen: Snapshot | None) -> tuple[Barrier, ...]:
+def found_barriers(endpoints: list[Place]) -> tuple[Barrier, ...]:
     """Return the chains of others that stop what Services need."""
     with closing(Channel()) as channel, Routing() as around:
-        tried = barriers.trials(seen, around) if seen else []
         owners = {
             table: barriers.owner_of(names, table) for table, names in chains(channel).items()
         }
+        tried = barriers.trials(endpoints, around)
         found = barriers.barriers(LiveRuleset(channel), around, tried, owners)
     for program_name, saved in takeover.saved_tables():
         if "-nft" not in program_name:  # those of iptables-nft are among those of nftables
             found += barriers.legacy(program_name, saved)
+    return tuple(found)
+
+
+def unreached(endpoints: list[Place]) -> tuple[Unreached, ...]:
+    """Return the endpoints that this node has no route to, or whose next hop does not answer."""
+    found = []
+    silent = machine.silent()
+    with Routing() as around:
+        for address in dict.fromkeys(place.address for place in endpoints):
+            way = around.to(pack(address))
+            if way.error:
+                found.append(Unreached(address, way.error.lower(), sure=True))
+                continue
+            hop = way.gateway or address
+            if not way.local and (hop, way.device) in silent:
+                found.append(Unreached(address, f"{hop} on {way.device} is silent", sure=False))
     return tuple(found)
 
 

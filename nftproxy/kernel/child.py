@@ -44,7 +44,7 @@ def rehearse(text: str) -> None:
 
 
 def listing(*, terse: bool = False) -> str:
-    """Return our table as nft prints it; `terse`: without elements. Errors are as for `rehearse`."""
+    """Return our table as nft prints it, `terse` without elements; errors as for `rehearse`."""
     return _run("list", "list table inet nftproxy", _TERSE if terse else 0)
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import platform
+import pty
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from nftproxy.doctor.model import CheckState
 from nftproxy.lab import namespace
 from nftproxy.table.program import Program
 from tests.support.patient import NODE, SERVICE_CIDR, Patient, node, patient
-from tests.support.process import Run, nftproxy, write
+from tests.support.process import NFTPROXY, Run, nftproxy, write
 
 BAD, WARNING, OK, UNCHECKED = (
     CheckState.BAD,
@@ -66,6 +68,22 @@ def test_what_people_read(here: Patient) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
+def test_colours_on_a_terminal_alone(here: Patient) -> None:
+    screen, end = pty.openpty()
+    with namespace.enter(here.where):
+        process = subprocess.Popen(
+            [*NFTPROXY, "doctor"], stdout=end, env={**os.environ, "TERM": "xterm"}
+        )
+    os.close(end)
+    text = b""
+    with contextlib.suppress(OSError):  # the other end is closed: that is how a terminal says so
+        while data := os.read(screen, 4096):
+            text += data
+    os.close(screen)
+    assert process.wait() == 0
+    assert b"\x1b[32mok" in text
+
+
 def test_what_programs_read(here: Patient) -> None:
     done = nftproxy("doctor", "--host-root", str(here.root), "--output", "json", where=here.where)
     found = json.loads(done.stdout)
@@ -92,7 +110,7 @@ def test_the_configuration_is_that_of_the_running_process(here: Patient) -> None
         ["--config", "/does/not/exist"],
         ["--manifests", "/does/not/exist"],
         ["--host-root", "/does/not/exist"],
-        ["--cluster-cidr", "rubbish"],
+        ["--node-name", " "],
         ["--output", "xml"],
     ],
 )
@@ -105,12 +123,22 @@ def test_bad_input_is_an_error_of_one_line(arguments: list[str]) -> None:
 
 
 def test_without_the_capability_it_checks_what_it_can(here: Patient) -> None:
-    found, _ = here.say(before=("setpriv", "--bounding-set=-net_admin"), user=None)
+    found, _ = here.say(before=("setpriv", "--bounding-set=-net_admin"))
     assert found["nf_tables"]["state"] == UNCHECKED
     assert "NET_ADMIN" in found["nf_tables"]["found"]
     assert "NET_ADMIN" in found["other tables"]["found"]
     assert found["IPv4 forwarding"]["state"] == OK
     assert found["health"]["state"] == OK
+
+
+def test_the_capabilities_of_the_daemonset_are_enough(here: Patient) -> None:
+    """Our manifest gives the container these two, and nothing else."""
+    bounding = "--bounding-set=-all,+net_admin,+net_raw"
+    found, code = here.say("--node-name", "node1", "--manifests", str(here.manifests),
+                           before=("setpriv", bounding))  # fmt: skip
+    assert code == 0
+    unchecked = {name for name, one in found.items() if one["state"] == UNCHECKED}
+    assert unchecked == {"API server", "Services"}
 
 
 # ---- kernel ----
@@ -169,12 +197,14 @@ def test_forwarding_is_off(here: Patient, name: str) -> None:
 
 def test_ipv6_forwarding_is_off(here: Patient) -> None:
     assert here.look()["IPv6 forwarding"].found == "no Service here has an IPv6 address"
-    six = ("--cluster-cidr", "10.244.0.0/16,fd00:244::/32")
+    before = here.config.read_text()
+    here.write_config(clusterCIDR="10.244.0.0/16,fd00:244::/32")
     here.shell("sysctl -w net.ipv6.conf.all.forwarding=0")
-    found = here.look(*six)["IPv6 forwarding"]
+    found = here.look()["IPv6 forwarding"]
     assert found.state is BAD
     here.cure(found)
-    assert here.look(*six)["IPv6 forwarding"].state is OK
+    assert here.look()["IPv6 forwarding"].state is OK
+    here.config.write_text(before)
 
 
 def test_rp_filter_drops(here: Patient) -> None:
@@ -326,6 +356,9 @@ def test_ufw_drops(here: Patient) -> None:
     here.shell("iptables-nft -N ufw-before-forward && iptables-nft -P FORWARD DROP")
     found = here.look()["ufw"]
     assert found.state is BAD
+    assert found.cures == ("ufw default allow routed",)
+    here.shell("iptables-nft -P FORWARD ACCEPT && iptables-nft -P INPUT DROP")
+    assert here.look()["ufw"].cures == ("ufw allow in on cni0",)
     here.shell("nft delete table ip filter")
     assert here.look()["ufw"].state is OK
 
@@ -351,7 +384,10 @@ def test_firewalld_rejects(here: Patient) -> None:
     here.shell(f"nft -f - <<'END'\n{FOREIGN.replace('fence', 'firewalld')}END")
     found = here.look()["firewalld"]
     assert found.state is BAD
-    assert "firewall-cmd --permanent --zone=trusted --add-interface=cni0" in found.cures
+    assert found.cures == (
+        "firewall-cmd --permanent --zone=trusted --add-interface=cni0",
+        "firewall-cmd --reload",
+    )
     here.shell("nft delete table inet firewalld")
     assert here.look()["firewalld"].state is OK
 
@@ -451,7 +487,7 @@ def test_a_part_of_the_services_network_is_routed_elsewhere(here: Patient) -> No
     found = here.look()["service network"]
     assert found.state is WARNING
     assert "10.96.7.0/24 goes to eth0" in found.found
-    here.shell("ip route del 10.96.7.0/24")
+    here.cure(found)
     assert here.look()["service network"].state is OK
 
 
@@ -470,6 +506,26 @@ def test_there_is_no_route_to_services(here: Patient) -> None:
     here.cure(found)
     assert here.look()["service network"].state is OK
     here.shell(f"ip route del {SERVICE_CIDR} && ip route add default via 192.168.50.1")
+
+
+def test_there_is_no_route_to_an_endpoint(here: Patient) -> None:
+    """The route is the network plugin's: the command shows what there is."""
+    here.shell("ip route add unreachable 10.244.2.0/25")
+    found = here.look()["endpoints"]
+    assert found.state is BAD
+    assert "10.244.2.2: " in found.found
+    assert found.cures == ("ip route get 10.244.2.2",)
+    here.shell("ip route del unreachable 10.244.2.0/25")
+    assert here.look()["endpoints"].state is OK
+
+
+def test_the_next_hop_is_silent(here: Patient) -> None:
+    here.shell("ip neigh replace 192.168.50.12 dev eth0 nud failed")
+    found = here.look()["endpoints"]
+    assert found.state is WARNING
+    assert "10.244.2.2: 192.168.50.12 on eth0 is silent" in found.found
+    here.shell("ip neigh del 192.168.50.12 dev eth0")
+    assert here.look()["endpoints"].state is OK
 
 
 def test_clients_get_the_numbers_of_node_ports(here: Patient) -> None:

@@ -1,4 +1,4 @@
-"""What troubles conntrack: entries by the hundred thousand, straight through netlink, and packets that collide."""
+"""What troubles conntrack: entries by the hundred thousand, and packets that collide."""
 
 import errno
 import socket
@@ -67,7 +67,7 @@ def _tuple(kind: int, source: tuple[bytes, int], destination: tuple[bytes, int])
 
 
 class Collisions:
-    """Pairs of first packets of one TCP connection, on their way at the same time: the second of each is lost.
+    """Pairs of first packets of one TCP connection at the same time: the second is lost.
 
     A queue holds both until neither is known as a connection; then it lets both go.
     """

@@ -1,4 +1,4 @@
-"""A node for `doctor`: a namespace with a pod, a bridge, an uplink and a router behind it, and nftproxy, all in good order."""
+"""A node for `doctor`, in good order: with a pod, a bridge, an uplink, a router, and nftproxy."""
 
 import contextlib
 import json
@@ -84,7 +84,6 @@ class Patient:
         self.manifests = folder / "manifests"
         self.manifests.mkdir()
         self.root.mkdir()
-        self.flags: tuple[str, ...] = ()
         self.write_config()
         write(self.manifests / "all.yaml", *cluster())
 
@@ -99,11 +98,13 @@ class Patient:
         self.config.write_text(yaml.safe_dump(document))
 
     def run(self) -> Run:
-        """Return nftproxy, to be started."""
-        return Run(self.where, self.manifests, "--config", str(self.config), *self.flags)
+        """Return nftproxy, with a copy of the configuration: a change of its file would end it."""
+        used = self.folder / "used.conf"
+        used.write_text(self.config.read_text())
+        return Run(self.where, self.manifests, "--config", str(used))
 
     def look(self, *arguments: str, manifests: bool = True) -> dict[str, Result]:
-        """Return all findings, by the names of their checks; in this process, whose thread visits the namespace."""
+        """Return all findings by check; this thread visits the namespace."""
         given = ["--host-root", str(self.root), "--node-name", "node1"]
         given += ["--config", str(self.config)]
         given += ["--manifests", str(self.manifests)] if manifests else []
@@ -129,7 +130,7 @@ class Patient:
         return {one["check"]: one for one in found["checks"]}, done.returncode
 
     def shell(self, command: str) -> None:
-        """Run a command here, as somebody would who pastes it; files of the host are below our root."""
+        """Run a command here as if pasted; files of the host are below our root."""
         command = command.replace(" /etc/", f" {self.root}/etc/")
         with namespace.enter(self.where):
             subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=60)

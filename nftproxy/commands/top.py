@@ -35,7 +35,7 @@ For example:
 """
 
 
-class Row(msgspec.Struct, frozen=True, rename="camel"):
+class TopRow(msgspec.Struct, frozen=True, rename="camel"):
     """A service port: rates in packets of new connections a second, endpoints with their share."""
 
     service: str
@@ -49,7 +49,7 @@ class Picture(msgspec.Struct, frozen=True, rename="camel"):
     """One refresh: the busiest service ports, refusals by reason, and how full conntrack is."""
 
     seconds: float
-    services: list[Row]
+    services: list[TopRow]
     refused_per_second: dict[str, float]
     conntrack_entries: int
     conntrack_limit: int
@@ -131,10 +131,10 @@ def _first(busy: dict[str, Busy], by: str) -> list[tuple[str, Busy]]:
     return sorted(busy.items(), key=rank)[:_ROWS]
 
 
-def _row(name: str, one: Busy, activity: Activity, seconds: float) -> Row:
+def _row(name: str, one: Busy, activity: Activity, seconds: float) -> TopRow:
     shares = activity.shares(one.frontends)
     total = sum(share.connections for share in shares)
-    return Row(
+    return TopRow(
         name,
         round(one.connections / seconds, 2),
         round(one.refused.total() / seconds, 2),
@@ -188,7 +188,7 @@ def _drawn(picture: Picture) -> Group:
     return Group(head, table if picture.services else quiet)
 
 
-def _shares(row: Row) -> str:
+def _shares(row: TopRow) -> str:
     if not row.endpoints:
         return ", ".join(row.reasons)
     shown = [

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nftproxy.address import pack
-from nftproxy.doctor.endpoints import Place
+from nftproxy.doctor.endpoints import EndpointPlace
 from nftproxy.doctor.facts import Barrier
 from nftproxy.node.leftovers import Saved
 from nftproxy.path import evaluate
@@ -40,7 +40,7 @@ class Trial:
     pods: str  # the interface of pods of this node; empty when none is known
 
 
-def trials(endpoints: Iterable[Place], around: Routing) -> list[Trial]:
+def trials(endpoints: Iterable[EndpointPlace], around: Routing) -> list[Trial]:
     """Return packets that have to pass; few, and different ones first."""
     found: dict[tuple[object, ...], Trial] = {}
     places = [(pack(one.address), one) for one in endpoints]
@@ -64,7 +64,7 @@ def trials(endpoints: Iterable[Place], around: Routing) -> list[Trial]:
 
 
 def _to(
-    address: bytes, place: Place, around: Routing, pod: tuple[bytes, str] | None
+    address: bytes, place: EndpointPlace, around: Routing, pod: tuple[bytes, str] | None
 ) -> Iterator[Trial]:
     port, protocol = place.port, PROTOCOLS[place.protocol]
     way = around.to(address)

@@ -12,7 +12,7 @@ from nftproxy.doctor.facts import Interface, RouteFact
 from nftproxy.kernel.snapshot import AddressKind, Snapshot
 
 
-class Place(NamedTuple):
+class EndpointPlace(NamedTuple):
     """An endpoint, and whether anybody outside of the cluster may be sent to it."""
 
     address: str
@@ -21,7 +21,7 @@ class Place(NamedTuple):
     outside: bool
 
 
-def places(seen: Snapshot) -> list[Place]:
+def places(seen: Snapshot) -> list[EndpointPlace]:
     """Return all endpoints of the table, each once."""
     found: dict[tuple[str, int, str], bool] = {}
     for port in seen.services:
@@ -30,12 +30,15 @@ def places(seen: Snapshot) -> list[Place]:
             for listed in (*shown.cluster, *shown.local):
                 key = listed.address, listed.port, shown.protocol
                 found[key] = found.get(key, False) or outside
-    return [Place(*key, outside) for key, outside in found.items()]
+    return [EndpointPlace(*key, outside) for key, outside in found.items()]
 
 
 def sample(
-    found: list[Place], routes: Iterable[RouteFact], interfaces: Iterable[Interface], most: int
-) -> list[Place]:
+    found: list[EndpointPlace],
+    routes: Iterable[RouteFact],
+    interfaces: Iterable[Interface],
+    most: int,
+) -> list[EndpointPlace]:
     """Return `most` at most: up to half of them near this node, the others from everywhere."""
     near = _Near(routes, interfaces)
     here = [place for place in found if near.has(place.address)]

@@ -9,7 +9,7 @@ from typing import TypeVar
 from nftproxy.address import pack
 from nftproxy.configuration.settings import NodeSettings
 from nftproxy.doctor import barriers, machine
-from nftproxy.doctor.endpoints import Place
+from nftproxy.doctor.endpoints import EndpointPlace
 from nftproxy.doctor.facts import Barrier, Failure, Unreached
 from nftproxy.doctor.model import Unknown
 from nftproxy.errors import NftproxyError
@@ -115,7 +115,7 @@ def lister() -> Failure | Unknown | None:
     return None
 
 
-def found_barriers(endpoints: list[Place]) -> tuple[Barrier, ...]:
+def found_barriers(endpoints: list[EndpointPlace]) -> tuple[Barrier, ...]:
     """Return the chains of others that stop what Services need."""
     with closing(Channel()) as channel, Routing() as around:
         owners = {
@@ -129,7 +129,7 @@ def found_barriers(endpoints: list[Place]) -> tuple[Barrier, ...]:
     return tuple(found)
 
 
-def unreached(endpoints: list[Place]) -> tuple[Unreached, ...]:
+def unreached(endpoints: list[EndpointPlace]) -> tuple[Unreached, ...]:
     """Return the endpoints that this node has no route to, or whose next hop does not answer."""
     found = []
     silent = machine.silent()

@@ -11,7 +11,7 @@ from nftproxy.commands.doctor import lines
 from nftproxy.doctor.barriers import owner_of
 from nftproxy.doctor.checks import CHECKS
 from nftproxy.doctor.clusterchecks import probe
-from nftproxy.doctor.endpoints import Place, sample
+from nftproxy.doctor.endpoints import EndpointPlace, sample
 from nftproxy.doctor.facts import Facts, Failure, FetchedPage, Interface, Probed, RouteFact, Starter
 from nftproxy.doctor.judgement import Check, judge
 from nftproxy.doctor.kernelchecks import kernel, nf_tables
@@ -115,7 +115,7 @@ INTERFACES = (Interface("eth0", "", "", (("192.168.0.9", 24),)),)
 
 def many(count: int) -> list[Place]:
     return [
-        Place(str(IPv4Address("10.8.0.0") + number), 80, "tcp", outside=False)
+        EndpointPlace(str(IPv4Address("10.8.0.0") + number), 80, "tcp", outside=False)
         for number in range(count)
     ]
 
@@ -135,7 +135,8 @@ def test_of_many_endpoints_some_from_everywhere(count: int) -> None:
 
 def test_those_that_are_near_come_first() -> None:
     near = [
-        Place(text, 80, "tcp", outside=False) for text in ("10.1.0.4", "10.7.0.7", "192.168.0.9")
+        EndpointPlace(text, 80, "tcp", outside=False)
+        for text in ("10.1.0.4", "10.7.0.7", "192.168.0.9")
     ]
     chosen = sample([*many(5_000), *near], ROUTES, INTERFACES, 20)
     assert chosen[:3] == near

@@ -45,6 +45,10 @@ _COMMANDS = {
         "nftproxy.commands.explain:explain",
         "Explain why a Service answers a client, or why not.",
     ),
+    "trace": (
+        "nftproxy.commands.trace:trace",
+        "Show which rules real connections meet, and who answers.",
+    ),
     "top": (
         "nftproxy.commands.top:top",
         "Show who is asked how often, and who refuses.",

@@ -177,6 +177,7 @@ class MetaKey(enum.IntEnum):
     CGROUP = 23
     IIF_KIND = 26
     OIF_KIND = 27
+    TIME = 30
 
 
 class Ct(enum.IntEnum):

@@ -22,6 +22,7 @@ KIND = 0x3FFF  # of an attribute, without its flags
 BATCH_BEGIN, BATCH_END = 16, 17
 NFTABLES: Final = 10  # NFNL_SUBSYS_NFTABLES
 CHANGES_OF_NFTABLES: Final = 7  # the group NFNLGRP_NFTABLES
+TRACES_OF_NFTABLES: Final = 9  # the group NFNLGRP_NFTRACE
 UNSPECIFIED, INET = 0, 1
 FAMILIES: Final = {"inet": INET, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 FAMILY_NAMES: Final = {number: name for name, number in FAMILIES.items()}
@@ -44,6 +45,7 @@ class Message(enum.IntEnum):
     DELETE_ELEMENTS = 14
     NEW_GENERATION = 15
     GET_GENERATION = 16
+    TRACE = 17
 
 
 class TableAttribute(enum.IntEnum):
@@ -61,6 +63,22 @@ class ChainAttribute(enum.IntEnum):
     HOOK = 4
     POLICY = 5
     TYPE = 7
+
+
+class Trace(enum.IntEnum):
+    """NFTA_TRACE_*: what a packet met; `VERDICT` holds Verdict. Headers and interfaces come with the first report of a base chain."""
+
+    TABLE = 1
+    CHAIN = 2
+    RULE = 3
+    TYPE = 4
+    VERDICT = 5
+    ID = 6
+    NETWORK_HEADER = 8
+    TRANSPORT_HEADER = 9
+    IIF = 10
+    OIF = 12
+    POLICY = 16
 
 
 class Hook(enum.IntEnum):
@@ -89,7 +107,11 @@ class Set(enum.IntEnum):
     FLAGS = 3
     KEY_TYPE = 4
     KEY_LENGTH = 5
+    DATA_TYPE = 6
+    DATA_LENGTH = 7
+    DESCRIPTION = 9
     ID = 10
+    TIMEOUT = 11
     USER_DATA = 13
 
 
@@ -172,6 +194,9 @@ LIST_ITEM: Final = 1  # NFTA_LIST_ELEM
 ENDS_INTERVAL: Final = 1  # NFT_SET_ELEM_INTERVAL_END
 CATCHES_ALL: Final = 2  # NFT_SET_ELEM_CATCHALL
 DORMANT: Final = 1  # NFT_TABLE_F_DORMANT
+OWNED: Final = (
+    2  # NFT_TABLE_F_OWNER: the kernel deletes the table when the socket that made it is closed
+)
 
 Place = tuple[int, int]  # from, to
 

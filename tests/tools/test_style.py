@@ -24,7 +24,7 @@ LAYERS = [
     "sync",
     "monitoring",
     "aftermath daemon path page",
-    "doctor",
+    "trace doctor",
     "commands cli __main__",
 ]
 """Folders, and modules beside them, bottom first: each imports from its own layer, without a circle, and from those below."""

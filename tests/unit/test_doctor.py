@@ -113,7 +113,7 @@ ROUTES = (
 INTERFACES = (Interface("eth0", "", "", (("192.168.0.9", 24),)),)
 
 
-def many(count: int) -> list[Place]:
+def many(count: int) -> list[EndpointPlace]:
     return [
         EndpointPlace(str(IPv4Address("10.8.0.0") + number), 80, "tcp", outside=False)
         for number in range(count)

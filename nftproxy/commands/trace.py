@@ -52,10 +52,10 @@ _LONGEST = 86_400  # seconds
     type=click.IntRange(1, 1000),
     default=5,
     show_default=True,
-    help="TraceEnd after this number of connections.",
+    help="End after this number of connections.",
 )
 @click.option(
-    "--timeout", default="30s", show_default=True, help="TraceEnd after this time, as 30s or 2m."
+    "--timeout", default="30s", show_default=True, help="End after this time, as 30s or 2m."
 )
 @click.option(
     "--rate",

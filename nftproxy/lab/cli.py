@@ -112,12 +112,14 @@ def demo(name: str) -> int:
     """Walk through the behaviour of a service proxy, with real connections.
 
     Builds a lab, runs nftproxy on both nodes with the manifests of examples/, connects, and shows
-    which endpoint answered and why. Takes some seconds and removes everything afterwards. Exit code
-    1 if a packet takes a wrong path.
+    which endpoint answered and why; then breaks five Services, and lets nftproxy explain name causes
+    and cures. Takes half a minute and removes everything afterwards. Exit code 1 if a packet takes a
+    wrong path.
     """
     from nftproxy import columns
     from nftproxy.lab import build
     from nftproxy.lab.demo import Demo, walk
+    from nftproxy.lab.riddles import walk_riddles
 
     build.check_machine()
     for end in (signal.SIGTERM, signal.SIGHUP):  # the lab is removed then, too
@@ -141,6 +143,14 @@ def demo(name: str) -> int:
             click.echo(f"   {step.why}")
             checks += len(rows)
             wrong += sum(not found.right for _, found in results)
+        click.secho("\nWhy does it not answer? Five causes, made on purpose", bold=True)
+        for riddle, solution in walk_riddles(walked):
+            click.secho(f"\n   {riddle.title}", bold=True)
+            for what, text in solution.lines:
+                click.echo(f"   {what:8} {text}")
+            click.echo(f"   {'':8} {'ok' if solution.right else 'WRONG'}")
+            checks += 1
+            wrong += not solution.right
         wrong += walked.failures
     seconds = time.monotonic() - started
     click.echo(

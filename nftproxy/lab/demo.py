@@ -160,7 +160,7 @@ class Demo:
     def __init__(self, name: str) -> None:
         self.lab = Lab(name, nodes=2, pods=3)
         self.failures = 0
-        self._folder = Path()
+        self.folder = Path()
         self._proxies: dict[str, subprocess.Popen[Any]] = {}
         self._owners = {
             a: place.name for place in self.lab.plan.places for a in place.addresses.values()
@@ -170,9 +170,9 @@ class Demo:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._folder = Path(stack.enter_context(TemporaryDirectory(prefix="nftproxy-demo-")))
+            self.folder = Path(stack.enter_context(TemporaryDirectory(prefix="nftproxy-demo-")))
             for example in shipped.folder("examples").glob("*.yaml"):
-                shutil.copy(example, self._folder)
+                shutil.copy(example, self.folder)
             stack.enter_context(self.lab)
             stack.callback(self._stop)
             self.lead_to("203.0.113.0/24", "node1")
@@ -230,6 +230,20 @@ class Demo:
         failed = outcomes.total() - outcomes[Answer]
         self.failures += bool(failed)
         return f"both tables were changed {seconds * 1000:.0f} ms after the file; {outcomes.total()} connections meanwhile, {failed} failed"
+
+    def patch(self, namespace: str, service: str, change: dict[str, Any]) -> None:
+        """Change the spec of a Service in the manifests, as kubectl patch would."""
+        for path in self.folder.glob("*.yaml"):
+            documents = kubeyaml.documents(path.read_text())
+            for document in documents:
+                meta = document["metadata"]
+                whose = meta.get("namespace", "default"), meta.get("name")
+                if document["kind"] == "Service" and whose == (namespace, service):
+                    document["spec"] |= change
+                    draft = self.folder / f".{path.name}"
+                    draft.write_text(yaml.safe_dump_all(documents))
+                    draft.replace(path)
+                    return
 
     def empty(self) -> str:
         """Remove all endpoints of a service."""
@@ -303,7 +317,7 @@ class Demo:
             "nftproxy",
             "run",
             "--manifests",
-            str(self._folder),
+            str(self.folder),
             "--node-name",
             node.name,
         ]
@@ -320,7 +334,7 @@ class Demo:
             )
 
     def _log(self, node: LabNode) -> Path:
-        return self._folder / f"{node.name}.log"
+        return self.folder / f"{node.name}.log"
 
     def _wait(
         self, node: LabNode, true: Callable[[snapshot.Snapshot], bool], seconds: float
@@ -340,16 +354,16 @@ class Demo:
         self, name: str, keep: Callable[[Any], bool], true: Callable[[snapshot.Snapshot], bool]
     ) -> float:
         """Leave only some endpoints in a file, and return the seconds until both tables agree."""
-        documents = kubeyaml.documents((self._folder / name).read_text())
+        documents = kubeyaml.documents((self.folder / name).read_text())
         for document in documents:
             if document["kind"] == "EndpointSlice":
                 document["endpoints"] = [
                     endpoint for endpoint in document["endpoints"] if keep(endpoint)
                 ]
-        draft = self._folder / f".{name}"
+        draft = self.folder / f".{name}"
         draft.write_text(yaml.safe_dump_all(documents))
         started = time.monotonic()
-        draft.replace(self._folder / name)
+        draft.replace(self.folder / name)
         for node in self.lab.nodes:
             self._wait(node, true, STEP)
         return time.monotonic() - started

@@ -57,7 +57,7 @@ def test_the_walk(name: str, tmp_path: Path) -> None:
     ):
         assert titles[number - 1].startswith(f"{number}  ")
         assert word in titles[number - 1]
-    assert titles[-1].startswith("15 checks in ")
+    assert titles[-1].startswith("20 checks in ")
     assert titles[-1].endswith("every packet went where it should")
     assert "WRONG" not in done.stdout
     assert done.stdout.count("FROM") == 8

@@ -1,62 +1,65 @@
-"""`nftproxy explain`: why a Service does, or does not, answer."""
+"""`nftproxy explain`: why a Service answers or does not, step by step."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path as FilePath
+import difflib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import click
 
-from nftproxy.commands.input import Input
+from nftproxy.commands.input import Input, accepted_addresses
 from nftproxy.configuration.flags import CONTEXT_SETTINGS, node_options
-from nftproxy.errors import KernelError, NftproxyError
+from nftproxy.errors import ConfigError, UnusableError
 from nftproxy.model import EndpointSlice, Node, ObjectName, Service, ServiceCIDR
-from nftproxy.node.host import hostname
-from nftproxy.path import text
 from nftproxy.path.cluster import Cluster
-from nftproxy.path.explain import explain as explanation
-from nftproxy.path.model import Path, Reach, to_json
-from nftproxy.path.planned import PlannedNode
-from nftproxy.path.request import parse_target
-from nftproxy.path.view import NodeView
+from nftproxy.path.explanation import explain as explanation
+from nftproxy.path.layout import lines
+from nftproxy.path.model import Reach, to_json
+from nftproxy.path.node import LiveNode, PlannedNode
+from nftproxy.path.request import request
+from nftproxy.path.view import Node as View
+from nftproxy.routes import Key, Value
 from nftproxy.sources.manifests import Scan
-from nftproxy.table.preview import preview
+from nftproxy.table import preview
 
-_STYLES = {
-    "bad": {"fg": "red", "bold": True},
-    "warning": {"fg": "yellow"},
-    "quiet": {"dim": True},
-    "bold": {"bold": True},
-}
 _EXAMPLES = """\b
 For example:
-  nftproxy explain default/web:http
   nftproxy explain default/web:http --from 10.244.1.9
-  nftproxy explain 10.96.0.10:80 --from outside --output json
-  nftproxy explain 30080
-  nftproxy explain default/web --manifests examples/ --node-name node1
+  nftproxy explain 10.96.0.10:53 --protocol udp
+  nftproxy explain 30080 --from outside
+  nftproxy explain default/web --manifests examples/ --output json
 """
 
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
-@click.argument("target")
+@click.argument("target", metavar="TARGET")
 @click.option(
     "--from",
-    "source",
-    default="",
-    metavar="IP|node|outside",
-    help="Who connects: the address of a Pod or of anybody else, this node (the default), or a "
-    "client outside of the cluster.",
+    "client",
+    metavar="POD|IP[%INTERFACE]|node|outside",
+    default="node",
+    show_default=True,
+    help="Who asks: a Pod by its NAMESPACE/NAME, if --manifests has it; a Pod or host by its "
+    "address (and the interface its packets come in by, if not that of the route to it); this "
+    "node; "
+    "or somebody outside of the cluster.",
 )
-@click.option("--protocol", default="", metavar="tcp|udp|sctp", help="If the port has several.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["tcp", "udp", "sctp", "icmp"]),
+    help="The protocol; by default the one that the Service has there. icmp explains a ping.",
+)
 @click.option(
     "--manifests",
-    type=click.Path(path_type=FilePath, readable=False),
+    type=click.Path(path_type=Path, readable=False),
     multiple=True,
     metavar="PATH",
-    help="Services, EndpointSlices and Nodes as kubectl get -o yaml prints them: with these, the "
-    "answer says why an "
-    "endpoint is left out. Without a table on this machine they are all there is to explain.",
+    help="A file or folder with Services, EndpointSlices, Nodes and ServiceCIDRs: says why "
+    "endpoints are left out, and works without "
+    "root; may be repeated.",
 )
+@node_options
 @click.option(
     "--output",
     type=click.Choice(["text", "json"]),
@@ -64,97 +67,90 @@ For example:
     show_default=True,
     help="What to print.",
 )
-@node_options
 def explain(
     target: str,
-    source: str,
-    protocol: str,
-    manifests: tuple[FilePath, ...],
+    client: str,
+    protocol: str | None,
+    manifests: tuple[Path, ...],
     output: str,
-    **flags: object,
+    **flags: Any,
 ) -> int:
-    """Explain what would happen to a connection, hop by hop, whoever's rule it is.
+    """Explain, hop by hop, what happens to a connection to TARGET.
 
-    TARGET is NAMESPACE/NAME or NAMESPACE/NAME:PORT, ADDRESS:PORT, or the number of a NodePort.
+    TARGET is NAMESPACE/NAME, NAMESPACE/NAME:PORT, ADDRESS:PORT, or the number of a NodePort. Run it
+    on the first node that the client's packets pass. Nothing is sent and nothing is changed: the
+    table of nftproxy, the rules of every other table, routes, links, neighbours and conntrack are
+    read, and the packet is followed through them. What could not be looked at is listed.
 
-    Nothing is sent. The table, routes, neighbours and the rules of all tables are read; the answer
-    names the rule that stops a packet, the command that cures it, and what was not checked. Needs
-    the capability NET_ADMIN, except with --manifests alone.
-
-    Exit code 0: a connection reaches an endpoint. 1: it does not, or may not. 2: an error.
+    Needs the capability NET_ADMIN; with --manifests and without it, objects alone are explained.
+    Exit code 0: reaches an endpoint; 1: does not, or may not; 2: an error of the input.
     """
-    asked = parse_target(target)
     given = Input(manifests, flags) if manifests else None
-    cluster = cluster_of(given.scan) if given else None
-    with view(given) as node:
-        path = explanation(asked, source, protocol, node, cluster)
-    show(path, output)
+    if "/" in client:
+        client = _pod(client, target, given.scan.pods if given else {})
+    asked = request(target, client, protocol or "")
+    with ExitStack() as cleanup:
+        node: View
+        name = given.settings.node_name if given else _node_name(flags)
+        try:
+            node = live = cleanup.enter_context(LiveNode(name))
+            if given and not live.has_table:
+                node = _planned(given, "there is no table inet nftproxy on this machine")
+        except UnusableError:
+            if given is None:
+                raise
+            node = _planned(given, "reading them needs the capability NET_ADMIN")
+        path = explanation(asked, node, cluster(given.scan) if given else None)
+    click.echo(to_json(path).decode() if output == "json" else "\n".join(lines(path)))
     return 0 if path.reach is Reach.YES else 1
 
 
-@contextmanager
-def view(given: Input | None = None) -> Iterator[NodeView]:
-    """Lend the view of this node; that of manifests if there is no table, or no right to read it."""
-    from nftproxy.path.node import ThisNode
-
-    name = given.settings.node_name if given else hostname()
-    why = "there is no table on this machine"
-    try:
-        node = ThisNode(name)
-    except (KernelError, PermissionError) as error:
-        if given is None:
-            raise _lacks_capability(error) from error
-        why = "reading it needs the capability NET_ADMIN"
-    else:
-        with node:
-            try:
-                usable = node.has_table() or given is None
-            except KernelError as error:
-                if given is None:
-                    raise _lacks_capability(error) from error
-                usable, why = False, "reading it needs the capability NET_ADMIN"
-            if usable:
-                yield node
-                return
-    assert given  # noqa: S101 - else the node is what there is
-    previews = [preview(given.settings, given.store, each) for each in given.settings.families]
-    yield PlannedNode(name, previews, why)
+def _pod(name: str, target: str, pods: Mapping[ObjectName, tuple[str, ...]]) -> str:
+    """Return the address of a Pod by its name: in IPv6 where the target is."""
+    namespace, _, rest = name.partition("/")
+    found = pods.get(ObjectName(namespace, rest), ())
+    if not found:
+        near = difflib.get_close_matches(name, map(str, pods), 3, 0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(
+            [f"--from {name[:80]!r}: the manifests have no such Pod with an address"],
+            hint=hint or "kubectl get pods -o yaml adds Pods to --manifests; or give the address",
+        )
+    wanted = [each for each in found if (":" in each) is (target.count(":") > 1)]
+    return (wanted or found)[0]
 
 
-def _lacks_capability(error: Exception) -> NftproxyError:
-    return NftproxyError(
-        f"the table of this node cannot be read: {error}",
-        hint="run as root or with the capability NET_ADMIN; --manifests explains objects without "
-        "it",
-    )
+def _node_name(flags: dict[str, Any]) -> str:
+    from nftproxy.configuration import effective
+    from nftproxy.configuration.settings import node_name
+    from nftproxy.node import host
+
+    config, _ = effective.node(flags)
+    return node_name(config, host.hostname())
 
 
-def cluster_of(scan: Scan) -> Cluster:
-    """Return the objects of manifests as a cluster."""
-    services = {
-        each.metadata.key: each for each in scan.objects[Service] if isinstance(each, Service)
+def _planned(given: Input, why: str) -> PlannedNode:
+    settings = given.settings
+    found, _ = accepted_addresses(settings)
+    accepted = {
+        family: [each.text for each in found[family]] if family in found else None
+        for family in settings.families
     }
+    elements: dict[str, dict[Key, Value]] = {}
+    for family in settings.families:
+        elements |= preview.preview(settings, given.store, family, found.get(family)).added
+    return PlannedNode(settings.node_name, elements, accepted, why)
+
+
+def cluster(scan: Scan) -> Cluster:
+    """Return the objects of a scan."""
     slices: dict[ObjectName, list[EndpointSlice]] = {}
     for piece in scan.objects[EndpointSlice]:
-        if (
-            isinstance(piece, EndpointSlice)
-            and (labels := piece.metadata.labels)
-            and labels.service_name
-        ):
-            owner = ObjectName(piece.metadata.namespace, labels.service_name)
-            slices.setdefault(owner, []).append(piece)
+        if isinstance(piece, EndpointSlice) and piece.service:
+            slices.setdefault(piece.service, []).append(piece)
     return Cluster(
-        services,
+        {one.metadata.key: one for one in scan.objects[Service] if isinstance(one, Service)},
         {name: tuple(pieces) for name, pieces in slices.items()},
-        {each.metadata.name: each for each in scan.objects[Node] if isinstance(each, Node)},
-        tuple(each for each in scan.objects[ServiceCIDR] if isinstance(each, ServiceCIDR)),
+        {one.metadata.name: one for one in scan.objects[Node] if isinstance(one, Node)},
+        tuple(one for one in scan.objects[ServiceCIDR] if isinstance(one, ServiceCIDR)),
     )
-
-
-def show(path: Path, output: str) -> None:
-    """Print a path."""
-    if output == "json":
-        click.echo(to_json(path))
-        return
-    for line in text.lines(path):
-        click.echo(click.style(line.text, **_STYLES[line.style]) if line.style else line.text)  # type: ignore[arg-type]

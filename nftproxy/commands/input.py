@@ -6,14 +6,16 @@ from typing import Any, TypeVar
 
 import click
 
+from nftproxy.address import Address, Family
 from nftproxy.configuration.flags import node_options
-from nftproxy.configuration.settings import NodeSettings
+from nftproxy.configuration.settings import ALL, NodeSettings
 from nftproxy.errors import ConfigError
 from nftproxy.model import Service, ServiceCIDR
 from nftproxy.sources.assignment import assign
 from nftproxy.sources.delivery import deliver, doubts, facts, own_node
 from nftproxy.sources.manifests import Manifests
 from nftproxy.store import Store
+from nftproxy.table import schema
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -73,3 +75,23 @@ class Input:
         """Raise if anything in the manifests is unusable."""
         if self.scan.problems:
             raise ConfigError(self.scan.problems)
+
+
+def accepted_addresses(settings: NodeSettings) -> tuple[dict[Family, list[Address]], list[str]]:
+    """Return the addresses that accept NodePorts that the settings alone show, and what they leave open."""
+    addresses: dict[Family, list[Address]] = {}
+    doubts: list[str] = []
+    for family, networks in settings.nodeport_addresses.items():
+        if networks is not ALL:
+            addresses[family] = [
+                Address(family, network.text)
+                for network in networks
+                if network.length == family.bits
+            ]
+            doubts += [
+                f"nodePortAddresses: which addresses of {network} this node has is not known here; "
+                f"{schema.NODEPORT_IPS.name(family)} has none of them"
+                for network in networks
+                if network.length != family.bits
+            ]
+    return addresses, doubts

@@ -8,18 +8,19 @@ from ipaddress import ip_address
 
 import click
 
-from nftproxy.commands.explain import view
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import ConfigError, UnusableError
 from nftproxy.kernel.reader import Reader
 from nftproxy.kernel.snapshot import Snapshot, take_snapshot
 from nftproxy.monitoring.http.bind import listen
 from nftproxy.monitoring.http.server import Limits, Server
+from nftproxy.node.host import hostname
 from nftproxy.page.meter import Meter
 from nftproxy.page.site import Site
-from nftproxy.path.explain import explain
+from nftproxy.path.explanation import explain
 from nftproxy.path.model import Path
-from nftproxy.path.request import parse_target
+from nftproxy.path.node import LiveNode
+from nftproxy.path.request import request
 
 _LIMITS = Limits(connections=64)
 _EXAMPLES = """\b
@@ -90,8 +91,8 @@ async def _serve(address: str) -> None:
 
 
 def _explain(target: str, source: str, protocol: str) -> Path:
-    with view() as node:
-        return explain(parse_target(target), source, protocol, node, None)
+    with LiveNode(hostname()) as node:
+        return explain(request(target, source or "node", protocol), node)
 
 
 def _read() -> Snapshot | None:

@@ -6,10 +6,8 @@ from typing import Any
 
 import click
 
-from nftproxy.address import Address, Family
-from nftproxy.commands.input import Input, input_options
+from nftproxy.commands.input import Input, accepted_addresses, input_options
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
-from nftproxy.configuration.settings import ALL, NodeSettings
 from nftproxy.routes import Verdict
 from nftproxy.table import preview, schema
 from nftproxy.table.preview import Preview
@@ -49,7 +47,7 @@ def render(
     given = Input(manifests, flags, assign_cluster_ips=assign_cluster_ips)
     given.refuse_problems()
     settings = given.settings
-    accepted, doubts = _accepted(settings)
+    accepted, doubts = accepted_addresses(settings)
     previews = [
         preview.preview(settings, given.store, family, accepted.get(family))
         for family in settings.families
@@ -61,26 +59,6 @@ def render(
         click.echo(preview.text(program, previews), nl=False)
     else:
         click.echo(json.dumps(_json(program, previews), indent=2))
-
-
-def _accepted(settings: NodeSettings) -> tuple[dict[Family, list[Address]], list[str]]:
-    """Return the addresses that accept NodePorts as far as the settings name them, and open questions."""
-    addresses: dict[Family, list[Address]] = {}
-    doubts: list[str] = []
-    for family, networks in settings.nodeport_addresses.items():
-        if networks is not ALL:
-            addresses[family] = [
-                Address(family, network.text)
-                for network in networks
-                if network.length == family.bits
-            ]
-            doubts += [
-                f"nodePortAddresses: which addresses of {network} this node has is not known here; "
-                f"{schema.NODEPORT_IPS.name(family)} has none of them"
-                for network in networks
-                if network.length != family.bits
-            ]
-    return addresses, doubts
 
 
 def _json(program: Program, previews: list[Preview]) -> dict[str, Any]:

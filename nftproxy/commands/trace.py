@@ -9,13 +9,13 @@ import click
 import msgspec
 
 from nftproxy.address import pack, parse_address
-from nftproxy.commands.explain import show
 from nftproxy.configuration.duration import Duration
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import AddressError, ConfigError, NftproxyError
 from nftproxy.kernel.channel import Channel
 from nftproxy.kernel.reader import Reader
 from nftproxy.path.held import HeldByKernel
+from nftproxy.path.layout import lines
 from nftproxy.path.live import LiveRuleset
 from nftproxy.path.model import Path, Reach
 from nftproxy.path.request import parse_target
@@ -187,7 +187,7 @@ class _TraceSession:
         if self.output == "json":
             click.echo(msgspec.json.encode(path))
         else:
-            show(path, "text")
+            click.echo("\n".join(lines(path)))
             click.echo()
 
     def _end(self, seconds: float) -> int:

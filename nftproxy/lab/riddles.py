@@ -149,7 +149,10 @@ def _explain(stage: Stage, riddle: Riddle) -> Any:
 
 def _cure(stage: Stage, riddle: Riddle, command: str) -> None:
     words = shlex.split(command)
-    if words[:4] == ["kubectl", "patch", "service", "-n"]:
-        stage.patch(words[4], words[5], json.loads(words[-1])["spec"])
+    if words[0] == "kubectl" and "patch" in words:
+        namespace, service, change = (
+            words[words.index(each) + 1] for each in ("-n", "service", "-p")
+        )
+        stage.patch(namespace, service, json.loads(change)["spec"])
     else:
         stage.lab.run(riddle.node, words)

@@ -1,4 +1,4 @@
 """The way of a packet to an endpoint, computed.
 
-What each place looks up, the result, and whose rule decides.
+What each place looks up and finds, and whose rule decides.
 """

@@ -1,10 +1,12 @@
 """Why a packet does not get through, in words, with the commands that mend it. Pure."""
 
+from collections.abc import Sequence
+
 from nftproxy.path.evaluate import ChainOutcome
 from nftproxy.path.hooks import Visit
 from nftproxy.path.model import Cause
 from nftproxy.path.packet import text
-from nftproxy.path.ruleset import NftBaseChain
+from nftproxy.path.ruleset import NftBaseChain, NftRule
 
 _PROGRAMS = {
     "firewalld": "firewalld",
@@ -15,12 +17,14 @@ _PROGRAMS = {
 }
 
 
-def program_of(base: NftBaseChain, outcome: ChainOutcome) -> str:
-    """Return the program that a table or chain belongs to, by its name; else the table."""
+def program_of(base: NftBaseChain, outcome: ChainOutcome, jumps: Sequence[str] = ()) -> str:
+    """Return the program that a table or chain belongs to, as far as names show; else the table."""
     table = base.chain.table
     if table.name in _PROGRAMS:
         return _PROGRAMS[table.name]
     names = {outcome.chain.name, base.chain.name}
+    if outcome.rule is None:  # whoever adds chains to FORWARD often sets its policy, too
+        names |= set(jumps)
     if any(name.startswith("ufw") for name in names):
         return "ufw"
     if any(name.startswith(("DOCKER", "docker")) for name in names):
@@ -32,10 +36,13 @@ def program_of(base: NftBaseChain, outcome: ChainOutcome) -> str:
     return f"table {table}"
 
 
-def stopped_by_others(visit: Visit, rule_text: str) -> Cause:
-    """Return the cause for a packet that a foreign rule or policy stopped."""
+def stopped_by_others(visit: Visit, rule_text: str, jumps: Sequence[str] = ()) -> Cause:
+    """Return the cause for a packet that a foreign rule or policy stopped.
+
+    `jumps`: see `program_of`.
+    """
     outcome, base = visit.outcome, visit.base
-    program = program_of(base, outcome)
+    program = program_of(base, outcome, jumps)
     verb = "Rejected" if outcome.reject else "Dropped"
     if outcome.rule is None:
         where = f"the policy of chain {base.chain.name} in table {base.chain.table}"
@@ -55,7 +62,7 @@ def _openers(visit: Visit, program: str) -> list[str]:
     family, hook = base.chain.table.family, base.hook
     if program == "firewalld":
         device = packet.iif or packet.oif
-        return [f"firewall-cmd --zone=trusted --add-interface={device}"]
+        return [f"firewall-cmd --zone=trusted --change-interface={device}"]
     if program == "ufw":
         if hook == "forward":
             return [f"ufw route allow in on {packet.iif} out on {packet.oif}"]
@@ -116,3 +123,97 @@ def no_route(why: str, address: str, iif: str, forwards: str) -> Cause:
     return Cause(
         "no-route", f"This node has no route to {address}: {why}.", (f"ip route get {address}",)
     )
+
+
+def link_down(name: str) -> Cause:
+    """Return the cause for packets that leave by an interface that is down."""
+    return Cause("link-down", f"The interface {name} is down.", (f"ip link set {name} up",))
+
+
+def neighbour_failed(address: str, device: str, *, is_router: bool) -> Cause:
+    """Return the cause for packets to a neighbour that does not answer."""
+    what = "the next router or node" if is_router else "the endpoint"
+    said = f"{address}, {what}, did not answer when this node last asked for its hardware address"
+    command = f"ip neigh flush to {address} dev {device}"
+    return Cause(
+        "neighbour-failed", f"{said} on {device}: it is gone or not connected.", (command,)
+    )
+
+
+def untracked(rule: NftRule | None, rule_text: str) -> Cause:
+    """Return the cause for packets that our table does not translate, because conntrack never sees them."""
+    if rule is None:
+        return Cause("untracked", "Not translated: conntrack does not track this packet.")
+    said = f"`{rule_text}` " if rule_text else ""
+    where = f"rule {said}(handle {rule.handle}) of chain {rule.chain.name}"
+    whole = f"Not tracked, so not translated: {where} in table {rule.chain.table}."
+    command = f"nft delete rule {rule.chain.table} {rule.chain.name} handle {rule.handle}"
+    return Cause("untracked", whole, (command,))
+
+
+def bridge_bypass(bridge: str, *, six: bool) -> Cause:
+    """Return the cause for answers that cross a bridge without meeting netfilter."""
+    setting = f"net.bridge.bridge-nf-call-{'ip6' if six else 'ip'}tables"
+    said = f"Client and endpoint are both on {bridge}, and {setting} is not 1"
+    whole = f"{said}: the answer crosses the bridge untranslated, and the client does not know it."
+    return Cause("bridge-nf-call", whole, (f"sysctl -w {setting}=1",))
+
+
+def passes_by(client: str, endpoint: str) -> Cause:
+    """Return the cause for an answer that need not come back through this node."""
+    said = f"The source stays {client}, and {endpoint} is on another machine: its answer may go"
+    whole = f"{said} straight to {client}, past this node, untranslated."
+    how = "it must hold the Pods' addresses and no others"
+    return Cause(
+        "asymmetric-return", f"{whole} Check the cluster CIDR: {how}.", ("nftproxy run --help",)
+    )
+
+
+def conntrack_full(count: int, limit: int) -> Cause:
+    """Return the cause for connections that conntrack has no room for."""
+    said = f"The conntrack table is full: {count} of {limit} entries. New connections are dropped."
+    return Cause("conntrack-full", said, (f"sysctl -w net.netfilter.nf_conntrack_max={2 * limit}",))
+
+
+def stale_entry(source: str, answerer: str, protocol: str, address: str, port: int) -> Cause:
+    """Return the cause for a flow that goes on to a former endpoint."""
+    said = f"conntrack still sends the flow of {source} to {answerer}, which is no endpoint now."
+    family = "ipv6" if ":" in address else "ipv4"
+    command = f"conntrack -D -f {family} -p {protocol} --orig-dst {address} --dport {port}"
+    return Cause("stale-entry", said, (command,))
+
+
+def endpoint_silent(endpoint: str) -> Cause:
+    """Return the cause for an endpoint that was asked and has not answered."""
+    said = (
+        f"{endpoint} was sent a packet of this Service, and no answer came back through this node."
+    )
+    return Cause("endpoint-silent", said, (f"ping -c 1 {endpoint.rpartition(':')[0].strip('[]')}",))
+
+
+def small_mtu(mtu: int, device: str, sent: int, interface: str) -> Cause:
+    """Return the remark that long packets may not fit."""
+    said = f"The smallest MTU known on the way is {mtu} ({device}); {interface} takes {sent}"
+    whole = f"{said}: long packets vanish where ICMP errors are filtered."
+    return Cause("mtu", whole, (f"ip link set {interface} mtu {mtu}",))
+
+
+def two_claims(frontend: str, owner: str, others: Sequence[str]) -> Cause:
+    """Return the cause for a frontend that more than one Service wants."""
+    said = (
+        f"{frontend} is claimed by {', '.join(others)}, too; {owner} has it, being the older one."
+    )
+    return Cause("two-claims", said)
+
+
+def two_proxies(found: Sequence[str]) -> Cause:
+    """Return the cause for a node with another Service proxy's rules."""
+    said = f"Another proxy's rules are on this node beside nftproxy's: {', '.join(found)}."
+    tables = [one for one in found if one.endswith(" kube-proxy")]
+    return Cause("two-proxies", said, tuple(f"nft delete table {table}" for table in tables))
+
+
+def behind(what: str, trouble: str) -> Cause:
+    """Return the cause for a table that does not hold what the objects ask for."""
+    said = f"The table of this node is behind the objects: {what}."
+    return Cause("behind", f"{said} {trouble}".strip(), ("journalctl -u nftproxy -n 50",))

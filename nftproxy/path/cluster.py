@@ -78,16 +78,6 @@ class Cluster:
         """Return all endpoints that slices have for a port, used or not."""
         return merge(self.slices.get(name, ()), port, family, node, [])
 
-    def nodes_of(self, name: ObjectName, endpoints: set[str]) -> set[str]:
-        """Return the nodes of some endpoints of a Service, given as ADDRESS:PORT."""
-        hosts = {each.rpartition(":")[0].strip("[]") for each in endpoints}
-        return {
-            endpoint.node_name
-            for piece in self.slices.get(name, ())
-            for endpoint in piece.endpoints or ()
-            if endpoint.node_name and hosts & set(endpoint.addresses)
-        }
-
     def addresses(self) -> set[str]:
         """Return the addresses of all endpoints there are."""
         return {
@@ -138,8 +128,7 @@ def why_none(
         return (
             "no-slices",
             (
-                f"{name} has no EndpointSlice: no Pod matches its selector, or it has none and "
-                "nobody "
+                f"{name} has no EndpointSlice: no Pod matches its selector, or it has none and nobody "
                 "made a slice"
             ),
         )
@@ -148,8 +137,7 @@ def why_none(
             return (
                 "fqdn",
                 (
-                    f"the EndpointSlices of {name} hold names (addressType FQDN), which no proxy "
-                    "can "
+                    f"The EndpointSlices of {name} hold names (addressType FQDN), which no proxy can "
                     "send packets to"
                 ),
             )
@@ -157,7 +145,7 @@ def why_none(
     if not any(piece.endpoints for piece in of_family):
         return (
             "empty-slices",
-            f"the EndpointSlices of {name} hold no endpoint: no Pod matches its selector",
+            f"The EndpointSlices of {name} hold no endpoint: no Pod matches its selector",
         )
     backends = cluster.backends(name, port, family, "")
     if not backends:
@@ -172,12 +160,11 @@ def why_none(
         return (
             "other-ports",
             (
-                f"the endpoints of {name} have no port {wanted}; they have "
+                f"The endpoints of {name} have no port {wanted}; they have "
                 f"{', '.join(ports) or 'none'}"
             ),
         )
-    if any(backend.fallback for backend in backends):
-        return "terminating", f"all {len(backends)} endpoints of {name} are terminating"
-    whole = "the only endpoint" if len(backends) == 1 else f"none of the {len(backends)} endpoints"
-    verb = "is not ready" if len(backends) == 1 else "is ready"
-    return "not-ready", f"{whole} of {name} {verb}"
+    every = [each.conditions for piece in of_family for each in piece.endpoints or ()]
+    if all(each and each.terminating for each in every):
+        return "terminating", f"All endpoints of {name} are terminating"
+    return "not-ready", f"No endpoint of {name} is ready"

@@ -2,7 +2,7 @@
 
 Every rule's expressions, jumps, verdicts, policies.
 
-Pure, apart from the questions to `Ruleset` and `Surroundings`. Where a packet may go two ways,
+Pure except for what it asks of `Ruleset` and `Surroundings`. Where a packet may go two ways,
 because chance decides or because somebody cannot know, both are followed; an outcome carries a
 doubt for each such fork on its way. Different ways to the same place are followed once.
 """

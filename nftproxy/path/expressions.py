@@ -1,7 +1,7 @@
 """One rule, run on a packet: what each expression reads, decides and changes.
 
-Pure, apart from the questions to `Ruleset` and `Surroundings`. An expression leads to one state or
-to several; what is not known here leads to both outcomes, with the rule named as the doubt, and is
+Pure except for what it asks of `Ruleset` and `Surroundings`. An expression leads to one state or to
+several; what is not known here leads to both outcomes, with the rule named as the doubt, and is
 never guessed.
 """
 
@@ -9,10 +9,9 @@ never guessed.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from nftproxy.path import xtables
+from nftproxy.path.ending import Ending, decided
 from nftproxy.path.machine import (
     Registers,
-    RegisterValue,
     bitwise,
     byteorder,
     choice,
@@ -22,8 +21,7 @@ from nftproxy.path.machine import (
     unknown,
     within,
 )
-from nftproxy.path.packet import Packet
-from nftproxy.path.reading import Reading, both, broken, integer, of_machine, store
+from nftproxy.path.reading import both, broken, integer, of_machine, store
 from nftproxy.path.ruleset import ATTRIBUTES, NftRule, RuleExpression, SetElement
 from nftproxy.path.state import Doubt, Event, RuleState
 from nftproxy.table import expressions as nft
@@ -37,10 +35,9 @@ _LIMITS = {
 }
 _INVERTED = 1  # NFT_LOOKUP_F_INV
 _DELETE = 2  # NFT_DYNSET_OP_DELETE
-_NETMAP = 0x40  # NF_NAT_RANGE_NETMAP
 
 
-class RuleMachine(Reading):
+class RuleMachine(Ending):
     """Runs rules of one base chain and the chains that it calls."""
 
     __slots__ = ()
@@ -141,7 +138,7 @@ class RuleMachine(Reading):
         """Compare with a constant."""
         wanted = _value(data[nft.Compare.DATA])
         value = state.registers.load(integer(data[nft.Compare.FROM]), len(wanted))
-        return _answers(
+        return decided(
             compare(value, integer(data[nft.Compare.OPERATION]), wanted), value, rule, state
         )
 
@@ -150,7 +147,7 @@ class RuleMachine(Reading):
         lowest, highest = _value(data[nft.Range.LOWEST]), _value(data[nft.Range.HIGHEST])
         value = state.registers.load(integer(data[nft.Range.FROM]), len(lowest))
         unequal = integer(data[nft.Range.OPERATION]) == nft.Operation.UNEQUAL
-        return _answers(
+        return decided(
             {answer is not unequal for answer in within(value, lowest, highest)}, value, rule, state
         )
 
@@ -223,7 +220,7 @@ class RuleMachine(Reading):
         return states
 
     def dynamic(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Put an element into a set, or take it out: only its statements can stop the rule."""
+        """Put an element into a set, or take it out: only what it brings can stop the rule."""
         table, name = rule.chain.table, netlink.text(data[nft.Dynamic.SET])
         key = state.registers.load(
             integer(data[nft.Dynamic.KEY]), self.rules.key_length(table, name)
@@ -271,144 +268,6 @@ class RuleMachine(Reading):
         if kind == nft.ObjectType.SYN_PROXY:
             return both(state, Doubt("unknown", "a SYN proxy", rule))
         return [state]
-
-    # ---- what ends ----
-
-    def reject(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Refuse, and say so to the client."""
-        kind = integer(data[nft.Reject.TYPE])
-        code = data.get(nft.Reject.CODE, b"\0")[-1]
-        said = {
-            nft.RejectType.ICMP: f"ICMP unreachable, code {code}",
-            nft.RejectType.TCP_RESET: "TCP reset",
-        }
-        return [
-            replace(
-                state,
-                code=VerdictCode.DROP,
-                reject=said.get(
-                    nft.RejectType(kind), f"ICMP unreachable, code {code} of both families"
-                ),
-            )
-        ]
-
-    def nat(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Translate source or destination."""
-        destination = integer(data[nft.Nat.TYPE]) == nft.NatType.DESTINATION
-        flags = integer(data[nft.Nat.FLAGS]) if nft.Nat.FLAGS in data else 0
-        size = state.packet.size
-        address = _loaded(data, nft.Nat.ADDRESS, size, state)
-        last = (
-            _loaded(data, nft.Nat.ADDRESS_END, size, state)
-            if nft.Nat.ADDRESS_END in data
-            else address
-        )
-        port = _loaded(data, nft.Nat.PORT, 2, state)
-        for value in (address, port):
-            if value is not None and not value.is_known:
-                return [
-                    replace(
-                        state,
-                        code=VerdictCode.ACCEPT,
-                        doubts=(*state.doubts, Doubt("unknown", value.why, rule)),
-                        translated=True,
-                    )
-                ]
-        found = []
-        addresses = _addresses(
-            address, last, state.packet, destination=destination, netmap=bool(flags & _NETMAP)
-        )
-        ports = [None] if port is None else [int.from_bytes(option) for option in port.options]
-        for one in addresses:
-            for number_of_it in ports:
-                packet = state.packet.translated(
-                    destination=destination, address=one, port=number_of_it
-                )
-                doubts = state.doubts
-                if len(addresses) * len(ports) > 1:
-                    doubts = (*doubts, Doubt("chance", "one of several addresses or ports", rule))
-                found.append(
-                    _translated(
-                        replace(state, doubts=doubts), packet, rule, destination=destination
-                    )
-                )
-        return found
-
-    def masquerade(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Give the packet an address of this node as its source."""
-        address = self.around.address_of(state.packet.oif, state.packet.size)
-        packet = state.packet.translated(destination=False, address=address, port=None)
-        return [_translated(state, packet, rule, destination=False)]
-
-    def redirect(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Send the packet to this node itself."""
-        size = state.packet.size
-        loopback = bytes((127, 0, 0, 1)) if size == 4 else bytes(15) + b"\x01"
-        address = (
-            loopback
-            if self.base.hook == "output"
-            else self.around.address_of(state.packet.iif, size)
-        )
-        port = _loaded(data, nft.Redirect.PORT, 2, state)
-        to = int.from_bytes(port.options[0]) if port is not None and port.is_exact else None
-        packet = state.packet.translated(destination=True, address=address, port=to)
-        return [_translated(state, packet, rule, destination=True)]
-
-    def other(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Let the packet pass a statement that changes nothing about where it goes."""
-        return [state]
-
-    def untracked(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Keep conntrack off the packet."""
-        return [replace(state, packet=replace(state.packet, untracked=True, tracked=None))]
-
-    def handed_over(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Give the packet to somebody else, who decides."""
-        return [replace(state, code=VerdictCode.STOLEN)]
-
-    def queued(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Give the packet to a program: it may come back, or not."""
-        doubt = Doubt("unknown", "a program that the rule asks", rule)
-        doubtful = replace(state, doubts=(*state.doubts, doubt))
-        return [
-            replace(doubtful, code=VerdictCode.ACCEPT),
-            replace(doubtful, code=VerdictCode.DROP),
-        ]
-
-    def match(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Ask a match of xtables."""
-        name, info = netlink.text(data[nft.Extension.NAME]), data.get(nft.Extension.INFO, b"")
-        answers = xtables.match(
-            name, integer(data[nft.Extension.REVISION]), info, state.packet, self.around
-        )
-        if answers is None:
-            return both(state, Doubt("unknown", f"the xtables match {name}", rule))
-        kind = (
-            "chance" if name in xtables.CHANCE else "limit" if name in xtables.LIMITS else "unknown"
-        )
-        return _answers(answers, unknown(0, f"the xtables match {name}"), rule, state, kind)
-
-    def target(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Run a target of xtables."""
-        name, info = netlink.text(data[nft.Extension.NAME]), data.get(nft.Extension.INFO, b"")
-        done = xtables.target(
-            name,
-            integer(data[nft.Extension.REVISION]),
-            info,
-            state.packet,
-            self.around,
-            self.base.hook,
-        )
-        if done is None:
-            doubt = Doubt("unknown", f"the xtables target {name}", rule)
-            doubtful = replace(state, doubts=(*state.doubts, doubt))
-            return [doubtful, replace(doubtful, code=VerdictCode.DROP)]
-        after = replace(state, packet=done.packet, code=done.code, reject=done.reject)
-        if done.destination is not None:
-            return [_translated(after, done.packet, rule, destination=done.destination)]
-        if done.packet.mark != state.packet.mark:
-            return [replace(after, events=(*state.events, Event("mark", rule)))]
-        return [after]
 
 
 Step = Callable[[RuleMachine, ATTRIBUTES, NftRule, RuleState], Iterable[RuleState]]
@@ -462,10 +321,7 @@ def expression_of(packed: bytes) -> RuleExpression:
 
 
 def _each_once(states: list[RuleState], before: RuleState) -> list[RuleState]:
-    """Return states that differ in the next expressions.
-
-    A fork whose branches do the same is no fork.
-    """
+    """Return states that differ in what follows; a fork whose branches do the same is no fork."""
     found: dict[object, RuleState] = {}
     for state in states:
         code = VerdictCode.CONTINUE if state.code == VerdictCode.BREAK else state.code
@@ -477,16 +333,6 @@ def _each_once(states: list[RuleState], before: RuleState) -> list[RuleState]:
     return list(found.values())
 
 
-def _answers(
-    answers: set[bool], value: RegisterValue, rule: NftRule, state: RuleState, kind: str = ""
-) -> list[RuleState]:
-    """Go on where the answer is yes, break where it is no."""
-    if len(answers) > 1:
-        chance = value.is_known and len(value.options) > 1
-        return both(state, Doubt(kind or ("chance" if chance else "unknown"), value.why, rule))
-    return [state if True in answers else broken(state)]
-
-
 def _unknown_data(state: RuleState, register: int) -> RuleState:
     return store(state, register, unknown(16, "what the map holds"))
 
@@ -496,43 +342,6 @@ def _taken(state: RuleState, element: SetElement, register: int) -> RuleState:
     if element.code is not None:
         return replace(state, code=element.code, target=element.target)
     return store(state, register, exact(element.data)) if element.data else state
-
-
-def _translated(state: RuleState, packet: Packet, rule: NftRule, *, destination: bool) -> RuleState:
-    event = Event("destination" if destination else "source", rule)
-    return replace(
-        state,
-        packet=packet,
-        code=VerdictCode.ACCEPT,
-        events=(*state.events, event),
-        translated=True,
-    )
-
-
-def _addresses(
-    first: RegisterValue | None,
-    last: RegisterValue | None,
-    packet: Packet,
-    *,
-    destination: bool,
-    netmap: bool,
-) -> list[bytes | None]:
-    """Return the addresses that a translation can choose from."""
-    if first is None or last is None:
-        return [None]
-    low, high = first.options[0], last.options[0]
-    if netmap:
-        old = packet.ends.destination if destination else packet.ends.source
-        mask = bytes(one ^ other for one, other in zip(low, high, strict=True))
-        return [bytes(o & m | n & ~m & 0xFF for o, n, m in zip(old, low, mask, strict=True))]
-    if first == last:
-        return list(first.options)
-    start, end = int.from_bytes(low), int.from_bytes(high)
-    return [each.to_bytes(len(low)) for each in range(start, min(end, start + 255) + 1)]
-
-
-def _loaded(data: ATTRIBUTES, key: int, length: int, state: RuleState) -> RegisterValue | None:
-    return state.registers.load(integer(data[key]), length) if key in data else None
 
 
 def _value(packed: bytes) -> bytes:

@@ -2,8 +2,8 @@
 
 Looked up in the kernel, or in the elements that a sync would write.
 
-Pure, apart from the questions to `Ruleset`. Both answer alike, so whoever explains a Service does
-not care which it is.
+Pure except for what `Ruleset` is asked. Both answer alike, so whoever explains a Service does not
+care which it is.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """All base chains of one hook, in the order in which a packet meets them, with what the kernel itself does in between.
 
-Pure, apart from the questions of the chains. The kernel's own steps: conntrack looks at a packet at
-priority -200, and chains of type nat are all asked at -100 (destination) or 100 (source), in the
-order of their own priorities, until one translates.
+Pure except for what the chains ask. The kernel's own steps: conntrack looks at a packet at priority
+-200, and chains of type nat are all asked at -100 (destination) or 100 (source), in the order of
+their own priorities, until one translates.
 """
 
 from collections.abc import Iterable, Sequence

@@ -2,8 +2,8 @@
 
 Which hooks it meets in which order, and the routes in between.
 
-Pure, apart from its questions. A packet comes in by an interface, or is made on this node; it ends
-in a process of this node, leaves by an interface, or does not get so far.
+Pure except for what it asks. A packet comes in by an interface, or is made on this node; it ends in
+a process of this node, leaves by an interface, or does not get so far.
 """
 
 from collections.abc import Callable, Iterable

@@ -6,14 +6,13 @@ than none. Pure values.
 """
 
 import enum
-from typing import Any
 
 import msgspec
 
 VERSION = 1
-"""Of the JSON: a field may be added without a new number.
+"""Of the JSON.
 
-One that changes its meaning or goes asks for the next.
+A field may be added without a new number; one that changes its meaning or goes asks for the next.
 """
 
 
@@ -29,7 +28,7 @@ class Origin(enum.StrEnum):
 
 
 class Outcome(enum.StrEnum):
-    """The result of a step."""
+    """The outcome of a step."""
 
     OK = "ok"  # the packet goes on
     FOUND = "found"  # the packet goes on, to what was looked up
@@ -57,7 +56,7 @@ class PlaceKind(enum.StrEnum):
     LINK = "link"
     SYSCTL = "sysctl"
     CONNTRACK = "conntrack"
-    REPLY = "reply"  # the answer
+    REPLY = "reply"  # an answer
 
 
 class Whose(enum.StrEnum):
@@ -96,7 +95,7 @@ class Rule(PathValue, frozen=True):
 
 
 class Step(PathValue, frozen=True):
-    """One step: where, what was looked up, the result."""
+    """One step: a place, a look-up and its outcome."""
 
     name: str  # a word or two, as the text shows it: "services4", "forward", "route"
     place: Place
@@ -198,12 +197,3 @@ def to_json(path: Path) -> bytes:
 def of_json(text: bytes) -> Path:
     """Return the path that JSON holds."""
     return msgspec.json.decode(text, type=Path)
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of a path."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"A path of nftproxy, version {VERSION}: explain computes it, trace observes it",
-        **msgspec.json.schema(Path),
-    }

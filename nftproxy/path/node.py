@@ -1,139 +1,63 @@
-"""This machine, read as far as an explanation asks. Nothing is written, and nothing is sent.
+"""This machine, and a node that only manifests describe: what an explanation can ask of either.
 
-All sockets belong to the network namespace of the thread that made the object.
+Reads, never writes. What cannot be read for lack of permission is named in `lacks`, with what it
+needs.
 """
 
-import http.client
+import re
+import socket
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
-from nftproxy.address import Family, pack
-from nftproxy.errors import KernelError, MissingError
-from nftproxy.kernel.reader import Reader, counted_in
-from nftproxy.node.leftovers import NFT_TABLES
-from nftproxy.path.entries import entries
-from nftproxy.path.held import HeldByKernel
+from nftproxy.address import Family
+from nftproxy.errors import KernelError, MissingError, UnusableError
+from nftproxy.kernel.channel import Channel
+from nftproxy.kernel.reader import Reader
+from nftproxy.path import connections
+from nftproxy.path.held import Held, HeldByKernel, HeldByPlan
 from nftproxy.path.live import LiveRuleset
-from nftproxy.path.planned import Listed, named, ports
 from nftproxy.path.routing import Routing
-from nftproxy.path.ruleset import OURS, NftChain, NftRule
-from nftproxy.path.view import Entry, Fill
-from nftproxy.routes import Frontend, Verdict
+from nftproxy.path.ruleset import NftChain, NftRule, NftTable, Ruleset
+from nftproxy.path.view import Entry, Fill, Places
+from nftproxy.routes import Frontend, Key, Value, Verdict
 from nftproxy.table import schema
 
-_HEALTH: Final = ("127.0.0.1", 10256)
-_TIMEOUT: Final = 2.0  # seconds for an answer of the proxy process, and for nft
-_TWINS: Final = [
-    each.name(family, node_port=node_port)
-    for family in Family
-    for each in (schema.SERVICES, schema.NO_ENDPOINTS)
-    for node_port in (False, True)
-]
+_HEALTH = "http://127.0.0.1:10256/healthz"
+_LEGACY = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
+_KUBE_PROXY = "kube-proxy"
+_LEFTOVERS = (("ip", "nat"), ("ip6", "nat"))
 
 
-class ThisMachine:
-    """The parts of a node that only the node itself knows."""
-
-    def __init__(self) -> None:
-        self.rules = LiveRuleset()
-        self.near = Routing()
-        self._texts: dict[tuple[str, str, str], dict[int, str]] = {}
-
-    def close(self) -> None:
-        """Close the sockets."""
-        self.rules.close()
-        self.near.close()
-
-    def sysctl(self, path: str) -> str:
-        """Return a setting of the kernel; empty if it does not exist."""
-        try:
-            return (Path("/proc/sys") / path).read_text().strip()
-        except OSError:
-            return ""
-
-    def rule_text(self, rule: NftRule) -> str:
-        """Return a rule as nft prints it; empty if nft is not there or fails."""
-        table, chain = rule.chain
-        place = table.family, table.name, chain
-        if place not in self._texts:
-            self._texts[place] = dict(_listing(*place))
-        return self._texts[place].get(rule.handle, "")
-
-    def entries(self, family: Family, protocol: str, address: str, port: int) -> list[Entry]:
-        """Return the connections to an address and port; none if conntrack cannot be read."""
-        try:
-            return entries(family, protocol, address, port)
-        except OSError:
-            return []
-
-    def fill(self) -> Fill:
-        """Return how full the conntrack table is."""
-        count, limit = (
-            int(self.sysctl(f"net/netfilter/nf_conntrack_{each}") or 0) for each in ("count", "max")
-        )
-        return Fill(count, limit)
-
-    def other_proxies(self) -> list[str]:
-        """Return the tables of other service proxies, each once: those of kube-proxy in any mode."""
-        tables = {chain.chain.table for chain in self.rules.base_chains()}
-        found = [
-            f"table {table}" for table in sorted(tables) if (table.family, table.name) in NFT_TABLES
-        ]
-        for table in sorted(tables):
-            chains = [
-                chain.chain for chain in self.rules.base_chains() if chain.chain.table == table
-            ]
-            if table.name == "nat" and any(self._calls(chain) for chain in chains):
-                found.append(f"KUBE-SERVICES in table {table}")
-        return found
-
-    def _calls(self, chain: NftChain) -> bool:
-
-        return any(
-            b"KUBE-SERVICES" in part
-            for rule in self.rules.rules(chain)
-            for expression in rule.expressions
-            for part in expression.data.values()
-        )
-
-    def legacy_tables(self) -> list[str]:
-        """Return the tables of iptables-legacy that are loaded."""
-        found = []
-        for name in ("ip_tables_names", "ip6_tables_names"):
-            with suppress(OSError):
-                program = "iptables" if name.startswith("ip_") else "ip6tables"
-                tables = (Path("/proc/net") / name).read_text().split()
-                found += [f"{program}-legacy {table}" for table in tables]
-        return found
-
-    def trouble(self) -> str:
-        """Return what the proxy process reports as unhealthy.
-
-        Empty if nothing or if it does not answer.
-        """
-        connection = http.client.HTTPConnection(*_HEALTH, timeout=_TIMEOUT)
-        try:
-            connection.request("GET", "/healthz")
-            answer = connection.getresponse()
-            return "" if answer.status == 200 else answer.read(500).decode(errors="replace")
-        except (OSError, http.client.HTTPException):
-            return ""
-        finally:
-            connection.close()
-
-
-class ThisNode:
-    """The view of this node; a context that closes its sockets."""
+class LiveNode:
+    """The node whose network namespace the calling thread is in."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.machine = ThisMachine()
-        self.held = HeldByKernel(self.machine.rules)
+        self._cleanup = ExitStack()
+        self._texts: dict[NftChain, dict[int, str]] = {}
+        self._channel = Channel()
+        self._cleanup.callback(self._channel.close)
+        self._reader = Reader(self._channel)
+        try:
+            self.has_table = self._reader.table_exists()
+        except KernelError as error:
+            self.close()
+            if isinstance(error, MissingError) or "permitted" not in str(error):
+                raise
+            raise UnusableError(
+                "explain reads nftables and conntrack, which needs the capability NET_ADMIN",
+                hint="run it as root, or explain objects alone: --manifests FOLDER",
+            ) from None
+        self.rules: Ruleset = LiveRuleset(self._channel)
+        self.held: Held = HeldByKernel(self.rules) if self.has_table else HeldByPlan({})
+        routing = self._cleanup.enter_context(Routing())
+        self.around: Places = routing
         self.lacks: Sequence[str] = ()
-        self._reader = Reader()
 
     def __enter__(self) -> Self:
         return self
@@ -143,61 +67,161 @@ class ThisNode:
 
     def close(self) -> None:
         """Close the sockets."""
-        self._reader.close()
-        self.machine.close()
+        self._cleanup.close()
 
-    def has_table(self) -> bool:
-        """Whether there is a table of ours."""
-        return self._reader.table_exists(OURS.name, OURS.family)
+    def sysctl(self, path: str) -> str:
+        """Return a setting of the kernel; empty when it is not there."""
+        try:
+            return Path("/proc/sys", path).read_text().strip()
+        except OSError:
+            return ""
 
-    def find(self, service: str) -> list[tuple[Family, Frontend]]:
-        """Return the frontends of a Service, by the name in their elements."""
-        return named(self._verdicts(service.encode()), service)
+    def rule_text(self, rule: NftRule) -> str:
+        """Return a rule as nft prints it; empty when nft is not there."""
+        if rule.chain not in self._texts:
+            table = rule.chain.table
+            command = ["nft", "--handle", "list", "chain", table.family, table.name]
+            try:
+                done = subprocess.run(
+                    [*command, rule.chain.name],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=5,
+                )
+                lines = done.stdout.splitlines()
+            except (OSError, subprocess.TimeoutExpired):
+                lines = []
+            found = (re.fullmatch(r"\s*(.*?) # handle (\d+)", line) for line in lines)
+            self._texts[rule.chain] = {int(match[2]): match[1] for match in found if match}
+        return self._texts[rule.chain].get(rule.handle, "")
 
-    def names(self) -> list[str]:
-        """Return the names of all service ports in the table."""
-        return sorted({value.comment for _, _, value in self._verdicts(b"") if value.comment})
+    def entries(self, family: Family, protocol: str, address: str, port: int) -> list[Entry]:
+        """Return the connections to an address and port."""
+        try:
+            return connections.entries(family, protocol, address, port)
+        except OSError:
+            return []
 
-    def ports_at(self, address: str) -> list[str]:
-        """Return the ports that an address has in the table."""
-        return ports(self._verdicts(pack(address)), address)
+    def fill(self) -> Fill | None:
+        """Return how full the conntrack table is."""
+        names = ("net/netfilter/nf_conntrack_count", "net/netfilter/nf_conntrack_max")
+        count, limit = map(self.sysctl, names)
+        return Fill(int(count), int(limit)) if count and limit else None
 
-    def nodeport_addresses(self, family: Family) -> list[str] | None:
+    def frontends(self) -> Iterator[tuple[Family, Frontend, str]]:
+        """Yield every frontend with the name of its service port."""
+        for family in Family if self.has_table else ():
+            for declaration in (schema.SERVICES, schema.NO_ENDPOINTS):
+                for node_port in (False, True):
+                    with suppress(MissingError):
+                        where = declaration.name(family, node_port=node_port)
+                        for (_, key, value), _ in self._reader.counted(where):
+                            if isinstance(value, Verdict):
+                                yield family, Frontend.of_key(key), value.comment
+
+    def accepted(self, family: Family) -> list[str] | None:
         """Return the addresses that accept NodePorts; None if all but loopback do."""
-        name = schema.NODEPORT_IPS.name(family)
-        if not self._reader.looks_up(name):
-            return None
-        return sorted(str(key[0]) for key in self._reader.elements(name))
+        where = schema.NODEPORT_IPS.name(family)
+        try:
+            found = sorted(str(key[0]) for key in self._reader.elements(where))
+        except MissingError:
+            return []
+        return found if found or self._reader.looks_up(where) else None
 
-    def _verdicts(self, part: bytes) -> Iterator[Listed]:
-        """Yield the frontends in messages of the kernel that contain some bytes.
+    def other_proxies(self) -> list[str]:
+        """Return the tables and chains of other proxies on this node."""
+        bases = self.rules.base_chains()
+        found = [str(one.chain.table) for one in bases if one.chain.table.name == _KUBE_PROXY]
+        for family, table in _LEFTOVERS:
+            with suppress(KernelError):
+                if self.rules.rules(NftChain(NftTable(family, table), "KUBE-SERVICES")):
+                    found.append(f"{family} {table} KUBE-SERVICES")
+        return list(dict.fromkeys(found))
 
-        The kernel lists some 250 elements in a message: no others are taken apart.
-        """
-        for name in _TWINS:
-            place = schema.parse(name)
-            with suppress(MissingError, KernelError):
-                for message in self._reader.messages(name):
-                    if part not in message:
-                        continue
-                    for element, _ in counted_in(name, message):
-                        if place and isinstance(element.value, Verdict):
-                            yield place.family, Frontend.of_key(element.key), element.value
+    def legacy(self) -> list[str]:
+        """Return the tables of iptables-legacy that are in use."""
+        found = []
+        for path in _LEGACY:
+            with suppress(OSError):
+                family = "ip6" if "ip6" in path else "ip"
+                found += [f"{family} {name}" for name in Path(path).read_text().split()]
+        return found
+
+    def trouble(self) -> str:
+        """Return why the proxy of this node is behind; empty if it is not."""
+        with socket.socket(socket.AF_UNIX) as lock:
+            if lock.connect_ex("\0nftproxy"):
+                return "no nftproxy runs on this node, so nobody keeps its table"
+        try:
+            with urlopen(_HEALTH, timeout=0.3):
+                return ""
+        except HTTPError as error:
+            said = error.read(2000).decode(errors="replace")
+            return f"the proxy of this node says that it is behind: {' '.join(said.split())}"
+        except OSError:
+            return ""
 
 
-def _listing(family: str, table: str, chain: str) -> Iterator[tuple[int, str]]:
-    """Yield handle and text of the rules of a chain, by the program nft.
+class PlannedNode:
+    """A node that only manifests describe: what a sync would write, and nothing else."""
 
-    What would kill it does not kill us.
-    """
-    command = ["nft", "--handle", "list", "chain", family, table, chain]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+    rules: Ruleset | None = None
+    around: Places | None = None
+    has_table = True
+
+    def __init__(
+        self,
+        name: str,
+        elements: Mapping[str, Mapping[Key, Value]],
+        accepted: Mapping[Family, list[str] | None],
+        why: str,
+    ) -> None:
+        self.name = name
+        self.lacks: Sequence[str] = (
+            f"routes, links, neighbours, conntrack and the rules of all tables: {why}",
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return
-    for line in done.stdout.splitlines():
-        rule, mark, handle = line.strip().rpartition(" # handle ")
-        if mark and handle.isdigit():
-            yield int(handle), rule
+        self._elements = elements
+        self._accepted = accepted
+        self.held: Held = HeldByPlan(elements)
+
+    def sysctl(self, path: str) -> str:  # noqa: ARG002
+        """Return nothing."""
+        return ""
+
+    def rule_text(self, rule: NftRule) -> str:  # noqa: ARG002
+        """Return nothing."""
+        return ""
+
+    def entries(self, *_: object) -> list[Entry]:
+        """Return nothing."""
+        return []
+
+    def fill(self) -> Fill | None:
+        """Return nothing."""
+        return None
+
+    def frontends(self) -> Iterator[tuple[Family, Frontend, str]]:
+        """Yield every frontend with the name of its service port."""
+        for where, items in self._elements.items():
+            place = schema.parse(where)
+            if place and place.declaration in {schema.SERVICES, schema.NO_ENDPOINTS}:
+                for key, value in items.items():
+                    if isinstance(value, Verdict):
+                        yield place.family, Frontend.of_key(key), value.comment
+
+    def accepted(self, family: Family) -> list[str] | None:
+        """Return the addresses that accept NodePorts; None if all but loopback do."""
+        return self._accepted.get(family, [])
+
+    def other_proxies(self) -> list[str]:
+        """Return nothing."""
+        return []
+
+    def legacy(self) -> list[str]:
+        """Return nothing."""
+        return []
+
+    def trouble(self) -> str:
+        """Return nothing."""
+        return ""

@@ -2,7 +2,7 @@
 
 Headers, what the kernel and conntrack know of a packet, routes.
 
-Pure, apart from the questions to `Surroundings`. What nobody can know yet is stored as unknown.
+Pure except for what it asks of `Surroundings`. What nobody can know yet is stored as unknown.
 """
 
 # ruff: noqa: ARG002 - all expressions are given the same
@@ -189,9 +189,9 @@ class Reading:
         ]
 
     def header(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Look for an extension header or an option: a first packet has no extension headers.
+        """Look for an extension header or an option.
 
-        Its TCP options are not known.
+        A first packet has no extension headers; its TCP options are not known.
         """
         if nft.Header.FROM in data or nft.Header.TO not in data:
             return [state]

@@ -32,6 +32,33 @@ class AskedTarget:
         return self.service is None and self.address is None
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked about, who asks (node, outside, or an address), and by which protocol.
+
+    Empty: the Service's.
+    """
+
+    target: AskedTarget
+    client: str = "node"
+    protocol: str = ""
+    interface: str = ""  # by which the client's packets come in, where routes to it say otherwise
+
+
+def request(target: str, client: str = "node", protocol: str = "") -> Request:
+    """Return what texts ask for; ConfigError when they mean nothing."""
+    client, _, interface = client.partition("%")
+    if client not in {"node", "outside"}:
+        try:
+            client = parse_address(client).text
+        except AddressError:
+            raise ConfigError(
+                [f"--from {client[:80]!r} is neither an address nor node or outside"],
+                hint="kubectl get pod -o wide shows a Pod's address",
+            ) from None
+    return Request(parse_target(target), client, protocol, interface)
+
+
 def parse_target(text: str) -> AskedTarget:
     """Return what a text means; ConfigError when it means nothing."""
     if text.isascii() and text.isdigit():
@@ -48,7 +75,7 @@ def parse_target(text: str) -> AskedTarget:
 
 
 def _split(text: str) -> tuple[str, str]:
-    if text.startswith("["):
+    if text.startswith("[") and "]" in text:
         host, _, rest = text[1:].partition("]")
         return host, rest.removeprefix(":")
     if text.count(":") == 1:

@@ -1,13 +1,13 @@
 """Routes, addresses, links and neighbours of the network namespace of the thread that made this object, asked one by one."""
 
 import socket
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Self
 
 from nftproxy.path.packet import text
 from nftproxy.path.ruleset import Link, Way
 
 UNICAST, LOCAL, BROADCAST, ANYCAST, MULTICAST, UNREACHABLE = 1, 2, 3, 4, 5, 7
-_NO_CARRIER = {"DOWN", "LOWERLAYERDOWN", "NOTPRESENT"}
 _BAD = {0x20: "failed", 0x01: "incomplete"}  # NUD_*
 _GOOD = {
     0x02: "reachable",
@@ -34,10 +34,15 @@ class Routing:
         self.links = {link.name: link for link in (_link(message, by_index) for message in links)}
         self._names = by_index
         self._addresses: list[tuple[bytes, str]] = []
+        self._networks: list[tuple[IPv4Network | IPv6Network, str]] = []
         for message in self._route.get_addr():
             address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             if address:
-                self._addresses.append((_packed(address), by_index.get(message["index"], "")))
+                name = by_index.get(message["index"], "")
+                self._addresses.append((_packed(address), name))
+                self._networks.append(
+                    (ip_network(f"{address}/{message['prefixlen']}", strict=False), name)
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +106,7 @@ class Routing:
         return BROADCAST if self._kinds.get(address) == BROADCAST else UNICAST
 
     def way(self, address: bytes, mark: int | None) -> str:
-        """Return the interface that packets to an address leave by; empty if there is no such one."""
+        """Return the interface that packets to an address leave by; empty without one."""
         way = self.to(address, mark=mark or 0)
         return "" if way.local or way.error else way.device
 
@@ -145,23 +150,58 @@ class Routing:
         return Way(device, gateway, message.get_attr("RTA_PREFSRC") or "", kind == LOCAL, mtu)
 
     def neighbour(self, address: str, device: str) -> str:
-        """Return what the kernel knows of a neighbour: reachable, stale, failed and so on.
+        """Return what the kernel knows of a neighbour.
 
-        Empty when it has not asked yet.
+        Reachable, stale, failed and so on; empty when it has not asked yet.
         """
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        for message in self._route.get_neighbours(family=family, ifindex=self.links[device].index):
-            if message.get_attr("NDA_DST") == address:
-                state = message["state"]
-                return _BAD.get(state) or _GOOD.get(state, "")
+        for message in self._neighbours(address, device):
+            state = message["state"]
+            return _BAD.get(state) or _GOOD.get(state, "")
         return ""
 
+    def _neighbours(self, address: str, device: str) -> list[Any]:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        index = self.links[device].index
+        return [
+            message
+            for message in self._route.get_neighbours(family=family, ifindex=index)
+            if message.get_attr("NDA_DST") == address
+        ]
 
+    def belongs_to(self, address: str) -> str:
+        """Return the interface whose own network holds an address, whether it is up or not.
+
+        Empty if none does.
+        """
+        found = ip_address(address)
+        return next((name for network, name in self._networks if found in network), "")
+
+    def port_of(self, address: str, bridge: str) -> str:
+        """Return the port of a bridge behind which an address is; empty when that is not known."""
+        near = {one.get_attr("NDA_LLADDR") for one in self._neighbours(address, bridge)}
+        for message in self._route.fdb("dump"):
+            name = str(self._names.get(message["ifindex"], ""))
+            at = self.links.get(name)
+            if at and at.master == bridge and message.get_attr("NDA_LLADDR") in near:
+                return name
+        return ""
+
+    def isolated(self, port: str) -> bool:
+        """Whether a port of a bridge reaches no other isolated port of it."""
+        for message in self._route.get_links(self.links[port].index):
+            info = message.get_attr("IFLA_LINKINFO")
+            slave = info and info.get_attr("IFLA_INFO_SLAVE_DATA")
+            return bool(slave and slave.get_attr("IFLA_BRPORT_ISOLATED"))
+        return False
+
+
+REVERSE_PATH = "rp_filter: answers to the source would leave by another interface"
+SOURCE_REFUSED = "the kernel takes no such source on this interface"
 _REASONS = {
     101: "no route",  # ENETUNREACH
     113: "no route, or this node does not forward",  # EHOSTUNREACH
-    18: "rp_filter: answers to the source would leave by another interface",  # EXDEV
-    22: "the kernel takes no such source on this interface",  # EINVAL
+    18: REVERSE_PATH,  # EXDEV
+    22: SOURCE_REFUSED,  # EINVAL
     13: "a route forbids it",  # EACCES
 }
 
@@ -181,6 +221,6 @@ def _link(message: Any, by_index: dict[int, str]) -> Link:
         group=message.get_attr("IFLA_GROUP") or 0,
         kind=kind,
         master=master or "",
-        up=bool(message["flags"] & 1) and message.get_attr("IFLA_OPERSTATE") not in _NO_CARRIER,
+        up=bool(message["flags"] & 1) and message.get_attr("IFLA_OPERSTATE") != "DOWN",
         mtu=message.get_attr("IFLA_MTU") or 0,
     )

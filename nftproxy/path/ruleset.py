@@ -134,7 +134,7 @@ class Surroundings(Protocol):
         """Return the first address of an interface, of 4 or 16 bytes."""
 
     def way(self, address: bytes, mark: int | None) -> str:
-        """Return the interface that packets to an address leave by; empty if there is no such one."""
+        """Return the interface that packets to an address leave by; empty without one."""
 
     def to(self, address: bytes, *, source: bytes = b"", iif: str = "", mark: int = 0) -> Way:
         """Return the way to an address.

@@ -55,18 +55,16 @@ def met(stop: Stop, before: set[int], frontend: str) -> list[Met]:
 def hook_steps(
     journey: Journey, frontend: str, text_of: Callable[[NftRule], str]
 ) -> Iterator[tuple[Stop, list[Met], list[Step]]]:
-    """Yield each stop with what was met there, and the steps about foreign chains."""
+    """Yield each stop with what was met there, and the steps at foreign chains."""
     shown: set[int] = set()
     for stop in journey.stops:
         everything = met(stop, shown, frontend)
         shown |= {id(visit) for branch in stop.branches for visit in branch.visits}
         foreign = [one for one in everything if not one.is_ours]
         steps = [step for one in foreign if (step := _step(stop, one, text_of))]
-        told = {(step.place.family, step.rule.name if step.rule else "") for step in steps}
         quiet = list(dict.fromkeys(one.base for one in foreign if not _is_told(one)))
         if quiet:
             steps.append(_passed(stop, quiet))
-        del told
         yield stop, everything, steps
 
 

@@ -1,10 +1,9 @@
-"""What an explanation asks of a node, as types alone.
+"""What an explanation asks of a node.
 
-`node` answers from this machine, `planned` from manifests.
+Pure: types alone. `node` fills them from this machine, or from manifests.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from nftproxy.address import Family
@@ -14,29 +13,34 @@ from nftproxy.routes import Frontend
 
 
 class Entry(NamedTuple):
-    """A connection in conntrack: who asked, who answers, and whether an answer was seen."""
+    """A connection that conntrack knows: who asked, who answers, and whether anything came back."""
 
     source: str
     answers_from: str
     answers_port: int
     replied: bool
 
+    @property
+    def answerer(self) -> str:
+        """The endpoint, as people write it."""
+        host = f"[{self.answers_from}]" if ":" in self.answers_from else self.answers_from
+        return f"{host}:{self.answers_port}"
 
-@dataclass(frozen=True, slots=True)
-class Fill:
+
+class Fill(NamedTuple):
     """How full the conntrack table is."""
 
-    count: int
+    held: int
     limit: int
 
     @property
     def is_full(self) -> bool:
         """Whether new connections find no room."""
-        return 0 < self.limit <= self.count
+        return 0 < self.limit <= self.held
 
 
-class Near(Surroundings, Protocol):
-    """Routes, interfaces and neighbours of a machine."""
+class Places(Surroundings, Protocol):
+    """Routes and what is near."""
 
     @property
     def links(self) -> Mapping[str, Link]:
@@ -46,73 +50,71 @@ class Near(Surroundings, Protocol):
         """Return the addresses of an interface, or of all."""
 
     def neighbour(self, address: str, device: str) -> str:
-        """Return what the kernel knows of a neighbour; empty if it has not asked yet."""
+        """Return what the kernel knows of a neighbour."""
+
+    def belongs_to(self, address: str) -> str:
+        """Return the interface whose own network holds an address, whether it is up or not."""
+
+    def port_of(self, address: str, bridge: str) -> str:
+        """Return the port of a bridge behind which an address is; empty when that is not known."""
+
+    def isolated(self, port: str) -> bool:
+        """Whether a port of a bridge reaches no other isolated port of it."""
 
 
-class Machine(Protocol):
-    """The parts of a node that only the node itself knows."""
+class Node(Protocol):
+    """A node. Without `rules` and `around` it is one that only manifests describe."""
 
     @property
-    def rules(self) -> Ruleset:
+    def name(self) -> str:
+        """The name of its Node object."""
+
+    @property
+    def held(self) -> Held:
+        """What our table holds."""
+
+    @property
+    def rules(self) -> Ruleset | None:
         """All tables."""
 
     @property
-    def near(self) -> Near:
-        """Routes, interfaces and neighbours."""
+    def around(self) -> Places | None:
+        """Routes and links."""
+
+    @property
+    def has_table(self) -> bool:
+        """Whether our table is there."""
+
+    @property
+    def lacks(self) -> Sequence[str]:
+        """What cannot be looked at, and what that needs."""
 
     def sysctl(self, path: str) -> str:
-        """Return a setting of the kernel, as in "net/ipv4/ip_forward"; empty if it does not exist."""
+        """Return a setting of the kernel; empty when it is not there."""
 
     def rule_text(self, rule: NftRule) -> str:
-        """Return a rule as nft prints it; empty if nft is not there."""
+        """Return a rule as nft prints it; empty when nft is not there."""
 
     def entries(self, family: Family, protocol: str, address: str, port: int) -> list[Entry]:
         """Return the connections to an address and port."""
 
-    def fill(self) -> Fill:
+    def fill(self) -> Fill | None:
         """Return how full the conntrack table is."""
 
-    def other_proxies(self) -> list[str]:
-        """Return the tables of other service proxies on this node."""
+    def frontends(self) -> Iterator[tuple[Family, Frontend, str]]:
+        """Yield every frontend with the name of its service port.
 
-    def legacy_tables(self) -> list[str]:
-        """Return the tables of iptables-legacy that are loaded: nftables does not show their rules."""
-
-    def trouble(self) -> str:
-        """Return what the proxy process of this node reports as unhealthy.
-
-        Empty if nothing or if it does not answer.
+        A pass over whole maps, for names without objects.
         """
 
-
-class NodeView(Protocol):
-    """A node and its table; without a `machine` only manifests describe it."""
-
-    name: str
-
-    @property
-    def held(self) -> Held:
-        """The elements of the table."""
-
-    @property
-    def machine(self) -> Machine | None:
-        """What only the node itself knows."""
-
-    @property
-    def lacks(self) -> Sequence[str]:
-        """What could not be checked, and why."""
-
-    def has_table(self) -> bool:
-        """Whether there is a table of ours."""
-
-    def find(self, service: str) -> list[tuple[Family, Frontend]]:
-        """Return the frontends of a Service, or of one of its ports, by the name in their elements."""
-
-    def names(self) -> list[str]:
-        """Return the names of all service ports in the table."""
-
-    def ports_at(self, address: str) -> list[str]:
-        """Return the ports that an address has in the table, as in "80/tcp"."""
-
-    def nodeport_addresses(self, family: Family) -> list[str] | None:
+    def accepted(self, family: Family) -> list[str] | None:
         """Return the addresses that accept NodePorts; None if all but loopback do."""
+
+    def other_proxies(self) -> list[str]:
+        """Return the tables and chains of other proxies on this node."""
+
+    def legacy(self) -> list[str]:
+        """Return the tables of iptables-legacy that are in use."""
+
+    def trouble(self) -> str:
+        """Return why the proxy of this node is behind; empty if it is not."""

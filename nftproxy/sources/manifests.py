@@ -49,6 +49,7 @@ class _File:
     endpoints: dict[ObjectName, str] = field(
         default_factory=dict
     )  # objects of the kind Endpoints, and where they are
+    pods: dict[ObjectName, tuple[str, ...]] = field(default_factory=dict)  # and their addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Scan:
 
     `news` are the problems that the previous scan did not have, `mended` is the number of its
     solved problems. `notes` name valid objects without effect that the previous scan did not name.
+    `pods` have no effect either, except that people can name a client.
     """
 
     objects: dict[type[Object], list[Object]]
@@ -64,6 +66,7 @@ class Scan:
     news: list[str]
     mended: int
     notes: list[str] = field(default_factory=list)
+    pods: dict[ObjectName, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Manifests:
@@ -136,7 +139,8 @@ class Manifests:
         notes = list(self._unread(objects))
         fresh = [note for note in notes if note not in self._noted]
         self._noted = set(notes)
-        return Scan(objects, faults, news, mended, fresh)
+        pods = {name: ips for file in self._files.values() for name, ips in file.pods.items()}
+        return Scan(objects, faults, news, mended, fresh, pods)
 
     def _unread(self, objects: dict[type[Object], list[Object]]) -> Iterator[str]:
         """Name the objects of the old kind Endpoints whose Service has no EndpointSlice."""
@@ -286,9 +290,8 @@ def _enter_document(
     kind = document["kind"]
     meta = document.get("metadata")
     meta = meta if isinstance(meta, dict) else {}
-    if kind == "Endpoints" and document.get("apiVersion") == "v1":
-        file.endpoints[_object_name(meta)] = place
     if kind not in KINDS:
+        _note(file, place, document, _object_name(meta))
         return
     identity = (kind, _object_name(meta))
     version = document.get("apiVersion")
@@ -312,6 +315,24 @@ def _enter_document(
         file.objects[identity] = before[identity]
         fate = "; its last good version stays in use"
     file.problems += [f"{place}: {_named(identity)}: {fault}{fate}" for fault in faults]
+
+
+def _note(file: _File, place: str, document: dict[str, Any], name: ObjectName) -> None:
+    """Remember an object of another kind, where it matters to people."""
+    if document.get("apiVersion") != "v1":
+        return
+    if document["kind"] == "Endpoints":
+        file.endpoints[name] = place
+    elif document["kind"] == "Pod":
+        file.pods[name] = tuple(_pod_addresses(document.get("status")))
+
+
+def _pod_addresses(status: Any) -> Iterator[str]:
+    """Yield the addresses of a Pod, whatever else its status holds."""
+    listed = status.get("podIPs") if isinstance(status, dict) else None
+    for each in listed if isinstance(listed, list) else ():
+        if isinstance(each, dict) and isinstance(each.get("ip"), str):
+            yield each["ip"]
 
 
 def _object_name(meta: dict[str, Any]) -> ObjectName:

@@ -11,7 +11,9 @@ from nftproxy.path.journey import End, Traveller
 from nftproxy.path.live import LiveRuleset
 from nftproxy.path.packet import ICMP, ICMPV6, TCP, UDP, text
 from tests.support.crossing import PORT, Crossing, Seen, Shot, address
+from tests.support.firewalls import Firewall, need
 from tests.support.foreign_rules import DOUBTFUL, Writer, written
+from tests.support.tables import new_namespace
 
 BY_CHANCE = 60
 SHOTS = 12
@@ -73,10 +75,7 @@ def fate(end: End) -> Seen:
 
 
 def agrees(seen: Seen, said: Seen) -> bool:
-    """Whether what was seen is what was said.
-
-    An answer that refuses may itself fall victim to the rules.
-    """
+    """Whether what was seen is what was said; an answer that refuses may itself fall victim to the rules."""
     if said.where or seen.where:
         return seen == said
     return not (seen.refused and not said.refused)
@@ -124,6 +123,41 @@ def test_written_rules(crossing: Crossing, name: str) -> None:
         for each in compare(crossing, name, written()[name], f"{name} {seed}")
     ]
     assert len(outcomes) == 3 * SHOTS
+
+
+UFW = """
+ufw allow 80
+ufw allow in on in0 to any port 53 proto udp
+ufw limit 22/tcp
+ufw route allow in on in0 out on out0 to any port 443 proto tcp
+ufw deny from 10.1.0.4
+"""
+FIREWALLD = """
+firewall-cmd --zone=trusted --add-interface=br0
+firewall-cmd --zone=dmz --add-interface=in0
+firewall-cmd --zone=dmz --add-service=http
+firewall-cmd --zone=dmz --add-forward-port=port=8080:proto=tcp:toport=80:toaddr=10.3.0.3
+firewall-cmd --zone=external --add-interface=out0
+firewall-cmd --zone=drop --add-source=10.1.0.5
+"""
+INSTALLED = {
+    "ufw": (UFW, "iptables-save"),
+    "firewalld": (FIREWALLD, "nft list table inet firewalld"),
+}
+
+
+@pytest.mark.parametrize("kind", INSTALLED)
+def test_rules_of_real_firewalls(crossing: Crossing, kind: str) -> None:
+    need(kind)
+    commands, listing = INSTALLED[kind]
+    with new_namespace() as netns, Firewall(kind, netns) as firewall:
+        firewall.run(commands)
+        rules = firewall.run(listing)
+    name = "real.rules" if kind == "ufw" else "real.nft"
+    outcomes = [
+        each for seed in range(6) for each in compare(crossing, name, rules, f"{kind} {seed}")
+    ]
+    assert {"delivered", "dropped"} <= set(outcomes)
 
 
 @pytest.mark.parametrize("seed", range(BY_CHANCE))

@@ -66,7 +66,7 @@ RIDDLES = (
     ),
     Riddle(
         "A client that is not in loadBalancerSourceRanges",
-        "source-range",
+        "source-ranges",
         origin="pod2-3",
         node="node2",
         address="203.0.113.30",

@@ -18,7 +18,7 @@ from nftproxy.path.layout import lines
 from nftproxy.path.model import Reach, to_json
 from nftproxy.path.node import LiveNode, PlannedNode
 from nftproxy.path.request import request
-from nftproxy.path.view import Node as View
+from nftproxy.path.view import NodeView as View
 from nftproxy.routes import Key, Value
 from nftproxy.sources.manifests import Scan
 from nftproxy.table import preview

@@ -97,7 +97,7 @@ class Solution:
 
 
 def solve(stage: Stage, riddle: Riddle) -> Solution:
-    """Break a Service, ask it, have it explained, run the cure, and ask again."""
+    """Break a Service, ask it, explain it, run the cure, and ask again."""
     lines: list[tuple[str, str]] = []
     for command in riddle.broken:
         stage.lab.run(riddle.node, shlex.split(command))

@@ -16,7 +16,7 @@ from nftproxy.path import held
 from nftproxy.path.cluster import Cluster, is_others
 from nftproxy.path.model import Cause, Target
 from nftproxy.path.request import Request
-from nftproxy.path.view import Node
+from nftproxy.path.view import NodeView
 from nftproxy.routes import Frontend, Verdict
 from nftproxy.selection import view
 from nftproxy.table import schema
@@ -41,7 +41,7 @@ class Aim:
     causes: tuple[Cause, ...] = field(default=())
 
 
-def aim(request: Request, node: Node, cluster: Cluster | None, family: Family | None) -> Aim:
+def aim(request: Request, node: NodeView, cluster: Cluster | None, family: Family | None) -> Aim:
     """Return what is meant. `family` is that of the client, None if it has both."""
     target = request.target
     if target.service is not None:
@@ -127,7 +127,7 @@ def _wrong_port(request: Request, what: str, ports: Sequence[str], at: Aim | Non
     return Aim(target, at.family if at else Family.IPv4, causes=(cause,))
 
 
-def _by_comment(request: Request, node: Node, family: Family | None) -> Aim:
+def _by_comment(request: Request, node: NodeView, family: Family | None) -> Aim:
     name, wanted = request.target.service, request.target.port_name
     known: dict[str, None] = {}
     for of, frontend, comment in node.frontends():
@@ -151,7 +151,7 @@ def _by_comment(request: Request, node: Node, family: Family | None) -> Aim:
 
 def _found(
     request: Request,
-    node: Node,
+    node: NodeView,
     family: Family,
     frontend: Frontend,
     comment: str,
@@ -186,7 +186,7 @@ def _port_of(cluster: Cluster | None, comment: str) -> ServicePort | None:
     return next((port for port in ports if (port.name or "") == name), None)
 
 
-def lookup(node: Node, family: Family, frontend: Frontend) -> Verdict | None:
+def lookup(node: NodeView, family: Family, frontend: Frontend) -> Verdict | None:
     """Return what the maps of frontends have for one."""
     for declaration in (schema.SERVICES, schema.NO_ENDPOINTS):
         if found := held.verdict(node.held, declaration, family, frontend):
@@ -198,7 +198,7 @@ def _protocols(request: Request) -> tuple[str, ...]:
     return (request.protocol,) if request.protocol in PROTOCOLS else PROTOCOLS
 
 
-def _by_address(request: Request, address: str, node: Node, cluster: Cluster | None) -> Aim:
+def _by_address(request: Request, address: str, node: NodeView, cluster: Cluster | None) -> Aim:
     family, port = parse_address(address).family, request.target.port
     for protocol in _protocols(request) if port else ():
         frontend = Frontend(address, protocol, port)
@@ -222,7 +222,7 @@ def _by_address(request: Request, address: str, node: Node, cluster: Cluster | N
 
 
 def _unknown_address(
-    request: Request, address: str, node: Node, cluster: Cluster | None, *, is_own: bool
+    request: Request, address: str, node: NodeView, cluster: Cluster | None, *, is_own: bool
 ) -> Aim:
     family, port = parse_address(address).family, request.target.port
     protocol = request.protocol or "tcp"
@@ -251,13 +251,13 @@ def _unknown_address(
     return Aim(bare.target, family, causes=(cause,))
 
 
-def _is_own(node: Node, address: str) -> bool:
+def _is_own(node: NodeView, address: str) -> bool:
     if node.around is None:
         return address in {one for f in Family for one in node.accepted(f) or ()}
     return address.startswith("127.") or node.around.address_type(pack(address), "") == 2
 
 
-def _node_port(request: Request, node: Node, cluster: Cluster | None, family: Family) -> Aim:
+def _node_port(request: Request, node: NodeView, cluster: Cluster | None, family: Family) -> Aim:
     port = request.target.port
     accepted = node.accepted(family)
     address = accepted[0] if accepted else ""

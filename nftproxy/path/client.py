@@ -9,7 +9,7 @@ from nftproxy.path.aim import SOMEWHERE
 from nftproxy.path.model import Client
 from nftproxy.path.packet import text
 from nftproxy.path.request import Request
-from nftproxy.path.view import Node, Places
+from nftproxy.path.view import NodeView, Places
 
 LOCAL = 2  # RTN_LOCAL
 
@@ -19,7 +19,7 @@ def family_of(client: str) -> Family | None:
     return None if client in {"node", "outside"} else parse_address(client).family
 
 
-def find(request: Request, destination: str, node: Node) -> Client:
+def find(request: Request, destination: str, node: NodeView) -> Client:
     """Return who asks for a destination."""
     client, around = request.client, node.around
     if around is None:

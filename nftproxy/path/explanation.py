@@ -20,7 +20,7 @@ from nftproxy.path.model import (
 from nftproxy.path.passage import Passage, follow
 from nftproxy.path.remarks import remarks
 from nftproxy.path.request import Request
-from nftproxy.path.view import Node
+from nftproxy.path.view import NodeView
 from nftproxy.selection import Locality
 
 _ALWAYS = ("NetworkPolicy enforced outside of nftables (eBPF)", "what happens beyond this node")
@@ -30,7 +30,7 @@ _PING = (
 )
 
 
-def explain(request: Request, node: Node, cluster: Cluster | None = None) -> Path:
+def explain(request: Request, node: NodeView, cluster: Cluster | None = None) -> Path:
     """Return what would happen to a connection. `cluster`: the objects, where somebody has them."""
     family = family_of(request.client)
     aimed = aim(request, node, cluster, family)
@@ -53,12 +53,12 @@ def _no_table() -> Cause:
     return Cause("no-table", said, ("systemctl start nftproxy",))
 
 
-def _stopped(request: Request, node: Node, aimed: Aim, cause: Cause) -> Path:
+def _stopped(request: Request, node: NodeView, aimed: Aim, cause: Cause) -> Path:
     client = Client("", request.client if request.client in {"node", "outside"} else "pod")
     return _path(request, node, aimed, client, Reach.NO, causes=(cause,))
 
 
-def _ping(request: Request, node: Node, aimed: Aim, client: Client) -> Path:
+def _ping(request: Request, node: NodeView, aimed: Aim, client: Client) -> Path:
     target = aimed.target
     if target.kind in {"", "Endpoint"}:
         return _path(request, node, aimed, client, Reach.MAY)
@@ -67,7 +67,7 @@ def _ping(request: Request, node: Node, aimed: Aim, client: Client) -> Path:
     return _path(request, node, aimed, client, Reach.NO, causes=(cause,))
 
 
-def _beyond(request: Request, node: Node, aimed: Aim, client: Client) -> Path:
+def _beyond(request: Request, node: NodeView, aimed: Aim, client: Client) -> Path:
     """Follow a packet to an address of no Service: others' rules may stop it here as well."""
     passage = follow(aimed, Choice(), client, node)
     reach = Reach.NO if passage.reach is Reach.NO else Reach.MAY
@@ -84,7 +84,7 @@ def _beyond(request: Request, node: Node, aimed: Aim, client: Client) -> Path:
 
 
 def _connection(
-    request: Request, node: Node, cluster: Cluster | None, aimed: Aim, client: Client
+    request: Request, node: NodeView, cluster: Cluster | None, aimed: Aim, client: Client
 ) -> Path:
     choice = choose(aimed, client, node)
     refused = refusal(aimed, choice, client, node, cluster)
@@ -114,13 +114,15 @@ def _connection(
     )
 
 
-def _reach(choice: Choice, causes: list[Cause], passage: Passage, node: Node) -> Reach:
+def _reach(choice: Choice, causes: list[Cause], passage: Passage, node: NodeView) -> Reach:
     if node.rules is None:
         return Reach.NO if causes or not choice.endpoints else Reach.MAY
     return Reach.NO if causes and passage.reach is Reach.YES else passage.reach
 
 
-def _steps(aimed: Aim, choice: Choice, client: Client, node: Node, passage: Passage) -> list[Step]:
+def _steps(
+    aimed: Aim, choice: Choice, client: Client, node: NodeView, passage: Passage
+) -> list[Step]:
     own = own_steps(aimed, choice, client, node)
     if passage.stopped_before or passage.translated:
         return [*passage.before]
@@ -132,7 +134,7 @@ def _candidates(
     choice: Choice,
     used: tuple[str, ...],
     passage: Passage,
-    node: Node,
+    node: NodeView,
     cluster: Cluster | None,
 ) -> tuple[Candidate, ...]:
     share = 1 / len(used) if used else None
@@ -169,7 +171,7 @@ def str_of(address: str, port: int) -> str:
 
 def _path(
     request: Request,
-    node: Node,
+    node: NodeView,
     aimed: Aim,
     client: Client,
     reach: Reach,

@@ -12,7 +12,7 @@ from nftproxy.path import held
 from nftproxy.path.aim import Aim
 from nftproxy.path.cluster import Cluster, why_none
 from nftproxy.path.model import Cause, Client, Outcome, Place, PlaceKind, Step
-from nftproxy.path.view import Node
+from nftproxy.path.view import NodeView
 from nftproxy.routes import Verdict
 from nftproxy.table import schema
 from nftproxy.table.schema import Declaration, Policy
@@ -44,7 +44,7 @@ class Choice:
         )
 
 
-def choose(aimed: Aim, client: Client, node: Node) -> Choice:
+def choose(aimed: Aim, client: Client, node: NodeView) -> Choice:
     """Look a frontend up."""
     if aimed.frontend is None:
         return Choice()
@@ -69,7 +69,7 @@ def choose(aimed: Aim, client: Client, node: Node) -> Choice:
     )
 
 
-def _slots(node: Node, declaration: Declaration, aimed: Aim) -> tuple[str, ...]:
+def _slots(node: NodeView, declaration: Declaration, aimed: Aim) -> tuple[str, ...]:
     """Return the endpoints of a list: slots are dense, so the first that is not there ends it."""
     assert aimed.frontend  # noqa: S101 - asked for by `choose` alone
     frontend = aimed.frontend
@@ -84,7 +84,7 @@ def _slots(node: Node, declaration: Declaration, aimed: Aim) -> tuple[str, ...]:
     return tuple(found)
 
 
-def ranges(aimed: Aim, client: str, node: Node) -> list[str]:
+def ranges(aimed: Aim, client: str, node: NodeView) -> list[str]:
     """Return the prefix lengths that let a client pass; each is one element."""
     assert aimed.frontend  # noqa: S101
     found = []
@@ -96,11 +96,11 @@ def ranges(aimed: Aim, client: str, node: Node) -> list[str]:
     return found
 
 
-def _is_allowed(aimed: Aim, client: Client, node: Node) -> bool:
+def _is_allowed(aimed: Aim, client: Client, node: NodeView) -> bool:
     return not client.address or bool(ranges(aimed, client.address, node))
 
 
-def own_steps(aimed: Aim, choice: Choice, client: Client, node: Node) -> list[Step]:
+def own_steps(aimed: Aim, choice: Choice, client: Client, node: NodeView) -> list[Step]:
     """Return what our table did, as steps."""
     if aimed.frontend is None:
         return []
@@ -134,7 +134,7 @@ def own_steps(aimed: Aim, choice: Choice, client: Client, node: Node) -> list[St
 
 
 def refusal(
-    aimed: Aim, choice: Choice, client: Client, node: Node, cluster: Cluster | None
+    aimed: Aim, choice: Choice, client: Client, node: NodeView, cluster: Cluster | None
 ) -> list[Cause]:
     """Return why our table refuses; empty if it does not."""
     if aimed.frontend is None:
@@ -178,7 +178,7 @@ def _patch(aimed: Aim, client: Client, known: list[str]) -> tuple[str, ...]:
     return (f"kubectl -n {aimed.name.namespace} patch service {aimed.name.name} -p '{patch}'",)
 
 
-def _local(aimed: Aim, cluster: Cluster | None, node: Node) -> Cause:
+def _local(aimed: Aim, cluster: Cluster | None, node: NodeView) -> Cause:
     inside = aimed.target.kind == "ClusterIP"
     policy = "internalTrafficPolicy" if inside else "externalTrafficPolicy"
     said = f"{policy} of {aimed.target.service} is Local, and no endpoint is on this node"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from nftproxy.path.model import Candidate, Client, Outcome, Path, Reach, Reply, Step, Target
+from nftproxy.path.model import Candidate, Client, Outcome, Path, Reach, Step, Target
 
 _WORDS = {
     Outcome.OK: "ok",
@@ -31,8 +31,6 @@ def lines(path: Path) -> Iterator[str]:
         if not each.used:
             yield f"  {title:>{_NAME + 4}}  {each}  {each.reason}"
             title = ""
-    if path.reply:
-        yield f"  {'reply':>{_NAME + 4}}  {_reply(path.reply)}"
     yield _verdict(path)
     for cause in path.causes:
         yield cause.text
@@ -41,11 +39,6 @@ def lines(path: Path) -> Iterator[str]:
     for what in path.not_checked:
         yield f"{title:<11}  {what}"
         title = ""
-
-
-def _reply(reply: Reply) -> str:
-    after = "" if reply.milliseconds is None else f" after {reply.milliseconds:.1f} ms"
-    return f"{reply.what}{f' by {reply.who}' if reply.who else ''}{after}"
 
 
 def _target(target: Target) -> str:

@@ -26,7 +26,7 @@ from nftproxy.path.packet import PROTOCOLS, Ends, Packet, place, text
 from nftproxy.path.routing import REVERSE_PATH, SOURCE_REFUSED
 from nftproxy.path.ruleset import OURS
 from nftproxy.path.steps import doubted, hook_steps
-from nftproxy.path.view import Node, Places
+from nftproxy.path.view import NodeView, Places
 from nftproxy.table import netlink
 from nftproxy.table.expressions import Immediate
 
@@ -49,7 +49,7 @@ class Passage:
     not_checked: list[str] = field(default_factory=list)
 
 
-def follow(aimed: Aim, choice: Choice, client: Client, node: Node) -> Passage:
+def follow(aimed: Aim, choice: Choice, client: Client, node: NodeView) -> Passage:
     """Follow the first packet."""
     if node.rules is None or node.around is None:
         return Passage()
@@ -80,7 +80,7 @@ def _there(end: End) -> str:
     return place(end.branch.packet.ends.destination, end.branch.packet.ends.destination_port)
 
 
-def _judge(found: Passage, journey: Journey, aimed: Aim, choice: Choice, node: Node) -> None:
+def _judge(found: Passage, journey: Journey, aimed: Aim, choice: Choice, node: NodeView) -> None:
     """Decide what gets where, and why the rest does not."""
     fates: dict[str, list[bool]] = {}
     causes: dict[Cause, None] = {}
@@ -115,7 +115,7 @@ def _judge(found: Passage, journey: Journey, aimed: Aim, choice: Choice, node: N
     found.not_checked += doubted(end.branch for end in journey.ends)
 
 
-def _untracked(visits: Sequence[Visit], node: Node) -> Cause:
+def _untracked(visits: Sequence[Visit], node: NodeView) -> Cause:
     """Find the rule that keeps a packet from conntrack, in the chains that it met before."""
     assert node.rules  # noqa: S101 - followed only with them
     for visit in visits:
@@ -126,11 +126,11 @@ def _untracked(visits: Sequence[Visit], node: Node) -> Cause:
     return untracked(None, "")
 
 
-def _text(visit: Visit, node: Node) -> str:
+def _text(visit: Visit, node: NodeView) -> str:
     return node.rule_text(visit.outcome.rule) if visit.outcome.rule else ""
 
 
-def _cause(end: End, node: Node) -> Cause | None:
+def _cause(end: End, node: NodeView) -> Cause | None:
     """Return why no answer can come from an end.
 
     None where our own table decided, or nothing is wrong.
@@ -161,7 +161,7 @@ def _cause(end: End, node: Node) -> Cause | None:
     return None
 
 
-def _jumps(visit: Visit, node: Node) -> list[str]:
+def _jumps(visit: Visit, node: NodeView) -> list[str]:
     """Return the names of the chains that a base chain goes to: they show whose it is."""
     assert node.rules  # noqa: S101
     found: list[str] = []
@@ -175,7 +175,7 @@ def _jumps(visit: Visit, node: Node) -> list[str]:
     return found
 
 
-def _why(error: str, iif: str, node: Node) -> str:
+def _why(error: str, iif: str, node: NodeView) -> str:
     """Distinguish the reverse path filter from other refusals.
 
     Since Linux 6.14 the kernel says EINVAL for both.
@@ -185,14 +185,14 @@ def _why(error: str, iif: str, node: Node) -> str:
     return REVERSE_PATH if is_filter else error
 
 
-def _forwards(node: Node, address: str, iif: str) -> str:
+def _forwards(node: NodeView, address: str, iif: str) -> str:
     family = "ipv6" if ":" in address else "ipv4"
     if family == "ipv6":
         return node.sysctl("net/ipv6/conf/all/forwarding")
     return node.sysctl(f"net/ipv4/conf/{iif}/forwarding") if iif else ""
 
 
-def _tell(found: Passage, journey: Journey, frontend: str, node: Node) -> None:
+def _tell(found: Passage, journey: Journey, frontend: str, node: NodeView) -> None:
     for stop, _, steps in hook_steps(journey, frontend, node.rule_text):
         early = stop.hook in _FIRST or stop.family == "bridge"
         for step in steps:

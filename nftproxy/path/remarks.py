@@ -12,7 +12,7 @@ from nftproxy.path.frontend import Choice
 from nftproxy.path.model import Cause, Client, Reach
 from nftproxy.path.packet import text
 from nftproxy.path.passage import Passage
-from nftproxy.path.view import Node, Places
+from nftproxy.path.view import NodeView, Places
 from nftproxy.routes import Context
 from nftproxy.selection import Locality
 
@@ -31,7 +31,7 @@ class Remarks:
 def remarks(
     aimed: Aim,
     client: Client,
-    node: Node,
+    node: NodeView,
     cluster: Cluster | None,
     passage: Passage,
     choice: Choice,
@@ -63,13 +63,15 @@ def remarks(
     return found
 
 
-def _full(found: Remarks, node: Node) -> None:
+def _full(found: Remarks, node: NodeView) -> None:
     if (fill := node.fill()) and fill.is_full:
         found.causes.append(causes.conntrack_full(fill.held, fill.limit))
         found.stops = True
 
 
-def _conntrack(found: Remarks, aimed: Aim, client: Client, node: Node, passage: Passage) -> None:
+def _conntrack(
+    found: Remarks, aimed: Aim, client: Client, node: NodeView, passage: Passage
+) -> None:
     target = aimed.target
     if not target.address or not target.port:
         return
@@ -89,7 +91,7 @@ def _conntrack(found: Remarks, aimed: Aim, client: Client, node: Node, passage: 
         found.stops = True
 
 
-def _back(found: Remarks, client: Client, node: Node, passage: Passage) -> None:
+def _back(found: Remarks, client: Client, node: NodeView, passage: Passage) -> None:
     """Look whether answers come back through this node."""
     around = node.around
     assert around  # noqa: S101 - asked for with it alone
@@ -124,7 +126,7 @@ def _on_bridge(interface: str, bridge: str, around: Places) -> bool:
     return any(not around.isolated(port) for port in ports)
 
 
-def _mtu(found: Remarks, client: Client, node: Node, passage: Passage) -> None:
+def _mtu(found: Remarks, client: Client, node: NodeView, passage: Passage) -> None:
     around = node.around
     assert around  # noqa: S101
     link = around.link(client.interface)
@@ -133,7 +135,7 @@ def _mtu(found: Remarks, client: Client, node: Node, passage: Passage) -> None:
             found.causes.append(causes.small_mtu(end.way.mtu, end.way.device, link.mtu, link.name))
 
 
-def _claims(found: Remarks, aimed: Aim, node: Node, cluster: Cluster) -> None:
+def _claims(found: Remarks, aimed: Aim, node: NodeView, cluster: Cluster) -> None:
     assert aimed.frontend  # noqa: S101
     from nftproxy.path.aim import lookup
 
@@ -147,7 +149,7 @@ def _claims(found: Remarks, aimed: Aim, node: Node, cluster: Cluster) -> None:
     found.stops = found.stops or (owner in claims and str(aimed.name) != owner)
 
 
-def _behind(found: Remarks, aimed: Aim, node: Node, cluster: Cluster, choice: Choice) -> None:
+def _behind(found: Remarks, aimed: Aim, node: NodeView, cluster: Cluster, choice: Choice) -> None:
     assert aimed.frontend and aimed.name  # noqa: S101, PT018
     here = Locality(node.name, cluster.zone(node.name))
     route = cluster.route(aimed.name, aimed.frontend, Context(aimed.family, here, ""))

@@ -62,7 +62,7 @@ class Places(Surroundings, Protocol):
         """Whether a port of a bridge reaches no other isolated port of it."""
 
 
-class Node(Protocol):
+class NodeView(Protocol):
     """A node. Without `rules` and `around` it is one that only manifests describe."""
 
     @property

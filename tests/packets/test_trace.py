@@ -479,12 +479,12 @@ def test_the_node_makes_the_connection(world: World) -> None:
 def test_the_table_of_services_can_be_written_meanwhile(world: World) -> None:
     """Our own libnftables reads all sets of all tables before it writes."""
     web = Web(world)
-    with Traced(namespace_of(world), "10.96.0.1:80", "--timeout", "1s") as traced:
+    with Traced(namespace_of(world), "10.96.0.1:80", "--timeout", "5s") as traced:
+        assert "flags owner" in nft(namespace_of(world), "list ruleset")
         web.apply("pod2-1")
         world.tables["node1"].distrust(program=True)
         world.sync()
         world.ask("pod1-1", *web.at("cluster", TCP4))
-        assert "flags owner" in nft(namespace_of(world), "list ruleset")
         assert traced.end() == []
 
 

@@ -431,6 +431,19 @@ def test_an_endpoint_on_the_node_itself(
     assert "node1" not in sticky.answers(where, "cluster", wire, times=8)
 
 
+@pytest.mark.contract("2.4.1")
+@each_wire
+@pytest.mark.parametrize("kind", ["vip", "nodeport"])
+def test_the_node_reaches_its_own_endpoint_masqueraded(
+    world: World, sticky: Sticky, wire: Wire, kind: Kind
+) -> None:
+    """The packet comes back through the loopback interface with another source, which is no client."""
+    sticky.apply("node1")
+    other = world.lab.nodes[0].gateways[wire.family]
+    assert world.ask("node1", *sticky.at(kind, wire), source=other).name == "node1"
+    assert set(sticky.memory(wire)) == {other}
+
+
 @pytest.mark.contract("2.4.5", "5.7.7")
 @each_wire
 def test_a_restart_forgets_nobody(world: World, sticky: Sticky, wire: Wire) -> None:

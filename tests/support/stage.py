@@ -253,12 +253,12 @@ class Stage:
         """Make a connection and compare; return whether one of several endpoints answers, all equally likely."""
         expected = self._expected(probe)
         outcome, connection = self._connect(probe, expected)
+        if connection:
+            self._keep(probe, connection)
         matches = [each for each in expected if each.fits(outcome)]
         if not matches:
             raise self._finding(probe, _complaint(expected, outcome))
         self._remember(probe, matches, outcome)
-        if connection:
-            self._keep(probe, connection)
         answered = [each for each in expected if isinstance(each, Answered)]
         if any(each.choice for each in answered):
             self._returning.add(probe)

@@ -1,4 +1,4 @@
-"""A Kubernetes service proxy whose nftables ruleset is a constant program and whose services are data.
+"""A Kubernetes service proxy: its ruleset is a constant program, its services are data.
 
 The flow, file by file: a source (`sources.manifests`, or `sources.kubesource` for an API server)
 delivers objects (`model`) to the `store`; `selection` decides which endpoints each service port

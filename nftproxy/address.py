@@ -118,7 +118,7 @@ def pack(text: str) -> bytes:
 
 
 def collapse(networks: list[Network]) -> list[Network]:
-    """Return the same addresses as sorted networks without overlap, as an interval set needs them."""
+    """Return the same addresses as sorted networks without overlap, for an interval set."""
     collapsed: list[Network] = []
     for family in Family:
         of_family = [ipaddress.ip_network(str(n)) for n in networks if n.family is family]
@@ -127,7 +127,7 @@ def collapse(networks: list[Network]) -> list[Network]:
 
 
 def between(start: int, end: int, family: Family) -> list[Network]:
-    """Return the networks with the addresses from number `start` up to, not including, number `end`."""
+    """Return the networks with the addresses from number `start` to the one before `end`."""
     kind = ipaddress.IPv4Address if family is Family.IPv4 else ipaddress.IPv6Address
     return [
         parse_network(str(n)) for n in ipaddress.summarize_address_range(kind(start), kind(end - 1))
@@ -135,7 +135,10 @@ def between(start: int, end: int, family: Family) -> list[Network]:
 
 
 def _ipv6_text(packed: bytes) -> str:
-    """Canonical text without an embedded dotted quad, which inet_ntop prints for ::1.2.3.4 and libnftables does not read back."""
+    """Canonical text without an embedded dotted quad.
+
+    inet_ntop prints one for ::1.2.3.4, and libnftables does not read it back.
+    """
     text = socket.inet_ntop(socket.AF_INET6, packed)
     return ipaddress.IPv6Address(packed).compressed if "." in text else text
 

@@ -171,7 +171,10 @@ def run(command: click.Command, arguments: list[str] | None = None, **options: A
 
 
 def _write_no_more() -> None:
-    """Redirect standard output to nowhere: else Python would report the unwritten rest at the exit."""
+    """Redirect standard output to nowhere.
+
+    Else Python would report the unwritten rest at the exit.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -378,7 +378,7 @@ def _allow_open_files() -> None:
 
 
 def require_kernel(release: str, environment: Mapping[str, str]) -> None:
-    """Raise UnusableError for a kernel before 5.13, unless the environment says not to check (contract 5.1.1)."""
+    """Raise UnusableError for a kernel before 5.13 without the override (contract 5.1.1)."""
     if environment.get(SKIP_KERNEL_CHECK):
         return
     found = re.match(r"(\d+)\.(\d+)", release)

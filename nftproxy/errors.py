@@ -9,7 +9,7 @@ _LONGEST = 400  # characters
 
 
 class NftproxyError(Exception):
-    """The base of all errors that are shown to users as one line, with a hint where there is one."""
+    """The base of all errors that users see as one line, with a hint where there is one."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -17,7 +17,10 @@ class NftproxyError(Exception):
 
 
 def brief(text: str) -> str:
-    """Remove the middle of a long message that quotes an input; fault and place stand at its ends."""
+    """Remove the middle of a long message that quotes an input.
+
+    Fault and place stand at its ends.
+    """
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
 
 

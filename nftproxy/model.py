@@ -1,4 +1,4 @@
-"""Kubernetes objects as typed values with only the fields that a service proxy reads (contract 1, 2, 3).
+"""Kubernetes objects as typed values, with only the fields that are read (contract 1, 2, 3).
 
 The Structs decode from JSON bytes and from parsed YAML; unknown fields are skipped, a wrong type is
 an error that names the path. `gc=False` and short tuples keep 100 000 endpoints small. Addresses

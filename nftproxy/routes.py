@@ -19,7 +19,7 @@ from nftproxy.table.schema import Policy
 
 
 class Verdict(NamedTuple):
-    """The target of an element in a verdict map, and its service port, for people who list the map."""
+    """The target of a verdict map's element, and its service port, for whoever lists the map."""
 
     verb: str  # goto, jump or drop
     target: str = ""
@@ -106,7 +106,10 @@ class Refusal(enum.Enum):
 
 
 class Affinity(msgspec.Struct, frozen=True, gc=False):
-    """ClientIP affinity of one service port: the endpoints to remember, and for how many seconds."""
+    """ClientIP affinity of one service port.
+
+    The endpoints to remember, and for how many seconds.
+    """
 
     name: str  # namespace/service/protocol/port name, bounded; part of chain and map names
     family: Family
@@ -160,7 +163,7 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
         return (self.learn, *map(self.sticky, self.picks))
 
     def memories(self, ports: Iterable[int]) -> Iterator[tuple[str, frozenset[str]]]:
-        """Yield the names of the maps from client to endpoint address, each with its possible addresses."""
+        """Yield the names of the maps from client to endpoint address, each with its addresses."""
         for declaration, members in (
             (schema.AFFINITY, self.cluster),
             (schema.LOCAL_AFFINITY, self.local),
@@ -198,7 +201,10 @@ class Compiled(msgspec.Struct, frozen=True, gc=False):
 
 
 class Context(NamedTuple):
-    """The node's share in every Service: its place, its address of the family, and a feature gate."""
+    """The node's share in every Service.
+
+    Its place, its address of the family, and a feature gate.
+    """
 
     family: Family
     here: Locality

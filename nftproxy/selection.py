@@ -151,7 +151,7 @@ def lists(
 def local_ready(
     service: Service, slices: Iterable[EndpointSlice], family: Family, node: str
 ) -> frozenset[str]:
-    """Return the addresses of a Service's ready endpoints on this node, over all its ports (contract 3.5.1)."""
+    """Return the addresses of a Service's ready endpoints here, over all ports (contract 3.5.1)."""
     slices = tuple(slices)
     backends = (
         b for port in service.spec.ports or () for b in merge(slices, port, family, node, [])
@@ -235,7 +235,10 @@ def _addresses(texts: Iterable[str], family: Family, field: str, notes: Notes) -
 
 
 def _ranges(texts: Iterable[str], family: Family, notes: Notes) -> tuple[Network, ...] | None:
-    """Return the allowed sources; None when this family is not filtered (contract 2.7.1 to 2.7.3)."""
+    """Return the allowed sources.
+
+    None when this family is not filtered (contract 2.7.1 to 2.7.3).
+    """
     found: dict[Network, None] = {}
     for text in texts:
         if not text.strip():

@@ -155,7 +155,7 @@ class Store:
         return any(changed)
 
     def take_dirty(self, family: Family, *, everything: bool = False) -> Taken:
-        """Return the dirty services of `family`, or all with `everything`, and count them as done."""
+        """Return the dirty services of `family`, all with `everything`; count them as done."""
         with self._lock:
             names = set(self._dirty[family])
             self._dirty[family].clear()
@@ -226,9 +226,9 @@ class Store:
         if before is not None and (
             before != owner or self._slices[before][key.name].address_type != piece.address_type
         ):
-            self._drop_slice(
-                key
-            )  # the label was changed in place (contract 3.2.5); or the slice was deleted and created again unseen
+            # The label was changed in place (contract 3.2.5); or the slice was deleted and created
+            # again unseen.
+            self._drop_slice(key)
         slices = self._slices.setdefault(owner, {})
         if slices.get(key.name) == piece:
             return False

@@ -1,10 +1,13 @@
-"""Build the image without a container engine: the steps of deploy/Dockerfile, done in folders made by debootstrap.
+"""Build the image without a container engine.
+
+The steps of deploy/Dockerfile, done in folders made by debootstrap.
 
     python3 release/image.py --folder build/image --name nftproxy:0.1.0 --output nftproxy.tar
 
-What comes out is an archive that `docker load` and `ctr images import` take. Needs root and debootstrap, and nothing but Python's own
-library, so that it runs on any Debian. What a step means is what the Dockerfile reference says of the few instructions used there; any
-other is an error. Packages come from the mirror that this machine's own apt uses.
+What comes out is an archive that `docker load` and `ctr images import` take. Needs root and
+debootstrap, and nothing but Python's own library, so that it runs on any Debian. What a step means
+is what the Dockerfile reference says of the few instructions used there; any other is an error.
+Packages come from the mirror that this machine's own apt uses.
 """
 
 import argparse
@@ -50,14 +53,20 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # in the spelling of i
 
 
 class Bare:
-    """A bare Debian in a folder; commands in it have mounts and processes of their own, so nothing is left mounted or running."""
+    """A bare Debian in a folder.
+
+    Commands in it have mounts and processes of their own, so nothing is left mounted or running.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def copy(cls, release: str, path: Path) -> Self:
-        """Make a folder for a release, in the place of one that may be there. debootstrap's work is kept beside it and copied."""
+        """Make a folder for a release, in the place of one that may be there.
+
+        Debootstrap's work is kept beside it and copied.
+        """
         master = path.with_name(f"{release}.master")
         if not master.exists():
             half = master.with_suffix(".half")
@@ -75,7 +84,10 @@ class Bare:
     def run(
         self, command: str, *, env: Mapping[str, str] | None = None, alone: bool = False
     ) -> None:
-        """Have its shell run a command; CalledProcessError when it fails. `alone`: with a network of its own."""
+        """Have its shell run a command; CalledProcessError when it fails.
+
+        `alone`: with a network of its own.
+        """
         passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         everything = {
             "PATH": _PATH,
@@ -163,7 +175,10 @@ def copy(rest: str, stages: Mapping[str, Bare], into: Bare) -> None:
 
 
 def build(dockerfile: str, folder: Path, arguments: Mapping[str, str]) -> Image:
-    """Do all steps, each stage in a folder of its own below `folder`; `arguments` are those of ARG."""
+    """Do all steps, each stage in a folder of its own below `folder`.
+
+    `arguments` are those of ARG.
+    """
     stages: dict[str, Bare] = {}
     environment: dict[str, str] = {}
     entrypoint: list[str] = []
@@ -196,7 +211,10 @@ def build(dockerfile: str, folder: Path, arguments: Mapping[str, str]) -> Image:
 
 
 def archive(image: Image, name: str, output: Path) -> None:
-    """Write an image as `docker save` does: one layer, its configuration, and a manifest that names both."""
+    """Write an image as `docker save` does.
+
+    One layer, its configuration, and a manifest that names both.
+    """
     layer = output.with_suffix(".layer")
     excluded = [f"--exclude={pattern}" for pattern in _LEFT_OUT]
     argv = [

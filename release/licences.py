@@ -1,6 +1,7 @@
 """Write docs/licenses.md, the licence of every Python package in the image: `make licences`.
 
-The packages are those of deploy/requirements.lock, what is said of them is their own metadata, as installed.
+The packages are those of deploy/requirements.lock, what is said of them is their own metadata, as
+installed.
 """
 
 import re
@@ -36,7 +37,10 @@ def locked(lock: str) -> dict[str, str]:
 
 
 def licence(package: str) -> str:
-    """Return what an installed package says its licence is: an SPDX expression where it has one, else its own words or its classifier."""
+    """Return what an installed package says its licence is.
+
+    An SPDX expression where it has one, else its own words or its classifier.
+    """
     about = metadata.metadata(package).json
     if expression := about.get("license_expression"):
         return str(expression)

@@ -27,7 +27,10 @@ def version(root: Path = _ROOT) -> str:
 
 
 def from_description(described: str) -> str | None:
-    """Turn what `git describe --tags --long` printed into a version; None if it names no release."""
+    """Turn what `git describe --tags --long` printed into a version.
+
+    None if it names no release.
+    """
     found = _DESCRIBED.fullmatch(described)
     if not found:
         return None
@@ -60,7 +63,10 @@ def _of_git(root: Path) -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """Return what git prints; None if it cannot, as where it is not installed or does not trust the owner of the tree."""
+    """Return what git prints.
+
+    None if it cannot, as where it is not installed or does not trust the owner of the tree.
+    """
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=root, capture_output=True, text=True, check=True

@@ -2,8 +2,9 @@
 
     sudo unshare -n .venv/bin/python docs/charts/steady.py --services 10000
 
-The proxy is the one of `nftproxy run`, with its event loop, worker and pauses between syncs; objects are decoded from bytes, as
-they come from a watch. What goes on in the source before that, and health and metrics, are not in it.
+The proxy is the one of `nftproxy run`, with its event loop, worker and pauses between syncs;
+objects are decoded from bytes, as they come from a watch. What goes on in the source before that,
+and health and metrics, are not in it.
 """
 
 import argparse
@@ -82,7 +83,8 @@ async def measure(offer: Offer, changes: int, seconds: float, idle: float) -> No
         await runner.settled()
         took, used = time.perf_counter() - began, _used() - used
         print(
-            f"{offer.services} services in the store: first sync {took:.2f} s, {used:.2f} s of processor time"
+            f"{offer.services} services in the store: first sync {took:.2f} s, {used:.2f} s of "
+            "processor time"
         )
         await asyncio.sleep(5)  # until chains out of use are deleted
         print(f"resident: {_status('VmRSS')} MB, peak {_status('VmHWM')} MB")
@@ -117,10 +119,14 @@ async def _change(offer: Offer, proxy: Proxy, lag: Lag, changes: int, seconds: f
     waits = sorted(lag.waits)
     cpu, took = _used() - used, time.perf_counter() - began
     print(
-        f"{done} changes in {took:.1f} s, {lag.syncs - syncs} syncs: {100 * cpu / took:.0f} % of a core, decoding included"
+        f"{done} changes in {took:.1f} s, {lag.syncs - syncs} syncs: {100 * cpu / took:.0f} % "
+        "of a core, decoding included"
     )
-    print(f"from delivery to committed: median {percentile(waits, 50) * 1e3:.0f} ms, p99 {percentile(waits, 99) * 1e3:.0f} ms, "
-          f"worst {waits[-1] * 1e3:.0f} ms; resident {_status('VmRSS')} MB")  # fmt: skip
+    print(
+        f"from delivery to committed: median {percentile(waits, 50) * 1e3:.0f} ms, "
+        f"p99 {percentile(waits, 99) * 1e3:.0f} ms, worst {waits[-1] * 1e3:.0f} ms; "
+        f"resident {_status('VmRSS')} MB"
+    )
 
 
 def _used() -> float:

@@ -2,8 +2,8 @@
 
     sudo .venv/bin/python docs/charts/tracing.py --services 1000 --rounds 10
 
-Every connection goes to the Service that is traced, which is the worst case. It has 64 ports: with one, the client would soon
-have used each of its own.
+Every connection goes to the Service that is traced, which is the worst case. It has 64 ports: with
+one, the client would soon have used each of its own.
 """
 
 import argparse
@@ -93,7 +93,10 @@ def measure(bed: Bed, address: str, service: str, rounds: int, seconds: float, r
 
 @contextlib.contextmanager
 def tracing(bed: Bed, argv: list[str]) -> Iterator[int]:
-    """Run trace for the length of a block, from when its table is there; nothing without a command."""
+    """Run trace for the length of a block, from when its table is there.
+
+    Nothing without a command.
+    """
     if not argv:
         yield 0
         return

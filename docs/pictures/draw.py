@@ -2,8 +2,8 @@
 
     python docs/pictures/draw.py
 
-Each picture is a function that yields boxes, arrows and words on a grid of 10 pixels. The SVG files beside this one are what it writes,
-and a test says so.
+Each picture is a function that yields boxes, arrows and words on a grid of 10 pixels. The SVG files
+beside this one are what it writes, and a test says so.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,10 @@ INK, PAPER, PALE, BLUE, GREEN, RED = (
 
 def box(x: float, y: float, width: float, height: float, *lines: str, fill: str = PAPER) -> str:
     """Return a box with lines of text in its middle; the first is bold."""
-    shape = f'<rect x="{x * 10}" y="{y * 10}" width="{width * 10}" height="{height * 10}" rx="6" fill="{fill}" stroke="{INK}"/>'
+    shape = (
+        f'<rect x="{x * 10}" y="{y * 10}" width="{width * 10}" height="{height * 10}" '
+        f'rx="6" fill="{fill}" stroke="{INK}"/>'
+    )
     top = y * 10 + height * 5 - (len(lines) - 1) * 8 + 5
     texts = [
         word(x + width / 2, (top + n * 16) / 10, line, middle=True, bold=n == 0)
@@ -41,7 +44,10 @@ def arrow(*points: tuple[float, float], dashed: bool = False) -> str:
     """Return a line through the points with a head at its end."""
     path = " ".join(f"{x * 10:g},{y * 10:g}" for x, y in points)
     dash = ' stroke-dasharray="5 4"' if dashed else ""
-    return f'<polyline points="{path}" fill="none" stroke="{INK}" stroke-width="1.5" marker-end="url(#head)"{dash}/>'
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{INK}" stroke-width="1.5" '
+        f'marker-end="url(#head)"{dash}/>'
+    )
 
 
 def overview() -> Iterable[str]:
@@ -131,7 +137,8 @@ def hooks() -> Iterable[str]:
     yield word(
         1,
         43.5,
-        "Only the first packet of a connection is asked for an endpoint; connection tracking repeats the answer for all others.",
+        "Only the first packet of a connection is asked for an endpoint; connection tracking "
+        "repeats the answer for all others.",
     )
 
 
@@ -168,11 +175,17 @@ PICTURES = {"overview": (overview, 860, 380), "hooks": (hooks, 1280, 450), "flow
 def svg(name: str) -> str:
     """Return a picture as text."""
     make, width, height = PICTURES[name]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}"'
+    )
     return "\n".join(
         [
             f'{head} font-family="DejaVu Sans, sans-serif" font-size="12" fill="{INK}">',
-            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">',
+            (
+                '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+                'markerHeight="7" orient="auto">'
+            ),
             f'<path d="M0,0 L8,4 L0,8 z" fill="{INK}"/></marker></defs>',
             f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
             *make(),

@@ -96,7 +96,8 @@ class Bed:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                start_new_session=True,  # Ctrl-C is for the bench alone: it ends this by closing its input
+                # Ctrl-C is for the bench alone: it ends this by closing its input
+                start_new_session=True,
             )
         assert self._process.stdout is not None  # noqa: S101 - it is a pipe
         if self._process.stdout.readline() != "ready\n":

@@ -180,11 +180,25 @@ def syncs(figures: Summary) -> "Figure | None":
                 if (value := figures.value(size, mode, row)) is not None
             ]
             color, ours = _COLORS.get(mode, _INK), mode == OURS
-            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=7 if ours else 5,
-                      linewidth=3 if ours else 1.8, label=mode, zorder=3 if ours else 2)  # fmt: skip
+            axes.plot(
+                *zip(*points, strict=True),
+                color=color,
+                marker="o",
+                markersize=7 if ours else 5,
+                linewidth=3 if ours else 1.8,
+                label=mode,
+                zorder=3 if ours else 2,
+            )
             if points and ours:
-                axes.annotate(quantity(points[-1][1], row.measure.unit), points[-1], xytext=(0, -18), textcoords="offset points",
-                              ha="right", color=color, weight="bold")  # fmt: skip
+                axes.annotate(
+                    quantity(points[-1][1], row.measure.unit),
+                    points[-1],
+                    xytext=(0, -18),
+                    textcoords="offset points",
+                    ha="right",
+                    color=color,
+                    weight="bold",
+                )
     chart.legend(
         *panels[0].get_legend_handles_labels(),
         loc="outside lower center",

@@ -144,7 +144,7 @@ def _kube_proxy(path: Path) -> tuple[str, str]:
 
 
 def _modes(text: str, backend: Literal["legacy", "nft"], kube_proxy: str) -> dict[str, str]:
-    """Return the modes named in a list, each with the reason why it cannot be measured here, or an empty one."""
+    """Return the modes named in a list, each with why it cannot be measured here, or ""."""
     program = KubeProxyProgram(kube_proxy, Access("", "", ""), "") if kube_proxy else None
     found = {}
     with scratch() as name:

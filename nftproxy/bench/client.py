@@ -33,7 +33,10 @@ class BenchTarget(NamedTuple):
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """What to measure; `count` readings for each target in turn, or as many as fit into `seconds`."""
+    """What to measure.
+
+    `count` readings for each target in turn, or as many as fit into `seconds`.
+    """
 
     what: str
     targets: list[BenchTarget]

@@ -57,7 +57,7 @@ class Offer(msgspec.Struct, frozen=True):
         return list(range(0, most, max(1, most // count)))[:count]
 
     def documents(self, number: int, replaced: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return a service and its slice as the API server has them, after `replaced` changes of an endpoint."""
+        """Return a service and its slice, after `replaced` changes of an endpoint."""
         workload = self.workload("UDP" if number == self.datagrams else "TCP")
         piece = workload.slice_document(number, replaced)
         if number == self.iperf:

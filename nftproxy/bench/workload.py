@@ -47,7 +47,9 @@ class Mix(enum.StrEnum):
     """The kind of services."""
 
     PLAIN = "plain"  # ClusterIP, TCP
-    MIXED = "mixed"  # a fifth LoadBalancer with NodePort and external policy Local, one in a hundred with ClientIP affinity
+    # A fifth LoadBalancer with NodePort and external policy Local, one in a hundred with ClientIP
+    # affinity
+    MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True)

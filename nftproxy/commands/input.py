@@ -78,7 +78,7 @@ class Input:
 
 
 def accepted_addresses(settings: NodeSettings) -> tuple[dict[Family, list[Address]], list[str]]:
-    """Return the addresses that accept NodePorts that the settings alone show, and what they leave open."""
+    """Return the NodePort addresses that the settings alone show, and what they leave open."""
     addresses: dict[Family, list[Address]] = {}
     doubts: list[str] = []
     for family, networks in settings.nodeport_addresses.items():

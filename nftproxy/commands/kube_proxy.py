@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _start(flags: dict[str, Any]) -> int:
-    """Read the configuration, check it, and do what the flags ask for, in kube-proxy's order (contract 8.1.2)."""
+    """Read and check the configuration, and do what the flags ask, in order (contract 8.1.2)."""
     from nftproxy.configuration import configfile, effective
     from nftproxy.configuration.validation import require_valid
 

@@ -199,6 +199,9 @@ def _words(shown: Shown) -> Iterator[str]:
         yield f"{shown.refused.reason}: {whom}"
     if shown.affinity:
         clients = sum(shown.affinity.clients.values())
-        yield f"a client keeps its endpoint for {shown.affinity.timeout_seconds} s ({clients} remembered)"
+        yield (
+            f"a client keeps its endpoint for {shown.affinity.timeout_seconds} s ({clients} "
+            "remembered)"
+        )
     if shown.sources is not None:
         yield f"only from {', '.join(shown.sources) or 'nowhere'}"

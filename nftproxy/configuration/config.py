@@ -103,7 +103,10 @@ class Logging(Section, frozen=True, kw_only=True):
 
 
 class IptablesSection(Section, frozen=True, kw_only=True):
-    """The iptables mode's section: read and printed, validated in part, otherwise without effect."""
+    """The iptables mode's section.
+
+    Read and printed, validated in part, otherwise without effect.
+    """
 
     masquerade_bit: Int32 = 14
     masquerade_all: bool = False
@@ -221,7 +224,7 @@ def build(*layers: Sparse) -> KubeProxyConfiguration:
 
 
 def dump(config: KubeProxyConfiguration) -> dict[str, Any]:
-    """Return the configuration as a v1alpha1 object of plain values, every field and kind and apiVersion included.
+    """Return the configuration as a v1alpha1 object of plain values, with every field.
 
     Sync periods and masqueradeAll are shown in the section of the mode in use only (contract
     8.1.5); the others read "not set".

@@ -81,7 +81,10 @@ def to_yaml(effective: config.KubeProxyConfiguration) -> str:
     )
 
 
-_HINT: Final = f"the file must be one YAML or JSON object with apiVersion: {config.API_VERSION} and kind: {config.KIND}"
+_HINT: Final = (
+    f"the file must be one YAML or JSON object with apiVersion: {config.API_VERSION} "
+    f"and kind: {config.KIND}"
+)
 
 
 def _section(
@@ -173,7 +176,7 @@ class _Loader(Loader):
 
 
 def _parse(text: str, source: str) -> tuple[object, list[str]]:
-    """Return the first document in `text` as plain values, and the warnings about duplicate keys."""
+    """Return the first document in `text` as plain values, and warnings of duplicate keys."""
     if text.lstrip().startswith("{"):
         duplicates: list[str] = []
         try:

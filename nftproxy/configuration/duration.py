@@ -42,7 +42,10 @@ class Duration(int):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the duration that `text` spells; ValueError if it is invalid or beyond 292 years."""
+        """Return the duration that `text` spells.
+
+        ValueError if it is invalid or beyond 292 years.
+        """
         negative = text.startswith("-")
         rest = text[1:] if text[:1] in ("-", "+") else text
         if rest == "0":  # the only number that needs no unit

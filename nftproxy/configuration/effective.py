@@ -72,7 +72,7 @@ def node(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
 
 
 def run(values: Values) -> tuple[KubeProxyConfiguration, list[str]]:
-    """Return the configuration of `run` from the parameters of a command with `flags.run_options`."""
+    """Return the configuration of `run` from the parameters that `flags.run_options` adds."""
     return _beside_file(RUN_FLAGS, values)
 
 
@@ -87,7 +87,7 @@ def _beside_file(flags: Iterable[Flag], values: Values) -> tuple[KubeProxyConfig
 
 
 def _apply_deprecated_ports(fields: dict[str, Any], values: Values) -> None:
-    """Apply --healthz-port and --metrics-port, which count only without --config and --write-config-to (contract 8.4)."""
+    """Apply --healthz-port and --metrics-port, which --config and --write-config-to void (8.4)."""
     if values.get("write_config_to"):
         return
     for field, port in (

@@ -180,7 +180,7 @@ def node_settings(
 def accepted_nodeport_addresses(
     wanted: Mapping[Family, NodePortNetworks], interfaces: Iterable[Address]
 ) -> tuple[dict[Family, tuple[Address, ...]], list[str]]:
-    """Return the sorted interface addresses that accept NodePorts, and an error for each loopback match.
+    """Return the interface addresses that accept NodePorts, and an error for each loopback one.
 
     A family whose NodePorts are on ALL addresses needs no list and is left out (contract 2.6.5).
     """
@@ -337,7 +337,7 @@ def _first_networks(
 def _nodeport_networks(
     texts: Iterable[str], node_ips: Mapping[Family, Address], found: Findings
 ) -> list[Network]:
-    """Return nodePortAddresses as networks, with addresses in place of `primary` (contract 2.6.2)."""
+    """Return nodePortAddresses as networks, with addresses for `primary` (contract 2.6.2)."""
     networks: list[Network] = []
     for index, text in enumerate(texts):
         if text == PRIMARY:

@@ -165,7 +165,7 @@ def owner_of(chains: Iterable[str], table: str = "") -> str:
 
 
 def legacy(program: str, saved: Saved) -> Iterator[Barrier]:
-    """Yield the chains of iptables-legacy that drop by policy and do not accept what we translate."""
+    """Yield chains of iptables-legacy that drop by policy and do not accept what we translate."""
     for chain, policy in saved.policies.items():
         if policy != "DROP" or any(rule == f"-A {chain} {_ACCEPTED}" for rule in saved.rules):
             continue

@@ -98,7 +98,7 @@ class Unreached(NamedTuple):
 
 
 class Flush(NamedTuple):
-    """A file for nft that removes all tables, ours too, and the enabled service that reads it, if any."""
+    """A file for nft that removes all tables, and the enabled service that reads it, if any."""
 
     file: str
     service: str

@@ -174,7 +174,10 @@ def _opening(one: Barrier) -> str:
     if program:
         return f"{program} -I {one.chain} -m conntrack --ctstate DNAT -j ACCEPT"
     family, _, name = one.table.partition(" ")
-    return f"nft insert rule {family} {shlex.quote(name)} {shlex.quote(one.chain)} ct status dnat accept"
+    return (
+        f"nft insert rule {family} {shlex.quote(name)} {shlex.quote(one.chain)} ct status "
+        "dnat accept"
+    )
 
 
 def _allow(one: Barrier) -> str:

@@ -141,7 +141,7 @@ class Channel:
                     return
 
     def _settle(self) -> None:
-        """Wait until no transaction is being committed, by an empty one, which has to wait for it."""
+        """Wait until no transaction is being committed, by an empty one that waits for it."""
         self._socket.send(
             b"".join(netlink.batch(kind, 0) for kind in (netlink.BATCH_BEGIN, netlink.BATCH_END))
         )

@@ -157,7 +157,7 @@ class Reader:
         return {element.key: element.value for element, _ in self.counted(name)}
 
     def counted(self, name: str) -> Iterator[Counted]:
-        """Yield the elements of a set or map with their packet counters (0 where it counts nothing)."""
+        """Yield the elements of a set or map with their packet counters (0 where it has none)."""
         if shape(name) is None:
             return
         for message, elements in self._lists(name):
@@ -165,7 +165,10 @@ class Reader:
                 yield _counted(name, message, place)
 
     def element(self, name: str, key: Key) -> Counted | None:
-        """Return one element of a set or map, with its packet counter; None if it does not exist."""
+        """Return one element of a set or map, with its packet counter.
+
+        None if it does not exist.
+        """
         held = shape(name)
         assert held  # noqa: S101 - an interval set has no such elements
         packed = nested(Part.KEY, netlink.attribute(Data.VALUE, held.key.pack(key)))

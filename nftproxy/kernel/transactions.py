@@ -35,7 +35,8 @@ from nftproxy.table.program import TABLE, Program, table
 
 _PROBE = """\
 add table inet nftproxy-probe
-add map inet nftproxy-probe m { typeof ip daddr . tcp dport . numgen random mod 65536 : ip daddr . tcp dport; counter; }
+add map inet nftproxy-probe m { \
+    typeof ip daddr . tcp dport . numgen random mod 65536 : ip daddr . tcp dport; counter; }
 delete table inet nftproxy-probe
 """
 _CONNTRACK = """\
@@ -100,7 +101,7 @@ class Kernel:
         return _blocked(deadly) if deadly else None
 
     def require(self) -> None:
-        """Raise UnusableError, with the command that cures it, if this machine cannot hold our table.
+        """Raise UnusableError, with its cure, if this machine cannot hold our table.
 
         A table with the most demanding declaration is made and deleted in one transaction, which
         leaves nothing behind.
@@ -318,7 +319,10 @@ class Kernel:
                 self._stale -= set(chains)
 
     def probe(self) -> None:
-        """Commit a transaction that changes nothing; KernelError if the kernel accepts none at all."""
+        """Commit a transaction that changes nothing.
+
+        KernelError if the kernel accepts none at all.
+        """
         with self._lock:
             if self.blocked:
                 self._writer.probe()

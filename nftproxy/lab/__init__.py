@@ -5,7 +5,8 @@ Nodes, pods, an underlay and outside clients, with real packets.
     cli          the commands `nftproxy lab ...`
     demo         a walk through the behaviour of nftproxy, on a lab
     lab          a lab as one object: build, use, tear down
-    echo         servers that answer with their name and the client's address; echo_process: the same in another process
+    echo         servers that answer with their name and the client's address
+    echo_process the same in another process
     client       connections and their outcomes
     state        the file of a lab in /run
     build        runs the commands of topology

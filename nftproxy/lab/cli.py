@@ -112,9 +112,9 @@ def demo(name: str) -> int:
     """Walk through the behaviour of a service proxy, with real connections.
 
     Builds a lab, runs nftproxy on both nodes with the manifests of examples/, connects, and shows
-    which endpoint answered and why; then breaks five Services, and lets nftproxy explain name causes
-    and cures. Takes half a minute and removes everything afterwards. Exit code 1 if a packet takes a
-    wrong path.
+    which endpoint answered and why; then breaks five Services, and lets nftproxy explain name
+    causes and cures. Takes half a minute and removes everything afterwards. Exit code 1 if a packet
+    takes a wrong path.
     """
     from nftproxy import columns
     from nftproxy.lab import build

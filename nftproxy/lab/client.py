@@ -94,7 +94,10 @@ class Connection:
         self.close()
 
     def again(self, timeout: float = 1.0) -> Outcome:
-        """Send again. TCP: the same answer if the server echoed. UDP: the answer to a new datagram."""
+        """Send again. TCP: the same answer if the server echoed.
+
+        UDP: the answer to a new datagram.
+        """
         try:
             self._socket.settimeout(timeout)
             if self._socket.type == socket.SOCK_DGRAM:

@@ -229,7 +229,10 @@ class Demo:
             )
         failed = outcomes.total() - outcomes[Answer]
         self.failures += bool(failed)
-        return f"both tables were changed {seconds * 1000:.0f} ms after the file; {outcomes.total()} connections meanwhile, {failed} failed"
+        return (
+            f"both tables were changed {seconds * 1000:.0f} ms after the file; "
+            f"{outcomes.total()} connections meanwhile, {failed} failed"
+        )
 
     def patch(self, namespace: str, service: str, change: dict[str, Any]) -> None:
         """Change the spec of a Service in the manifests, as kubectl patch would."""

@@ -3,7 +3,8 @@
 One server holds the listening sockets of a whole lab, each opened inside the namespace it serves.
 The answer is one line of JSON
 
-    {"name": "pod1-1", "protocol": "TCP", "port": 8080, "address": "10.244.1.2", "source": "10.244.2.2", "source_port": 41234}
+    {"name": "pod1-1", "protocol": "TCP", "port": 8080, "address": "10.244.1.2",
+     "source": "10.244.2.2", "source_port": 41234}
 
 where address and port are the server's own (after any translation) and the source is that of the
 packet. TCP, and SCTP where the kernel has it: the server sends the line at once, then every byte
@@ -227,7 +228,7 @@ def _open(protocol: str, family: Family, port: int) -> socket.socket:
 
 
 def _packet_info(level: int, info: bytes) -> tuple[str, bytes]:
-    """Return the destination of a datagram, and the ancillary data that sends from it over any interface."""
+    """Return a datagram's destination, and the ancillary data that sends from there."""
     if (
         level == socket.IPPROTO_IP
     ):  # struct in_pktinfo: interface, local address, destination in the header

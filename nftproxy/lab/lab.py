@@ -203,7 +203,7 @@ class Lab:
         build.batch("ip", self.place(where).namespace, commands)
 
     def route(self, where: str | LabPlace, cidr: str, via: str | LabPlace) -> None:
-        """Route an address or CIDR from `where` to a node (or to a client), instead of its previous route."""
+        """Route an address or CIDR from `where` to a node or client, replacing its route."""
         family = Family.IPv6 if ":" in cidr else Family.IPv4
         self.ip(where, f"route replace {cidr} via {self.place(via).addresses[family]}")
 

@@ -34,11 +34,12 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 class Shape(msgspec.Struct, frozen=True):
     """The shape of a lab, from which everything else follows.
 
-    wiring            "bridge": pods are attached to cni0, as with flannel; packets of pods enter
-    the node through `cni0`.
-                      "routed": no bridge, a route per pod, as with Calico; packets of pods enter the node through `veth*`.
+    wiring            "bridge": pods are attached to cni0, as with flannel; packets of pods
+                      enter the node through `cni0`.
+                      "routed": no bridge, a route per pod, as with Calico; packets of pods
+                      enter the node through `veth*`.
     bridge_netfilter  whether nodes pass bridged packets to netfilter, as Kubernetes nodes do
-    (topology says what follows if not)
+                      (topology says what follows if not)
     """
 
     name: str = "lab"
@@ -53,7 +54,7 @@ class Shape(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class LabPlace:
-    """Anything with a network namespace of its own, and one address per family that others reach it by."""
+    """Anything with a network namespace, and one address per family that others reach it by."""
 
     name: str
     namespace: str

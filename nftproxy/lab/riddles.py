@@ -1,4 +1,7 @@
-"""The last chapter of the demo: five ways to break a Service, each found and cured by `explain` alone."""
+"""The last chapter of the demo.
+
+Five ways to break a Service, each found and cured by `explain` alone.
+"""
 
 import json
 import shlex
@@ -17,7 +20,7 @@ _PATIENCE = 5.0  # seconds until a cure must work
 
 @dataclass(frozen=True, slots=True)
 class Riddle:
-    """A broken Service: the commands that break it on a node, who asks whom, and the cause's code."""
+    """A broken Service: the commands that break it, who asks whom, and the cause's code."""
 
     title: str
     cause: str
@@ -90,7 +93,10 @@ class Stage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Lines about a riddle: what was done or said, and the text; and whether all went as it should."""
+    """Lines about a riddle: what was done or said, and the text.
+
+    And whether all went as it should.
+    """
 
     lines: tuple[tuple[str, str], ...]
     right: bool

@@ -44,7 +44,7 @@ class IpCommands:
 
 
 def cables(plan: LabPlan) -> list[str]:
-    """Return the `ip` commands that make all links, each end in its namespace, so that the host's namespace never has one."""
+    """Return the `ip` commands that make all links, each end at once in its namespace."""
     lines = [
         f"link add {place.name} netns {plan.underlay} type veth peer name eth0 netns "
         f"{place.namespace}"
@@ -100,7 +100,7 @@ def _node(plan: LabPlan, node: LabNode) -> IpCommands:
 
 
 def _bridge(plan: LabPlan, node: LabNode) -> list[str]:
-    """cni0 with a fixed MAC address, which would otherwise change with its ports while pods remember the old one."""
+    """cni0 with a fixed MAC address: else it changes with its ports, and pods remember it."""
     lines = [
         (
             f"link add cni0 address 0a:58:0a:f4:{node.number:02x}:01 type bridge stp_state 0 "
@@ -131,7 +131,7 @@ def _routed(node: LabNode) -> list[str]:
 
 
 def _vxlan(node: LabNode, others: Iterable[LabNode], family: Family) -> list[str]:
-    """One device per family over an underlay of the same family, with fixed neighbours, as in flannel."""
+    """One device per family over an underlay of that family, with fixed neighbours: flannel."""
     device = _VXLAN[family]
     underlay = f"dev eth0 local {node.addresses[family]} dstport {_FLANNEL_PORT} nolearning"
     lines = [
@@ -158,7 +158,7 @@ def _forwarding_entries(others: Iterable[LabNode]) -> list[str]:
 
 
 def _network(node: LabNode, family: Family) -> str:
-    """Return the first address of a node's pod CIDR, which flannel gives to the node's end of the tunnel."""
+    """Return the first address of a node's pod CIDR: flannel's end of the tunnel."""
     return node.pod_cidrs[family].partition("/")[0]
 
 
@@ -214,7 +214,8 @@ def _sysctls(plan: LabPlan, *, bridge_netfilter: bool) -> dict[str, str]:
     sysctls = {
         "net/ipv4/icmp_ratemask": "0",
         "net/ipv6/icmp/ratelimit": "0",
-        "net/ipv6/icmp/ratemask": "2",  # the limit for the whole machine: only for packet too big (2), not for all errors
+        # The limit for the whole machine: only for packet too big (2), not for all errors
+        "net/ipv6/icmp/ratemask": "2",
         "net/bridge/bridge-nf-call-iptables": str(int(bridge_netfilter)),
         "net/bridge/bridge-nf-call-ip6tables": str(int(bridge_netfilter)),
     }

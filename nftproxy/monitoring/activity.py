@@ -95,7 +95,7 @@ class Activity:
         self._refusals = Refusals(rule_counters(reader, Family))
 
     def read(self) -> tuple[dict[str, Busy], Counter[Reason]]:
-        """Return the busy service ports, and all refused packets by reason, since the reading before."""
+        """Return the busy service ports, and refused packets by reason, since the last reading."""
         busy: dict[str, Busy] = {}
         reasons: Counter[Reason] = Counter()
         dropped: dict[tuple[Family, Frontend], int] = {}

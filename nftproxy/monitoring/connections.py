@@ -1,4 +1,4 @@
-"""How many connections each frontend and each endpoint got, from the packet counters of map elements.
+"""How many connections each frontend and endpoint got, from the counters of map elements.
 
 Pure: a `Ledger` takes readings of the counters and adds them up. The figures and their reasons:
 
@@ -193,7 +193,7 @@ class _Seen:
         return reason_of(self.values.get(name, {}).get(frontend.key))
 
     def endpoints(self) -> Iterator[tuple[Subject, int]]:
-        """Yield the growth of slots in use by endpoint, one that several frontends have more than once."""
+        """Yield the growth of slots in use by endpoint, which may come up more than once."""
         for where, grown in self.grown.items():
             for key, growth in grown.items():
                 if subject := self._endpoint(where, key):

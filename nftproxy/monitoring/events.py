@@ -129,7 +129,7 @@ class Journal:
         )
 
     def again(self, path: str) -> Write | None:
-        """Return a request that creates the event at `path` again, which the API server has deleted."""
+        """Return a request that creates again an event that the API server has deleted."""
         name = path.rpartition("/")[2]
         subject = next(
             (subject for subject, each in self._series.items() if each.name == name), None

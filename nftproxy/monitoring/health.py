@@ -1,4 +1,4 @@
-"""Whether this proxy keeps up, and whether load balancers may send traffic to this node (contract 7.1).
+"""Whether this proxy keeps up, and whether this node may get traffic (contract 7.1).
 
 No sockets here, and only the two clocks that it is given: monotonic time measures how long an
 update has been due, answers show wall time. A family is unhealthy when an update has been due for

@@ -1,4 +1,4 @@
-"""Which Services a load balancer may ask this node about, and the answers (contract 2.8, 3.5, 7.2, 7.4.9).
+"""What load balancers may ask this node about Services (contract 2.8, 3.5, 7.2, 7.4.9).
 
 Pure except `Standing`, which remembers the answers of one family, so that the cost of a sync does
 not depend on all Services.
@@ -53,7 +53,7 @@ class Standing:
 
     @property
     def without_local_endpoints(self) -> tuple[int, int]:
-        """The number of service ports unreachable here, by internal and by external policy Local (contract 7.4.9)."""
+        """How many ports no policy Local reaches here: internal, external (contract 7.4.9)."""
         counts = self._nowhere.values()
         return sum(internal for internal, _ in counts), sum(external for _, external in counts)
 
@@ -160,7 +160,7 @@ def check(
 def without_local_endpoints(
     service: Service, seen: View, slices: Iterable[EndpointSlice], family: Family, node: str
 ) -> tuple[int, int]:
-    """Count the ports with internal, and external, policy Local whose endpoints are all elsewhere (contract 7.4.9)."""
+    """Count the ports of policy Local whose endpoints are all elsewhere (contract 7.4.9)."""
     here = Locality(node, zone="")  # hints never decide whether there is an endpoint
     internal = external = 0
     for port in service.spec.ports or ():
@@ -185,7 +185,10 @@ def answer(service: ObjectName, endpoints: int, *, healthy: bool) -> Response:
 def listen_on(
     family: Family, networks: NodePortNetworks, interfaces: Iterable[Address] | None
 ) -> tuple[str, ...]:
-    """Return the addresses of health check node ports (contract 7.2.2); `interfaces` None: unknown."""
+    """Return the addresses of health check node ports (contract 7.2.2).
+
+    `interfaces` None: unknown.
+    """
     if networks is ALL or interfaces is None:
         return ("0.0.0.0" if family is Family.IPv4 else "::",)  # noqa: S104 - the contract says so
     # A link-local address needs its interface to be bound, and no load balancer uses one.

@@ -194,7 +194,10 @@ class Conntrack:
 
 
 class Flow(NamedTuple):
-    """The deciding part of an entry; packed addresses, each followed by the two bytes of its port."""
+    """The deciding part of an entry.
+
+    Packed addresses, each followed by the two bytes of its port.
+    """
 
     protocol: int
     destination: bytes  # whom the client asked for

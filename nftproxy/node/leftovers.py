@@ -1,4 +1,4 @@
-"""The rules that another mode of kube-proxy left on this node, and how to remove them (contract 5.12).
+"""The rules that another mode of kube-proxy left here, and their removal (contract 5.12).
 
 Pure: from the output of iptables-save to the input of iptables-restore. Only chains that kube-proxy
 makes are ever named: kubelet's (KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT), those of
@@ -92,7 +92,10 @@ class LeftoverRules:
     def __str__(self) -> str:
         names = ", ".join(self.chains[:3]) + (", ..." if len(self.chains) > 3 else "")
         kept = f", {len(self.emptied)} emptied ({', '.join(self.emptied)})" if self.emptied else ""
-        return f"{self.program} table {self.table}: {len(self.jumps)} jumps, {len(self.chains)} chains ({names}){kept}"
+        return (
+            f"{self.program} table {self.table}: {len(self.jumps)} jumps, {len(self.chains)} "
+            f"chains ({names}){kept}"
+        )
 
     @property
     def restore(self) -> str:

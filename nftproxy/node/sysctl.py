@@ -126,7 +126,7 @@ def _present(path: Path, load: Callable[[], None]) -> bool:
 
 
 def cpu_count(sys: Path = Path("/sys")) -> int:
-    """Return the number of CPUs in sysfs, or else of those that this process may use (contract 6.1.2)."""
+    """Return the number of CPUs in sysfs, or else of those we may use (contract 6.1.2)."""
     cpus = sys / "devices/system/cpu"
     found = [
         path

@@ -44,7 +44,7 @@ Expected = Mapping[Frontend, frozenset[Endpoint]]
 def udp_frontends(
     service: Service, slices: Iterable[EndpointSlice], family: Family, *, external_ips: bool = True
 ) -> dict[Frontend, frozenset[Endpoint]]:
-    """Return the UDP frontends of a Service with the endpoints their flows may lead to (contract 6.2.2).
+    """Return a Service's UDP frontends with the endpoints of their flows (contract 6.2.2).
 
     `external_ips`: the feature gate AllowServiceExternalIPs.
     """
@@ -82,7 +82,10 @@ class _Claim(NamedTuple):
 
 
 class UdpFlows:
-    """The UDP frontends of one family, updated by its syncs; not for two threads at the same time."""
+    """The UDP frontends of one family, updated by its syncs.
+
+    Not for two threads at the same time.
+    """
 
     def __init__(self, family: Family, *, external_ips: bool = True) -> None:
         self.family = family

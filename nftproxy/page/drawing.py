@@ -188,4 +188,7 @@ def _title(path: Path) -> str:
         Reach.NO: "does not get through",
         Reach.MAY: "may get through",
     }
-    return f"A connection from {path.client.address or path.client.what} to {path.target.asked} {ends[path.reach]}"
+    return (
+        f"A connection from {path.client.address or path.client.what} to {path.target.asked} "
+        f"{ends[path.reach]}"
+    )

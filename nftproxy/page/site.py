@@ -144,7 +144,10 @@ class Site:
                 return None, error
 
     async def _events(self, service: str) -> AsyncGenerator[bytes]:
-        """Yield an event for each reading: what has moved; of one service, its endpoints as well."""
+        """Yield an event for each reading: what has moved.
+
+        Of one service, its endpoints as well.
+        """
         yield b"retry: 2000\n\n"
         async for number in self._meter.ticks():
             if self._moved[0] != number:

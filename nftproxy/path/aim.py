@@ -215,7 +215,10 @@ def _by_address(request: Request, address: str, node: NodeView, cluster: Cluster
                 return at
             where = "every address of this node but loopback"
             where = where if accepted is None else ", ".join(accepted) or "no address"
-            said = f"NodePort {port} is not accepted on {address}; this node accepts NodePorts on {where}."
+            said = (
+                f"NodePort {port} is not accepted on {address}; this node accepts NodePorts "
+                f"on {where}."
+            )
             commands = tuple(f"nftproxy explain {one}:{port}" for one in (accepted or [])[:1])
             return Aim(at.target, family, causes=(Cause("node-port-address", said, commands),))
     return _unknown_address(request, address, node, cluster, is_own=is_own)

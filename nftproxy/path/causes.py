@@ -48,7 +48,10 @@ def stopped_by_others(visit: Visit, rule_text: str, jumps: Sequence[str] = ()) -
         where = f"the policy of chain {base.chain.name} in table {base.chain.table}"
     else:
         said = f" `{rule_text}`" if rule_text else ""
-        where = f"rule{said} (handle {outcome.rule.handle}) of chain {outcome.chain.name} in table {base.chain.table}"
+        where = (
+            f"rule{said} (handle {outcome.rule.handle}) of chain {outcome.chain.name} in "
+            f"table {base.chain.table}"
+        )
     by = program if not program.startswith("table ") else "another table"
     code = "foreign-reject" if outcome.reject else "foreign-drop"
     return Cause(
@@ -141,7 +144,7 @@ def neighbour_failed(address: str, device: str, *, is_router: bool) -> Cause:
 
 
 def untracked(rule: NftRule | None, rule_text: str) -> Cause:
-    """Return the cause for packets that our table does not translate, because conntrack never sees them."""
+    """Return the cause for packets that conntrack never sees, so that nothing translates them."""
     if rule is None:
         return Cause("untracked", "Not translated: conntrack does not track this packet.")
     said = f"`{rule_text}` " if rule_text else ""

@@ -38,7 +38,8 @@ def find(request: Request, destination: str, node: NodeView) -> Client:
         raise ConfigError(
             [
                 (
-                    f"--from {client}: this node has {way.error} to it, so its packets do not come by "
+                    f"--from {client}: this node has {way.error} to it, so its packets do not "
+                    "come by "
                     "here"
                 )
             ],

@@ -111,7 +111,10 @@ def left_out(
         elif backend.nodes and here.node not in backend.nodes:
             reason = f"hints mean it for node {', '.join(backend.nodes)}"
         elif backend.zones and here.zone not in backend.zones:
-            reason = f"zone {', '.join(backend.zones)}; this node is in zone {here.zone or '?'} and hints keep traffic there"
+            reason = (
+                f"zone {', '.join(backend.zones)}; this node is in zone {here.zone or '?'} "
+                "and hints keep traffic there"
+            )
         else:
             reason = "not in the table of this node"
         found.append(Candidate(endpoint.address, endpoint.port, used=False, reason=reason))
@@ -128,7 +131,8 @@ def why_none(
         return (
             "no-slices",
             (
-                f"{name} has no EndpointSlice: no Pod matches its selector, or it has none and nobody "
+                f"{name} has no EndpointSlice: no Pod matches its selector, or it has none and "
+                "nobody "
                 "made a slice"
             ),
         )
@@ -137,7 +141,8 @@ def why_none(
             return (
                 "fqdn",
                 (
-                    f"The EndpointSlices of {name} hold names (addressType FQDN), which no proxy can "
+                    f"The EndpointSlices of {name} hold names (addressType FQDN), which no "
+                    "proxy can "
                     "send packets to"
                 ),
             )

@@ -110,7 +110,10 @@ def own_steps(aimed: Aim, choice: Choice, client: Client, node: NodeView) -> lis
     if choice.guarded:
         where = schema.FIREWALL.name(aimed.family)
         if choice.allowed:
-            said = f"{client.address or 'the client'} is in {', '.join(ranges(aimed, client.address, node)) if client.address else '?'}"
+            said = (
+                f"{client.address or 'the client'} is in "
+                f"{', '.join(ranges(aimed, client.address, node)) if client.address else '?'}"
+            )
             steps.append(Step("source ranges", table, f"{where} {key}", said, Outcome.OK))
         else:
             said = f"{client.address} is in none of them: dropped"

@@ -1,4 +1,4 @@
-"""All base chains of one hook, in the order in which a packet meets them, with what the kernel itself does in between.
+"""All base chains of one hook in a packet's order, with what the kernel does in between.
 
 Pure except for what the chains ask. The kernel's own steps: conntrack looks at a packet at priority
 -200, and chains of type nat are all asked at -100 (destination) or 100 (source), in the order of
@@ -53,7 +53,10 @@ class Branch:
 def chains_of(
     chains: Iterable[NftBaseChain], hook: str, families: set[str], device: str = ""
 ) -> list[NftBaseChain]:
-    """Return the chains of a hook for some families; those of devices only if they are on this one."""
+    """Return the chains of a hook for some families.
+
+    Those of devices only if they are on this one.
+    """
     found = [
         chain for chain in chains if chain.hook == hook and chain.chain.table.family in families
     ]

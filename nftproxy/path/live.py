@@ -1,4 +1,4 @@
-"""The ruleset of the network namespace of the thread that made this object, read from the kernel as far as it is asked for.
+"""The ruleset of the maker's network namespace, read from the kernel as far as it is asked for.
 
 Chains are read when a packet gets there, and once; sets are asked for single elements and never
 listed, so ten thousand Services cost no more than ten. Nothing is written, and libnftables has no

@@ -1,4 +1,4 @@
-"""The registers of nf_tables, holding values of which some bits are unknown, or one of several values that chance decides.
+"""The registers of nf_tables, with unknown bits, and values that chance decides.
 
 Pure. A comparison therefore has one answer or both; whoever asks goes on with each of them, and
 remembers why there are two.
@@ -160,7 +160,10 @@ def within(value: RegisterValue, lowest: bytes, highest: bytes) -> set[bool]:
 
 
 def bitwise(value: RegisterValue, operation: int, mask: bytes, xor: bytes) -> RegisterValue:
-    """Return a value with its bits changed; `mask` is the one argument of operations that have one."""
+    """Return a value with its bits changed.
+
+    `mask` is the one argument of operations that have one.
+    """
     if operation == BitwiseOperation.MASK_XOR:
         return _each(
             value,
@@ -225,7 +228,7 @@ def shift(value: RegisterValue, operation: int, bits: int) -> RegisterValue:
 
 
 def byteorder(value: RegisterValue, size: int) -> RegisterValue:
-    """Return a value whose pieces of two, four or eight bytes go between the order of the network and the machine's."""
+    """Return a value whose pieces of 2, 4 or 8 bytes change between network and host order."""
     if sys.byteorder == "big":
         return value
 

@@ -33,7 +33,8 @@ class Outcome(enum.StrEnum):
     OK = "ok"  # the packet goes on
     FOUND = "found"  # the packet goes on, to what was looked up
     STOPPED = "stopped"  # the packet ends here
-    MAY = "may"  # the packet may end here: a limit, chance, or an expression that is not known decides
+    # The packet may end here: a limit, chance, or an expression that is not known decides
+    MAY = "may"
     UNCHECKED = "not checked"
 
 
@@ -71,7 +72,8 @@ class Place(PathValue, frozen=True):
 
     kind: PlaceKind
     hook: str = ""  # ingress, prerouting, input, forward, output, postrouting, egress
-    family: str = ""  # of the table: ip, ip6, inet, bridge, netdev, or "xtables" for tables of iptables-legacy
+    # Of the table: ip, ip6, inet, bridge, netdev, or "xtables" for tables of iptables-legacy
+    family: str = ""
     priority: int | None = None
 
 
@@ -122,7 +124,8 @@ class Target(PathValue, frozen=True):
     port: int = 0
     protocol: str = ""  # tcp, udp, sctp
     service: str = ""  # namespace/name:port
-    kind: str = ""  # ClusterIP, External, LoadBalancer, NodePort, Endpoint; empty for an address of no Service
+    # ClusterIP, External, LoadBalancer, NodePort, Endpoint; empty for an address of no Service
+    kind: str = ""
 
 
 class Client(PathValue, frozen=True):

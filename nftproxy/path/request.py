@@ -10,7 +10,10 @@ from nftproxy.model import ObjectName
 _SERVICE = re.compile(
     r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)(?::([-a-z0-9]{1,63}))?"
 )
-_HINT = "name a Service as NAMESPACE/NAME or NAMESPACE/NAME:PORT, an address as ADDRESS:PORT or [ADDRESS]:PORT, or a NodePort by its number"
+_HINT = (
+    "name a Service as NAMESPACE/NAME or NAMESPACE/NAME:PORT, an address as ADDRESS:PORT or "
+    "[ADDRESS]:PORT, or a NodePort by its number"
+)
 
 
 @dataclass(frozen=True, slots=True)

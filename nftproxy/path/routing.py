@@ -1,4 +1,4 @@
-"""Routes, addresses, links and neighbours of the network namespace of the thread that made this object, asked one by one."""
+"""Routes, addresses, links and neighbours of the maker's network namespace, asked one by one."""
 
 import socket
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network

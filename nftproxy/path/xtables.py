@@ -214,8 +214,9 @@ def target(
         case "REDIRECT", 0:
             loopback = bytes((127, 0, 0, 1)) if packet.size == 4 else bytes(15) + b"\x01"
             address = loopback if hook == "output" else around.address_of(packet.iif, packet.size)
-            flags, port = (struct.unpack_from("=I", info, 4)[0], struct.unpack_from(">H", info, 16)[0]) if packet.size == 4 else (
-                struct.unpack_from("=I", info)[0], struct.unpack_from(">H", info, 36)[0])  # fmt: skip
+            of_flags, of_port = (4, 16) if packet.size == 4 else (0, 36)
+            (flags,) = struct.unpack_from("=I", info, of_flags)
+            (port,) = struct.unpack_from(">H", info, of_port)
             after = packet.translated(
                 destination=True, address=address, port=port if flags & _MAP_PORTS else None
             )

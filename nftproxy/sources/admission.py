@@ -55,7 +55,10 @@ def _ports(ports: Iterable[ServicePort]) -> Iterator[str]:
     for index, port in enumerate(ports):
         first = numbers.setdefault((port.protocol, port.port), index)
         if first != index:
-            yield f"spec.ports[{index}].port: {port.protocol} {port.port} is already spec.ports[{first}]"
+            yield (
+                f"spec.ports[{index}].port: {port.protocol} {port.port} is already "
+                f"spec.ports[{first}]"
+            )
         first = names.setdefault(port.name or "", index)
         if first != index:
             called = (

@@ -264,7 +264,10 @@ def _configuration(kubeconfig: str, master: str) -> "Configuration":
         KeyError,
     ) as error:
         what = f"kubeconfig {kubeconfig}" if kubeconfig else "in-cluster credentials"
-        hint = "name a kubeconfig file with clientConnection.kubeconfig or --kubeconfig, or run in a pod with a service account"
+        hint = (
+            "name a kubeconfig file with clientConnection.kubeconfig or --kubeconfig, or run "
+            "in a pod with a service account"
+        )
         raise ConfigError([f"{what}: {_reason(error)}"], hint=hint) from error
     found.refresh_api_key_hook = (
         None  # it would read the file again for each request, and reset the server

@@ -32,7 +32,10 @@ def doubts(manifests: Manifests, scan: Scan, node_name: str) -> Iterator[str]:
     known = [node.metadata.name for node in scan.objects[Node]]
     if known and node_name not in known:
         others = ", ".join(known)
-        yield f"no Node {node_name!r} in the manifests, so its addresses and zone are unknown; --node-name can be {others}"
+        yield (
+            f"no Node {node_name!r} in the manifests, so its addresses and zone are unknown; "
+            f"--node-name can be {others}"
+        )
 
 
 def facts(node: Node | None) -> NodeFacts | None:

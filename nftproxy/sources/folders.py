@@ -24,7 +24,8 @@ from loguru import logger
 POLL: Final = 30.0  # seconds between regular looks
 BLIND: Final = 1.0  # the same while a folder cannot be watched
 SETTLE: Final = 0.02  # seconds to gather the events of one change
-APPEARED: Final = 0.1  # seconds to wait after a file appeared: it may be a link, which nobody closes, or still be empty
+# Seconds to wait after a file appeared: it may be a link, which nobody closes, or still be empty
+APPEARED: Final = 0.1
 STALLED: Final = 5.0  # seconds without a write after which a file that stays open counts as written
 
 # linux/inotify.h

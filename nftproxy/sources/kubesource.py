@@ -25,7 +25,7 @@ _STOP_TIMEOUT: Final = 2.0
 
 
 class KubeSource:
-    """Delivers Services, EndpointSlices, ServiceCIDRs and one Node from an API server into a store."""
+    """Delivers Services, EndpointSlices, ServiceCIDRs and one Node to a store."""
 
     node_required = True
 

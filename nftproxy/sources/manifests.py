@@ -88,7 +88,10 @@ class Manifests:
         )
 
     def check(self) -> None:
-        """Raise SourceError for an unusable path: at the start that is a mistake, later an outage."""
+        """Raise SourceError for an unusable path.
+
+        At the start that is a mistake, later an outage.
+        """
         for path in self.paths:
             try:
                 if _is_folder(path):
@@ -194,11 +197,9 @@ class Manifests:
             if not regular and path not in self.paths:
                 return  # files in a folder; a named file may be a pipe, and is read once
             if time.time_ns() - status.st_mtime_ns < _TICK:
-                signature = (
-                    0,
-                    0,
-                    0,
-                )  # another write in the same tick of the clock would look the same: read it again next time
+                # Another write in the same tick of the clock would look the same: read it again
+                # next time.
+                signature = (0, 0, 0)
             content = path.read_bytes()
             # In this order: a writer has finished by the first look or changed the file by the
             # second.

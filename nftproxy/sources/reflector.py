@@ -32,7 +32,10 @@ About 1 MB of JSON, decoded in 5 ms, during which nothing else in this process r
 
 LIST_SILENCE: Final = 30.0
 LONGEST_LINE: Final = 16 * 1024 * 1024
-"""Ten times what etcd accepts for an object: a stream without line ends must not fill the memory."""
+"""Ten times what etcd accepts for an object.
+
+A stream without line ends must not fill the memory.
+"""
 
 
 class Sink(Protocol):
@@ -88,7 +91,7 @@ class Reflector:
         changed: Callable[[], None],
         environment: Environment,
     ) -> None:
-        """Deliver to `sink`, and call `changed` after each list and after events that changed something."""
+        """Deliver to `sink`; call `changed` after each list, and after events with a change."""
         self.resource = resource
         self._connection = connection
         self._sink = sink
@@ -208,7 +211,7 @@ class Reflector:
         return query | {"resourceVersion": self._state.version}
 
     def _initial_events(self, lines: Iterator[list[bytes]]) -> RetryOutcome | None:
-        """Gather a streaming list and put it into the store when it is complete, with what follows in the same batch."""
+        """Gather a streaming list; put it into the store when complete, with the batch's rest."""
         items: dict[ObjectName, Object] = {}
         broken: dict[ObjectName | None, Broken] = {}
         for batch in lines:

@@ -54,7 +54,8 @@ class FirstLoad:
 
         FirstLoadError if an earlier one failed.
         """
-        if whole.removed:  # of two that claim a frontend the older one came later: what it replaces has to be there
+        # Of two that claim a frontend the older one came later: what it replaces has to be there
+        if whole.removed:
             self._release()
         verdicts, addresses = Delta(), Delta()
         for where in [

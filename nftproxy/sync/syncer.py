@@ -191,7 +191,7 @@ class Syncer:
                 first.finish()
 
     def _prepare(self, large: list[Change], report: Report) -> None:
-        """Make a portion of the chains that large changes need, and leave the changes to the next syncs."""
+        """Make a portion of the chains that large changes need; the next syncs make the changes."""
         try:
             with report.timed("kernel"):
                 self._preparation.prepare(large[0])
@@ -204,7 +204,7 @@ class Syncer:
             report.postponed |= {name: report.looked_at[name] for name in change.services}
 
     def _read_back(self, report: Report) -> ReadBack | Empty:
-        """Make sure that the program is there, clear the memory, and return the elements of this family."""
+        """Ensure the program, clear the memory, and return the elements of this family."""
         report.read_back = True
         self._kernel.refresh()
         if not self._kernel.holds(self._program):

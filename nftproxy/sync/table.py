@@ -56,7 +56,7 @@ class Table:
         return report
 
     def distrust(self, *, program: bool) -> None:
-        """Let the next syncs read the table back, and load the program again if that may have changed, too."""
+        """Let the next syncs read the table back, and load a program that may have changed."""
         if program:
             self.kernel.doubt()
         for syncer in self.syncers.values():

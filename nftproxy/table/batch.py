@@ -1,4 +1,4 @@
-"""A batch of a plan: changes for one transaction, with their elements, given the table's content."""
+"""A batch of a plan: changes for one transaction, with their elements."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -41,7 +41,7 @@ def model(name: str, chains: Iterable[str]) -> str | None:
 
 
 def adapted(rules: Iterable[bytes], text: str) -> list[bytes]:
-    """Return the listed expressions of each rule, with the numbers and targets of a chain's text."""
+    """Return the listed expressions of each rule, with numbers and targets of a chain's text."""
     filling = _Filling(text)
     found = [b"".join(filling.expression(each) for each in _items(rule)) for rule in rules]
     if filling.left or len(found) != sum(1 for line in text.splitlines()[1:-1] if line.strip()):

@@ -66,7 +66,10 @@ class ChainAttribute(enum.IntEnum):
 
 
 class Trace(enum.IntEnum):
-    """NFTA_TRACE_*: what a packet met; `VERDICT` holds Verdict. Headers and interfaces come with the first report of a base chain."""
+    """NFTA_TRACE_*: what a packet met; `VERDICT` holds Verdict.
+
+    Headers and interfaces come with the first report of a base chain.
+    """
 
     TABLE = 1
     CHAIN = 2

@@ -105,7 +105,10 @@ def shape(name: str) -> SetShape | None:
 
 
 def pack_value(value: Value, fields: Fields | None) -> bytes:
-    """Return a value as bytes for comparison; a verdict as its attributes and those of its comment."""
+    """Return a value as bytes for comparison.
+
+    A verdict as its attributes and those of its comment.
+    """
     if value is None:
         return b""
     if fields is not None:

@@ -42,7 +42,7 @@ def preview(
     accepted: Iterable[Address] | None = None,
     basis: Basis = Empty(),  # noqa: B008 - immutable
 ) -> Preview:
-    """Return the result of a first sync of a family, on an empty table or on one that was read back.
+    """Return what a first sync of a family makes of an empty table or one that was read back.
 
     `accepted` are the addresses that accept NodePorts; None if all do, or if that is unknown.
     """
@@ -84,7 +84,10 @@ def text(program: Program, previews: Iterable[Preview]) -> str:
     body = program.text(lengths)
     parts = {name: part for name, part in parts.items() if name not in body}
     elements = [command for each in previews for command in _commands(each)]
-    head = "# Made by nftproxy render. This replaces the table: nft -f applies it whole or not at all.\n"
+    head = (
+        "# Made by nftproxy render. This replaces the table: nft -f applies it whole or not "
+        "at all.\n"
+    )
     reset = "add table inet nftproxy\ndelete table inet nftproxy\n\n"
     return (
         head

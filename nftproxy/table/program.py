@@ -161,7 +161,7 @@ class Program:
         }
 
     def sources(self, family: Family, lengths: Iterable[int]) -> dict[str, str]:
-        """Return the sets of allowed sources for these prefix lengths, and the chain that looks them up."""
+        """Return the sets of allowed sources for these prefix lengths, and their chain."""
         prefixes = self._lengths(family, lengths)
         template = blocks(_read("family.nft"))["allowed$v"]
         chain = _expand(template, self._variables[family], {"length": prefixes})

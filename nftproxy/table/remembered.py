@@ -48,7 +48,7 @@ class Remembered:
         return (affinity for compiled in self.services.values() for affinity in compiled.affinities)
 
     def accept(self, changes: Iterable[Change], delta: Delta) -> None:
-        """Enter changes that the kernel accepted, or will have before a first load ends, with their elements."""
+        """Enter changes that the kernel accepted, or will before a first load ends."""
         for change in changes:
             self._accept(change)
         self.late.cancel(delta.added)

@@ -115,7 +115,7 @@ class ParsedName(NamedTuple):
 
     @property
     def memory(self) -> tuple[str, int]:
-        """The service port, and the port number of the endpoints, in the name of a map of clients."""
+        """The service port and the endpoints' port number in the name of a map of clients."""
         service_port, _, port = self.detail.rpartition("-")
         return service_port, int(port)
 
@@ -180,7 +180,7 @@ class Maps(NamedTuple):
 
 @cache
 def maps(family: Family, proto: str, node_port: bool) -> Maps:  # noqa: FBT001 - a cache key, asked for each frontend
-    """Return the names of the sets and maps of frontends of a protocol, with an address or as NodePorts."""
+    """Return the names of a protocol's sets and maps of frontends: with address, or NodePorts."""
     general = (
         each.name(family, node_port=node_port)
         for each in (SERVICES, NO_ENDPOINTS, NEW_CLIENTS, LEARN)
@@ -189,7 +189,7 @@ def maps(family: Family, proto: str, node_port: bool) -> Maps:  # noqa: FBT001 -
     return Maps(*general, *slots)
 
 
-# ---- chains -------------------------------------------------------------------------------------------------------------------------
+# ---- chains --------------------------------------------------------------------------------------
 
 
 class Policy(enum.Enum):
@@ -198,7 +198,8 @@ class Policy(enum.Enum):
     CLUSTER = "cluster"  # a ClusterIP: everybody, the cluster list
     LOCAL = "local"  # a ClusterIP with internal policy Local: everybody, the local list
     EXTERNAL = "external"  # everybody, the cluster list, masqueraded
-    PRESERVE = "preserve"  # external policy Local: pods and this node the cluster list, others the local list
+    # External policy Local: pods and this node the cluster list, others the local list
+    PRESERVE = "preserve"
 
     @property
     def uses_cluster(self) -> bool:

@@ -130,7 +130,10 @@ class Answers:
                 (f"sysctl net.ipv4.conf.{seen.interface}.rp_filter",),
             )
             return TracedAnswer(Reach.NO, Reply("silent", who), _step(said, stop=True), cause)
-        said = f"{who} answers {client} directly (seen on {seen.interface}), past the hooks of this node"
+        said = (
+            f"{who} answers {client} directly (seen on {seen.interface}), past the hooks of "
+            "this node"
+        )
         cause = Cause(
             "passed-by",
             f"{who} answers {client} directly, so nothing restores the address that the client "

@@ -48,7 +48,10 @@ class Pods:
 
 
 def pods_of(expressions: Sequence[RuleExpression]) -> Pods | None:
-    """Return how the first rule of a chain `find-service` recognizes pods; None where it does not."""
+    """Return how the first rule of a chain `find-service` recognizes pods.
+
+    None where it does not.
+    """
     found: list[RuleExpression] = []
     for one in expressions:
         if not found and not _reads_source(one):

@@ -204,7 +204,7 @@ class Flows:
         return next((flow for flow in waiting if flow.knows(*header.reversed())), None)
 
     def _continued(self, header: TraceHeader) -> tuple[TracedFlow, list[TraceVisit]] | None:
-        """Return the connection whose packet has a new number since its source or destination was translated."""
+        """Return the connection whose packet was translated and has a new number since."""
         for flow in reversed(self.open):
             for visits in (flow.answer, flow.visits):
                 last = next((visit.header for visit in reversed(visits) if visit.header), None)

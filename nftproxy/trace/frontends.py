@@ -1,4 +1,4 @@
-"""Which addresses, protocols and ports a target stands for on this node, and whose they are, read from the table."""
+"""Which addresses, protocols and ports a target stands for on this node, and whose they are."""
 
 import difflib
 from collections.abc import Iterable, Iterator

@@ -111,7 +111,10 @@ class _Teller:
                 return
             self.steps.append(ours.ranges(visit))
             if visit.stopped:
-                said = f"{text(before.source.address)} is in no source range of {text(before.destination.address)}."
+                said = (
+                    f"{text(before.source.address)} is in no source range of "
+                    f"{text(before.destination.address)}."
+                )
                 self.causes.append(Cause("source-range", said))
         elif name in ours.CHOICE:
             self.steps.append(ours.choice(visit, before))

@@ -122,7 +122,10 @@ class Tracer:
         select.select(sockets, [], [], _PAUSE)
 
     def _read(self, flows: Flows) -> None:
-        """Read all reports there are before any is taken apart: their times are those of reading."""
+        """Read all reports there are before any is taken apart.
+
+        Their times are those of reading.
+        """
         waiting: list[tuple[float, bytes]] = []
         with suppress(BlockingIOError):
             while True:

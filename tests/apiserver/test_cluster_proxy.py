@@ -1,4 +1,7 @@
-"""The program kube-proxy on a lab's node, against a real API server: objects made with kubectl, packets that follow."""
+"""The program kube-proxy on a lab's node, against a real API server.
+
+Objects made with kubectl, packets that follow.
+"""
 
 import json
 import signal
@@ -25,7 +28,9 @@ V4, V6 = Family.IPv4, Family.IPv6
 
 
 class Node:
-    """A lab whose first node runs a control plane and kube-proxy as a kubeadm cluster would start it."""
+    """A lab whose first node runs a control plane and kube-proxy as a kubeadm cluster would start
+    it.
+    """
 
     def __init__(self, lab: Lab, cluster: Cluster, folder: Path) -> None:
         self.lab = lab

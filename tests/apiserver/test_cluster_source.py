@@ -1,4 +1,7 @@
-"""The API source against a real API server and etcd: everything else we know of them is recordings and documentation."""
+"""The API source against a real API server and etcd.
+
+Everything else we know of them is recordings and documentation.
+"""
 
 import json
 import signal
@@ -78,7 +81,9 @@ class Counter:
 
 
 class Running:
-    """A source at work as system:kube-proxy, with the permissions of system:node-proxier alone (contract 10.2)."""
+    """A source at work as system:kube-proxy, with the permissions of system:node-proxier alone
+    (contract 10.2).
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self.store = Store(list(Family))
@@ -178,7 +183,10 @@ def test_the_server_restarts(cluster: Cluster, running: Running, how: signal.Sig
 
 
 def test_the_server_freezes(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frozen, it acknowledges what the kernel asks: only the silence tells, of every stream. Then it goes on, with all that was missed."""
+    """Frozen, it acknowledges what the kernel asks: only the silence tells, of every stream.
+
+    Then it goes on, with all that was missed.
+    """
     for name in ("SERVICES", "ENDPOINT_SLICES", "SERVICE_CIDRS"):
         monkeypatch.setattr(kubesource, name, impatient(getattr(kubesource, name), 3))
     monkeypatch.setattr(kubesource, "own_node", lambda name: impatient(own_node(name), 3))
@@ -231,7 +239,10 @@ def test_a_permission_is_revoked(cluster: Cluster, running: Running) -> None:
 def test_the_server_offers_streaming_lists_and_bookmarks(
     cluster: Cluster, running: Running
 ) -> None:
-    """What the short watches of quiet resources rest on: if there is news, the server sends a bookmark before it ends a watch."""
+    """What the short watches of quiet resources rest on.
+
+    If there is news, the server sends a bookmark before it ends a watch.
+    """
     nodes, services, *_ = running.source._reflectors
     assert services._state.streaming
     with cluster.entered():

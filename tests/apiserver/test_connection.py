@@ -1,4 +1,7 @@
-"""Where the API server is and who we are: kubeconfig files, in-cluster credentials, and how they change while we run."""
+"""Where the API server is and who we are.
+
+Kubeconfig files, in-cluster credentials, and how they change while we run.
+"""
 
 import base64
 import json
@@ -45,7 +48,7 @@ def plugin(folder: Path) -> str:
         "#!/bin/sh\n"
         f"echo >> {folder}/calls\n"
         f"test ! -e {folder}/broken || exit 1\n"
-        """echo '{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/v1","status":{"token":"'"""
+        """echo '{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/v1","status":{"token":"'"""  # noqa: E501
         f"""$(wc -l < {folder}/calls)'"}}}}'\n"""
     )
     path.chmod(0o755)
@@ -261,7 +264,9 @@ def test_requests_are_counted(server: FakeApiServer) -> None:
 
 
 def test_a_dead_peer_is_noticed_within_30_seconds(server: FakeApiServer) -> None:
-    """By the kernel: TCP keep-alive where a stream is idle, the user timeout where something was sent."""
+    """By the kernel: TCP keep-alive where a stream is idle, the user timeout where something was
+    sent.
+    """
     connection = connect("", server.url)
     with connection.get(SERVICES.path, QUERY, silence=5) as answer:
         of = answer._response._connection.sock  # type: ignore[attr-defined]

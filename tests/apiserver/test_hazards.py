@@ -1,7 +1,7 @@
 """Everything that an API server and the way to it can do to us, one test per hazard.
 
-Each ends (in `mirroring`) by comparing the store and the kernel's elements with those of a fresh start: nothing lost, nothing
-resurrected.
+Each ends (in `mirroring`) by comparing the store and the kernel's elements with those of a fresh
+start: nothing lost, nothing resurrected.
 """
 
 import contextlib
@@ -49,7 +49,10 @@ NAMES = (
     "b",
     "c",
 )
-"""All services there are at any time. Each has two endpoints from the beginning, one in either zone: the kernel shows who is known."""
+"""All services there are at any time.
+
+Each has two endpoints from the beginning, one in either zone: the kernel shows who is known.
+"""
 
 
 def service(name: str, cluster_ip: str = "", **spec: Any) -> Document:
@@ -86,7 +89,10 @@ EVERY = (SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS, own_node("node1"))
 
 
 def document(resource: Resource, zone: str) -> Document:
-    """An object of any resource, with something in it that the kernel's elements depend on; of all resources, if it is the zone."""
+    """An object of any resource, with something in it that the kernel's elements depend on.
+
+    Of all resources, if it is the zone.
+    """
     match resource.name:
         case "services":
             return service("three", externalIPs=[f"192.0.2.{len(zone)}"])
@@ -102,7 +108,10 @@ def document(resource: Resource, zone: str) -> Document:
 
 @pytest.fixture
 def server() -> Iterator[FakeApiServer]:
-    """A server with two services that cannot stream lists: hazards of lists are met by requests of their own."""
+    """A server with two services that cannot stream lists.
+
+    Hazards of lists are met by requests of their own.
+    """
     with FakeApiServer(streams_lists=False) as server:
         server.begin_with("endpointslices", *map(endpoint_slice, NAMES))
         server.put("services", service("one"))
@@ -203,7 +212,9 @@ def test_list_breaks_off(server: FakeApiServer) -> None:
 
 
 def test_list_asks_for_the_present(server: FakeApiServer) -> None:
-    """A list from a version (0, above all) may come from a server that lags behind and bring back what was deleted."""
+    """A list from a version (0, above all) may come from a server that lags behind and bring back
+    what was deleted.
+    """
     with mirroring(server, SERVICES) as mirror:
         watching(mirror)
         server.forget("services")
@@ -418,7 +429,10 @@ def test_silence(server: FakeApiServer) -> None:
 
 @pytest.mark.parametrize("resource", EVERY, ids=lambda each: each.name)
 def test_silence_of_any_stream(server: FakeApiServer, resource: Resource) -> None:
-    """All are noticed within 30 s, and cost a request each: what matters less must not be known later."""
+    """All are noticed within 30 s, and cost a request each.
+
+    What matters less must not be known later.
+    """
     assert resource.silence < 30
 
     def say_nothing(exchange: Exchange) -> None:
@@ -435,7 +449,9 @@ def test_silence_of_any_stream(server: FakeApiServer, resource: Resource) -> Non
 
 
 def test_an_overdue_end(server: FakeApiServer) -> None:
-    """A server that does not even end a watch as asked is complained of then, once, and not only when it fails the next time."""
+    """A server that does not even end a watch as asked is complained of then, once, and not only
+    when it fails the next time.
+    """
     with logged() as lines, mirroring(server, impatient(SERVICES, 0.5)) as mirror:
         for number in range(1, 4):
             mirror.until(lambda begun=2 * number - 1: mirror.time.looks >= begun)  # type: ignore[misc]
@@ -448,7 +464,9 @@ def test_an_overdue_end(server: FakeApiServer) -> None:
 
 @pytest.mark.parametrize("resource", EVERY, ids=lambda each: each.name)
 def test_quiet_hour(server: FakeApiServer, resource: Resource) -> None:
-    """A stream with nothing to say is ended by the server in time, and goes on over the same connection, without a list or a pause."""
+    """A stream with nothing to say is ended by the server in time, and goes on over the same
+    connection, without a list or a pause.
+    """
     with mirroring(server, resource) as mirror:
         for number in range(1, 181):
             mirror.until(lambda begun=2 * number - 1: mirror.time.looks == begun)  # type: ignore[misc]
@@ -475,7 +493,9 @@ def test_freeze(server: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bookmark(server: FakeApiServer) -> None:
-    """What a bookmark says is where the next watch goes on, so that a quiet resource is not listed again."""
+    """What a bookmark says is where the next watch goes on, so that a quiet resource is not listed
+    again.
+    """
     with mirroring(server, SERVICES) as mirror:
         watching(mirror)
         server.bookmark("services")

@@ -1,7 +1,9 @@
-"""What 30 000 Services and as many EndpointSlices cost, told by counting work and bytes instead of by the clock.
+"""What 30 000 Services and as many EndpointSlices cost, told by counting work and bytes instead of
+by the clock.
 
-On the clock: 60 000 objects with 90 000 endpoints, from a server in another process into the store, took 0.6 to 1.2 s as pages and 1.4
-to 1.7 s as a streaming list, and 110 MB of resident memory when settled, on a 2-core machine.
+On the clock: 60 000 objects with 90 000 endpoints, from a server in another process into the store,
+took 0.6 to 1.2 s as pages and 1.4 to 1.7 s as a streaming list, and 110 MB of resident memory when
+settled, on a 2-core machine.
 """
 
 import tracemalloc

@@ -1,6 +1,7 @@
 """The four watches together: their order, what they ask for, and how they end.
 
-Those that something befalls (in `following`) end by comparing the store and the kernel's elements with those of a fresh start.
+Those that something befalls (in `following`) end by comparing the store and the kernel's elements
+with those of a fresh start.
 """
 
 import threading
@@ -81,7 +82,8 @@ def working(server: FakeApiServer, *, real_time: bool = False) -> Iterator[Runni
 
 @contextmanager
 def following(server: FakeApiServer) -> Iterator[Running]:
-    """The same; at the end, compare what it left in store and kernel with what somebody who starts then makes of it.
+    """The same; at the end, compare what it left in store and kernel with what somebody who starts
+    then makes of it.
 
     The server behaves again by then. Nothing is synced for the sake of the comparison.
     """

@@ -1,4 +1,7 @@
-"""`nftproxy bench`: figures from samples, tables, CSV and charts; and small runs, of which nothing stays."""
+"""`nftproxy bench`: figures from samples, tables, CSV and charts.
+
+And small runs, of which nothing stays.
+"""
 
 import contextlib
 import csv
@@ -243,7 +246,10 @@ def bench(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def marked(mark: str) -> list[int]:
-    """Processes that a bench started, or those started; what has ended has no environment any more."""
+    """Processes that a bench started, or those started.
+
+    What has ended has no environment any more.
+    """
     found = []
     for path in Path("/proc").glob("[1-9]*"):
         # Ended meanwhile, or out of reach, which what a test started never is.
@@ -263,7 +269,8 @@ def test_a_run(tmp_path: Path) -> None:
     assert lines[0].split() == ["20", "services", "none", "nftproxy"]
     assert (
         lines[-1]
-        == f"{tmp_path}/out: samples.csv, machine.csv, latency.svg, latency.png, syncs.svg, syncs.png"
+        == f"{tmp_path}/out: samples.csv, machine.csv, latency.svg, latency.png, syncs.svg, "
+        "syncs.png"
     )
     rows = read(tmp_path / "out/samples.csv")
     assert {row["measure"] for row in rows if row["mode"] == "nftproxy"} == set(Measure) - {

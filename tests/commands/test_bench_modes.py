@@ -1,7 +1,10 @@
-"""The modes that `nftproxy bench` compares: packets through each of them, so that no baseline wins or loses by being wrong.
+"""The modes that `nftproxy bench` compares.
 
-Each mode runs on node1 of a lab; what one test leaves in it, the next one finds. What differs between modes on purpose stands in
-`HIDES_CLIENTS`, and in test_local: the userspace mode never showed endpoints who their client is, nor knew of external policies.
+Packets through each of them, so that no baseline wins or loses by being wrong.
+
+Each mode runs on node1 of a lab; what one test leaves in it, the next one finds. What differs
+between modes on purpose stands in `HIDES_CLIENTS`, and in test_local: the userspace mode never
+showed endpoints who their client is, nor knew of external policies.
 """
 
 import subprocess
@@ -30,7 +33,8 @@ from tests.support.world import SLOW, settings, unique_name
 IPV4 = Family.IPv4
 VIP = "203.0.113.10"
 HIDES_CLIENTS = {"userspace"}
-PATIENCE = 64  # connections until all endpoints must have answered: of two, one in 10^19 runs has none of one
+# Connections until all endpoints must have answered: of two, one in 10^19 runs has none of one
+PATIENCE = 64
 MODE_NAMES = [name for name in MODES if name != "none"]
 
 
@@ -73,7 +77,9 @@ class Node:
         return found
 
     def sources(self, answers: list[Answer]) -> set[str]:
-        """Whom the endpoints saw, with `node` for any address of the node and `client` for whoever connected."""
+        """Whom the endpoints saw, with `node` for any address of the node and `client` for whoever
+        connected.
+        """
         return {
             "node" if a.source in self.addresses else "client" if a.source == a.client else a.source
             for a in answers
@@ -150,7 +156,10 @@ def test_none_is_the_way_without_a_proxy(lab: Lab) -> None:
 
 
 def test_a_large_cluster_is_not_tidied_by_an_update(lab: Lab) -> None:
-    """More than 1000 endpoints: the iptables mode lists nothing then, and a restart finds what is left over."""
+    """More than 1000 endpoints.
+
+    The iptables mode lists nothing then, and a restart finds what is left over.
+    """
     mode = make("iptables", place(lab))
     workload = Workload(400)
     load = [Load(workload.service(number), (workload.slice(number),)) for number in range(400)]
@@ -262,7 +271,10 @@ NOBODY: dict[str, type | tuple[type, ...]] = {
     "userspace": Unreachable,
     "ipvs": (Refused, Silent, Unreachable),
 }
-"""What a client sees where nobody answers, in modes that do not refuse: the forwarder has accepted, and resets."""
+"""What a client sees where nobody answers, in modes that do not refuse.
+
+The forwarder has accepted, and resets.
+"""
 
 
 def test_nobody_there(node: Node) -> None:
@@ -361,7 +373,10 @@ service-WEB meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout(layout: str) -> None:
-    """What the originals write for such services, seen from outside; names are shortened, in iptables the word for a comment too."""
+    """What the originals write for such services, seen from outside.
+
+    Names are shortened, in iptables the word for a comment too.
+    """
     large = "large" in layout  # there a plain service
     found = [endpoint("10.244.1.2", "node1"), endpoint("10.244.2.2", "node2")]
     load = Load(service("web") if large else STICKY, (endpoint_slice("web", found),))

@@ -1,6 +1,9 @@
-"""`nftproxy bench --kube-proxy`: the real program next to what is rendered, where there is one; and what is said where there is none.
+"""`nftproxy bench --kube-proxy`: the real program next to what is rendered, where there is one.
 
-It runs where `KUBEBUILDER_ASSETS` names a folder that has `kube-proxy` besides `etcd` and `kube-apiserver`.
+And what is said where there is none.
+
+It runs where `KUBEBUILDER_ASSETS` names a folder that has `kube-proxy` besides `etcd` and
+`kube-apiserver`.
 """
 
 import os
@@ -29,7 +32,8 @@ OFFER = Offer(
 KUBE_PROXY = Path(os.environ.get("KUBEBUILDER_ASSETS", "/nonexistent"), "kube-proxy")
 needs_kube_proxy = pytest.mark.skipif(
     not all(KUBE_PROXY.with_name(each).is_file() for each in ("kube-proxy", *PROGRAMS)),
-    reason=f"KUBEBUILDER_ASSETS names no folder with kube-proxy, {', '.join(PROGRAMS)}: there is no real one to compare with",
+    reason=f"KUBEBUILDER_ASSETS names no folder with kube-proxy, {', '.join(PROGRAMS)}: there "
+    "is no real one to compare with",
 )
 
 
@@ -78,7 +82,10 @@ NO_RULE = re.compile(
 
 
 def rules(bed: Bed, name: str) -> Counter[str]:
-    """What is in the kernel, in any order: the original has its services in none. Without the counters of nfacct, which are left out."""
+    """What is in the kernel, in any order: the original has its services in none.
+
+    Without the counters of nfacct, which are left out.
+    """
     with enter(bed.node):
         listed = subprocess.run(
             LISTED[name].command.split(), capture_output=True, text=True, check=True

@@ -1,4 +1,6 @@
-"""The command line: help that answers at once, mistakes that are told in a line with a hint, and exit codes."""
+"""The command line: help that answers at once, mistakes that are told in a line with a hint, and
+exit codes.
+"""
 
 import json
 import os
@@ -211,10 +213,13 @@ def test_what_is_probably_a_mistake_is_a_warning(
     assert f"warning: {warning.format(empty=tmp_path)}" in capsys.readouterr().err
 
 
-# --- machines that lack something ---------------------------------------------------------------------------------------
+# --- machines that lack something -----------------------------------------------------------------
 
 BARE = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
-"""Root without its capabilities: what any other user is, who might not reach the interpreter and the checkout."""
+"""Root without its capabilities.
+
+What any other user is, who might not reach the interpreter and the checkout.
+"""
 OLD_LIBRARY = """
 class Nftables:
     def set_json_output(self, on): ...
@@ -292,7 +297,10 @@ def test_without_the_library(tmp_path: Path) -> None:
         ),
         (
             OLD_LIBRARY,
-            "error: this kernel or libnftables cannot hold the table: internal:0:0-0: Error: syntax error, unexpected typeof",
+            (
+                "error: this kernel or libnftables cannot hold the table: internal:0:0-0: Error: "
+                "syntax error, unexpected typeof"
+            ),
             "libnftables 1.0.1 or later (apt-get install libnftables1)",
         ),
     ],
@@ -316,9 +324,11 @@ def test_files_that_may_not_be_read() -> None:
         folder.mkdir(mode=0)
         file.touch(mode=0)
         for path in (folder, folder / "a.yaml", file):
-            # As another user, because root may read everything; a first run loads what that user might not reach.
+            # As another user, because root may read everything; a first run loads what that user
+            # might not reach.
             script = (
-                f"import os; from nftproxy.cli import main, nftproxy, run; run(nftproxy, {list(RENDER)!r}); os.setuid(65534); "
+                "import os; from nftproxy.cli import main, nftproxy, run; run(nftproxy, "
+                f"{list(RENDER)!r}); os.setuid(65534); "
                 f"main(['render', '--manifests', {str(path)!r}])"
             )
             done = subprocess.run(
@@ -428,7 +438,7 @@ def test_a_stop_at_the_very_start(
     assert not done.stderr or not in_good_order
 
 
-# --- help ---------------------------------------------------------------------------------------------------------------
+# --- help -----------------------------------------------------------------------------------------
 
 
 def every_command(group: click.Group, *names: str) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""The process `kube-proxy`, from its command line to its end, with a stand-in for the API server."""
+"""The process `kube-proxy`, from its command line to its end, with a mock API server."""
 
 import contextlib
 import http.client
@@ -421,7 +421,10 @@ def test_what_another_mode_left_goes_when_the_table_is_there(machine: Machine) -
     with enter(machine.netns):
         for command in (
             "add table ip kube-proxy; add chain ip kube-proxy x",
-            "add table inet firewall; add chain inet firewall f { type filter hook forward priority 0; policy drop; }",
+            (
+                "add table inet firewall; add chain inet firewall f { type filter hook forward "
+                "priority 0; policy drop; }"
+            ),
         ):
             subprocess.run(["nft", command], check=True)
         subprocess.run(["iptables-nft", "-N", "KUBE-FIREWALL"], check=True)
@@ -469,7 +472,10 @@ def test_cleanup_needs_no_api_server(machine: Machine) -> None:
     [
         (
             {"mode": "iptables"},
-            "mode: iptables is not available, nftproxy has the nftables mode only; set it to nftables",
+            (
+                "mode: iptables is not available, nftproxy has the nftables mode only; set it to "
+                "nftables"
+            ),
         ),
         (
             {"mode": "ipvs"},
@@ -658,7 +664,10 @@ def test_an_address_that_is_added_later_accepts_nodeports(machine: Machine) -> N
 
 @pytest.mark.timeout(180)  # 13 000 chains take ten seconds on a machine with nothing else to do
 def test_a_service_with_very_many_chains_holds_up_nobody(machine: Machine) -> None:
-    """A thousand UDP ports with affinity: meanwhile other Services change, the table is repaired, and health is answered."""
+    """A thousand UDP ports with affinity.
+
+    Meanwhile other Services change, the table is repaired, and health is answered.
+    """
     web(machine)
     machine.start()
     eventually(lambda: machine.services() == {"10.96.0.10"})
@@ -721,13 +730,14 @@ def test_another_table_that_drops_is_warned_of(machine: Machine) -> None:
     web(machine)
     with enter(machine.netns), Kernel() as kernel:
         kernel._run(
-            "table inet firewall { chain late { type filter hook postrouting priority 0; policy drop; accept; }\n}\n"
+            "table inet firewall { chain late { type filter hook postrouting priority 0; policy "
+            "drop; accept; }\n}\n"
         )
     machine.start()
     eventually(lambda: "drops by default" in machine.said())
     assert (
-        "table inet firewall, chain late, hook postrouting drops by default: Services fail unless it accepts"
-        in machine.said()
+        "table inet firewall, chain late, hook postrouting drops by default: Services fail "
+        "unless it accepts" in machine.said()
     )
 
 
@@ -736,7 +746,9 @@ def test_another_table_that_drops_is_warned_of(machine: Machine) -> None:
 def test_a_udp_client_that_was_sending_reaches_an_address_that_comes_later(
     tmp_path: Path, accepted: str
 ) -> None:
-    """One socket sends all the time to a NodePort at an address that node1 gets, loses and gets again."""
+    """One socket sends all the time to a NodePort at an address that node1 gets, loses and gets
+    again.
+    """
     floating = "192.168.50.77"
     with Lab(unique_name(), nodes=1, pods=1) as lab:
         lab.route("client", f"{floating}/32", "node1")

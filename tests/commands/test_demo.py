@@ -1,4 +1,7 @@
-"""The demo as users run it: what it says, that it notices what is wrong, and that nothing is left however it ends."""
+"""The demo as users run it.
+
+What it says, that it notices what is wrong, and that nothing is left however it ends.
+"""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""`doctor` again: the process, conntrack's limits, the API server, and what `--probe` connects to."""
+"""`doctor` again: the process, conntrack's limits, the API server, and `--probe`."""
 
 import contextlib
 import http.server

@@ -1,4 +1,7 @@
-"""`nftproxy explain` as a user calls it: text, JSON, exit codes, bad input, no root, ten thousand Services."""
+"""`nftproxy explain` as a user calls it.
+
+Text, JSON, exit codes, bad input, no root, ten thousand Services.
+"""
 
 import json
 import subprocess
@@ -161,7 +164,10 @@ MANY = 300
 
 
 def test_single_elements_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many Services there are: no map is listed, and the number of elements asked for stays the same."""
+    """However many Services there are.
+
+    No map is listed, and the number of elements asked for stays the same.
+    """
     asked: list[int] = []
     with new_namespace() as netns:
         build.batch(

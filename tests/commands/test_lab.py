@@ -90,7 +90,7 @@ def left_of(name: str) -> list[str]:
     return spaces + [f"process {pid}" for pid in namespace.processes(spaces)] + files
 
 
-# --- the plan -------------------------------------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------
 
 
 def test_names_and_addresses() -> None:
@@ -156,7 +156,7 @@ def test_unknown_place_lists_the_known_ones() -> None:
     assert caught.value.hint == "known: node1, node2, pod1-1, pod2-1, client"
 
 
-# --- packets --------------------------------------------------------------------------------------------------------
+# --- packets --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", Family)
@@ -186,7 +186,9 @@ def test_everybody_reaches_every_pod(wired: Lab, protocol: str, family: Family) 
 def test_pod_reaches_pods_through_a_service(
     wired: Lab, endpoint: str, protocol: str, family: Family
 ) -> None:
-    """DNAT without masquerading (but for a pod to itself) works only if every answer passes the node again."""
+    """DNAT without masquerading (but for a pod to itself) works only if every answer passes the
+    node again.
+    """
     service, pod, client = SERVICE[family], wired.place(endpoint), wired.place("pod1-1")
     ip, target = (
         ("ip", pod.addresses[family])
@@ -237,7 +239,7 @@ def test_interface_by_which_pods_enter_the_node(name: str, wiring: str, interfac
             chain count {{
                 type filter hook prerouting priority -110
                 iifname {interface} ip saddr {lab.pods[0].addresses[Family.IPv4]} ct state new counter name entered
-            }}""",
+            }}""",  # noqa: E501
         )
         assert isinstance(lab.connect("pod1-1", lab.pods[1].addresses[Family.IPv4], 8080), Answer)
         assert counted(lab, "node1", "entered") == 1
@@ -273,7 +275,7 @@ def test_client_goes_through_the_chosen_node(lab: Lab, family: Family) -> None:
         assert (counted(lab, "node1", "passed"), counted(lab, "node2", "passed")) == expected
 
 
-# --- outcomes -------------------------------------------------------------------------------------------------------
+# --- outcomes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", Family)
@@ -356,7 +358,10 @@ def test_udp_source_ports_are_never_used_twice(lab: Lab) -> None:
 
 @pytest.mark.parametrize("family", Family)
 def test_node_answers_from_the_address_it_was_asked_at(lab: Lab, family: Family) -> None:
-    """A hostNetwork endpoint has several addresses; UDP from a socket that is bound to none of them is the hard case."""
+    """A hostNetwork endpoint has several addresses.
+
+    UDP from a socket that is bound to none of them is the hard case.
+    """
     lab.listen("node1", [53], families=[family])
     node = lab.nodes[0]
     try:
@@ -428,7 +433,7 @@ server.accept()[0].send(b"hello\\n")
 """
 
 
-# --- namespaces -----------------------------------------------------------------------------------------------------
+# --- namespaces -----------------------------------------------------------------------------------
 
 
 def _here() -> int:
@@ -484,7 +489,7 @@ def test_run_in_a_place(lab: Lab) -> None:
         lab.run("node2", ["sh", "-c", "echo why >&2; exit 3"])
 
 
-# --- nothing is left ------------------------------------------------------------------------------------------------
+# --- nothing is left ------------------------------------------------------------------------------
 
 
 def test_up_and_down_without_remains(name: str) -> None:
@@ -514,7 +519,10 @@ def _kill_when(name: str, argv: Sequence[str], pieces: int) -> None:
 
 @pytest.mark.parametrize("pieces", [1, 2, 20, 36, 37, 38])
 def test_down_after_a_killed_up(name: str, pieces: int) -> None:
-    """35 namespaces, the file, the echo process; killed when so many are there, and at once taken down."""
+    """35 namespaces, the file, the echo process.
+
+    Killed when so many are there, and at once taken down.
+    """
     _kill_when(name, ["up", "--name", name, "--nodes", "3", "--pods", "10"], pieces)
     assert left_of(name)
     assert tear_down(name)
@@ -536,7 +544,10 @@ def test_down_without_the_file_and_with_a_namespace_never_mounted(name: str) -> 
 
 
 def test_servers_end_with_a_killed_test(name: str) -> None:
-    script = f"from nftproxy.lab.lab import Lab; Lab({name!r}, echo='process').up(); print('up', flush=True); input()"
+    script = (
+        f"from nftproxy.lab.lab import Lab; Lab({name!r}, echo='process').up(); "
+        "print('up', flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -558,7 +569,7 @@ def test_labs_with_similar_names_are_apart(name: str) -> None:
         assert len(namespace.names(other.name)) == 3
 
 
-# --- the commands ---------------------------------------------------------------------------------------------------
+# --- the commands ---------------------------------------------------------------------------------
 
 
 def _invoke(*argv: str) -> str:
@@ -673,7 +684,10 @@ def test_without_a_kernel_module(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_help_loads_nothing_of_the_lab() -> None:
-    script = "import sys; from nftproxy.lab.cli import lab; print(*sorted(m for m in sys.modules if m.startswith('nftproxy')))"
+    script = (
+        "import sys; from nftproxy.lab.cli import lab; print(*sorted(m for m in "
+        "sys.modules if m.startswith('nftproxy')))"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout.split()

@@ -1,4 +1,6 @@
-"""Metrics: what is counted when, and that figures read from the table are the connections that were made."""
+"""Metrics: what is counted when, and that figures read from the table are the connections that were
+made.
+"""
 
 import itertools
 from collections import Counter
@@ -340,7 +342,10 @@ def counted(where: str, packets: int, value: Verdict | tuple[str, int] | None = 
 
 
 def reading(**packets: int) -> list[Counted]:
-    """Counters of one frontend, in the order of readings: refused, new clients, all; `e` is that of a slot."""
+    """Counters of one frontend, in the order of readings: refused, new clients, all.
+
+    `e` is that of a slot.
+    """
     names = {"n": "no_endpoints4", "c": "new_clients4", "v": "services4", "e": "endpoints4-tcp"}
     return [
         counted(where, packets[short], ("10.244.1.2", 8080) if short == "e" else None)
@@ -529,7 +534,10 @@ def test_labels() -> None:
     )
 )
 def test_figures_only_grow_and_never_count_twice(steps: list[tuple[str, str, int]]) -> None:
-    """A frontend with affinity: whatever is rewritten and read when, no figure is above the truth."""
+    """A frontend with affinity.
+
+    Whatever is rewritten and read when, no figure is above the truth.
+    """
     ledger, counters, truth = Ledger(limit=100), Counter(), Counter()  # type: ignore[var-annotated]
     generation: Counter[str] = Counter()
     before: dict[str, int] = {}
@@ -642,7 +650,10 @@ def wire(host: str, port: int, proto: str) -> str:
 def test_connections_of_every_kind_of_frontend(
     world: World, scrapes: Scrapes, family: Family, proto: str
 ) -> None:
-    """From a pod, the node itself and outside, to ClusterIP, VIP and NodePort: each connection once, at its frontend."""
+    """From a pod, the node itself and outside, to ClusterIP, VIP and NodePort.
+
+    Each connection once, at its frontend.
+    """
     cluster_ip, vip, node = CLUSTER_IP[family], VIP[family], world.address("node1", family)
     world.apply(
         service(cluster_ip=cluster_ip, vips=[vip], node_port=30080, protocol=proto),
@@ -675,7 +686,10 @@ def test_connections_of_every_kind_of_frontend(
 def test_connections_with_affinity(
     world: World, scrapes: Scrapes, family: Family, proto: str, policy: str
 ) -> None:
-    """Each client's first connection is an endpoint's, the others are affinity's; the sum is the frontend's."""
+    """Each client's first connection is an endpoint's, the others are affinity's.
+
+    The sum is the frontend's.
+    """
     cluster_ip, vip = CLUSTER_IP[family], VIP[family]
     name = (
         f"{policy}-{proto}".lower()
@@ -712,7 +726,9 @@ def test_connections_with_affinity(
 def test_connections_with_policy_local(
     world: World, scrapes: Scrapes, family: Family, proto: str
 ) -> None:
-    """Outside clients fall through `internal` to the local list, and are one connection all the same."""
+    """Outside clients fall through `internal` to the local list, and are one connection all the
+    same.
+    """
     cluster_ip, vip = CLUSTER_IP[family], VIP[family]
     world.apply(
         service(cluster_ip=cluster_ip, vips=[vip], protocol=proto, externalTrafficPolicy="Local"),
@@ -726,7 +742,10 @@ def test_connections_with_policy_local(
 
 
 def test_refused_with_policy_local(world: World, scrapes: Scrapes, family: Family) -> None:
-    """No endpoint here: pods are served by the cluster list, outside clients dropped; each is counted as what happened to it."""
+    """No endpoint here: pods are served by the cluster list, outside clients dropped.
+
+    Each is counted as what happened to it.
+    """
     vip = VIP[family]
     world.apply(
         service(
@@ -824,7 +843,10 @@ def test_elements_by_map(world: World, scrapes: Scrapes) -> None:
 
 
 def test_without_a_table_figures_stay(world: World) -> None:
-    """The table of node2: someone deletes it; nothing fails, and the figures of before are shown."""
+    """The table of node2: someone deletes it.
+
+    Nothing fails, and the figures of before are shown.
+    """
     world.apply(service(cluster_ip=CLUSTER_IP[V4]), world.endpoints("pod2-1"))
     table = world.tables["node2"]
     registry = CollectorRegistry()

@@ -140,7 +140,8 @@ def test_a_phone_needs_no_scrolling_to_the_side(where: str, tmp_path: Path, path
         assert await tab.value("document.documentElement.scrollWidth") <= 360
         smallest = await tab.value(
             "Math.min(...[...document.querySelectorAll('.path text')]"
-            ".filter((each) => each.textContent).map((each) => each.getBoundingClientRect().height))"
+            ".filter((each) => each.textContent).map((each) => "
+            "each.getBoundingClientRect().height))"
         )
         assert smallest is None or smallest >= 9
 

@@ -1,4 +1,7 @@
-"""`render`, `diff` and `cleanup`: what is printed is what is loaded, and nothing but cleanup changes anything."""
+"""`render`, `diff` and `cleanup`.
+
+What is printed is what is loaded, and nothing but cleanup changes anything.
+"""
 
 import json
 import shutil
@@ -132,7 +135,10 @@ def test_bad_input_is_refused_by_name(folder: Path, where: str, command: str) ->
     done = nftproxy(command, "--manifests", folder, *NODE, where=where)
     assert (done.returncode, done.stdout) == (2, "")
     assert [line for line in done.stderr.splitlines() if not line.startswith("warning: ")] == [
-        f"error: {folder}/broken.yaml: document 1: Service default/broken: spec.clusterIP: '10.96.0.999' is not an IP address",
+        (
+            f"error: {folder}/broken.yaml: document 1: Service default/broken: spec.clusterIP: "
+            "'10.96.0.999' is not an IP address"
+        ),
         f"error: {folder}/worse.yaml: line 1: not YAML: did not find expected node content",
     ]
 
@@ -168,7 +174,10 @@ def test_diff_tells_what_a_sync_would_change_and_changes_nothing(folder: Path, w
     code, lines = diff()
     assert code == 1
     assert set(lines) == {
-        '- services4 10.96.0.50 . tcp . 80 comment "default/cart:http" : goto sticky-pick4-tcp-3-8080-default/cart/tcp/http',
+        (
+            '- services4 10.96.0.50 . tcp . 80 comment "default/cart:http" : goto '
+            "sticky-pick4-tcp-3-8080-default/cart/tcp/http"
+        ),
         '+ services4 10.96.0.50 . tcp . 80 comment "default/new:http" : goto pick4-tcp-1',
         "- endpoints4-tcp 10.96.0.50 . 80 . 1 : 10.244.2.2 . 8080",
         "- endpoints4-tcp 10.96.0.50 . 80 . 2 : 10.244.2.3 . 8080",

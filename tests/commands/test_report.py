@@ -111,7 +111,8 @@ def test_what_is_in_it_and_no_secret(node: tuple[Patient, Run], tmp_path: Path) 
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     parts = opened(target.read_bytes())
     assert set(parts) == {
-        "README.txt", "doctor.txt", "doctor.json", "show.json", "table.nft", "chains.txt", "configuration.yaml",
+        "README.txt", "doctor.txt", "doctor.json", "show.json", "table.nft", "chains.txt",
+        "configuration.yaml",
         "versions.txt", "metrics.txt", "healthz.json", "livez.json", "log-1.txt",
     }  # fmt: skip
     everything = "".join([*parts.values(), done.stdout, done.stderr])

@@ -1,4 +1,7 @@
-"""`nftproxy run` as a process: changes of files, bad files, signals, a second instance, kills under load."""
+"""`nftproxy run` as a process.
+
+Changes of files, bad files, signals, a second instance, kills under load.
+"""
 
 import http.client
 import json
@@ -41,7 +44,10 @@ LOG_LINE = 3  # time, level, message
 UNHURRIED = (
     sys.executable,
     "-c",
-    "from nftproxy import __main__; from nftproxy.sources import folders; folders.STALLED = 3600; __main__.main()",
+    (
+        "from nftproxy import __main__; from nftproxy.sources import folders; folders.STALLED = "
+        "3600; __main__.main()"
+    ),
 )
 """nftproxy on a machine where nobody takes too long to write a file."""
 
@@ -129,7 +135,10 @@ def test_what_broke_stays_as_it_was_and_the_rest_goes_on(running: Run, folder: P
     write(folder / "web.yaml", broken, endpoints("10.244.1.2"))
     running.until(lambda: running.logged("ERROR"))
     assert [line.split(maxsplit=LOG_LINE - 1)[2] for line in running.logged("ERROR")] == [
-        f"{folder}/web.yaml: document 1: Service default/web: spec.ports[0].port: expected `int` >= 1; its last good version stays in use"
+        (
+            f"{folder}/web.yaml: document 1: Service default/web: spec.ports[0].port: expected "
+            "`int` >= 1; its last good version stays in use"
+        )
     ]
     assert everything(running.where) == before
 
@@ -243,7 +252,9 @@ def test_wrong_input_at_the_start_stops_nothing_else(folder: Path) -> None:
 
 @pytest.mark.contract("1.2.4", "1.2.7", "2.9.1")
 def test_restart_under_load(tmp_path: Path) -> None:
-    """Connections without pause, from a pod and from outside, while the proxy is killed and started again ten times."""
+    """Connections without pause, from a pod and from outside, while the proxy is killed and started
+    again ten times.
+    """
     folder = tmp_path / "manifests"
     folder.mkdir()
     ports = [{"name": "http", "port": 80, "nodePort": 30080}]
@@ -338,7 +349,7 @@ def _count(reader: Reader) -> int:
     )
 
 
-# --- what kube-proxy does, too ------------------------------------------------------------------------------------------
+# --- what kube-proxy does, too --------------------------------------------------------------------
 
 
 def get(where: str, port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
@@ -424,7 +435,10 @@ def test_servers_take_the_addresses_of_flags(folder: Path) -> None:
 
 @pytest.mark.contract("5.12.1", "9.8")
 def test_what_another_mode_left_goes(folder: Path) -> None:
-    firewall = "add table inet firewall; add chain inet firewall f { type filter hook forward priority 0; policy drop; }"
+    firewall = (
+        "add table inet firewall; add chain inet firewall f { type filter hook forward "
+        "priority 0; policy drop; }"
+    )
     with network() as where:
         for command in ("add table ip kube-proxy", firewall):
             subprocess.run(["ip", "netns", "exec", where, "nft", command], check=True)

@@ -1,4 +1,7 @@
-"""The HTTP servers on real sockets: paths and answers, what clients cannot do to them, and the ports that come and go with Services."""
+"""The HTTP servers on real sockets.
+
+Paths and answers, what clients cannot do to them, and the ports that come and go with Services.
+"""
 
 import asyncio
 import contextlib
@@ -691,7 +694,8 @@ def test_a_client_that_does_not_read() -> None:
         async with listening(server) as port:
             with socket.create_connection(("127.0.0.1", port)) as deaf:
                 deaf.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                await asked.wait()  # it is busy for as long as its limit only, which a slow machine may sleep through
+                # It is busy for as long as its limit only, which a slow machine may sleep through
+                await asked.wait()
                 await settle(lambda: not server.connections)
 
     asyncio.run(run())

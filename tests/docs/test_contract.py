@@ -1,4 +1,6 @@
-"""The contract: every number that is cited exists, code says the rule before the number, and users never see a number."""
+"""The contract: every number that is cited exists, code says the rule before the number, and users
+never see a number.
+"""
 
 import ast
 import re
@@ -32,7 +34,10 @@ def parsed(path: Path) -> ast.Module:
 
 
 def docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
-    """Texts that stand alone: docstrings of modules, classes and functions, and those below a constant."""
+    """Texts that stand alone.
+
+    Docstrings of modules, classes and functions, and those below a constant.
+    """
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Expr)

@@ -1,4 +1,6 @@
-"""README and docs: what they say to type prints what they say it does, and what they link to is there."""
+"""README and docs: what they say to type prints what they say it does, and what they link to is
+there.
+"""
 
 import re
 from pathlib import Path
@@ -55,7 +57,8 @@ def test_console_blocks_are_taken_apart() -> None:
 def test_pages_print_what_they_say(page: Path) -> None:
     for step, printed in play(page):
         assert step.matches(printed), (
-            f"{name(page)}:{step.line}: $ {step.command}\nprinted:\n{printed}\nbut should print:\n{step.expected}"
+            f"{name(page)}:{step.line}: $ {step.command}\nprinted:\n{printed}\nbut should "
+            f"print:\n{step.expected}"
         )
 
 

@@ -1,4 +1,6 @@
-"""docs/path.schema.json: what `explain --output json` prints, for scripts. It follows from the model, and real answers keep to it.
+"""docs/path.schema.json: what `explain --output json` prints, for scripts.
+
+It follows from the model, and real answers keep to it.
 
 python -m tests.docs.test_path_schema       writes it anew
 """

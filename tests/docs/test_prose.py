@@ -25,7 +25,8 @@ WORDS = {
     r"but for": "except for",
     r"have (?:an?|the|each|it|every|all|others|them|one) (?:\S+ ){0,3}?"
     r"(?:\w+ed|done|made|written|run|read|put|set|gone)": "the verb itself",
-    r"(?:endpoint|service|element|chain|object|node|client|entry|entries|rule|table)s? (?:goes|go|comes|come|went|came)"
+    r"(?:endpoint|service|element|chain|object|node|client|entry|entries|rule|table)s? "
+    r"(?:goes|go|comes|come|went|came)"
     r"(?! (?:to|through|back|on)\b)": "added, removed",
 }
 """What to avoid, and what to say instead."""

@@ -1,4 +1,7 @@
-"""Stale UDP conntrack entries: which ones go, on entries put into a real kernel and with real packets."""
+"""Stale UDP conntrack entries.
+
+Which ones go, on entries put into a real kernel and with real packets.
+"""
 
 import errno
 import itertools
@@ -296,7 +299,10 @@ def test_the_bytes_are_read_as_they_are_meant(
 
 @dataclass
 class Script:
-    """A netlink socket: each dump shows `entries` and ends with the next of `codes`; every deletion succeeds."""
+    """A netlink socket: each dump shows `entries` and ends with the next of `codes`.
+
+    Every deletion succeeds.
+    """
 
     codes: list[int]
     flags: int = 0
@@ -523,7 +529,8 @@ def test_the_first_backend_is_reached_by_who_sent_before(
 ) -> None:
     address, port = target(world, family, kind)
     source_port = 50000 + next(_numbers) % 10000
-    # No Service yet: the datagram reaches the node itself, and conntrack notes "not translated" for this client.
+    # No Service yet: the datagram reaches the node itself, and conntrack notes "not translated" for
+    # this client.
     assert isinstance(world.connect(where, address, port, "UDP", source_port=source_port), Refused)
     node.after(world.apply(dns(family)))
     reports = world.apply(endpoints(world, family, "pod1-1"))
@@ -635,7 +642,9 @@ def test_a_failed_sync_keeps_the_clean_up_due(
 
 
 def test_what_the_kernel_takes_at_last_gets_its_clean_up(world: World, node: Node) -> None:
-    """A Service is refused, a client sends into the void meanwhile, and reading back has it accepted."""
+    """A Service is refused, a client sends into the void meanwhile, and reading back has it
+    accepted.
+    """
     table = world.tables["node1"]
     for item in (dns(Family.IPv4), endpoints(world, Family.IPv4, "pod1-1")):
         table.store.put(item)

@@ -1,4 +1,6 @@
-"""Chains copied from others are, expression by expression, those that libnftables makes of the program's text."""
+"""Chains copied from others are, expression by expression, those that libnftables makes of the
+program's text.
+"""
 
 from collections.abc import Iterator
 

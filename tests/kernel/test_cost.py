@@ -1,6 +1,9 @@
-"""What a change costs, counted: elements, transactions, commands, bytes, kernel objects, function calls. No clock decides here.
+"""What a change costs, counted.
 
-A figure that grows is a regression, also where a machine is fast enough not to show it. Whoever lowers one lowers it here.
+Elements, transactions, commands, bytes, kernel objects, function calls. No clock decides here.
+
+A figure that grows is a regression, also where a machine is fast enough not to show it. Whoever
+lowers one lowers it here.
 """
 
 import gc
@@ -46,7 +49,9 @@ ADDRESSES = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of service, and what it costs as elements/transactions/commands+transactions for chains; `objects` are its own."""
+    """A kind of service, and what it costs as elements/transactions/commands+transactions for
+    chains; `objects` are its own.
+    """
 
     new: str  # with three endpoints, of which one is on the node
     replaced: str  # one endpoint by another
@@ -119,7 +124,10 @@ def objects(kind: Kind, number: int, family: Family, *pods: int) -> tuple[Servic
 
 @contextmanager
 def counted(table: Table) -> Iterator[Callable[..., str]]:
-    """Yield a function that syncs and returns what that took; every transaction must be known to the report."""
+    """Yield a function that syncs and returns what that took.
+
+    Every transaction must be known to the report.
+    """
     sent: list[str] = []
 
     def sync() -> str:
@@ -214,7 +222,9 @@ def put(store: Store, workload: Workload) -> None:
 
 
 def function_calls(work: Callable[[], object]) -> int:
-    """Count the Python functions that are called meanwhile, but for those that the garbage of earlier tests brings along."""
+    """Count the Python functions that are called meanwhile, but for those that the garbage of
+    earlier tests brings along.
+    """
     count = 0
 
     def profile(frame: FrameType, event: str, argument: object) -> None:  # noqa: ARG001
@@ -235,7 +245,10 @@ NUMBERS = {"plain": 1, "external": 5, "sticky": 7}  # which of a mixed workload 
 
 
 def test_a_change_costs_the_same_in_any_cluster() -> None:
-    """In functions called, in memory and in bytes sent: nothing is done that is proportional to the cluster."""
+    """In functions called, in memory and in bytes sent.
+
+    Nothing is done that is proportional to the cluster.
+    """
     found: list[dict[str, tuple[int, int]]] = []
     peaks: list[int] = []
     for services in (30, 600):

@@ -1,7 +1,9 @@
-"""Transactions that fail, processes that die, neighbours that do strange things: traffic goes on, and nothing is lost.
+"""Transactions that fail, processes that die, neighbours that do strange things.
 
-A killed process is played by an exception that nothing catches and a table object that is thrown away: what is left of it is what
-the kernel holds, which is all that a new process sees.
+Traffic goes on, and nothing is lost.
+
+A killed process is played by an exception that nothing catches and a table object that is thrown
+away: what is left of it is what the kernel holds, which is all that a new process sees.
 """
 
 import contextlib
@@ -63,7 +65,10 @@ def elements(found: Table) -> dict[str, dict[Key, Value]]:
 
 
 def cluster(*counts: int, affinity: str = "None", policy: str = "Cluster") -> list[Object]:
-    """Services web0, web1, ... with so many endpoints each; the NodePort makes every kind of map take part."""
+    """Services web0, web1, ... with so many endpoints each.
+
+    The NodePort makes every kind of map take part.
+    """
     found: list[Object] = []
     for number, count in enumerate(counts):
         spec: dict[str, Any] = {
@@ -228,7 +233,10 @@ def test_killed_at_every_stage(before: list[Object], after: list[Object]) -> Non
 
 
 def _killed_at(netns: str, stage: int, before: list[Object], after: list[Object]) -> bool:
-    """Sync `before`, then die in front of transaction number `stage` of the sync of `after`; whether it came to that."""
+    """Sync `before`, then die in front of transaction number `stage` of the sync of `after`.
+
+    Whether it came to that.
+    """
     with table(netns, *before) as found:
         found.sync(Family.IPv4, [])
         for item in after:

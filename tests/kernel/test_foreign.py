@@ -1,4 +1,7 @@
-"""Somebody else changes our table: noticed and repaired. Somebody changes his own: none of our business."""
+"""Somebody else changes our table: noticed and repaired. Somebody changes his own.
+
+None of our business.
+"""
 
 import contextlib
 import re
@@ -82,7 +85,10 @@ def nft(netns: str, command: str) -> None:
         "delete element inet nftproxy endpoints4-tcp { 10.96.0.10 . 80 . 1 }",
         "add element inet nftproxy services4 { 10.96.9.9 . tcp . 80 : goto pick4-tcp-3 }",
         "flush map inet nftproxy endpoints4-tcp",
-        "delete element inet nftproxy cluster_members4-default/sticky/tcp/http { 10.244.1.5 . 8080 }",
+        (
+            "delete element inet nftproxy cluster_members4-default/sticky/tcp/http { 10.244.1.5 . "
+            "8080 }"
+        ),
         "flush chain inet nftproxy learn4-10800-8080-default/sticky/tcp/http",
     ],
 )
@@ -108,7 +114,10 @@ def test_repair(proxy: Running, netns: str, command: str) -> None:
     ],
 )
 def test_a_repair_writes_what_is_missing_and_no_more(command: str, elements: int) -> None:
-    """However many services there are: it takes a second at 10 000 of them, and that is for reading them."""
+    """However many services there are.
+
+    It takes a second at 10 000 of them, and that is for reading them.
+    """
     name = f"{unique_name()}.many"
     namespace.create(name)
     try:
@@ -154,7 +163,8 @@ def test_changes_of_other_tables_cost_no_read_back(proxy: Running, netns: str) -
     for _ in range(20):
         nft(
             netns,
-            "add table inet other; add chain inet other c { type filter hook input priority 0; }; delete table inet other",
+            "add table inet other; add chain inet other c { type filter hook input priority 0; "
+            "}; delete table inet other",
         )
         nft(
             netns,
@@ -181,7 +191,10 @@ def test_listener_tells_elements_from_program() -> None:
             subprocess.run(
                 [
                     "nft",
-                    "add table inet nftproxy; add set inet nftproxy nodeport_ips4 { type ipv4_addr; }",
+                    (
+                        "add table inet nftproxy; add set inet nftproxy nodeport_ips4 { type "
+                        "ipv4_addr; }"
+                    ),
                 ],
                 check=True,
             )
@@ -195,7 +208,10 @@ def test_listener_tells_elements_from_program() -> None:
             subprocess.run(
                 [
                     "nft",
-                    "add table inet other; add set inet other s { type inet_service; elements = { 1 } }",
+                    (
+                        "add table inet other; add set inet other s { type inet_service; elements = "  # noqa: E501
+                        "{ 1 } }"
+                    ),
                 ],
                 check=True,
             )

@@ -1,4 +1,7 @@
-"""Other programs' rules are evaluated as the kernel runs them: packets sent through them, and what was said against what became of them."""
+"""Other programs' rules are evaluated as the kernel runs them.
+
+Packets sent through them, and what was said against what became of them.
+"""
 
 import contextlib
 import random
@@ -28,7 +31,10 @@ def crossing() -> Iterator[Crossing]:
 
 
 def shots(seed: object) -> Iterator[Shot]:
-    """Packets by chance; each has a source port of its own, so that conntrack knows none of them."""
+    """Packets by chance.
+
+    Each has a source port of its own, so that conntrack knows none of them.
+    """
     chance = random.Random(str(seed))
     for number in range(SHOTS):
         six = chance.random() < 0.4
@@ -75,7 +81,10 @@ def fate(end: End) -> Seen:
 
 
 def agrees(seen: Seen, said: Seen) -> bool:
-    """Whether what was seen is what was said; an answer that refuses may itself fall victim to the rules."""
+    """Whether what was seen is what was said.
+
+    An answer that refuses may itself fall victim to the rules.
+    """
     if said.where or seen.where:
         return seen == said
     return not (seen.refused and not said.refused)

@@ -1,4 +1,6 @@
-"""Whatever happened before, the table is what a fresh start would make of it (contract 1.3, 2.2, 5.7)."""
+"""Whatever happened before, the table is what a fresh start would make of it (contract 1.3, 2.2,
+5.7).
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -146,7 +148,10 @@ def test_any_sequence_of_changes_ends_as_a_fresh_start(
     reference: Table,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever happens in between: syncs, restarts with nothing but the table, tidying, services that fight for an address."""
+    """Whatever happens in between.
+
+    Syncs, restarts with nothing but the table, tidying, services that fight for an address.
+    """
     monkeypatch.setattr(compilation, "PORTION", portion)
     for module in (plan_module, firstload):
         monkeypatch.setattr(module, "BATCH", batch)
@@ -192,7 +197,7 @@ def test_any_sequence_of_changes_ends_as_a_fresh_start(
 def test_rivals_at_a_start(
     order: tuple[int, ...], before: int | None, affinity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In whatever order services are looked at, one at a time, and whoever had the frontend before."""
+    """In whatever order services are looked at, and whoever had the frontend before."""
 
     def one_by_one(
         services: dict[ObjectName, Any], _: int | None

@@ -1,4 +1,7 @@
-"""Objects that nobody should send: nothing may crash or stall the proxy, reach libnftables unchecked, or touch another service."""
+"""Objects that nobody should send.
+
+Nothing may crash or stall the proxy, reach libnftables unchecked, or touch another service.
+"""
 
 import contextlib
 import copy
@@ -45,10 +48,22 @@ GOOD: list[Object] = [
     [
         "table inet nftproxy {\nchain a b {\n}",
         "table inet nftproxy {\nchain a {\n};delete table inet x\n}",
-        '{"nftables": [{"add": {"element": {"family": "inet", "table": "nftproxy", "name": "x", "elem": ["localhost"]}}}]}',
-        '{"nftables": [{"add": {"element": {"family": "inet", "table": "nftproxy", "name": "x", "elem": [{"concat": ["TCP"]}]}}}]}',
-        '{"nftables": [{"add": {"element": {"family": "inet", "table": "nftproxy", "name": "x", "elem": ["fd00:0::1"]}}}]}',
-        '{"nftables": [{"add": {"element": {"family": "inet", "table": "nftproxy", "name": "x", "elem": [70000]}}}]}',
+        (
+            '{"nftables": [{"add": {"element": {"family": "inet", "table": "nftproxy", "name": "x", '
+            '"elem": ["localhost"]}}}]}'
+        ),
+        (
+            '{"nftables": [{"add": {"element": {"family": "inet", "table": "nftproxy", "name": "x", '
+            '"elem": [{"concat": ["TCP"]}]}}}]}'
+        ),
+        (
+            '{"nftables": [{"add": {"element": {"family": "inet", "table": "nftproxy", "name": "x", '
+            '"elem": ["fd00:0::1"]}}}]}'
+        ),
+        (
+            '{"nftables": [{"add": {"element": {"family": "inet", "table": "nftproxy", "name": "x", '
+            '"elem": [70000]}}}]}'
+        ),
     ],
 )
 def test_the_check_itself_finds_what_is_wrong(text: str) -> None:
@@ -89,7 +104,10 @@ class Proxy:
         return found
 
     def owner(self, address: str) -> str:
-        """The service port that an address belongs to, by the comment that people see; empty if it belongs to none."""
+        """The service port that an address belongs to, by the comment that people see.
+
+        Empty if it belongs to none.
+        """
         found = [
             value
             for (_, key), value in all_elements(self, "services").items()
@@ -98,7 +116,10 @@ class Proxy:
         return cast("Any", found[0]).comment if found else ""
 
     def suffer(self, *objects: Object) -> None:
-        """Take objects in and give them up again: the kernel refuses nothing, nothing takes long, the good service stays."""
+        """Take objects in and give them up again.
+
+        The kernel refuses nothing, nothing takes long, the good service stays.
+        """
         for change in (self.world.apply, self.world.delete):
             begin = time.monotonic()
             change(*objects)
@@ -189,14 +210,18 @@ def slice_at(address: str) -> Document:
     "address",
     [
         "0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.255.254", "169.254.169.254", "224.0.0.1", "239.1.2.3", "255.255.255.255",  # noqa: S104
-        "::ffff:127.0.0.1", "::", "::1", "fe80::1", "febf::1", "ff02::1", "localhost", "10.0.0.1 ", "10.0.0", "*", "", "::1.2.3.1_0",
+        "::ffff:127.0.0.1", "::", "::1", "fe80::1", "febf::1", "ff02::1", "localhost", "10.0.0.1 ",
+        "10.0.0", "*", "", "::1.2.3.1_0",
         "::1.2.3.\u0664",
     ],
 )  # fmt: skip
 def test_endpoint_addresses_that_no_pod_has_are_refused(
     proxy: Proxy, tmp_path: Path, address: str
 ) -> None:
-    """Over the API the endpoint is left out, and its slice goes on; a manifest is told what is wrong with it."""
+    """Over the API the endpoint is left out, and its slice goes on.
+
+    A manifest is told what is wrong with it.
+    """
     document = slice_at(address)
     items = from_the_api([BAD["Service"], document, BAD["Node"], BAD["ServiceCIDR"]])
     proxy.world.apply(*items)
@@ -221,26 +246,44 @@ def all_elements(proxy: Proxy, prefix: str) -> dict[tuple[str, object], object]:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        pytest.param((("Service", ("metadata", "name")), "x" * 300), "metadata.name", id="name-of-300"),
-        pytest.param((("Service", ("metadata", "namespace")), "x" * 64), "metadata.namespace", id="namespace-of-64"),
-        pytest.param((("Service", ("metadata", "name")), "web\n"), "metadata.name", id="newline-after-name"),
-        pytest.param((("Service", ("metadata", "namespace")), "web\n"), "metadata.namespace", id="newline-after-namespace"),
-        pytest.param((("Service", ("spec", "ports", 0, "name")), "http\n"), "spec.ports[0].name", id="newline-after-port-name"),
-        pytest.param((("Service", ("spec", "ports", 0, "name")), 'a"; drop'), "spec.ports[0].name", id="nft-in-port-name"),
-        pytest.param((("Service", ("spec", "ports", 0, "port")), 70000), "spec.ports[0].port", id="port-70000"),
-        pytest.param((("Service", ("spec", "ports", 0, "port")), 0), "spec.ports[0].port", id="port-0"),
-        pytest.param((("Service", ("spec", "ports", 0, "port")), "http"), "spec.ports[0].port", id="port-of-letters"),
-        pytest.param((("Service", ("spec", "ports", 0, "nodePort")), -1), "spec.ports[0].nodePort", id="node-port-negative"),
-        pytest.param((("Service", ("spec", "ports", 0, "protocol")), "tcp"), "spec.ports[0].protocol", id="protocol"),
+        pytest.param((("Service", ("metadata", "name")), "x" * 300), "metadata.name",
+        id="name-of-300"),
+        pytest.param((("Service", ("metadata", "namespace")), "x" * 64), "metadata.namespace",
+        id="namespace-of-64"),
+        pytest.param((("Service", ("metadata", "name")), "web\n"), "metadata.name",
+        id="newline-after-name"),
+        pytest.param((("Service", ("metadata", "namespace")), "web\n"), "metadata.namespace",
+        id="newline-after-namespace"),
+        pytest.param((("Service", ("spec", "ports", 0, "name")), "http\n"), "spec.ports[0].name",
+        id="newline-after-port-name"),
+        pytest.param((("Service", ("spec", "ports", 0, "name")), 'a"; drop'), "spec.ports[0].name",
+        id="nft-in-port-name"),
+        pytest.param((("Service", ("spec", "ports", 0, "port")), 70000), "spec.ports[0].port",
+        id="port-70000"),
+        pytest.param((("Service", ("spec", "ports", 0, "port")), 0), "spec.ports[0].port",
+        id="port-0"),
+        pytest.param((("Service", ("spec", "ports", 0, "port")), "http"), "spec.ports[0].port",
+        id="port-of-letters"),
+        pytest.param((("Service", ("spec", "ports", 0, "nodePort")), -1), "spec.ports[0].nodePort",
+        id="node-port-negative"),
+        pytest.param((("Service", ("spec", "ports", 0, "protocol")), "tcp"),
+        "spec.ports[0].protocol", id="protocol"),
         pytest.param(
-            (("Service", ("spec", "sessionAffinityConfig", "clientIP", "timeoutSeconds")), 86401), "timeoutSeconds", id="two-days",
+            (("Service", ("spec", "sessionAffinityConfig", "clientIP", "timeoutSeconds")), 86401),
+            "timeoutSeconds", id="two-days",
         ),
-        pytest.param((("Service", ("spec", "clusterIP")), "127.0.0.1"), "spec.clusterIP", id="loopback-cluster-ip"),
-        pytest.param((("Service", ("spec", "externalIPs", 0)), "localhost"), "spec.externalIPs[0]", id="external-name"),
-        pytest.param((("Service", ("status", "loadBalancer", "ingress", 0, "ip")), "224.0.0.1"), "ingress[0].ip", id="multicast-vip"),
-        pytest.param((("Service", ("spec", "loadBalancerSourceRanges", 0)), "10.0.0.0/33"), "loadBalancerSourceRanges[0]", id="range"),
-        pytest.param((("EndpointSlice", ("ports", 0, "port")), 70000), "ports[0].port", id="slice-port-70000"),
-        pytest.param((("ServiceCIDR", ("spec", "cidrs", 0)), "0.0.0.0/0"), "spec.cidrs[0]", id="everything-is-a-service"),
+        pytest.param((("Service", ("spec", "clusterIP")), "127.0.0.1"), "spec.clusterIP",
+        id="loopback-cluster-ip"),
+        pytest.param((("Service", ("spec", "externalIPs", 0)), "localhost"), "spec.externalIPs[0]",
+        id="external-name"),
+        pytest.param((("Service", ("status", "loadBalancer", "ingress", 0, "ip")), "224.0.0.1"),
+        "ingress[0].ip", id="multicast-vip"),
+        pytest.param((("Service", ("spec", "loadBalancerSourceRanges", 0)), "10.0.0.0/33"),
+        "loadBalancerSourceRanges[0]", id="range"),
+        pytest.param((("EndpointSlice", ("ports", 0, "port")), 70000), "ports[0].port",
+        id="slice-port-70000"),
+        pytest.param((("ServiceCIDR", ("spec", "cidrs", 0)), "0.0.0.0/0"), "spec.cidrs[0]",
+        id="everything-is-a-service"),
     ],
 )  # fmt: skip
 def test_a_manifest_is_told_what_is_wrong(tmp_path: Path, change: Any, problem: str) -> None:
@@ -351,7 +394,8 @@ def ranges(count: int) -> list[str]:
         ),
         pytest.param(
             [
-                service("bad", "10.96.0.66", 443, vips=["203.0.113.66"], node_port=30066, externalTrafficPolicy="Local"),
+                service("bad", "10.96.0.66", 443, vips=["203.0.113.66"], node_port=30066,
+                externalTrafficPolicy="Local"),
                 endpoint_slice("bad", [endpoint(f"10.245.{n // 250}.{n % 250 + 1}", "node1") for n in range(5000)]),
             ],
             id="5000-endpoints",
@@ -374,9 +418,11 @@ def ranges(count: int) -> list[str]:
         pytest.param(
             [
                 service(
-                    "x" * 253, "10.96.0.66", sessionAffinity="ClientIP", port_name="y" * 63, externalTrafficPolicy="Local", node_port=30066,
+                    "x" * 253, "10.96.0.66", sessionAffinity="ClientIP", port_name="y" * 63,
+                    externalTrafficPolicy="Local", node_port=30066,
                 ),
-                endpoint_slice("x" * 253, [endpoint("10.244.1.3", "node1")], name="bad", port_name="y" * 63),
+                endpoint_slice("x" * 253, [endpoint("10.244.1.3", "node1")], name="bad",
+                port_name="y" * 63),
             ],
             id="longest-names",
         ),

@@ -1,4 +1,7 @@
-"""The edge to libnftables: what is required of a machine, hooks and priorities, and what a fresh table looks like."""
+"""The edge to libnftables.
+
+What is required of a machine, hooks and priorities, and what a fresh table looks like.
+"""
 
 import json
 import subprocess
@@ -68,7 +71,10 @@ def test_the_probe_leaves_nothing(netns: str) -> None:
 
 @pytest.mark.contract("5.2.1", "5.2.2")
 def test_hooks_and_priorities(netns: str) -> None:
-    """Numbers, whatever names this version of nft gives them: other components order themselves relative to these."""
+    """Numbers, whatever names this version of nft gives them.
+
+    Other components order themselves relative to these.
+    """
     with enter(netns), Kernel() as kernel:
         kernel.load(Program(settings()))
         listed = subprocess.run(
@@ -102,7 +108,10 @@ def test_hooks_and_priorities(netns: str) -> None:
 @pytest.mark.contract("5.7.3")
 def test_a_base_chain_of_another_release_is_replaced(netns: str) -> None:
     with enter(netns), Kernel() as kernel:
-        other = "add table inet nftproxy; add chain inet nftproxy nat-prerouting { type nat hook prerouting priority -99; }"
+        other = (
+            "add table inet nftproxy; add chain inet nftproxy nat-prerouting { type nat "
+            "hook prerouting priority -99; }"
+        )
         gone = (
             "add chain inet nftproxy old-hook { type filter hook forward priority 5; policy drop; }"
         )
@@ -150,7 +159,10 @@ def test_refused_commands_are_logged_for_debugging(
     count: int,
     verbosity: int,
 ) -> None:
-    """As they were sent, so that they can be tried with `nft -j -f -`; but not megabytes of them."""
+    """As they were sent, so that they can be tried with `nft -j -f -`.
+
+    But not megabytes of them.
+    """
     refused = Delta()
     for number in range(count):
         refused.remove("endpoints4-tcp", ("10.96.0.10", 80, number))

@@ -1,6 +1,9 @@
-"""Another program's table may hold what an older libnftables does not survive: it ends no process of ours, and Services are served on.
+"""Another program's table may hold what an older libnftables does not survive.
 
-Where the library survives it (1.1.4 and later), nothing of this happens; then the tests put a library that does not in its place.
+It ends no process of ours, and Services are served on.
+
+Where the library survives it (1.1.4 and later), nothing of this happens; then the tests put a
+library that does not in its place.
 """
 
 import asyncio
@@ -104,7 +107,9 @@ def test_what_is_suspicious_is_named(netns: str) -> None:
 
 @pytest.mark.parametrize("suspect", [False, True])
 def test_the_child_meets_what_nft_meets(netns: str, *, suspect: bool) -> None:
-    """It has the library that nft on this machine has, and is asked in the namespace of the table, not in that of the asker."""
+    """It has the library that nft on this machine has, and is asked in the namespace of the table,
+    not in that of the asker.
+    """
     if suspect:
         move_in(netns)
     nft = subprocess.run(
@@ -159,7 +164,10 @@ def test_our_own_transactions_cost_no_look_at_all_sets(
 
 
 def test_elements_are_written_on(netns: str) -> None:
-    """A sync while the library must not be called leaves what it leaves else; what needs a set waits, alone, until it may be called."""
+    """A sync while the library must not be called leaves what it leaves else.
+
+    What needs a set waits, alone, until it may be called.
+    """
     first: list[Object] = [
         service(),
         endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")]),
@@ -209,7 +217,9 @@ def addresses(netns: str) -> set[str]:
 
 
 def test_a_restart_serves_what_is_there(netns: str) -> None:
-    """With the right program in the kernel, a process that may not call the library takes over and goes on."""
+    """With the right program in the kernel, a process that may not call the library takes over and
+    goes on.
+    """
     objects: list[Object] = [
         service(),
         endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")]),
@@ -302,7 +312,10 @@ def test_the_health_server_says_so(netns: str) -> None:
 def test_others_may_change_their_tables_all_the_time(
     netns: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then what was last seen counts: a sync must not fail because nobody can look at all sets at once."""
+    """Then what was last seen counts.
+
+    A sync must not fail because nobody can look at all sets at once.
+    """
     with table_in(netns, service(), endpoint_slice(endpoints=[endpoint("10.244.1.2")])) as table:
         table.sync(Family.IPv4, [])
         numbers = itertools.count(1000)

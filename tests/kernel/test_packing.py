@@ -1,4 +1,6 @@
-"""Keys and values packed by ourselves are, byte for byte, what libnftables writes and the kernel returns."""
+"""Keys and values packed by ourselves are, byte for byte, what libnftables writes and the kernel
+returns.
+"""
 
 from typing import Any
 
@@ -44,7 +46,9 @@ def everything(family: Family) -> list[Object]:
 
 @pytest.mark.parametrize("family", Family)
 def test_the_kernel_packs_as_we_do(family: Family) -> None:
-    """What libnftables wrote and the kernel returns is, byte for byte, what packing makes of the values."""
+    """What libnftables wrote and the kernel returns is, byte for byte, what packing makes of the
+    values.
+    """
     with bare_table(families=[family]) as table:
         for item in everything(family):
             table.store.put(item)

@@ -1,4 +1,7 @@
-"""The path of a sync: which files its calls enter, in order. Whoever reads the code goes the same way."""
+"""The path of a sync: which files its calls enter, in order.
+
+Whoever reads the code goes the same way.
+"""
 
 import sys
 from pathlib import Path
@@ -23,7 +26,10 @@ VALUES = {
     "table/delta.py",
     "table/netlink.py",
 }
-"""Files that say what things are; every other one uses them. A reader looks things up there, but does not go through."""
+"""Files that say what things are; every other one uses them.
+
+A reader looks things up there, but does not go through.
+"""
 RETURNS = 7
 
 

@@ -1,4 +1,8 @@
-"""The constant program: its text, its digest, that it never grows with services, and that it is reloaded under traffic (contract 5)."""
+"""The constant program.
+
+Its text, its digest, that it never grows with services, and that it is reloaded under traffic
+(contract 5).
+"""
 
 import itertools
 import re
@@ -50,7 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 each_setting = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 
 
-# --- the text -------------------------------------------------------------------------------------------------------------------
+# --- the text -------------------------------------------------------------------------------------
 
 
 @each_setting
@@ -108,7 +112,9 @@ def test_the_text_is_a_function_of_the_settings(options: dict[str, Any]) -> None
 
 @pytest.mark.contract("8.6.4")
 def test_the_address_of_the_node_is_not_part_of_the_program() -> None:
-    """It matters to source ranges and to which NodePort addresses are accepted, and those are elements."""
+    """It matters to source ranges and to which NodePort addresses are accepted, and those are
+    elements.
+    """
     other = {Family.IPv4: "192.0.2.77", Family.IPv6: "2001:db8::77"}
     assert Program(settings(addresses=other)).text() == Program(settings()).text()
 
@@ -226,7 +232,7 @@ def test_blocks_are_found_by_name() -> None:
     assert blocks(text) == {"a": "set a {\n    type ipv4_addr\n}", "b": "chain b {\n    jump c\n}"}
 
 
-# --- it never grows -------------------------------------------------------------------------------------------------------------
+# --- it never grows -------------------------------------------------------------------------------
 
 
 def shape_of(table: Table, netns: str) -> dict[str, int]:
@@ -268,7 +274,9 @@ def spread(count: int) -> list[Object]:
 
 @pytest.mark.contract("9.14", "5.5.1")
 def test_services_are_data() -> None:
-    """With the same spread of endpoint counts, 2 000 services have the same chains, rules, sets and maps as 10."""
+    """With the same spread of endpoint counts, 2 000 services have the same chains, rules, sets and
+    maps as 10.
+    """
     shapes, elements = [], []
     for count in (10, 2000):
         with new_namespace() as netns, table_in(netns, *spread(count)) as table:
@@ -317,12 +325,15 @@ def test_a_client_ip_service_is_a_constant_few_objects(policy: str, chains: int,
     assert extra(10, 3) == {kind: 10 * number for kind, number in few.items()}
 
 
-# --- reloading ------------------------------------------------------------------------------------------------------------------
+# --- reloading ------------------------------------------------------------------------------------
 
 
 @pytest.mark.contract("5.7.7")
 def test_a_known_digest_is_no_reload() -> None:
-    """A restart with the same settings is no transaction; with others it is one for the program, whatever there is to reload."""
+    """A restart with the same settings is no transaction.
+
+    With others it is one for the program, whatever there is to reload.
+    """
     with new_namespace() as netns, reading(netns) as reader:
         items = spread(12)
         with table_in(netns, *items) as table:
@@ -366,7 +377,10 @@ PLACES = ("pod1-1", "pod1-2", "pod1-3", "pod2-1", "pod2-2", "pod2-3", "node1")
 
 @pytest.mark.contract("5.7.2", "5.7.7", "5.7.5", "2.9.1")
 def test_reloading_under_traffic(world: World) -> None:
-    """Services of one to nine endpoints, with affinity and without, both policies: no connection fails, no element changes."""
+    """Services of one to nine endpoints, with affinity and without, both policies.
+
+    No connection fails, no element changes.
+    """
     webs = []
     for count in range(1, 10):
         for spec in (

@@ -31,7 +31,10 @@ class Noting(Observer):
 
 
 def test_a_request_before_the_start_is_still_due_after_it() -> None:
-    """Else a first sync that fails for ever looks healthy for ever: the start clears what is due."""
+    """Else a first sync that fails for ever looks healthy for ever.
+
+    The start clears what is due.
+    """
 
     async def run(netns: str) -> list[str]:
         with table_in(netns, service()) as table:

@@ -1,4 +1,6 @@
-"""Reading our table: what the kernel holds, whatever other programs have beside it or put into it (contract 5.1.3, 5.7.4)."""
+"""Reading our table: what the kernel holds, whatever other programs have beside it or put into it
+(contract 5.1.3, 5.7.4).
+"""
 
 import threading
 from collections.abc import Iterator
@@ -220,11 +222,15 @@ def test_a_range_that_is_no_network(table: Table, reader: Reader) -> None:
 
 
 def test_sets_that_are_not_ours(table: Table, reader: Reader) -> None:
-    """Somebody's set in our table, or one of a later release: known to be there, but nothing is read from it."""
+    """Somebody's set in our table, or one of a later release.
+
+    Known to be there, but nothing is read from it.
+    """
     run(
         table,
         "add set inet nftproxy strange { type ether_addr; elements = { 00:11:22:33:44:55 }; }",
-        "add map inet nftproxy later4 { type ipv4_addr : verdict; elements = { 192.0.2.1 : drop }; }",
+        "add map inet nftproxy later4 { type ipv4_addr : verdict; elements = { 192.0.2.1 : drop "
+        "}; }",
     )
     assert {"strange", "later4"} <= reader.sets()
     assert reader.elements("strange") == reader.elements("later4") == {}
@@ -233,7 +239,8 @@ def test_sets_that_are_not_ours(table: Table, reader: Reader) -> None:
 def test_counters_are_those_of_the_elements(table: Table, reader: Reader) -> None:
     run(
         table,
-        "add element inet nftproxy services4 { 10.96.0.10 . tcp . 80 counter packets 7 bytes 420 : goto reject-new }",
+        "add element inet nftproxy services4 { 10.96.0.10 . tcp . 80 counter packets 7 bytes "
+        "420 : goto reject-new }",
         "add element inet nftproxy cluster_ips4 { 10.96.0.10 }",
     )
     assert [counted.packets for counted in reader.counted("services4")] == [7]
@@ -245,7 +252,8 @@ def test_remembered_clients(table: Table, reader: Reader) -> None:
     name = "affinity4-default/web/tcp/http-8080"
     run(
         table,
-        f"add map inet nftproxy {name} {{ type ipv4_addr : ipv4_addr; size 65536; flags dynamic,timeout; }}",
+        f"add map inet nftproxy {name} "
+        f"{{ type ipv4_addr : ipv4_addr; size 65536; flags dynamic,timeout; }}",
         f"add element inet nftproxy {name} {{ 192.0.2.1 timeout 1h : 10.244.1.2 }}",
     )
     assert reader.elements(name) == {("192.0.2.1",): "10.244.1.2"}
@@ -264,7 +272,8 @@ def test_a_large_map(reader: Reader, netns: str) -> None:
 def test_a_picture_that_something_disturbs_is_taken_again(netns: str, reader: Reader) -> None:
     """While transactions are made without pause, what is read is one of the states that there were.
 
-    Without waiting for the transaction that is being committed, about one reading in eighty misses elements or mixes two states.
+    Without waiting for the transaction that is being committed, about one reading in eighty misses
+    elements or mixes two states.
     """
     objects: list[list[Object]] = [
         [

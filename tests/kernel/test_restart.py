@@ -1,4 +1,6 @@
-"""A new process and the table that an old one left: nothing is written that is right, everything goes that is not (contract 5.7).
+"""A new process and the table that an old one left.
+
+Nothing is written that is right, everything goes that is not (contract 5.7).
 
 A restart is played by a new Kernel, a new store and a new table object: what a new process has.
 """
@@ -78,7 +80,10 @@ def objects_of(table: Table) -> tuple[set[str], set[str]]:
 
 
 def same_as_fresh(table: Table, *items: Object) -> None:
-    """The table equals, after tidying, what a first start makes; unused picks and sets for ranges may stay."""
+    """The table equals, after tidying, what a first start makes.
+
+    Unused picks and sets for ranges may stay.
+    """
     table.tidy()
     with new_namespace() as netns, table_in(netns, *items, chosen=table.settings) as fresh:
         synced(fresh)
@@ -123,7 +128,8 @@ def test_one_change_while_nobody_looked_is_one_change(netns: str) -> None:
     )
     with table_in(netns, *items, changed) as table:
         report = table.sync(Family.IPv4, [parse_address("192.168.50.11")])
-        # Two frontends have one slot of three rewritten; the endpoints that went were here and had hairpin entries.
+        # Two frontends have one slot of three rewritten; the endpoints that went were here and had
+        # hairpin entries.
         assert report.written <= 2 * 2 * 3 + 2
         same_as_fresh(table, *items, changed)
 
@@ -185,7 +191,9 @@ LEFTOVERS = {
 
 
 def declared_by_type(text: str) -> str:
-    """Return the text of a program with `type` in place of `typeof` wherever nft has names for the types."""
+    """Return the text of a program with `type` in place of `typeof` wherever nft has names for the
+    types.
+    """
     names = {
         "typeof": "type",
         "ip saddr": "ipv4_addr",
@@ -252,7 +260,10 @@ def test_another_state_of_the_cluster(netns: str) -> None:
 
 @pytest.mark.contract("5.7.8", "2.4.5")
 def test_remembered_clients_are_checked(netns: str) -> None:
-    """A crash can leave clients of an endpoint that went; those of endpoints that are there stay, in both lists."""
+    """A crash can leave clients of an endpoint that went.
+
+    Those of endpoints that are there stay, in both lists.
+    """
     items = cluster()
     name = "default/s2/tcp/http-8080"
     with table_in(netns, *items) as table:
@@ -314,7 +325,7 @@ def test_a_service_cidr_that_went(netns: str) -> None:
         assert table.kernel.networks("service_cidrs4", Family.IPv4) == []
 
 
-# --- with packets ---------------------------------------------------------------------------------------------------------------
+# --- with packets ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +344,10 @@ def restart(world: World, *items: Object) -> None:
 
 @pytest.mark.contract("5.7.7", "2.4.5", "2.9.1")
 def test_restarts_under_load(world: World) -> None:
-    """Clients connect without pause to services of every kind while node1 starts ten times anew: none fails, and affinity stays."""
+    """Clients connect without pause to services of every kind while node1 starts ten times anew.
+
+    None fails, and affinity stays.
+    """
     webs: list[tuple[Web, dict[str, Any]]] = [
         (Web(world), spec) for spec in ({}, STICKY, LOCAL, {**STICKY, **LOCAL})
     ]

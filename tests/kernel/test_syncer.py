@@ -1,4 +1,6 @@
-"""One sync: what it writes, in which order, and what it does when the kernel says no (contract 1.3, 5.7 to 5.10)."""
+"""One sync: what it writes, in which order, and what it does when the kernel says no (contract 1.3,
+5.7 to 5.10).
+"""
 
 import contextlib
 import json
@@ -79,7 +81,10 @@ def same_as_fresh(table: Table, *items: Object) -> bool:
 
 @contextlib.contextmanager
 def recorded(table: Table) -> Iterator[list[list[tuple[str, str, int]]]]:
-    """The transactions of elements that a block makes: in each what is done to which set, with how many elements."""
+    """The transactions of elements that a block makes.
+
+    In each what is done to which set, with how many elements.
+    """
     found: list[list[tuple[str, str, int]]] = []
 
     def recording(text: str) -> None:
@@ -101,12 +106,14 @@ def recorded(table: Table) -> Iterator[list[list[tuple[str, str, int]]]]:
         yield found
 
 
-# --- what is written, in which order ---------------------------------------------------------------------------------------------
+# --- what is written, in which order --------------------------------------------------------------
 
 
 @pytest.mark.contract("5.8.3", "1.1.9", "1.3.7")
 def test_nothing_to_do_is_no_transaction() -> None:
-    """Also for a Service that went and came back in between, and for one that changed in what is not read."""
+    """Also for a Service that went and came back in between, and for one that changed in what is
+    not read.
+    """
     with (
         new_namespace() as netns,
         reading(netns) as reader,
@@ -142,7 +149,10 @@ def test_additions_are_one_transaction_and_what_goes_takes_a_second(table: Table
 
 
 def test_packets_on_their_way_are_waited_for(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the transactions of a sync, and before clients forget an endpoint; nowhere else, as it takes milliseconds."""
+    """Between the transactions of a sync, and before clients forget an endpoint.
+
+    Nowhere else, as it takes milliseconds.
+    """
     waited: list[int] = []
 
     def wait() -> None:
@@ -180,7 +190,10 @@ def test_without_membarrier_time_passes(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_one_command_for_each_set(table: Table) -> None:
-    """All elements of a set stand in one command: a command for each costs twice the time and memory."""
+    """All elements of a set stand in one command.
+
+    A command for each costs twice the time and memory.
+    """
     with recorded(table) as made:
         sync(table, *webs(40))
     adds = [where for step in made for verb, where, _ in step if verb == "add"]
@@ -240,7 +253,10 @@ def test_at_a_first_start_verdicts_come_together(
 def test_at_a_first_start_chains_of_services_come_together(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As each transaction with a chain has all verdicts validated, too; elements of a service come after its own sets."""
+    """As each transaction with a chain has all verdicts validated, too.
+
+    Elements of a service come after its own sets.
+    """
     monkeypatch.setattr(plan_module, "BATCH", 5)
     items = webs(40, 3, **STICKY)
     made: list[str] = []
@@ -260,7 +276,9 @@ def test_at_a_first_start_chains_of_services_come_together(
 
 @pytest.mark.contract("2.4.5")
 def test_forgetting_comes_before_the_change(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First nobody learns the endpoint any more, then who knows it forgets it, in portions, then the rest changes."""
+    """First nobody learns the endpoint any more, then who knows it forgets it, in portions, then
+    the rest changes.
+    """
     monkeypatch.setattr(forgetting, "FORGET", 2)
     sync(table, *web(0, 3, **STICKY))
     memory = "affinity4-default/web0/tcp/http-8080"
@@ -295,13 +313,15 @@ def test_an_entry_that_expires_while_it_is_forgotten(
     assert (report.refused, report.read_back) == ({}, False)
 
 
-# --- the table is not as it was left -----------------------------------------------------------------------------------------
+# --- the table is not as it was left --------------------------------------------------------------
 
 HANDS = {
     "a missing slot": "delete element inet nftproxy endpoints4-tcp { 10.96.0.10 . 80 . 2 }",
     "a missing verdict": "delete element inet nftproxy services4 { 10.96.0.10 . tcp . 80 }",
-    "a slot in the way": "add element inet nftproxy endpoints4-tcp { 10.96.0.10 . 80 . 3 : 192.0.2.1 . 1 }",
-    "a verdict in the way": "add element inet nftproxy no_endpoints4 { 10.96.0.11 . tcp . 80 : drop }",
+    "a slot in the way": "add element inet nftproxy endpoints4-tcp { 10.96.0.10 . 80 . 3 : "
+    "192.0.2.1 . 1 }",
+    "a verdict in the way": "add element inet nftproxy no_endpoints4 { 10.96.0.11 . tcp . 80 : "
+    "drop }",
     "an empty map": "flush map inet nftproxy endpoints4-tcp",
     "no table": "delete table inet nftproxy",
 }
@@ -311,7 +331,9 @@ MEETS = {
     "more": {"a missing verdict", "a slot in the way", "no table"},
     "none": {"a verdict in the way", "an empty map", "no table"},
 }
-"""What each change fails on, because it deletes what is missing or adds what is there with another value."""
+"""What each change fails on, because it deletes what is missing or adds what is there with another
+value.
+"""
 
 
 @pytest.mark.contract("5.10.3", "5.7.4", "5.8.4")
@@ -375,7 +397,7 @@ def test_nodeport_addresses_that_could_not_be_written_are_written_later(table: T
     assert set(table.kernel.elements("nodeport_ips4")) == {("192.168.50.11",)}
 
 
-# --- the kernel refuses ----------------------------------------------------------------------------------------------------------
+# --- the kernel refuses ---------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -529,7 +551,7 @@ def test_one_family_does_not_stop_the_other() -> None:
         assert "services6" in contents(table)
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------------------
+# --- what is said ---------------------------------------------------------------------------------
 
 
 @pytest.mark.contract("2.7.1", "3.1.5")
@@ -568,7 +590,10 @@ def test_rivals_are_named_once(table: Table, warnings: list[str]) -> None:
         *web(1, created="2026-01-02T00:00:00Z", **claim),
     )
     assert warnings == [
-        "Service default/web0 has 203.0.113.1:80/tcp and 1 more, as the oldest of those who claim it; without it: default/web1\n"
+        (
+            "Service default/web0 has 203.0.113.1:80/tcp and 1 more, as the oldest of those who "
+            "claim it; without it: default/web1\n"
+        )
     ]
     sync(table, *web(0, 3, created="2026-01-01T00:00:00Z", **claim))
     assert len(warnings) == 1
@@ -589,7 +614,7 @@ def test_a_restart_never_gives_a_cluster_ip_to_the_intruder(
     assert (report.read_back, report.written) == (True, 0)
 
 
-# --- a Service with very many chains ----------------------------------------------------------------------------------------------
+# --- a Service with very many chains --------------------------------------------------------------
 
 
 def many_ports(count: int, pods: int = 2) -> list[Object]:
@@ -674,7 +699,7 @@ def test_tidying_makes_way_for_a_sync(table: Table) -> None:
     assert not table.untidy
 
 
-# --- tidying ---------------------------------------------------------------------------------------------------------------------
+# --- tidying --------------------------------------------------------------------------------------
 
 
 @pytest.mark.contract("5.9.1", "5.9.3", "5.9.5")

@@ -1,4 +1,7 @@
-"""Kernel settings at the start: what is written where, on copies of /proc and /sys and for real in a network namespace."""
+"""Kernel settings at the start.
+
+What is written where, on copies of /proc and /sys and for real in a network namespace.
+"""
 
 import contextlib
 import shutil
@@ -214,7 +217,10 @@ class TestFailures:
         assert apply(LEAVE_ALONE, proc=tmp_path, sys=tmp_path) == []
 
     def test_the_kernel_refuses(self) -> None:
-        """Only the host's own namespace may change the size of the table: the real error, and the real way round it."""
+        """Only the host's own namespace may change the size of the table.
+
+        The real error, and the real way round it.
+        """
         name = unique_name()
         namespace.create(name)
         try:

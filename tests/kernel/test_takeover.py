@@ -51,11 +51,11 @@ COMMIT
 -A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
 -A CNI-HOSTPORT-DNAT -p tcp -m tcp --dport 4712 -j RETURN
 COMMIT
-"""
+"""  # noqa: E501
 
 
 def kube_proxy_rules(world: World, family: Family, pods: Iterable[str]) -> str:
-    """What kube-proxy's iptables mode makes of one Service with TCP and UDP ports and a NodePort."""
+    """What kube-proxy's iptables mode makes of a Service with TCP and UDP ports and NodePort."""
     cluster_ip, length = CLUSTER_IP[family], family.bits
     chains, rules, places = [], [], [world.address(pod, family) for pod in pods]
     for proto, service_chain in (
@@ -65,8 +65,14 @@ def kube_proxy_rules(world: World, family: Family, pods: Iterable[str]) -> str:
         external = service_chain.replace("SVC", "EXT")
         chains += [service_chain, external]
         rules += [
-            f'-A KUBE-SERVICES -d {cluster_ip}/{length} -p {proto} -m comment --comment "a b" -m {proto} --dport 80 -j {service_chain}',
-            f"-A KUBE-NODEPORTS -p {proto} -m comment --comment default/web:{proto} -m {proto} --dport 30080 -j {external}",
+            (
+                f'-A KUBE-SERVICES -d {cluster_ip}/{length} -p {proto} -m comment --comment "a b" '
+                f"-m {proto} --dport 80 -j {service_chain}"
+            ),
+            (
+                f"-A KUBE-NODEPORTS -p {proto} -m comment --comment default/web:{proto} -m {proto} "
+                f"--dport 30080 -j {external}"
+            ),
             f"-A {external} -j KUBE-MARK-MASQ",
             f"-A {external} -j {service_chain}",
         ]
@@ -109,7 +115,10 @@ def kube_proxy_rules(world: World, family: Family, pods: Iterable[str]) -> str:
                     "KUBE-PROXY-CANARY",
                 )
             ),
-            '-A INPUT -m comment --comment "kubernetes health check service ports" -j KUBE-NODEPORTS',
+            (
+                '-A INPUT -m comment --comment "kubernetes health check service ports" -j '
+                "KUBE-NODEPORTS"
+            ),
             "-A INPUT -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES",
             '-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD',
             "-A FORWARD -m conntrack --ctstate NEW -j KUBE-SERVICES",
@@ -120,7 +129,10 @@ def kube_proxy_rules(world: World, family: Family, pods: Iterable[str]) -> str:
             *(f":{chain} - [0:0]" for chain in nat),
             '-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
             '-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
-            '-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING',
+            (
+                '-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j '
+                "KUBE-POSTROUTING"
+            ),
             *rules,
             "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS",
             "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000",
@@ -328,7 +340,10 @@ class TestIptables:
 
     @pytest.mark.contract("5.12.2")
     def test_chains_that_foreign_rules_use(self, kernel: Kernel, backend: str) -> None:
-        """The marking chain stays as it is, others stay but do nothing: the foreign rules are as they were."""
+        """The marking chain stays as it is, others stay but do nothing.
+
+        The foreign rules are as they were.
+        """
         theirs = [
             "-A MINE -p tcp -m tcp --dport 4712 -j KUBE-MARK-MASQ",
             "-A MINE -j KUBE-SERVICES",
@@ -390,7 +405,8 @@ class TestIptables:
         restore(
             Family.IPv4,
             backend,
-            "*filter\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\nCOMMIT\n*raw\n:PREROUTING DROP [0:0]\nCOMMIT\n",
+            "*filter\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\nCOMMIT\n*raw\n:PREROUTING DROP "
+            "[0:0]\nCOMMIT\n",
         )
         restore(
             Family.IPv6,
@@ -481,7 +497,8 @@ def test_interface_and_ip_sets_of_ipvs_mode(kernel: Kernel) -> None:
     restore(
         Family.IPv4,
         "legacy",
-        "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT\nCOMMIT\n",
+        "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP "
+        "dst,dst -j ACCEPT\nCOMMIT\n",
     )
     found = leftovers()
     assert found.interface
@@ -503,7 +520,10 @@ def test_interface_and_ip_sets_of_ipvs_mode(kernel: Kernel) -> None:
 
 
 def has_ipvs() -> bool:
-    """Whether the kernel has IPVS or can load it: Debian's kernels, which `make` targets boot, can."""
+    """Whether the kernel has IPVS or can load it.
+
+    Debian's kernels, which `make` targets boot, can.
+    """
     if not Path("/proc/net/ip_vs").exists() and shutil.which("modprobe"):
         subprocess.run(["modprobe", "ip_vs_rr"], check=False, capture_output=True)
     return Path("/proc/net/ip_vs").exists()
@@ -655,7 +675,10 @@ class TestPlan:
             ipsets=("KUBE-CLUSTER-IP",),
         )
         assert list(found.lines()) == [
-            "iptables-nft table nat: 1 jumps, 9 chains (KUBE-SVC-0, KUBE-SVC-1, KUBE-SVC-2, ...), 1 emptied (KUBE-SERVICES)",
+            (
+                "iptables-nft table nat: 1 jumps, 9 chains (KUBE-SVC-0, KUBE-SVC-1, KUBE-SVC-2, "
+                "...), 1 emptied (KUBE-SERVICES)"
+            ),
             "nftables table ip kube-proxy",
             "3 IPVS virtual services",
             "interface kube-ipvs0",
@@ -668,7 +691,8 @@ class TestPlan:
     )
     def test_policies(self, policies: str, named: list[str]) -> None:
         [table] = parse(
-            f"*filter\n:INPUT {policies} [0:0]\n:FORWARD {policies} [3:180]\n:OUTPUT DROP [0:0]\nCOMMIT\n"
+            f"*filter\n:INPUT {policies} [0:0]\n:FORWARD {policies} [3:180]\n:OUTPUT DROP "
+            "[0:0]\nCOMMIT\n"
         )
         assert dropping(table) == named
 

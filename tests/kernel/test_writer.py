@@ -1,4 +1,6 @@
-"""Elements written straight through netlink are, byte for byte, what libnftables leaves in the kernel for the same change."""
+"""Elements written straight through netlink are, byte for byte, what libnftables leaves in the
+kernel for the same change.
+"""
 
 import contextlib
 import string
@@ -63,7 +65,10 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
 
 
 def raw(table: Table) -> dict[str, dict[tuple[bytes, bytes], dict[int, bytes]]]:
-    """All elements as the kernel lists them; one that moves in a set that grows may be listed twice."""
+    """All elements as the kernel lists them.
+
+    One that moves in a set that grows may be listed twice.
+    """
     table.kernel.refresh()
     found: dict[str, dict[tuple[bytes, bytes], dict[int, bytes]]] = {}
     for name in sorted(table.kernel.sets):
@@ -232,7 +237,8 @@ def test_a_transaction_of_many(pair: Pair) -> None:
     }
     for table in pair:
         table.kernel.commit(many)
-    # While the kernel moves the elements of a map that has grown, a dump lists some twice, some not.
+    # While the kernel moves the elements of a map that has grown, a dump lists some twice, some
+    # not.
     end = time.monotonic() + PATIENCE
     while (one := raw(pair[0])) != (other := raw(pair[1])) and time.monotonic() < end:
         pass

@@ -1,4 +1,7 @@
-"""ClientIP affinity with packets: who is remembered, for how long, for which list, and what makes it go (contract 2.4)."""
+"""ClientIP affinity with packets.
+
+Who is remembered, for how long, for which list, and what makes it go (contract 2.4).
+"""
 
 import ipaddress
 import itertools
@@ -82,7 +85,10 @@ class Sticky(Web):
 
 @pytest.fixture
 def sticky(world: World, wire: Wire) -> Iterator[Sticky]:
-    """One of the family and protocol under test; gone afterwards, because each costs the table some objects."""
+    """One of the family and protocol under test.
+
+    Gone afterwards, because each costs the table some objects.
+    """
     made = Sticky(world, wire)
     yield made
     made.delete()
@@ -195,7 +201,10 @@ def test_the_source_port_is_ignored_and_the_original_source_counts(
 
 @pytest.mark.contract("2.4.1", "2.4.3", "2.4.6")
 def test_the_timer(world: World) -> None:
-    """New connections renew it, silence lets it run out. All wires at once, because it takes time."""
+    """New connections renew it, silence lets it run out.
+
+    All wires at once, because it takes time.
+    """
     sticky = Sticky(world)
     sticky.apply(*PODS, timeout=2)
     clients = {wire: CLIENTS[wire.family][0] for wire in WIRES}
@@ -230,7 +239,8 @@ def test_renewal_is_to_the_full_timeout(world: World, sticky: Sticky, wire: Wire
     nft(
         world,
         "node1",
-        f"add element inet nftproxy {sticky.memory_name(wire)} {{ {client} timeout 100s : {address} }}",
+        f"add element inet nftproxy {sticky.memory_name(wire)} "
+        f"{{ {client} timeout 100s : {address} }}",
     )
     assert lifetime(world, sticky, wire)[client][1] <= 100
     sticky.ask_from(client, "cluster", wire)
@@ -269,7 +279,9 @@ GONE: dict[str, tuple[Ready, ...]] = {
 def test_an_endpoint_that_goes(
     world: World, sticky: Sticky, wire: Wire, places: tuple[Ready, ...]
 ) -> None:
-    """Nobody is sent there any more, everybody else stays, and it has to win its clients anew when it comes back."""
+    """Nobody is sent there any more, everybody else stays, and it has to win its clients anew when
+    it comes back.
+    """
     sticky.apply(*PODS)
     before = sticky.ask_all("cluster", wire)
     sticky.apply(*places)
@@ -343,7 +355,9 @@ def test_endpoints_with_several_port_numbers(world: World, sticky: Sticky, wire:
 @pytest.mark.contract("2.4.4", "2.4.2", "2.4.1")
 @each_wire
 def test_each_list_has_its_own_memory(sticky: Sticky, wire: Wire) -> None:
-    """A client that uses both lists keeps one endpoint in each, and an endpoint of both lists is remembered for both."""
+    """A client that uses both lists keeps one endpoint in each, and an endpoint of both lists is
+    remembered for both.
+    """
     sticky.apply("pod1-1", "pod1-2", "pod2-1", externalTrafficPolicy="Local")
     by_cluster_ip = sticky.ask_all("cluster", wire)
     by_vip = sticky.ask_all("vip", wire)
@@ -360,7 +374,10 @@ def test_each_list_has_its_own_memory(sticky: Sticky, wire: Wire) -> None:
 @pytest.mark.contract("2.4.5", "2.4.4")
 @each_wire
 def test_leaving_one_list_only(sticky: Sticky, wire: Wire) -> None:
-    """An endpoint here that drains while others are ready: still used for eTP Local, forgotten for the ClusterIP."""
+    """An endpoint here that drains while others are ready.
+
+    Still used for eTP Local, forgotten for the ClusterIP.
+    """
     sticky.apply("pod1-1", "pod2-1", externalTrafficPolicy="Local")
     sticky.ask_all("cluster", wire)
     assert set(sticky.ask_all("vip", wire).values()) == {"pod1-1"}
@@ -437,7 +454,7 @@ def test_an_endpoint_on_the_node_itself(
 def test_the_node_reaches_its_own_endpoint_masqueraded(
     world: World, sticky: Sticky, wire: Wire, kind: Kind
 ) -> None:
-    """The packet comes back through the loopback interface with another source, which is no client."""
+    """The packet comes back through the loopback interface; its new source is no client."""
     sticky.apply("node1")
     other = world.lab.nodes[0].gateways[wire.family]
     assert world.ask("node1", *sticky.at(kind, wire), source=other).name == "node1"
@@ -466,7 +483,10 @@ def test_a_restart_forgets_nobody(world: World, sticky: Sticky, wire: Wire) -> N
 def test_somebody_else_masquerades_first(
     world: World, sticky: Sticky, wire: Wire, kind: Kind, priority: int
 ) -> None:
-    """A CNI plugin may have a rule in front of ours: clients are remembered all the same, and by their own address."""
+    """A CNI plugin may have a rule in front of ours.
+
+    Clients are remembered all the same, and by their own address.
+    """
     ip = "ip6" if wire.family is Family.IPv6 else "ip"
     rules = f"""
     chain out {{
@@ -482,7 +502,10 @@ def test_somebody_else_masquerades_first(
 @pytest.mark.contract("2.4.1")
 @each_wire
 def test_what_others_translate_is_not_remembered(world: World, sticky: Sticky, wire: Wire) -> None:
-    """Another table sends the address elsewhere: that is no endpoint of ours, and when it stops, ours are chosen."""
+    """Another table sends the address elsewhere.
+
+    That is no endpoint of ours, and when it stops, ours are chosen.
+    """
     sticky.apply(*PODS)
     ip = "ip6" if wire.family is Family.IPv6 else "ip"
     address, port, protocol = sticky.at("vip", wire)
@@ -502,7 +525,10 @@ def test_what_others_translate_is_not_remembered(world: World, sticky: Sticky, w
 @pytest.mark.contract("5.6.3", "2.4.1")
 @each_wire
 def test_the_longest_names_and_many_port_numbers(world: World, sticky: Sticky, wire: Wire) -> None:
-    """The kernel's names are limited; a Service's and its ports' are long, and its endpoints may have many port numbers."""
+    """The kernel's names are limited.
+
+    A Service's and its ports' are long, and its endpoints may have many port numbers.
+    """
     import msgspec
 
     name, namespace, port_name = "s" * 63, "n" * 63, "p" * 63
@@ -543,7 +569,10 @@ def test_the_longest_names_and_many_port_numbers(world: World, sticky: Sticky, w
 @pytest.mark.contract("2.4.1", "2.4.5")
 @pytest.mark.parametrize("wire", [WIRES[0], WIRES[3]], ids=str)
 def test_a_full_memory_costs_affinity_not_service(world: World, sticky: Sticky, wire: Wire) -> None:
-    """65 536 clients that nobody can tell from real ones: new clients are served, and old ones keep their endpoint."""
+    """65 536 clients that nobody can tell from real ones.
+
+    New clients are served, and old ones keep their endpoint.
+    """
     sticky.apply("pod1-1", "pod2-1")
     known, *new = CLIENTS[wire.family]
     chosen = sticky.ask_from(known, "vip", wire)
@@ -577,7 +606,10 @@ def test_a_full_memory_costs_affinity_not_service(world: World, sticky: Sticky, 
 @pytest.mark.contract("2.4.1")
 @pytest.mark.parametrize("family", list(Family))
 def test_sctp(world: World, family: Family) -> None:
-    """This kernel cannot send SCTP: the elements and rules are there, for this protocol and no other."""
+    """This kernel cannot send SCTP.
+
+    The elements and rules are there, for this protocol and no other.
+    """
     sticky = Sticky(world)
     ports = [{"name": "sctp", "protocol": "SCTP", "port": 80, "nodePort": sticky.node_port}]
     world.apply(

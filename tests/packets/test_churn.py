@@ -1,4 +1,7 @@
-"""Connections while everything changes: none refused, none lost, none led astray, open ones go on. `make soak` does more of it."""
+"""Connections while everything changes: none refused, none lost, none led astray, open ones go on.
+
+`make soak` does more of it.
+"""
 
 import random
 

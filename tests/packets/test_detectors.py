@@ -115,7 +115,9 @@ def test_external_addresses_are_always_masqueraded(
 @each_wire
 @each_external
 def test_external_policy_local(world: World, setup: Setup, wire: Wire, kind: Kind) -> None:
-    """Local pods have the cluster list unmasqueraded, the node has it masqueraded, everybody else the local list."""
+    """Local pods have the cluster list unmasqueraded, the node has it masqueraded, everybody else
+    the local list.
+    """
     far, near = Web(world), Web(world)
     far.apply("pod2-2", externalTrafficPolicy="Local")
     near.apply("pod1-2", "pod2-2", externalTrafficPolicy="Local")

@@ -1,4 +1,7 @@
-"""Which endpoints connections reach: conditions, slices, topology, endpoints on the node itself (contract 3)."""
+"""Which endpoints connections reach.
+
+Conditions, slices, topology, endpoints on the node itself (contract 3).
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -183,7 +186,10 @@ def test_a_slice_that_changes_its_service_moves(world: World, wire: Wire) -> Non
 @pytest.mark.contract("2.9.1", "3.4.1")
 @each_wire
 def test_scaling(world: World, wire: Wire) -> None:
-    """Through every number of endpoints: exactly those that are there answer, and established connections stay."""
+    """Through every number of endpoints.
+
+    Exactly those that are there answer, and established connections stay.
+    """
     web = Web(world)
     steps = [
         ("pod1-1",),
@@ -220,7 +226,8 @@ def test_endpoints_on_the_node_itself(world: World, wire: Wire, kind: Kind, wher
     answer = world.ask(where, *web.at(kind, wire))
     entry = "node2" if where == "pod2-1" and kind != "nodeport" else "node1"
     assert (answer.name, answer.port) == ("node1", 8080)
-    # What ends on the node that translated it never passes postrouting: there is nothing to masquerade for.
+    # What ends on the node that translated it never passes postrouting: there is nothing to
+    # masquerade for.
     through = entry == "node2" and (kind != "cluster" or not where.startswith("pod"))
     expected = (
         masked(world, entry, "node1", wire.family) if through else world.address(where, wire.family)
@@ -301,7 +308,9 @@ def test_a_node_that_changes_its_zone(world: World, wire: Wire) -> None:
 @pytest.mark.contract("3.3.7", "2.1.6")
 @each_wire
 def test_only_slices_speak_about_topology(world: World, wire: Wire) -> None:
-    """Fields that say what a controller should put into slices, and what a cloud should do, change nothing here."""
+    """Fields that say what a controller should put into slices, and what a cloud should do, change
+    nothing here.
+    """
     web = Web(world)
     world.apply(node(zone="a"))
     spec: dict[str, Any] = {

@@ -1,4 +1,8 @@
-"""Why a Service does not answer: each cause set up, met by real packets, found by `explain`, and cured by the command that it proposes."""
+"""Why a Service does not answer.
+
+Each cause set up, met by real packets, found by `explain`, and cured by the command that it
+proposes.
+"""
 
 import shlex
 import socket
@@ -258,7 +262,8 @@ def test_10_node_port_elsewhere(world: World, address: str) -> None:
 # ---- others' rules ----
 
 FOREIGN = {
-    "policy": "table inet other { chain forwarding { type filter hook forward priority 10; policy drop; "
+    "policy": "table inet other { chain forwarding { type filter hook forward priority 10; "
+    "policy drop; "
     "ct state established accept; }; }",
     "reject": "table inet other { chain forwarding { type filter hook forward priority filter; "
     "ct state established accept; iifname cni0 jump pods; }; chain pods { }; }\n"
@@ -454,7 +459,9 @@ def test_13_bridge_without_netfilter(world: World) -> None:
 
 
 def test_14_endpoint_refuses(world: World) -> None:
-    """The kernel keeps nothing of a connection that a reset ends at once, so explain says what it did not look at."""
+    """The kernel keeps nothing of a connection that a reset ends at once, so explain says what it
+    did not look at.
+    """
     world.apply(service(), world.endpoints("pod1-1", port=8099))
     assert isinstance(world.connect("pod1-2", ADDRESS, 80), Refused)
     path = ask(world, WEB, "10.244.1.3")

@@ -1,4 +1,7 @@
-"""What random packets and churn found, each as the smallest case that shows it; the oracle says what is right."""
+"""What random packets and churn found, each as the smallest case that shows it.
+
+The oracle says what is right.
+"""
 
 from typing import Any
 
@@ -31,7 +34,8 @@ def of_a(*endpoints: dict[str, Any], **options: Any) -> EndpointSlice:
 @pytest.mark.parametrize(
     "case",
     [
-        # The store told only the new family; a slice deleted and made anew between two lists looks like that.
+        # The store told only the new family; a slice deleted and made anew between two lists looks
+        # like that.
         pytest.param(
             scenario(
                 Step({0: a()}, {0: (of_a(endpoint(POD, "node1")),)}),
@@ -50,7 +54,9 @@ def test_findings(case: Scenario) -> None:
 
 @pytest.mark.contract("2.4.1", "5.9.3")
 def test_a_chain_of_an_older_program_may_be_deleted_and_come_back() -> None:
-    """The kernel side believed that such a chain could be emptied after it was tidied away, and refused the service for ever."""
+    """The kernel side believed that such a chain could be emptied after it was tidied away, and
+    refused the service for ever.
+    """
     web = service(sessionAffinity="ClientIP")
     with World(lab={"nodes": 1, "pods": 1, "families": ["IPv4"]}) as world:
         first, second = (world.endpoints("pod1-1", port=port) for port in (8080, 9376))
@@ -68,7 +74,9 @@ def test_a_chain_of_an_older_program_may_be_deleted_and_come_back() -> None:
 @pytest.mark.contract("2.4.2")
 @pytest.mark.parametrize("family", Family)
 def test_a_cluster_ip_with_the_port_of_a_node_port_teaches_it_nothing(family: Family) -> None:
-    """With NodePorts on all addresses any original destination but a loopback one passed for an address of the node."""
+    """With NodePorts on all addresses any original destination but a loopback one passed for an
+    address of the node.
+    """
     ips = {
         Family.IPv4: ("10.96.0.10", "10.96.0.11"),
         Family.IPv6: ("fd00:10:96::10", "fd00:10:96::11"),

@@ -1,4 +1,7 @@
-"""Every address of a Service, from everywhere: who answers, and which source it sees (contract 2.1, 2.2, 4.1; Appendix B 4, 6)."""
+"""Every address of a Service, from everywhere.
+
+Who answers, and which source it sees (contract 2.1, 2.2, 4.1; Appendix B 4, 6).
+"""
 
 from collections.abc import Iterator
 
@@ -82,7 +85,7 @@ def test_another_port_of_an_external_address_is_not_touched(
     to = "ip6 daddr" if ":" in address else "ip daddr"
     rules = f"""
     counter untouched {{ }}
-    chain forward {{ type filter hook forward priority 300; {to} {address} {protocol.lower()} dport 81 counter name untouched; }}"""
+    chain forward {{ type filter hook forward priority 300; {to} {address} {protocol.lower()} dport 81 counter name untouched; }}"""  # noqa: E501
     with foreign_rules(world, "node1", rules):
         outcome = world.connect("client", address, 81, protocol, timeout=SILENCE)
         assert not isinstance(outcome, Answer)
@@ -209,7 +212,9 @@ def test_external_addresses_do_not_depend_on_the_type(world: World, wire: Wire, 
 @pytest.mark.contract("2.2.1")
 @each_wire
 def test_addresses_that_are_no_frontends(world: World, wire: Wire) -> None:
-    """A load balancer with ipMode Proxy, one with a host name only, and blank or impossible external IPs are ignored."""
+    """A load balancer with ipMode Proxy, one with a host name only, and blank or impossible
+    external IPs are ignored.
+    """
     web = Web(world)
     address = web.address("vip", wire.family)
     kept = web.address("external", wire.family)

@@ -1,7 +1,10 @@
-"""A packet makes several look-ups, and may fall between two transactions: it must find its way all the same (contract 5.7.2).
+"""A packet makes several look-ups, and may fall between two transactions.
 
-Each test sends hundreds of thousands of first packets to one frontend while what it looks up changes a thousand times and more. Behind
-our table the node counts what came out and drops it, so that no connection is ever kept and each packet is a first one.
+It must find its way all the same (contract 5.7.2).
+
+Each test sends hundreds of thousands of first packets to one frontend while what it looks up
+changes a thousand times and more. Behind our table the node counts what came out and drops it, so
+that no connection is ever kept and each packet is a first one.
 """
 
 import contextlib
@@ -74,7 +77,10 @@ def survive(
     where: str = "client",
     enough: int = PACKETS,
 ) -> tuple[int, int, int]:
-    """Flood a frontend while its Service goes through `states` again and again: packets untranslated, translated, transactions."""
+    """Flood a frontend while its Service goes through `states` again and again.
+
+    Packets untranslated, translated, transactions.
+    """
     address, port, protocol = web.at(kind, wire)
     ip = "ip6" if wire.family is Family.IPv6 else "ip"
     rules = f"""
@@ -155,7 +161,9 @@ def test_an_internal_policy_that_flips(world: World, wire: Wire) -> None:
 @pytest.mark.contract("5.7.2", "2.7.4")
 @pytest.mark.parametrize("wire", [WIRES[1], WIRES[2]], ids=str)
 def test_source_ranges_that_change(world: World, wire: Wire) -> None:
-    """The client is allowed all the time, but each time by another range, of another length or of the same."""
+    """The client is allowed all the time, but each time by another range, of another length or of
+    the same.
+    """
     web = Web(world, wire)
     client = world.address("client", wire.family)
     lengths = (32, 24, 25) if wire.family is Family.IPv4 else (128, 64, 120)
@@ -221,7 +229,10 @@ def test_a_pick_that_misses_its_slot_takes_the_first(
 
 
 def test_zero_means_something(world: World) -> None:
-    """A Service that comes and goes: in between packets do come out untranslated, and are counted."""
+    """A Service that comes and goes.
+
+    In between packets do come out untranslated, and are counted.
+    """
     wire = WIRES[1]
     web = Web(world, wire)
     world.apply(web.service())

@@ -1,6 +1,8 @@
-"""What is masqueraded and what is not, and endpoints that reach themselves (contract 4.1, 4.3, 4.4; Appendix B 8).
+"""What is masqueraded and what is not, and endpoints that reach themselves (contract 4.1, 4.3, 4.4;
+Appendix B 8).
 
-Which source each kind of frontend shows is in test_packets_frontends, test_packets_policies and, by detector, test_packets_detectors.
+Which source each kind of frontend shows is in test_packets_frontends, test_packets_policies and, by
+detector, test_packets_detectors.
 """
 
 import itertools
@@ -125,7 +127,10 @@ def test_only_endpoints_here_are_in_the_hairpin_set(world: World, family: Family
 @each_wire
 @each_external
 def test_source_ports_are_randomised(world: World, wire: Wire, kind: Kind) -> None:
-    """Each is random over tens of thousands: of eight, hardly one stays as it was, and they follow no order."""
+    """Each is random over tens of thousands.
+
+    Of eight, hardly one stays as it was, and they follow no order.
+    """
     web = Web(world)
     web.apply("pod1-1")
     answers = [world.ask("client", *web.at(kind, wire)) for _ in range(8)]
@@ -173,7 +178,10 @@ def test_what_is_not_translated_is_not_masqueraded(
 @pytest.mark.contract("4.1.8", "9.12")
 @pytest.mark.parametrize("family", list(Family))
 def test_the_mark_is_set_for_every_port_of_a_cluster_ip(world: World, family: Family) -> None:
-    """Decided on the destination being a ClusterIP, before the port is looked at; and it is gone again on the way out."""
+    """Decided on the destination being a ClusterIP, before the port is looked at.
+
+    And it is gone again on the way out.
+    """
     web = Web(world)
     web.apply("pod1-1")
     ip = "ip6" if family is Family.IPv6 else "ip"
@@ -199,14 +207,17 @@ def test_other_bits_of_the_mark_stay(world: World, wire: Wire) -> None:
     """Marks of others pass untouched, and our bit is taken away again when the packet leaves."""
     web = Web(world)
     web.apply("pod2-1")
-    source = f"ip{'6' if wire.family is Family.IPv6 else ''} daddr {world.address('pod2-1', wire.family)}"
+    source = (
+        f"ip{'6' if wire.family is Family.IPv6 else ''} daddr "
+        f"{world.address('pod2-1', wire.family)}"
+    )
     rules = f"""
     counter others {{ }}
     counter during {{ }}
     counter after {{ }}
     chain marks {{ type filter hook prerouting priority -150; iifname eth0 meta mark set 0x8003; }}
     chain forward {{ type filter hook forward priority -1; {source} meta mark 0xc003 counter name during; }}
-    chain out {{ type filter hook postrouting priority 200; {source} meta mark 0x8003 counter name after; }}"""
+    chain out {{ type filter hook postrouting priority 200; {source} meta mark 0x8003 counter name after; }}"""  # noqa: E501
     with foreign_rules(world, "node1", rules):
         answer = world.ask("client", *web.at("vip", wire))
         assert answer.source == masked(world, "node1", "pod2-1", wire.family)
@@ -217,7 +228,10 @@ def test_other_bits_of_the_mark_stay(world: World, wire: Wire) -> None:
 @pytest.mark.contract("4.3.2")
 @each_wire
 def test_a_mark_of_others_with_our_bit_masquerades(world: World, wire: Wire) -> None:
-    rules = "chain marks { type filter hook prerouting priority -150; iifname eth0 meta mark set 0x4000; }"
+    rules = (
+        "chain marks { type filter hook prerouting priority -150; iifname eth0 meta mark "
+        "set 0x4000; }"
+    )
     with foreign_rules(world, "node1", rules):
         answer = world.ask("client", world.address("pod1-1", wire.family), 8080, wire.protocol)
     assert answer.source == masked(world, "node1", "pod1-1", wire.family)
@@ -227,7 +241,9 @@ def test_a_mark_of_others_with_our_bit_masquerades(world: World, wire: Wire) -> 
 @each_wire
 @pytest.mark.parametrize("kind", ["vip", "external"])
 def test_the_way_back(world: World, wire: Wire, kind: Kind) -> None:
-    """The client hears from the address it asked, through masquerade and without, or it would not take the answer."""
+    """The client hears from the address it asked, through masquerade and without, or it would not
+    take the answer.
+    """
     web = Web(world)
     for spec in POLICIES.values():
         web.apply("pod1-1", **spec)

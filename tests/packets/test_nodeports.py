@@ -34,7 +34,10 @@ def everywhere() -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def listed() -> Iterator[World]:
-    """NodePorts on node addresses and on a network from which the node has no address at first; loopback is listed too."""
+    """NodePorts on node addresses and on a network from which the node has no address at first.
+
+    Loopback is listed too.
+    """
     ports: dict[Family, NodePortNetworks] = {
         Family.IPv4: tuple(
             map(parse_network, ("192.168.50.0/24", MORE[Family.IPv4], "127.0.0.0/8"))
@@ -143,7 +146,8 @@ def test_listed_is_nowhere_else(listed: World, wire: Wire) -> None:
         listed.ask("pod1-1", gateway(listed, wire.family), web.node_port, wire.protocol).name
         == "node1"
     )
-    # An address that reaches the node but is on no interface of its own is not accepted, though it is in a listed network.
+    # An address that reaches the node but is on no interface of its own is not accepted, though it
+    # is in a listed network.
     absent = {Family.IPv4: "192.168.88.99", Family.IPv6: "fd00:88::99"}[wire.family]
     listed.lab.route("client", f"{absent}/{wire.family.bits}", "node1")
     assert not isinstance(
@@ -201,7 +205,10 @@ def test_a_family_without_a_listed_network_is_open() -> None:
 @pytest.mark.contract("2.6.5", "2.6.6")
 @each_wire
 def test_no_address_accepts_any(wire: Wire) -> None:
-    """A listed network of which the node has no address: NodePorts nowhere, and refusals nowhere."""
+    """A listed network of which the node has no address.
+
+    NodePorts nowhere, and refusals nowhere.
+    """
     ports: dict[Family, NodePortNetworks] = {wire.family: (parse_network(MORE[wire.family]),)}
     with World(lab={"nodes": 1, "pods": 1, "families": [wire.family]}, nodeports=ports) as world:
         route_outside(world)

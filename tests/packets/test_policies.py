@@ -148,7 +148,10 @@ def test_external_local(
 @pytest.mark.contract("2.3.7", "2.3.9", "4.1.6")
 @each_wire
 def test_external_local_a_pod_of_another_node_is_a_pod(world: World, wire: Wire) -> None:
-    """With the cluster's CIDR as the detector: the cluster list, though the endpoint will answer past node1."""
+    """With the cluster's CIDR as the detector.
+
+    The cluster list, though the endpoint will answer past node1.
+    """
     web = Web(world)
     web.apply("pod2-1", externalTrafficPolicy="Local")
     family, protocol = wire
@@ -161,7 +164,7 @@ def test_external_local_a_pod_of_another_node_is_a_pod(world: World, wire: Wire)
     chain out {{
         type filter hook postrouting priority 300
         {ip} saddr {source} {ip} daddr {destination} {protocol.lower()} dport 8080 counter name passed
-    }}"""
+    }}"""  # noqa: E501
     with foreign_rules(world, "node1", rules):
         world.connect("pod2-2", *web.at("nodeport", wire), timeout=SILENCE)
         assert passes(world, "node1", "passed")
@@ -276,7 +279,10 @@ STATES: dict[str, tuple[tuple[Ready, ...], dict[str, Any]]] = {
 @each_wire
 @each_kind
 def test_established_connections_outlive_every_change(world: World, wire: Wire, kind: Kind) -> None:
-    """Through policy, endpoint and affinity changes, from a pod, the node and outside; also when the Service goes."""
+    """Through policy, endpoint and affinity changes, from a pod, the node and outside.
+
+    Also when the Service goes.
+    """
     web = Web(world)
     web.apply(*PODS)
     opened = []

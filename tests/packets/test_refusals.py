@@ -1,4 +1,7 @@
-"""What happens to connections that no endpoint takes: rejected, dropped, or not our business (contract 2.5; Appendix B 2, 5)."""
+"""What happens to connections that no endpoint takes.
+
+Rejected, dropped, or not our business (contract 2.5; Appendix B 2, 5).
+"""
 
 import contextlib
 import socket
@@ -104,7 +107,10 @@ def test_usable_only_elsewhere(world: World, wire: Wire, kind: Kind, elsewhere: 
 @each_wire
 @each_external
 def test_cluster_policy_never_drops(world: World, wire: Wire, kind: Kind) -> None:
-    """Internal policy Local and nothing here: the ClusterIP is dropped, external addresses still reach the endpoint elsewhere."""
+    """Internal policy Local and nothing here.
+
+    The ClusterIP is dropped, external addresses still reach the endpoint elsewhere.
+    """
     web = Web(world)
     web.apply("pod2-1", internalTrafficPolicy="Local")
     web.assert_dropped("client", "cluster", wire)
@@ -164,7 +170,7 @@ def test_ping_of_an_external_address_is_not_our_business(
     address = web.address(kind, family)
     rules = f"""
     counter passed {{ }}
-    chain forward {{ type filter hook forward priority 300; {ip} daddr {address} meta l4proto {proto} counter name passed; }}"""
+    chain forward {{ type filter hook forward priority 300; {ip} daddr {address} meta l4proto {proto} counter name passed; }}"""  # noqa: E501
     with foreign_rules(world, "node1", rules):
         with icmp(world, "client", family) as sending:
             ping(sending, address)
@@ -192,7 +198,10 @@ def test_established_connections_are_never_refused(world: World, wire: Wire, kin
 @pytest.mark.contract("2.5.4", "2.6.5", "2.6.9")
 @each_wire
 def test_a_nodeport_is_refused_on_accepted_addresses_only(world: World, wire: Wire) -> None:
-    """A process on the same port of the node does not get its packets; on another address of the node it does."""
+    """A process on the same port of the node does not get its packets.
+
+    On another address of the node it does.
+    """
     web = Web(world)
     web.apply()
     port = web.node_port
@@ -336,7 +345,9 @@ def test_source_ranges_come_first(world: World, wire: Wire, spec: dict[str, Any]
 @pytest.mark.contract("9.5", "9.6")
 @each_family
 def test_invalid_packets_and_drops_of_others(world: World, family: Family) -> None:
-    """What conntrack calls invalid is forwarded as if we were not there, and nothing of ours overrules a drop of another table."""
+    """What conntrack calls invalid is forwarded as if we were not there, and nothing of ours
+    overrules a drop of another table.
+    """
     ip, target = "ip6" if family is Family.IPv6 else "ip", world.address("pod1-1", family)
     rules = f"""
     counter invalid {{ }}

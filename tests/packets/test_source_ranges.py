@@ -35,7 +35,10 @@ def world() -> Iterator[World]:
 
 
 def allowed(world: World, web: Web, wire: Wire) -> set[str]:
-    """Which places reach the load-balancer address; all others are dropped by the rule for that, and only they."""
+    """Which places reach the load-balancer address.
+
+    All others are dropped by the rule for that, and only they.
+    """
     chain = f"allowed{wire.family.digit}"
     found = set()
     for where in SOURCES:
@@ -54,7 +57,10 @@ def allowed(world: World, web: Web, wire: Wire) -> set[str]:
 @pytest.mark.contract("2.7.4", "2.7.5", "9.10")
 @each_wire
 def test_only_those_in_a_range(world: World, wire: Wire) -> None:
-    """Not even pods and the node itself are exempt; the other kinds of addresses are open to everybody."""
+    """Not even pods and the node itself are exempt.
+
+    The other kinds of addresses are open to everybody.
+    """
     web = Web(world)
     web.apply("pod1-1", "pod2-1", loadBalancerSourceRanges=[*CLIENTS.values(), *OTHERS.values()])
     assert allowed(world, web, wire) == {"client"}

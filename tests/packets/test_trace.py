@@ -295,7 +295,10 @@ def test_another_table_translates_first(world: World) -> None:
     web.apply("pod2-1")
     where, there = namespace_of(world), world.address("pod1-2")
     address = web.address("cluster", Family.IPv4)
-    chain = f"type nat hook prerouting priority -110; ip daddr {address} tcp dport 80 dnat to {there}:9376"
+    chain = (
+        f"type nat hook prerouting priority -110; ip daddr {address} tcp dport 80 dnat to "
+        f"{there}:9376"
+    )
     with rules(where, f"table ip hostport {{ chain pre {{ {chain}; }}; }}", "ip hostport"):
         path = seen(
             where,

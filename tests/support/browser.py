@@ -137,7 +137,10 @@ class Browser:
 
 
 class Tab:
-    """A tab, what it requested, and what it complained about: scripts, styles or requests that were blocked."""
+    """A tab, what it requested, and what it complained about.
+
+    Scripts, styles or requests that were blocked.
+    """
 
     def __init__(self, browser: Browser, session: str) -> None:
         self.requests: list[str] = []

@@ -1,7 +1,9 @@
-"""What may reach libnftables: texts and JSON in exactly the forms that we give everything, nothing else.
+"""What may reach libnftables.
 
-libnftables resolves names by DNS, takes integers for addresses and aborts the process on `*`: the check does not repeat how
-our code writes, it says what every text has to look like.
+Texts and JSON in exactly the forms that we give everything, nothing else.
+
+libnftables resolves names by DNS, takes integers for addresses and aborts the process on `*`: the
+check does not repeat how our code writes, it says what every text has to look like.
 """
 
 import ipaddress
@@ -11,9 +13,10 @@ from typing import Any
 
 _NAME = re.compile(r"[A-Za-z0-9_./-]{1,255}")
 _COMMENT = re.compile(r"[A-Za-z0-9_./:-]{1,127}")
-_WORDS = "type|typeof|size|flags|counter|ct|ip|ip6|meta|tcp|udp|sctp|th|dnat|goto|jump|fib|reject|drop|iifname|masquerade|update"
+_WORDS = "type|typeof|size|flags|counter|ct|ip|ip6|meta|tcp|udp|sctp|th|dnat|goto|jump|fib|reject|drop|iifname|masquerade|update"  # noqa: E501
 _LINE = re.compile(
-    r"(add|delete|flush) (table|chain|set|map) inet nftproxy( [A-Za-z0-9_./-]{1,255})?|table inet nftproxy \{"
+    r"(add|delete|flush) (table|chain|set|map) inet nftproxy( [A-Za-z0-9_./-]{1,255})?|table "
+    r"inet nftproxy \{"
     r"|(chain|set|map) [A-Za-z0-9_./-]{1,255} \{|\}|(" + _WORDS + r")\b[ -~]*"
     r"|(add (map|table)|delete table) inet nftproxy-probe[ -~]*|"
 )

@@ -1,9 +1,11 @@
-"""Churn: clients connect without pause while everything around the services changes, up to a hundred times a second.
+"""Churn: clients connect without pause while everything around the services changes, up to a
+hundred times a second.
 
-A few *steady* services have a ready endpoint on each node the whole time. Whatever else happens, no connection to one may be
-refused or lost, each must reach an endpoint that the service had at that moment, and open connections must go on (contract
-2.9.1). Every steady service has endpoint ports of its own, so an answer tells whose endpoint it is. The clients run in a process
-of their own (`python -m tests.support.churn`, orders on its input), so that they and the changes really happen at once.
+A few *steady* services have a ready endpoint on each node the whole time. Whatever else happens, no
+connection to one may be refused or lost, each must reach an endpoint that the service had at that
+moment, and open connections must go on (contract 2.9.1). Every steady service has endpoint ports of
+its own, so an answer tells whose endpoint it is. The clients run in a process of their own (`python
+-m tests.support.churn`, orders on its input), so that they and the changes really happen at once.
 """
 
 import json
@@ -56,7 +58,9 @@ class Reached(NamedTuple):
 
 
 class Version(NamedTuple):
-    """What endpoints a steady service had, from the moment it was told to the moment when the next version was in place."""
+    """What endpoints a steady service had, from the moment it was told to the moment when the next
+    version was in place.
+    """
 
     begin: float
     end: float
@@ -89,7 +93,10 @@ def churn(seconds: float, rate: float, seed: int) -> Outcome:
 
 
 def _target_ports(number: int) -> tuple[int, int]:
-    """Return the two ports that the endpoints of a steady service have in turn; the last pair is for the other services."""
+    """Return the two ports that the endpoints of a steady service have in turn.
+
+    The last pair is for the other services.
+    """
     return 9000 + 10 * number, 9001 + 10 * number
 
 
@@ -107,7 +114,8 @@ def _judge(cluster: "_Cluster", report: dict[str, Any]) -> Outcome:
         possible = (v for v in versions if v.begin <= reached.end and v.end >= reached.begin)
         if not any((reached.address, reached.port) in version.endpoints for version in possible):
             outcome.problems.append(
-                f"service {reached.steady} was answered by {reached.address}:{reached.port}, none of its endpoints"
+                f"service {reached.steady} was answered by {reached.address}:{reached.port}, "
+                "none of its endpoints"
             )
     return outcome
 
@@ -152,7 +160,10 @@ class _Steady:
         return 31000 + self.number
 
     def frontends(self, world: World, place: str) -> Iterator[Frontend]:
-        """Yield everything a client connects to: NodePorts on the node that the client's packets come to first."""
+        """Yield everything a client connects to.
+
+        NodePorts on the node that the client's packets come to first.
+        """
         on_node = "node2" if place.startswith("pod2") else "node1"
         for family, kinds in self.ips.items():
             for protocol in ("TCP", "UDP"):
@@ -301,7 +312,10 @@ class _Cluster:
         self._renew(steady)
 
     def _change_other(self) -> None:
-        """Make, change or delete a service that nobody depends on; it may claim what an older one has."""
+        """Make, change or delete a service that nobody depends on.
+
+        It may claim what an older one has.
+        """
         number = self._random.randrange(20)
         name = f"other{number}"
         port = _target_ports(STEADY)[0]
@@ -351,7 +365,9 @@ class _Cluster:
             table.tidy()
 
     def _restart(self) -> None:
-        """Start a node's proxy again, now and then with other settings, so that it loads another program."""
+        """Start a node's proxy again, now and then with other settings, so that it loads another
+        program.
+        """
         name = self._random.choice(list(self._world.tables))
         self._reloaded = self._reloaded != (self._random.random() < 0.5)
         detector: LocalDetector = CLUSTER
@@ -486,7 +502,10 @@ class _Client:
 
 
 def _retransmitted(connection: Connection) -> int:
-    """Return how many packets a TCP connection sent twice: a lost SYN is repeated after a second and would pass for slow."""
+    """Return how many packets a TCP connection sent twice.
+
+    A lost SYN is repeated after a second and would pass for slow.
+    """
     info = connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     return int(struct.unpack_from("=I", info, 100)[0])  # tcpi_total_retrans
 

@@ -1,8 +1,11 @@
-"""A real Kubernetes control plane for tests: etcd and kube-apiserver on the loopback of a network namespace of its own.
+"""A real Kubernetes control plane for tests.
 
-It runs where `KUBEBUILDER_ASSETS` names a folder with `etcd`, `kube-apiserver` and `kubectl`, the convention of the controller-runtime
-test environment. There is no controller: EndpointSlices are made by hand, and so are Nodes. A thread that makes sockets inside
-`with cluster.entered():` reaches the server at 127.0.0.1, and so do threads and processes started there.
+Etcd and kube-apiserver on the loopback of a network namespace of its own.
+
+It runs where `KUBEBUILDER_ASSETS` names a folder with `etcd`, `kube-apiserver` and `kubectl`, the
+convention of the controller-runtime test environment. There is no controller: EndpointSlices are
+made by hand, and so are Nodes. A thread that makes sockets inside `with cluster.entered():` reaches
+the server at 127.0.0.1, and so do threads and processes started there.
 """
 
 import contextlib
@@ -44,13 +47,17 @@ def assets() -> Path | None:
 
 needs_cluster = pytest.mark.skipif(
     assets() is None,
-    reason=f"KUBEBUILDER_ASSETS names no folder with {', '.join(PROGRAMS)}: there is no API server to test against",
+    reason=f"KUBEBUILDER_ASSETS names no folder with {', '.join(PROGRAMS)}: there is no API "
+    "server to test against",
 )
 
 
 @dataclass
 class Cluster:
-    """A control plane that runs from `with` on. `namespace` names the network namespace; None makes one and deletes it at the end."""
+    """A control plane that runs from `with` on. `namespace` names the network namespace.
+
+    None makes one and deletes it at the end.
+    """
 
     namespace: str | None = None
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
@@ -79,7 +86,10 @@ class Cluster:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Let the calling thread live in the cluster's namespace: sockets, threads and processes begun there belong to it."""
+        """Let the calling thread live in the cluster's namespace.
+
+        Sockets, threads and processes begun there belong to it.
+        """
         assert self.namespace
         with namespaces.enter(self.namespace):
             yield
@@ -89,7 +99,9 @@ class Cluster:
         return f"https://127.0.0.1:{self._port}"
 
     def kubeconfig(self, user: str = "admin") -> Path:
-        """Return a kubeconfig of `admin`, who may do everything, or `system:kube-proxy`, a node-proxier (contract 10.2)."""
+        """Return a kubeconfig of `admin`, who may do everything, or `system:kube-proxy`, a
+        node-proxier (contract 10.2).
+        """
         path = self._folder / f"{user.replace(':', '-')}.kubeconfig"
         mine = self._admin if user == "admin" else self._proxy
         document = {
@@ -125,7 +137,10 @@ class Cluster:
         documents: Document | list[Document] | None = None,
         check: bool = True,
     ) -> str:
-        """Run kubectl as admin and return what it prints; `documents` go to its standard input, for `-f -`."""
+        """Run kubectl as admin and return what it prints.
+
+        `documents` go to its standard input, for `-f -`.
+        """
         listed = documents if isinstance(documents, list) else [documents]
         given = (
             None
@@ -152,7 +167,10 @@ class Cluster:
         self.kubectl("apply", "-f", "-", documents=list(documents))
 
     def start_apiserver(self) -> None:
-        """Start the API server, and return when it is ready. After a stop it has the same address and objects as before."""
+        """Start the API server, and return when it is ready.
+
+        After a stop it has the same address and objects as before.
+        """
         private, public = self._signing
         self._start(
             "kube-apiserver",
@@ -169,9 +187,11 @@ class Cluster:
             f"--service-account-key-file={public}",
             f"--service-account-signing-key-file={private}",
             "--authorization-mode=RBAC",
-            "--disable-admission-plugins=ServiceAccount",  # nobody here makes the default accounts it asks for
+            # Nobody here makes the default accounts it asks for
+            "--disable-admission-plugins=ServiceAccount",
             "--allow-privileged=true",
-            "--shutdown-watch-termination-grace-period=1s",  # else it waits for the end of all watches
+            # Else it waits for the end of all watches
+            "--shutdown-watch-termination-grace-period=1s",
         )
         tls = ssl.create_default_context(cafile=str(self._authority.own.certificate))
         tls.load_cert_chain(self._admin.certificate, self._admin.key)

@@ -1,4 +1,6 @@
-"""A router with somebody else's rules, and packets sent across it: what became of each, seen where they arrive.
+"""A router with somebody else's rules, and packets sent across it.
+
+What became of each, seen where they arrive.
 
 A client, a pod on a bridge and a server hang on the router. Frames are made by hand, so that
 nothing is sent but what a test wants, and each carries a number by which it is known again however
@@ -145,7 +147,8 @@ class Crossing:
         for place, netns in self._places.items():
             mac = _ROUTER_MAC[place] if place != "pod" else "0a:00:00:00:02:03"
             lines.append(
-                f"link add {PORT[place]} address {mac} type veth peer name eth0 address {_MAC[place]} netns {netns}"
+                f"link add {PORT[place]} address {mac} type veth peer name eth0 address "
+                f"{_MAC[place]} netns {netns}"
             )
         lines += [
             "link set port0 master br0",
@@ -155,11 +158,13 @@ class Crossing:
         for place in NETWORK:
             for six in (False, True):
                 lines.append(
-                    f"addr add {address(place, six=six, host=1)}/{64 if six else 24} dev {LINK[place]}{' nodad' if six else ''}"
+                    f"addr add {address(place, six=six, host=1)}/{64 if six else 24} dev "
+                    f"{LINK[place]}{' nodad' if six else ''}"
                 )
                 for host in range(2, 10):
                     lines.append(
-                        f"neigh add {address(place, six=six, host=host)} lladdr {_MAC[place]} dev {LINK[place]} nud permanent"
+                        f"neigh add {address(place, six=six, host=host)} lladdr {_MAC[place]} "
+                        f"dev {LINK[place]} nud permanent"
                     )
         lines += [
             f"route add 10.9.0.0/16 via {address('server', six=False)}",
@@ -341,7 +346,9 @@ def _datagram(shot: Shot, number: int) -> bytes:
 
 
 def _parse(data: bytes, number: int) -> tuple[str, str, int] | str:
-    """Source, destination and port of our packet, "refused" if this is an answer that refuses it, or nothing."""
+    """Source, destination and port of our packet, "refused" if this is an answer that refuses it,
+    or nothing.
+    """
     if data[0] >> 4 == 4:
         protocol, body = data[9], data[20:]
         source, destination = (

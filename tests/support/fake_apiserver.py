@@ -1,7 +1,10 @@
-"""A stand-in for the API server, at the HTTP edge: plain sockets, real HTTP/1.1, state like etcd's, and bad manners on request.
+"""A stand-in for the API server, at the HTTP edge.
 
-It lists (in pages, too), watches and streams lists as a real one does. A *hazard* is a function that answers one request instead;
-it is put in a queue per resource, and is used up by the first request that it is meant for.
+Plain sockets, real HTTP/1.1, state like etcd's, and bad manners on request.
+
+It lists (in pages, too), watches and streams lists as a real one does. A *hazard* is a function
+that answers one request instead; it is put in a queue per resource, and is used up by the first
+request that it is meant for.
 """
 
 import contextlib
@@ -76,7 +79,8 @@ class Exchange:
 
     def begin(self) -> None:
         self.connection.sendall(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: "
+            b"chunked\r\n\r\n"
         )
 
     def chunk(self, content: bytes) -> None:
@@ -99,7 +103,9 @@ class Exchange:
         self.hold()
 
     def events(self, since: int | None = None) -> Iterator[bytes]:
-        """Yield what happens after a version (that of the request, unless told otherwise) until watches are ended."""
+        """Yield what happens after a version (that of the request, unless told otherwise) until
+        watches are ended.
+        """
         collection = self.collection
         at = int(self.request.query["resourceVersion"]) if since is None else since
         while True:
@@ -124,7 +130,10 @@ Hazard = Callable[[Exchange], None]
 
 
 class FakeApiServer:
-    """Listens on a loopback port from `with` on. `condition` is notified of requests and changes."""
+    """Listens on a loopback port from `with` on.
+
+    `condition` is notified of requests and changes.
+    """
 
     def __init__(self, *, streams_lists: bool = True, tls: ssl.SSLContext | None = None) -> None:
         self.condition = threading.Condition()
@@ -195,7 +204,9 @@ class FakeApiServer:
         )
 
     def bookmark(self, resource: str) -> None:
-        """Send a bookmark, as often as the world moves on without anything happening to the resource."""
+        """Send a bookmark, as often as the world moves on without anything happening to the
+        resource.
+        """
         self._happen(resource, "BOOKMARK", {"metadata": {}}, self.version + 1)
 
     def forget(self, resource: str) -> None:
@@ -213,7 +224,7 @@ class FakeApiServer:
     # Bad manners
 
     def expect(self, resource: str, hazard: Hazard, *, verb: str = "", times: int = 1) -> None:
-        """Have the next requests of a verb (`list`, `watch`, both if empty) answered by `hazard`."""
+        """Have the next requests of a verb (`list`, `watch`, "" for both) answered by `hazard`."""
         with self.condition:
             self._hazards.append((resource, verb, hazard, [times]))
 
@@ -343,7 +354,9 @@ class FakeApiServer:
 
 
 def list_objects(exchange: Exchange) -> None:
-    """Answer a list; the token of the next page is the number of objects that were listed and the version of the whole."""
+    """Answer a list; the token of the next page is the number of objects that were listed and the
+    version of the whole.
+    """
     collection, query, server = exchange.collection, exchange.request.query, exchange.server
     with server.condition:
         begin, _, version = query.get("continue", f"0/{server.version}").partition("/")

@@ -1,4 +1,6 @@
-"""ufw and firewalld as Debian has them, in a network namespace: their files are copies, so the machine's own stay as they are.
+"""ufw and firewalld as Debian has them, in a network namespace.
+
+Their files are copies, so the machine's own stay as they are.
 
 with Firewall("ufw", netns) as firewall:
     firewall.run("ufw route allow in on cni0")
@@ -44,7 +46,10 @@ def need(kind: str) -> None:
 
 
 class Firewall:
-    """One of them, running; all it started ends with the `with` block, but its rules stay in the namespace."""
+    """One of them, running.
+
+    All it started ends with the `with` block, but its rules stay in the namespace.
+    """
 
     def __init__(self, kind: str, netns: str) -> None:
         self._kind = kind

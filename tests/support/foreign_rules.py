@@ -1,4 +1,6 @@
-"""Rulesets as other programs and administrators write them: some by hand, of the kinds that are found on nodes, and any number by chance.
+"""Rulesets as other programs and administrators write them.
+
+Some by hand, of the kinds that are found on nodes, and any number by chance.
 
 The places are those of `crossing`: in0 (10.1.0.0/24, fd01::/64), br0 (10.2., fd02), out0 (10.3. and
 10.9., fd03 and fd09).
@@ -156,11 +158,20 @@ class Writer:
         one, other, third = (self._random.choice(ends) for _ in range(3))
         options = [
             f"ct state vmap {{ established : accept, new : {one}, invalid : {other} }}",
-            f"meta l4proto {{ tcp, udp }} th dport vmap {{ 1-100 : {one}, 443 : {other}, 1000-8080 : {third} }}",
+            (
+                f"meta l4proto {{ tcp, udp }} th dport vmap "
+                f"{{ 1-100 : {one}, 443 : {other}, 1000-8080 : {third} }}"
+            ),
             f'iifname vmap {{ "in0" : {one}, "br0" : {other}, "lo" : accept }}',
-            f"meta l4proto {{ tcp, udp }} meta l4proto . th dport vmap {{ tcp . 80 : {one}, udp . 53 : {other}, tcp . 8080 : {third} }}",
+            (
+                f"meta l4proto {{ tcp, udp }} meta l4proto . th dport vmap "
+                f"{{ tcp . 80 : {one}, udp . 53 : {other}, tcp . 8080 : {third} }}"
+            ),
             f"numgen random mod 4 vmap {{ 0-2 : {one}, 3 : {other} }}",
-            f"jhash {self._ip()} saddr . {self._ip()} daddr mod 3 vmap {{ 0 : {one}, 1 : {other}, 2 : {third} }}",
+            (
+                f"jhash {self._ip()} saddr . {self._ip()} daddr mod 3 vmap "
+                f"{{ 0 : {one}, 1 : {other}, 2 : {third} }}"
+            ),
             f"meta mark vmap {{ 0x0 : {one}, 0x1 : {other} }}",
         ]
         return self._random.choice(options)
@@ -229,19 +240,23 @@ class Writer:
         return [
             lambda: f"meta l4proto {equal}{self._pick('tcp', 'udp', '{ tcp, udp }', 'icmp')}",
             lambda: (
-                f"tcp dport {equal}{self._pick('80', '1-100', '{ 80, 443 }', '{ 1-100, 8000-9000 }')}"
+                "tcp dport "
+                f"{equal}{self._pick('80', '1-100', '{ 80, 443 }', '{ 1-100, 8000-9000 }')}"
             ),
             lambda: f"tcp dport {self._pick('>= 443', '< 1024')}",
             lambda: (
-                f"udp dport {equal}{self._pick('53', '1-100', '{ 53, 443 }', '{ 1-60, 8000-9000 }')}"
+                "udp dport "
+                f"{equal}{self._pick('53', '1-100', '{ 53, 443 }', '{ 1-60, 8000-9000 }')}"
             ),
             lambda: (
-                f"meta l4proto {{ tcp, udp }} th dport {equal}{self._pick('80', '1-1024', '{ 53, 80, 8080 }')}"
+                f"meta l4proto {{ tcp, udp }} th dport "
+                f"{equal}{self._pick('80', '1-1024', '{ 53, 80, 8080 }')}"
             ),
             lambda: f"udp sport {equal}{self._pick('1-20000', '20001-65535')}",
             lambda: f"meta l4proto tcp ct original proto-dst {equal}{self._pick('80', '443')}",
             lambda: (
-                f"tcp flags {self._pick('syn', '& (fin | syn | rst | ack) == syn', '& (syn | ack) == ack')}"
+                "tcp flags "
+                f"{self._pick('syn', '& (fin | syn | rst | ack) == syn', '& (syn | ack) == ack')}"
             ),
             lambda: f"{icmp} type {self._pick('echo-request', 'echo-reply')}",
             lambda: f"meta l4proto {{ tcp, udp }} @th,16,16 & 0xff {self._pick('== 80', '!= 53')}",
@@ -258,13 +273,14 @@ class Writer:
             lambda: f"{ip} saddr {equal}{self._network(ip)}",
             lambda: f"{ip} daddr {equal}{self._host(ip)}",
             lambda: (
-                f"{ip} daddr {equal}{{ {self._network(ip)}, {'fd08::/64' if six else '10.8.0.0-10.8.0.9'} }}"
+                f"{ip} daddr "
+                f"{equal}{{ {self._network(ip)}, {'fd08::/64' if six else '10.8.0.0-10.8.0.9'} }}"
             ),
             lambda: f"{ip} saddr & {'::3 == ::2' if six else '0.0.0.3 == 0.0.0.2'}",
             lambda: f"meta mark {equal}{self._pick('0x0', '0x1', '0x10')}",
             lambda: f"meta mark & {self._pick('0x1 == 0x1', '0x10 == 0x0', '0x11 != 0x0')}",
             lambda: (
-                f"ct state {equal}{self._pick('new', 'invalid', 'established,related', '{ new, untracked }')}"
+                f"ct state {equal}{self._pick('new', 'invalid', 'established,related', '{ new, untracked }')}"  # noqa: E501
             ),
             lambda: f"ct mark {equal}{self._pick('0x0', '0x5')}",
             lambda: f"ct status {self._pick('dnat', 'snat')}",
@@ -340,7 +356,8 @@ class Writer:
     def _concat_match(self, ip: str) -> str:
         keys = sorted(
             {
-                f"{self._host(ip)} . {self._pick('tcp', 'udp')} . {self._pick('80', '443', '53', '8080')}"
+                f"{self._host(ip)} . {self._pick('tcp', 'udp')} . "
+                f"{self._pick('80', '443', '53', '8080')}"
                 for _ in range(8)
             }
         )
@@ -361,7 +378,8 @@ class Writer:
         for key in keys:
             taken.setdefault(key.partition(" ")[0], key)
         name = self._set(
-            f"type {self._type(ip)} . inet_service; flags interval; elements = {{ {', '.join(taken.values())} }}"
+            f"type {self._type(ip)} . inet_service; flags interval; elements = "
+            f"{{ {', '.join(taken.values())} }}"
         )
         return (
             f"meta l4proto {{ tcp, udp }} {ip} daddr . th dport @{name}"

@@ -1,4 +1,6 @@
-"""Services for packet tests: each has addresses and ports of its own, so that one World serves a whole module.
+"""Services for packet tests.
+
+Each has addresses and ports of its own, so that one World serves a whole module.
 
     web = Web(world)
     web.apply("pod1-1", "pod2-1", externalTrafficPolicy="Local")
@@ -31,7 +33,10 @@ Kind = Literal["cluster", "external", "vip", "nodeport"]
 EXTERNAL: tuple[Kind, ...] = ("external", "vip", "nodeport")
 KINDS: tuple[Kind, ...] = ("cluster", *EXTERNAL)
 ROUTES = ("203.0.112.0/20", "198.18.0.0/15", "fd00:beef::/64", "fd00:cafe::/64")
-"""Where load-balancer addresses and external IPs come from; the world outside sends them to node1."""
+"""Where load-balancer addresses and external IPs come from.
+
+The world outside sends them to node1.
+"""
 
 PORT_NAMES = {"tcp": "TCP", "udp": "UDP"}
 
@@ -71,7 +76,10 @@ def route_outside(world: World) -> None:
 
 
 class Web:
-    """A Service that no other test knows, with its slices; of all families and protocols, or of one."""
+    """A Service that no other test knows, with its slices.
+
+    Of all families and protocols, or of one.
+    """
 
     def __init__(self, world: World, only: Wire | None = None) -> None:
         number = next(_numbers)
@@ -134,7 +142,9 @@ class Web:
         suffix: str = "",
         names: Mapping[str, str] | None = None,
     ) -> list[EndpointSlice]:
-        """Its slices, one per family: pods, nodes and clients by name as endpoints, or with conditions or hints.
+        """Its slices, one per family.
+
+        Pods, nodes and clients by name as endpoints, or with conditions or hints.
 
         `names` are the names of the ports and their protocols.
         """
@@ -176,7 +186,9 @@ class Web:
         times: int = 48,
         **options: Any,
     ) -> set[str]:
-        """Who answers. That one of three endpoints is not among 48 answers happens once in 100 million runs."""
+        """Who answers. That one of three endpoints is not among 48 answers happens once in 100
+        million runs.
+        """
         return set(self.world.answers(where, *self.at(kind, wire, node), times=times, **options))
 
     def refusal_counter(self, kind: Kind, wire: Wire, node: str = "node1") -> int:
@@ -191,7 +203,9 @@ class Web:
         )
 
     def assert_dropped(self, where: str, kind: Kind, wire: Wire, node: str = "node1") -> None:
-        """A connection is met with silence, and it is the entry of this frontend on `node` that dropped it."""
+        """A connection is met with silence, and it is the entry of this frontend on `node` that
+        dropped it.
+        """
         before = self.refusal_counter(kind, wire, node)
         outcome = self.world.connect(where, *self.at(kind, wire, node), timeout=DROPPED)
         assert outcome == Silent(), f"{where} -> {kind}: {outcome}"
@@ -204,7 +218,10 @@ class Web:
 
 
 def becomes(read: Callable[[], Value], expected: Value, patience: float = 2.0) -> Value:
-    """Read until it is what is expected, or for some seconds; the last reading. A busy machine counts a packet a moment later."""
+    """Read until it is what is expected, or for some seconds; the last reading.
+
+    A busy machine counts a packet a moment later.
+    """
     deadline = time.monotonic() + patience
     while (found := read()) != expected and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -212,7 +229,10 @@ def becomes(read: Callable[[], Value], expected: Value, patience: float = 2.0) -
 
 
 def masked(world: World, node: str, answered_by: str, family: Family) -> str:
-    """The source that an endpoint sees of a connection which `node` masqueraded: the address of the interface towards it."""
+    """The source that an endpoint sees of a connection which `node` masqueraded.
+
+    The address of the interface towards it.
+    """
     own = world.lab.place(node)
     behind = getattr(world.lab.place(answered_by), "node", None)
     if behind == node:
@@ -221,7 +241,10 @@ def masked(world: World, node: str, answered_by: str, family: Family) -> str:
 
 
 def add_address(world: World, where: str, address: str) -> None:
-    """Give a place one more address of its own; of IPv6 the kernel makes the local route a moment later."""
+    """Give a place one more address of its own.
+
+    Of IPv6 the kernel makes the local route a moment later.
+    """
     world.lab.ip(where, f"addr replace {address}/{128 if ':' in address else 32} dev lo")
     deadline = time.monotonic() + 5
     with world.lab.enter(where):

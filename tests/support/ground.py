@@ -1,7 +1,9 @@
-"""The lab that scenarios are played in: a World with two nodes, two pods on each, two clients and a host outside.
+"""The lab that scenarios are played in.
 
-The host outside and the nodes listen on every port that packets are sent to; all ways back lead through the node that a packet came by.
-One load-balancer address is an address of node1 as well.
+A World with two nodes, two pods on each, two clients and a host outside.
+
+The host outside and the nodes listen on every port that packets are sent to; all ways back lead
+through the node that a packet came by. One load-balancer address is an address of node1 as well.
 """
 
 import socket
@@ -143,7 +145,10 @@ class Ground:
             for client, node, other in zip(
                 self.lab.clients, self.lab.nodes, reversed(self.lab.nodes), strict=True
             ):
-                back = f"route add {client.addresses[family]}/{family.bits} via {node.addresses[family]}"
+                back = (
+                    f"route add {client.addresses[family]}/{family.bits} via "
+                    f"{node.addresses[family]}"
+                )
                 outside.append(back)
                 self.lab.ip(other, back)
                 targets = (

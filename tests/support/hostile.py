@@ -1,4 +1,7 @@
-"""Objects that nobody should send: documents with anything in any field, and the two ways in which they come."""
+"""Objects that nobody should send.
+
+Documents with anything in any field, and the two ways in which they come.
+"""
 
 import copy
 import json
@@ -96,13 +99,18 @@ class Many:
 
 _ADDRESSES = [
     "0.0.0.0", "127.0.0.1", "127.1", "169.254.1.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "192.168.50.11", "10.244.1.1",  # noqa: S104
-    "010.001.002.003", "1.2.3.4.5", "1.2.3", "256.1.1.1", "0x7f000001", "::", "::1", "fe80::1", "fe80::1%eth0", "ff02::1",
-    "::ffff:10.0.0.1", "::ffff:127.0.0.1", "::127.0.0.1", "fd00:50::11", "::1.2.3.\u0664", "\u0661.2.3.4", "10.96.0.66", "203.0.113.67",
-    "10.0.0.0/8", "10.1.2.3/8", "0.0.0.0/0", "::/0", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/8/8", "/", "localhost", "default.svc",
+    "010.001.002.003", "1.2.3.4.5", "1.2.3", "256.1.1.1", "0x7f000001", "::", "::1", "fe80::1",
+    "fe80::1%eth0", "ff02::1",
+    "::ffff:10.0.0.1", "::ffff:127.0.0.1", "::127.0.0.1", "fd00:50::11", "::1.2.3.\u0664",
+    "\u0661.2.3.4", "10.96.0.66", "203.0.113.67",
+    "10.0.0.0/8", "10.1.2.3/8", "0.0.0.0/0", "::/0", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/8/8",
+    "/", "localhost", "default.svc",
 ]  # fmt: skip
 _TEXTS = [
-    "", " ", "0", "*", "\n", "web\n", "a b", "a;b", "}", "a{", '"', "\\", "$", "@", "\0", "\u202e", "\u00e9", "a/b", "..", "-",
-    "TCP", "tcp", "SCTP", "ICMP", "Local", "local", "None", "ClientIP", "IPv4", "IPv6", "FQDN", "x" * 64, Many("x", 300),
+    "", " ", "0", "*", "\n", "web\n", "a b", "a;b", "}", "a{", '"', "\\", "$", "@", "\0", "\u202e",
+    "\u00e9", "a/b", "..", "-",
+    "TCP", "tcp", "SCTP", "ICMP", "Local", "local", "None", "ClientIP", "IPv4", "IPv6", "FQDN",
+    "x" * 64, Many("x", 300),
     Many("x", 100_000),
 ]  # fmt: skip
 _OTHERS: list[Any] = [
@@ -149,7 +157,10 @@ def spoilt(changes: list[tuple[Place, Any]]) -> list[Document]:
 
 
 def from_the_api(documents: list[Document]) -> list[Object]:
-    """What a list answer of the API server makes of documents; what cannot be decoded is left out by name."""
+    """What a list answer of the API server makes of documents.
+
+    What cannot be decoded is left out by name.
+    """
     found: list[Object] = []
     for kind, document in zip(BAD, documents, strict=True):
         page = Decoder(KINDS[kind]).page(json.dumps({"metadata": {}, "items": [document]}).encode())

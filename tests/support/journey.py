@@ -1,8 +1,9 @@
 """The whole way of a connection, where the oracle speaks for one node only.
 
-From the source to the first node, perhaps to a second one, to an endpoint, and the way back: a `Journey` puts the verdicts along it
-together and says what the client may see. Nodes, and a host outside that has all outside addresses, listen on every port
-that connections are made to, so that "untouched" is an answer of its own and no silence.
+From the source to the first node, perhaps to a second one, to an endpoint, and the way back: a
+`Journey` puts the verdicts along it together and says what the client may see. Nodes, and a host
+outside that has all outside addresses, listen on every port that connections are made to, so that
+"untouched" is an answer of its own and no silence.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,10 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Answered:
-    """Somebody has to answer: this endpoint (or whoever listens there), having seen one of these sources."""
+    """Somebody has to answer.
+
+    This endpoint (or whoever listens there), having seen one of these sources.
+    """
 
     endpoint: Endpoint
     sources: frozenset[str]
@@ -51,7 +55,10 @@ class Answered:
 
 @dataclass(frozen=True)
 class Lost:
-    """An endpoint is reached whose answer does not find back; only the network of the lab is to blame."""
+    """An endpoint is reached whose answer does not find back.
+
+    Only the network of the lab is to blame.
+    """
 
     choice: Choice | None = None
 
@@ -77,7 +84,8 @@ Expected = Answered | Lost | Denied
 class Journey:
     """One state of a cluster in a lab: an oracle for each reading of it by each node.
 
-    What a client of the lab sends to the cluster goes through the node of the same number, and so does what is sent to it.
+    What a client of the lab sends to the cluster goes through the node of the same number, and so
+    does what is sent to it.
     """
 
     def __init__(
@@ -91,7 +99,10 @@ class Journey:
         self._oracles = oracles
 
     def expected(self, place: LabPlace, packet: Packet, family: Family) -> list[Expected]:
-        """Return everything that may become of a connection, in all readings; `packet` without its interface."""
+        """Return everything that may become of a connection, in all readings.
+
+        `packet` without its interface.
+        """
         if isinstance(place, LabClient):
             direct = next(
                 (n for n in self._plan.nodes if n.addresses[family] == packet.destination), None
@@ -150,7 +161,9 @@ class Journey:
             yield from self._arrive(home, replace(packet, interface="eth0"), family)
 
     def _comes_back(self, node: LabNode, source: str, endpoint: str, family: Family) -> bool:
-        """Whether an endpoint's answer to an address passes the node that translated the connection."""
+        """Whether an endpoint's answer to an address passes the node that translated the
+        connection.
+        """
         home = self._home(endpoint, family)
         if source == endpoint and not self._has(node, source):
             return False  # a pod takes no packet from its own address
@@ -168,7 +181,10 @@ class Journey:
         return ip_address(address) in self._hosts[node.name].own
 
     def _home(self, address: str, family: Family) -> LabNode | None:
-        """Return the node that has an address, or the pod with that address; None for what is outside."""
+        """Return the node that has an address, or the pod with that address.
+
+        None for what is outside.
+        """
         for node in self._plan.nodes:
             own = {
                 node.addresses[family],

@@ -1,7 +1,9 @@
-"""Making a scenario that shows a fault as small as it goes, by leaving out one thing after the other.
+"""Making a scenario that shows a fault as small as it goes, by leaving out one thing after the
+other.
 
-A scenario is turned into plain documents, of which any key or list item may go, large ones first; what does not decode any more is
-skipped. Hypothesis could do the same, but knows nothing of what a scenario means and takes ten times as long.
+A scenario is turned into plain documents, of which any key or list item may go, large ones first;
+what does not decode any more is skipped. Hypothesis could do the same, but knows nothing of what a
+scenario means and takes ten times as long.
 """
 
 import time

@@ -1,7 +1,10 @@
-"""A reflector at work against a stand-in server, in a world where a pause takes no time; and what it leaves in store and kernel.
+"""A reflector at work against a stand-in server, in a world where a pause takes no time.
 
-Each mirror keeps a table in a network namespace of its own in step, as a node does: what the reflector puts into the store is
-synced, and what the kernel then holds is read back. One resource is mirrored; objects of the others are in the store from the beginning.
+And what it leaves in store and kernel.
+
+Each mirror keeps a table in a network namespace of its own in step, as a node does: what the
+reflector puts into the store is synced, and what the kernel then holds is read back. One resource
+is mirrored; objects of the others are in the store from the beginning.
 """
 
 import contextlib
@@ -54,7 +57,9 @@ class Time:
 
 
 class Synced:
-    """Keeps a table in step with its store, whenever a source says that something changed, from whichever thread."""
+    """Keeps a table in step with its store, whenever a source says that something changed, from
+    whichever thread.
+    """
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -76,7 +81,10 @@ class Synced:
                     self.troubles += report.refused.items()
 
     def left(self) -> Mapping[str, Any]:
-        """Return what is in the store, and what each set in the kernel holds. Call it when no sync is under way."""
+        """Return what is in the store, and what each set in the kernel holds.
+
+        Call it when no sync is under way.
+        """
         assert self.troubles == [], self.troubles
         kernel = self.table.kernel
         found = {
@@ -156,7 +164,10 @@ def contents(store: Store) -> Mapping[ObjectName, Object]:
 def mirroring(
     server: FakeApiServer, resource: Resource, connection: ApiConnection | None = None
 ) -> Iterator[Mirror]:
-    """Mirror a resource; at the end, compare what it left in store and kernel with what somebody who starts then finds and makes.
+    """Mirror a resource.
+
+    At the end, compare what it left in store and kernel with what somebody who starts then finds
+    and makes.
 
     The server behaves again by then. Nothing is synced for the sake of the comparison.
     """

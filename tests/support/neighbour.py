@@ -1,4 +1,7 @@
-"""Another program's table as a newer nft writes it: a set that an older libnftables does not survive reading."""
+"""Another program's table as a newer nft writes it.
+
+A set that an older libnftables does not survive reading.
+"""
 
 import contextlib
 import sys
@@ -69,7 +72,10 @@ def move_out(netns: str, table: str = "other") -> None:
 
 
 def flush_chain(netns: str, name: str) -> None:
-    """Delete the rules of a chain of our table; nft on this machine may not survive the neighbour."""
+    """Delete the rules of a chain of our table.
+
+    Nft on this machine may not survive the neighbour.
+    """
     chain = netlink.named(RuleAttribute.TABLE, "nftproxy") + netlink.named(
         RuleAttribute.CHAIN, name
     )

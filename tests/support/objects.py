@@ -1,4 +1,6 @@
-"""Services and EndpointSlices for tests, built as the API server prints them and decoded as users' objects are."""
+"""Services and EndpointSlices for tests, built as the API server prints them and decoded as users'
+objects are.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,8 +15,8 @@ def service(
 ) -> Service:
     """A Service in namespace `default`; `spec` is in the API's spelling.
 
-    Special names in `spec`: `protocol`, `node_port` and `port_name` for the port, `vips` for load-balancer addresses,
-    `created` for the creation time. `ports` replaces the one port.
+    Special names in `spec`: `protocol`, `node_port` and `port_name` for the port, `vips` for
+    load-balancer addresses, `created` for the creation time. `ports` replaces the one port.
     """
     ips = [cluster_ip] if isinstance(cluster_ip, str) else list(cluster_ip)
     one = {
@@ -44,7 +46,10 @@ def service(
 
 
 def endpoint(address: str, node: str = "", **more: Any) -> dict[str, Any]:
-    """An endpoint of a slice; `ready`, `serving`, `terminating` are its conditions, `zones` and `nodes` its hints."""
+    """An endpoint of a slice.
+
+    `ready`, `serving`, `terminating` are its conditions, `zones` and `nodes` its hints.
+    """
     conditions = {key: more[key] for key in ("ready", "serving", "terminating") if key in more}
     hints = {
         wire: [{"name": name} for name in more[key]]

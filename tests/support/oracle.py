@@ -68,7 +68,10 @@ class Endpoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Reached:
-    """An endpoint that may answer, and the source addresses it may see: the client's own one unless masqueraded."""
+    """An endpoint that may answer, and the source addresses it may see.
+
+    The client's own one unless masqueraded.
+    """
 
     endpoint: Endpoint
     sources: frozenset[str]
@@ -77,7 +80,10 @@ class Reached:
 
 @dataclass(frozen=True)
 class Served:
-    """The connection reaches one of several endpoints of `owner`, all in one list; `sticky`: the one remembered, if any."""
+    """The connection reaches one of several endpoints of `owner`, all in one list.
+
+    `sticky`: the one remembered, if any.
+    """
 
     owner: PortName
     which: Which
@@ -112,7 +118,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Host:
-    """A node: settings, zone, interfaces and own addresses. The first link of a family is the one to everywhere else."""
+    """A node: settings, zone, interfaces and own addresses.
+
+    The first link of a family is the one to everywhere else.
+    """
 
     settings: NodeSettings
     zone: str
@@ -139,7 +148,10 @@ class Host:
 
 @dataclass(frozen=True)
 class Packet:
-    """The first packet of a connection as it comes to a node; `interface` is empty when the node made it."""
+    """The first packet of a connection as it comes to a node.
+
+    `interface` is empty when the node made it.
+    """
 
     source: str
     destination: str
@@ -205,7 +217,10 @@ Choice = Callable[[PortName, str, list[_Entry]], _Entry]
 
 
 def oracles(cluster: Cluster, host: Host, family: Family) -> list["Oracle"]:
-    """Return an oracle for each way to read the cluster; nearly always one. ValueError beyond MOST_READINGS."""
+    """Return an oracle for each way to read the cluster; nearly always one.
+
+    ValueError beyond MOST_READINGS.
+    """
     open_questions: dict[tuple[PortName, str], list[_Entry]] = {}
 
     def note(name: PortName, key: str, entries: list[_Entry]) -> _Entry:
@@ -258,7 +273,10 @@ class Oracle:
         )
 
     def members(self) -> Mapping[PortName, Mapping[Which, frozenset[Endpoint]]]:
-        """What the node may remember clients for: both lists of service ports with affinity (2.4, 3.4.8)."""
+        """What the node may remember clients for.
+
+        Both lists of service ports with affinity (2.4, 3.4.8).
+        """
 
         def endpoints(entries: tuple[_Entry, ...]) -> frozenset[Endpoint]:
             return frozenset(entry.endpoint for entry in entries)
@@ -340,7 +358,9 @@ class Oracle:
         return source in port.vips and any(node_ip in network for network in port.ranges)  # 2.7.6
 
     def _list_for(self, claim: "_Claim", packet: Packet, to: IP) -> tuple[Which, bool]:
-        """Return the list that applies and whether the packet is marked for masquerading (steps 3 and 6)."""
+        """Return the list that applies and whether the packet is marked for masquerading (steps 3
+        and 6).
+        """
         port, settings = claim.port, self.host.settings
         detector, local_pod = self._detector, self._from_local_pod(packet)
         marked = to in self._cluster_ips and (
@@ -359,7 +379,10 @@ class Oracle:
     def _reached(
         self, port: _ServicePort, entry: _Entry, packet: Packet, *, marked: bool
     ) -> Reached:
-        """Return what an endpoint sees. What is delivered to the node itself never comes to post-routing (step 8, 4.3.1)."""
+        """Return what an endpoint sees.
+
+        What is delivered to the node itself never comes to post-routing (step 8, 4.3.1).
+        """
         hairpin = (
             ip_address(packet.source) == entry.ip
             and (entry.ip, port.name.proto, entry.port) in self._hairpins
@@ -394,7 +417,10 @@ class Oracle:
 
 @dataclass(frozen=True)
 class _Claim:
-    """A service port that has the destination: as its ClusterIP or as an external address; `filtered`: by source ranges."""
+    """A service port that has the destination: as its ClusterIP or as an external address.
+
+    `filtered`: by source ranges.
+    """
 
     port: _ServicePort
     internal: bool
@@ -465,7 +491,10 @@ def _service_ports(
 
 
 def _cluster_ip(service: Service, family: Family) -> IP | None:
-    """Return the ClusterIP of a family; None where the service does not exist (contract 2.1.1, 2.1.2)."""
+    """Return the ClusterIP of a family.
+
+    None where the service does not exist (contract 2.1.1, 2.1.2).
+    """
     spec = service.spec
     if spec.type == "ExternalName" or spec.cluster_ip in {None, "", "None"}:
         return None
@@ -491,7 +520,10 @@ def _vips(service: Service, family: Family) -> frozenset[IP]:
 
 
 def _ranges(texts: Iterable[str] | None, family: Family) -> tuple[Net, ...]:
-    """Return the source ranges of a family; none when they do not filter (contract 2.7.1 to 2.7.3)."""
+    """Return the source ranges of a family.
+
+    None when they do not filter (contract 2.7.1 to 2.7.3).
+    """
     valid = [
         network
         for text in texts or ()
@@ -543,7 +575,10 @@ def _entry(ip: IP, number: int, endpoint: SliceEndpoint, node: str) -> _Entry:
 
 
 def _merged(name: PortName, told: Iterable[_Entry], choice: Choice) -> list[_Entry]:
-    """Return one entry per address and port; `choice` decides where the contract does not (3.2.1, 3.2.2)."""
+    """Return one entry per address and port.
+
+    `choice` decides where the contract does not (3.2.1, 3.2.2).
+    """
     by_key: dict[str, list[_Entry]] = {}
     for entry in told:
         known = by_key.setdefault(f"{entry.ip}:{entry.port}", [])
@@ -557,7 +592,10 @@ def _merged(name: PortName, told: Iterable[_Entry], choice: Choice) -> list[_Ent
 
 
 def _cluster_list(entries: list[_Entry], host: Host) -> tuple[_Entry, ...]:
-    """Return the cluster list: hints first, then the terminating ones (contract 3.3, 3.4.1, 3.4.2)."""
+    """Return the cluster list.
+
+    Hints first, then the terminating ones (contract 3.3, 3.4.1, 3.4.2).
+    """
     ready, node = [entry for entry in entries if entry.ready], host.settings.node_name
     if all(entry.nodes for entry in ready) and any(node in entry.nodes for entry in ready):
         return tuple(entry for entry in ready if node in entry.nodes)
@@ -585,7 +623,10 @@ def _addresses(texts: Iterable[str] | None, family: Family) -> frozenset[IP]:
 
 
 def _ip(text: str) -> IP | None:
-    """Return the address a text means, leniently: decimal octets may have leading zeros, IPv4-mapped is IPv4 (contract 2.1.5)."""
+    """Return the address a text means, leniently.
+
+    Decimal octets may have leading zeros, IPv4-mapped is IPv4 (contract 2.1.5).
+    """
     head, colon, tail = text.strip().rpartition(":")
     octets = tail.split(".")
     if len(octets) == 4 and all(octet.isdigit() for octet in octets):

@@ -45,7 +45,7 @@ class Authority:
         )
 
     def client(self, user: str, group: str = "") -> Certificate:
-        """Return a certificate that makes its bearer a user, and member of a group, in Kubernetes."""
+        """Return a certificate that makes its bearer a user in Kubernetes, in a group."""
         return self._issue(
             user.replace(":", "-"),
             (f"/O={group}" if group else "") + f"/CN={user}",

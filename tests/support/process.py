@@ -66,7 +66,9 @@ def reading(where: str) -> Iterator[Reader]:
 
 
 def everything(where: str) -> dict[str, Any]:
-    """All elements of a namespace's table by set and map, the names of its chains, and how many rules there are."""
+    """All elements of a namespace's table by set and map, the names of its chains, and how many
+    rules there are.
+    """
     from nftproxy.address import Family
 
     with reading(where) as reader:

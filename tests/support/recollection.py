@@ -1,4 +1,7 @@
-"""What nodes have to remember: which endpoints clients of ClientIP services are to be sent to again (contract 2.4)."""
+"""What nodes have to remember.
+
+Which endpoints clients of ClientIP services are to be sent to again (contract 2.4).
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,8 +16,8 @@ LISTS: tuple[Which, ...] = ("cluster", "local")
 class Recollection:
     """For each client and each list the endpoints it used and that stayed in the list since.
 
-    The first one that was used is what counts. Only of several with different port numbers any may be the one: the contract speaks of
-    an accidental order there (2.4.4).
+    The first one that was used is what counts. Only of several with different port numbers any may
+    be the one: the contract speaks of an accidental order there (2.4.4).
     """
 
     def __init__(self) -> None:
@@ -23,7 +26,10 @@ class Recollection:
         self._unsure: set[Choice] = set()  # where the contract leaves open what is remembered
 
     def renew(self, oracles: Oracles) -> None:
-        """Go on with another state of the cluster: endpoints that left a list are forgotten (2.4.5)."""
+        """Go on with another state of the cluster.
+
+        Endpoints that left a list are forgotten (2.4.5).
+        """
         self._oracles = oracles
         for choice in [*self._used, *self._unsure]:
             if not any(self._members(choice)):
@@ -38,7 +44,10 @@ class Recollection:
                         self._unsure.add(choice)
 
     def expected(self, choice: Choice) -> frozenset[Endpoint]:
-        """Return the endpoints of which a client has to be sent to one; empty if it may be sent to any."""
+        """Return the endpoints of which a client has to be sent to one.
+
+        Empty if it may be sent to any.
+        """
         return (
             frozenset()
             if choice in self._unsure

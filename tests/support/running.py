@@ -1,4 +1,7 @@
-"""A proxy that runs in a network namespace, in a thread of this process: threads inherit the namespace they are started in."""
+"""A proxy that runs in a network namespace, in a thread of this process.
+
+Threads inherit the namespace they are started in.
+"""
 
 import asyncio
 import contextlib
@@ -95,7 +98,10 @@ def running(namespace: str, settings: NodeSettings) -> Iterator[Running]:
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait until a condition holds; AssertionError when it does not in time. The time is for slow machines, not a measurement."""
+    """Wait until a condition holds; AssertionError when it does not in time.
+
+    The time is for slow machines, not a measurement.
+    """
     deadline = time.monotonic() + seconds * SLOW
     while not condition():
         assert time.monotonic() < deadline, "it never happened"

@@ -1,4 +1,7 @@
-"""Searching for a scenario on which kernel and oracle disagree: random ones until time is up, and the first finding made small."""
+"""Searching for a scenario on which kernel and oracle disagree.
+
+Random ones until time is up, and the first finding made small.
+"""
 
 import time
 from dataclasses import dataclass, field
@@ -22,7 +25,10 @@ class Search:
     tally: Tally = field(default_factory=Tally)
 
     def run(self, seconds: float) -> None:
-        """Play scenarios for some time; FindingError with the smallest case and how to have it again."""
+        """Play scenarios for some time.
+
+        FindingError with the smallest case and how to have it again.
+        """
         until = time.monotonic() + seconds
         logger.disable("nftproxy")  # scenarios are full of what has to be logged
         try:

@@ -1,7 +1,10 @@
-"""Where scenarios are played: the cluster goes through its steps, and every answer, refusal and silence is compared.
+"""Where scenarios are played.
 
-Two things are remembered from step to step: open connections, which must survive everything (contract 2.9.1), and which endpoint a
-client of a ClientIP service used last (2.4), for each of the two lists.
+The cluster goes through its steps, and every answer, refusal and silence is compared.
+
+Two things are remembered from step to step: open connections, which must survive everything
+(contract 2.9.1), and which endpoint a client of a ClientIP service used last (2.4), for each of the
+two lists.
 """
 
 import random
@@ -47,7 +50,10 @@ THOROUGH = 8  # frontends of each step whose endpoints all have to show up
 
 
 class Source(NamedTuple):
-    """Where a connection comes from: a place, and one of its addresses if not the one that the kernel chooses."""
+    """Where a connection comes from.
+
+    A place, and one of its addresses if not the one that the kernel chooses.
+    """
 
     place: str
     address: str = ""
@@ -75,7 +81,10 @@ class FindingError(AssertionError):
 
 @dataclass
 class Tally:
-    """How much was compared, and which frontends were found wrong: only these are looked at while a finding is made smaller."""
+    """How much was compared, and which frontends were found wrong.
+
+    Only these are looked at while a finding is made smaller.
+    """
 
     scenarios: int = 0
     steps: int = 0
@@ -189,7 +198,10 @@ class Stage:
     # ---- packets ----
 
     def _probes(self) -> list[Probe]:
-        """Return the packets of a step: all that make sense, or a random part of them; those to suspects, if there are any."""
+        """Return the packets of a step: all that make sense, or a random part of them.
+
+        Those to suspects, if there are any.
+        """
         targets = sorted(self._tally.suspects) * 3
         if not targets:
             targets = [target for family in Family for target in sorted(self._targets(family))]
@@ -250,7 +262,10 @@ class Stage:
         )
 
     def _compare(self, probe: Probe) -> bool:
-        """Make a connection and compare; return whether one of several endpoints answers, all equally likely."""
+        """Make a connection and compare.
+
+        Return whether one of several endpoints answers, all equally likely.
+        """
         expected = self._expected(probe)
         outcome, connection = self._connect(probe, expected)
         if connection:
@@ -276,7 +291,8 @@ class Stage:
             target.port,
             target.proto.value,
             timeout=SILENCE if quiet else PATIENCE,
-            # Fresh UDP ports are counted by source as named; the unnamed source of a node may be any of its addresses.
+            # Fresh UDP ports are counted by source as named; the unnamed source of a node may be
+            # any of its addresses.
             source=self._source(probe) if target.proto is Proto.UDP else probe.source.address,
         )
         outcome = found.answer if isinstance(found, Connection) else found
@@ -324,8 +340,10 @@ class Stage:
             self._recollection.note(choice.memory, reached)
 
     def _taken_for_node_port(self, probe: Probe) -> Iterator[Memory]:
-        """Yield what may remember a client that it should not know: where all of a node's addresses accept NodePorts, a load balancer's
-        with the port number of a NodePort passes for one of them, if both Services share an endpoint (docs/limits.md).
+        """Yield what may remember a client that it should not know.
+
+        Where all of a node's addresses accept NodePorts, a load balancer's with the port number of
+        a NodePort passes for one of them, if both Services share an endpoint (docs/limits.md).
         """
         target = probe.target
         if self._options.node_ports != "all" or target.destination in CLUSTER_IPS[target.family]:
@@ -351,7 +369,8 @@ class Stage:
             if outcome != connection.answer:
                 raise self._finding(
                     probe,
-                    f"the connection answered by {connection.answer} was cut by this step: {outcome}",
+                    f"the connection answered by {connection.answer} was cut by this step: "
+                    f"{outcome}",
                 )
 
     def _finding(self, probe: Probe, what: str) -> FindingError:

@@ -1,8 +1,12 @@
-"""Clusters as hypothesis draws them: everything the contract speaks of, mixed, on the places of the lab that `tests.support.stage` builds.
+"""Clusters as hypothesis draws them.
 
-A `Scenario` is a pair of nodes with their settings and a sequence of steps; each step redraws a few Services and slices, so that a table
-goes through many small transitions and some large ones. Services share pools of addresses, ports and NodePorts that are small
-on purpose: conflicts, duplicates and reused numbers are frequent.
+Everything the contract speaks of, mixed, on the places of the lab that `tests.support.stage`
+builds.
+
+A `Scenario` is a pair of nodes with their settings and a sequence of steps; each step redraws a few
+Services and slices, so that a table goes through many small transitions and some large ones.
+Services share pools of addresses, ports and NodePorts that are small on purpose: conflicts,
+duplicates and reused numbers are frequent.
 """
 
 import json
@@ -26,13 +30,17 @@ NODES = ("node1", "node2")
 PODS = ("pod1-1", "pod1-2", "pod2-1", "pod2-2")
 ADDRESSES: Mapping[Family, Mapping[str, str]] = {
     Family.IPv4: {
-        "node1": "192.168.50.11", "node2": "192.168.50.12", "client": "192.168.50.201", "client2": "192.168.50.202",
-        "pod1-1": "10.244.1.2", "pod1-2": "10.244.1.3", "pod2-1": "10.244.2.2", "pod2-2": "10.244.2.3",
+        "node1": "192.168.50.11", "node2": "192.168.50.12", "client": "192.168.50.201",
+        "client2": "192.168.50.202",
+        "pod1-1": "10.244.1.2", "pod1-2": "10.244.1.3", "pod2-1": "10.244.2.2",
+        "pod2-2": "10.244.2.3",
         "gateway1": "10.244.1.1", "gateway2": "10.244.2.1",
     },
     Family.IPv6: {
-        "node1": "fd00:50::11", "node2": "fd00:50::12", "client": "fd00:50::201", "client2": "fd00:50::202",
-        "pod1-1": "fd00:244:1::2", "pod1-2": "fd00:244:1::3", "pod2-1": "fd00:244:2::2", "pod2-2": "fd00:244:2::3",
+        "node1": "fd00:50::11", "node2": "fd00:50::12", "client": "fd00:50::201",
+        "client2": "fd00:50::202",
+        "pod1-1": "fd00:244:1::2", "pod1-2": "fd00:244:1::3", "pod2-1": "fd00:244:2::2",
+        "pod2-2": "fd00:244:2::3",
         "gateway1": "fd00:244:1::1", "gateway2": "fd00:244:2::1",
     },
 }  # fmt: skip
@@ -58,7 +66,10 @@ SLICES = 5
 
 @dataclass(frozen=True)
 class Options:
-    """What is settled for the nodes at their start; names rather than values, for people to read."""
+    """What is settled for the nodes at their start.
+
+    Names rather than values, for people to read.
+    """
 
     detector: str = "cluster"
     masquerade_all: bool = False
@@ -69,7 +80,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """What changes: Services by number (None: deleted), slices by number (none: deleted), ServiceCIDRs, zones, restarts."""
+    """What changes: Services by number (None: deleted), slices by number (none: deleted),
+    ServiceCIDRs, zones, restarts.
+    """
 
     services: Mapping[int, Service | None] = field(default_factory=dict)
     slices: Mapping[int, Slices] = field(default_factory=dict)
@@ -80,7 +93,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Settings, steps, and the seed of the choice of packets where there are too many to send all."""
+    """Settings, steps, and the seed of the choice of packets where there are too many."""
 
     options: Options
     steps: tuple[Step, ...]
@@ -126,7 +139,10 @@ def _either(*values: Any) -> st.SearchStrategy[Any]:
 
 @st.composite
 def service_ports(draw: Draw) -> list[dict[str, Any]]:
-    """The ports of a Service: no two with one number and protocol, nor with one name and protocol."""
+    """The ports of a Service.
+
+    No two with one number and protocol, nor with one name and protocol.
+    """
     ports: list[dict[str, Any]] = []
     for _ in range(draw(st.integers(0 if _rarely(draw, 16) else 1, 2))):
         port = {
@@ -148,7 +164,8 @@ def service_ports(draw: Draw) -> list[dict[str, Any]]:
 
 _ANY_FAMILIES = (("IPv4", "IPv6"), ("IPv6", "IPv4"), ("IPv4",), ("IPv6",))
 _RANGES = (
-    "10.244.1.0/24", "10.244.1.2/32", " 010.244.002.003/032 ", "192.168.50.201/24", "192.168.50.202/32", "192.168.50.11/32",
+    "10.244.1.0/24", "10.244.1.2/32", " 010.244.002.003/032 ", "192.168.50.201/24",
+    "192.168.50.202/32", "192.168.50.11/32",
     "fd00:244:1::/64", "fd00:50::201/128", "fd00:50::/64", "fd00:244:2::3/127", "fd00:50::11/128",
 )  # fmt: skip
 _ODD_RANGES = (
@@ -247,7 +264,10 @@ _CONDITIONS: tuple[dict[str, bool], ...] = (
 
 @st.composite
 def endpoints(draw: Draw, *, hinted: bool) -> Place:
-    """An endpoint of a slice: a pod, or now and then a node as a hostNetwork pod has it; and what its slice says about it."""
+    """An endpoint of a slice: a pod, or now and then a node as a hostNetwork pod has it.
+
+    And what its slice says about it.
+    """
     place = draw(_either(*NODES)) if _rarely(draw, 6) else draw(_either(*PODS))
     node = "" if _rarely(draw, 12) else f"node{place.removeprefix('pod').removeprefix('node')[0]}"
     found = endpoint(
@@ -267,7 +287,10 @@ def endpoints(draw: Draw, *, hinted: bool) -> Place:
 
 @st.composite
 def slices(draw: Draw, number: int) -> Slices:
-    """Slices of one of the Services, which need not exist: in one family, or twins with the same endpoints in both."""
+    """Slices of one of the Services, which need not exist.
+
+    In one family, or twins with the same endpoints in both.
+    """
     namespace, name = draw(_either(*NAMES))
     families = draw(_either(tuple(Family), tuple(Family), *((family,) for family in Family)))
     hinted = not _rarely(draw, 3)
@@ -342,7 +365,8 @@ def edited_service(draw: Draw, before: Service, number: int) -> Service:
 
 
 _EDITED = (
-    "ports", "external_ips", "external_traffic_policy", "internal_traffic_policy", "session_affinity", "load_balancer_source_ranges",
+    "ports", "external_ips", "external_traffic_policy", "internal_traffic_policy",
+    "session_affinity", "load_balancer_source_ranges",
 )  # fmt: skip
 
 

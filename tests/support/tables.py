@@ -36,7 +36,10 @@ def new_namespace() -> Iterator[str]:
 
 @contextlib.contextmanager
 def table_in(netns: str, *objects: Object, chosen: NodeSettings | None = None) -> Iterator[Table]:
-    """A proxy of a namespace with objects delivered, but not yet synced; when the block ends, the table stays."""
+    """A proxy of a namespace with objects delivered, but not yet synced.
+
+    When the block ends, the table stays.
+    """
     chosen = chosen or settings(families=[Family.IPv4])
     with enter(netns):
         kernel = Kernel()
@@ -101,12 +104,18 @@ def reading(netns: str) -> Iterator[Reader]:
 
 
 def generation(reader: Reader) -> int:
-    """How many nftables transactions the namespace has seen: any program's, and also one that changes nothing."""
+    """How many nftables transactions the namespace has seen.
+
+    Any program's, and also one that changes nothing.
+    """
     return reader._channel.generation()
 
 
 class Watched:
-    """A library that shows a function each transaction before it is made; what that raises makes the transaction fail."""
+    """A library that shows a function each transaction before it is made.
+
+    What that raises makes the transaction fail.
+    """
 
     def __init__(self, kernel: Kernel, look: Callable[[str], None]) -> None:
         self._library = kernel.library

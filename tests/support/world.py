@@ -1,4 +1,6 @@
-"""A cluster for packet tests: a lab whose nodes each have a table kept by our own code, in this process.
+"""A cluster for packet tests.
+
+A lab whose nodes each have a table kept by our own code, in this process.
 
 with World() as world:
     world.apply(service(...), endpoint_slice(...))
@@ -200,5 +202,6 @@ class World:
 
 
 __all__ = [
-    "ALL", "CLUSTER", "CLUSTER_IP", "VIP", "Address", "Node", "ObjectName", "Service", "ServiceCIDR", "World", "settings", "unique_name",
+    "ALL", "CLUSTER", "CLUSTER_IP", "VIP", "Address", "Node", "ObjectName", "Service",
+    "ServiceCIDR", "World", "settings", "unique_name",
 ]  # fmt: skip

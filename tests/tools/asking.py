@@ -75,7 +75,10 @@ def ask(where: str, *arguments: str) -> tuple[float, float]:
 
 
 def watch(where: str) -> float:
-    """Run `top` on a terminal for a while; return its share of a processor after the first picture."""
+    """Run `top` on a terminal for a while.
+
+    Return its share of a processor after the first picture.
+    """
     primary, secondary = pty.openpty()
     with namespace.enter(where):
         process = subprocess.Popen(

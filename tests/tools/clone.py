@@ -1,6 +1,9 @@
-"""`make test-clone`: what the README says, done in a fresh clone on bare Debians: `make demo`, then `make test`.
+"""`make test-clone`: what the README says, done in a fresh clone on bare Debians.
 
-The clone is of what is committed. make and git, with which somebody gets there, are all that is installed before.
+`make demo`, then `make test`.
+
+The clone is of what is committed. make and git, with which somebody gets there, are all that is
+installed before.
 """
 
 import argparse
@@ -30,7 +33,8 @@ def main() -> int:
             ["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone)], check=True
         )
         bare.run(
-            "apt-get -qq update && apt-get -qq install --yes --no-install-recommends make git ca-certificates >/dev/null"
+            "apt-get -qq update && apt-get -qq install --yes --no-install-recommends make git "
+            "ca-certificates >/dev/null"
         )
         for command in ("make demo", f"make test TESTS='{given.tests}'"):
             print(f"{release}: {command}", flush=True)

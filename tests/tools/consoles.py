@@ -1,8 +1,11 @@
-"""The console blocks of a Markdown file: what a reader types and what should appear, and a shell to try it in.
+"""The console blocks of a Markdown file.
 
-In a block fenced ```console every line `$ command` is typed, lines `> ...` below it go on with it, and what follows is what it prints: all
-of it, where a line `...` stands for any lines, and `...` within a line for any text. Blocks fenced otherwise are not run. All blocks of
-a file are run in order in one shell, in a folder with copies of examples/ and docs/.
+What a reader types and what should appear, and a shell to try it in.
+
+In a block fenced ```console every line `$ command` is typed, lines `> ...` below it go on with it,
+and what follows is what it prints: all of it, where a line `...` stands for any lines, and `...`
+within a line for any text. Blocks fenced otherwise are not run. All blocks of a file are run in
+order in one shell, in a folder with copies of examples/ and docs/.
 
     python -m tests.tools.consoles docs/limits.md       prints what each command really prints
 """
@@ -24,7 +27,8 @@ from tests.support.paths import ROOT
 
 PROJECT = ROOT
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Namespaces for mounts, network and processes: the names of labs are the shell's own, and all it started ends with it.
+# Namespaces for mounts, network and processes: the names of labs are the shell's own, and all it
+# started ends with it.
 _ALONE = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 _START = "mount -t tmpfs tmpfs /run && ip link set lo up"
 
@@ -67,7 +71,10 @@ def steps(text: str) -> list[Step]:
 
 
 class Shell:
-    """A bash in a machine of its own, as far as network, names in /run and processes go; ends at the end of its `with` block."""
+    """A bash in a machine of its own, as far as network, names in /run and processes go.
+
+    Ends at the end of its `with` block.
+    """
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="nftproxy-docs-")
@@ -98,7 +105,10 @@ class Shell:
         self._folder.cleanup()
 
     def run(self, command: str) -> str:
-        """Have a command done, and return what it printed; the functions and variables it makes stay."""
+        """Have a command done, and return what it printed.
+
+        The functions and variables it makes stay.
+        """
         assert self._bash.stdin
         assert self._bash.stdout
         end = f"-- end {time.monotonic_ns()} --"
@@ -113,7 +123,10 @@ class Shell:
         raise AssertionError(f"the shell ended at: {command}")
 
     def try_step(self, step: Step, patience: float = 30.0) -> str:
-        """Do a step, and again for some seconds if it does not print what it should: readers are slower than tests."""
+        """Do a step, and again for some seconds if it does not print what it should.
+
+        Readers are slower than tests.
+        """
         deadline = time.monotonic() + patience
         while not step.matches(printed := self.run(step.command)) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -132,7 +145,10 @@ def _lines(expected: list[str]) -> str:
 
 
 def _pattern(expected: str) -> str:
-    """Return the regular expression for an output with wildcards; blanks in a row count as one, as columns move."""
+    """Return the regular expression for an output with wildcards.
+
+    Blanks in a row count as one, as columns move.
+    """
     lines = []
     for line in expected.split("\n") if expected else ():
         if line == "...":

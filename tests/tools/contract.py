@@ -1,6 +1,8 @@
-"""`make contract`: which tests claim which statement of the contract, and which statements none claims.
+"""`make contract`: which tests claim which statement of the contract, and which statements none
+claims.
 
-Exit code 1 when a MUST has no test, or a test claims a number that does not exist. Prints the claimed ones too with --all.
+Exit code 1 when a MUST has no test, or a test claims a number that does not exist. Prints the
+claimed ones too with --all.
 """
 
 import argparse
@@ -30,8 +32,8 @@ _ROW = re.compile(r"^(?:\| (?!<a id|# \|)|1\. )")
 class Statement(NamedTuple):
     """One numbered statement.
 
-    Its kind is MUST (visible from outside), plain (asserted too), quirk (a weakness of the original) or layout (how the
-    original arranges its rules, which nobody has to prove).
+    Its kind is MUST (visible from outside), plain (asserted too), quirk (a weakness of the
+    original) or layout (how the original arranges its rules, which nobody has to prove).
     """
 
     number: str
@@ -125,7 +127,8 @@ def main() -> int:
     asserted = [each for each in known if each.kind != "layout"]
     covered = sum(each.number in claimed for each in asserted)
     console.print(
-        f"{covered} of {len(asserted)} statements are claimed by a test; MUST without a test: {', '.join(missing) or 'none'}"
+        f"{covered} of {len(asserted)} statements are claimed by a test; MUST without a test: "
+        f"{', '.join(missing) or 'none'}"
     )
     if unknown:
         console.print(f"tests claim numbers that do not exist: {', '.join(unknown)}")

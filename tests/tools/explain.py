@@ -22,7 +22,10 @@ _, status, usage = os.wait4(child.pid, 0)
 code = os.waitstatus_to_exitcode(status)
 print(f"{time.monotonic() - start:.2f} s  {usage.ru_maxrss // 1024} MB  exit code {code}")
 """
-"""A parent without memory of its own: the kernel counts what a child had before it became another program."""
+"""A parent without memory of its own.
+
+The kernel counts what a child had before it became another program.
+"""
 
 COMMANDS = (("--help",), ("10.96.1.7:80",), ("default/s257:http",))
 ENDPOINTS = 5

@@ -1,4 +1,7 @@
-"""Write the golden files of tests/cases: python -m tests.tools.golden. Look at the difference before you commit it."""
+"""Write the golden files of tests/cases: python -m tests.tools.golden.
+
+Look at the difference before you commit it.
+"""
 
 from tests.support.cases import CASES, WRITTEN, golden
 

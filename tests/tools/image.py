@@ -1,4 +1,6 @@
-"""`make test-image`: the image that release/image.py builds by the steps of deploy/Dockerfile, tried."""
+"""`make test-image`: the image that release/image.py builds by the steps of deploy/Dockerfile,
+tried.
+"""
 
 import json
 import subprocess
@@ -7,7 +9,8 @@ import tarfile
 
 from release.image import DOCKERFILE, ROOT, archive, build
 
-# What the image has to do without a cluster: answer, read kubeadm's file (contract 10.3.2, 10.3.5), and keep a table.
+# What the image has to do without a cluster: answer, read kubeadm's file (contract 10.3.2, 10.3.5),
+# and keep a table.
 TRIALS = """
 kube-proxy --version | grep --quiet 0.0.1
 cat >/tmp/config.conf <<'END'
@@ -32,7 +35,7 @@ kill $!; wait $! || true
 nftproxy cleanup
 iptables-save >/dev/null
 test ! -e /opt/nftproxy/bin/pip
-"""
+"""  # noqa: E501
 
 
 def main() -> int:

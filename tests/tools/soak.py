@@ -2,8 +2,9 @@
 
     python -m tests.tools.soak --seconds 600 --seed 1
 
-Prints progress, the seed and the number of cases, and the smallest case for what it finds; exit code 1 when it finds something.
-The same seed makes the same clusters; what the kernel picks at random, and when the clients connect, is never the same twice.
+Prints progress, the seed and the number of cases, and the smallest case for what it finds; exit
+code 1 when it finds something. The same seed makes the same clusters; what the kernel picks at
+random, and when the clients connect, is never the same twice.
 """
 
 import argparse
@@ -42,7 +43,8 @@ def soak(seconds: float, seed: int) -> bool:
             f"{count} {name.lower()}" for name, count in sorted(tally.outcomes.items())
         )
         print(
-            f"{time.monotonic() - begin:5.0f} s: {tally.scenarios} scenarios, {tally.steps} states of the cluster, "
+            f"{time.monotonic() - begin:5.0f} s: {tally.scenarios} scenarios, {tally.steps} "
+            "states of the cluster, "
             f"{tally.packets} connections compared ({outcomes})",
             flush=True,
         )
@@ -59,11 +61,13 @@ def soak(seconds: float, seed: int) -> bool:
                 )
                 return False
             print(
-                f"{time.monotonic() - begin:5.0f} s: {connections} connections during {changes} changes, none refused or lost",
+                f"{time.monotonic() - begin:5.0f} s: {connections} connections during {changes} "
+                "changes, none refused or lost",
                 flush=True,
             )
     print(
-        f"nothing found: {search.tally.packets} connections compared, {connections} during {changes} changes",
+        f"nothing found: {search.tally.packets} connections compared, {connections} during "
+        f"{changes} changes",
         flush=True,
     )
     return True

@@ -1,4 +1,7 @@
-"""deploy/: manifests that say what they should, as far as that shows without a cluster. `make test-image` does the Dockerfile's steps."""
+"""deploy/: manifests that say what they should, as far as that shows without a cluster.
+
+`make test-image` does the Dockerfile's steps.
+"""
 
 import re
 import subprocess

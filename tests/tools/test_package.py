@@ -1,4 +1,6 @@
-"""The package: built as a release would be, installed into an environment without this checkout, and run there."""
+"""The package: built as a release would be, installed into an environment without this checkout,
+and run there.
+"""
 
 import ast
 import os
@@ -19,7 +21,9 @@ from tests.support.process import nftproxy
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment with the wheel, which was built from the sdist, so both are whole."""
+    """The bin folder of an environment with the wheel, which was built from the sdist, so both are
+    whole.
+    """
     folder = tmp_path_factory.mktemp("package")
     subprocess.run(
         [sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT],
@@ -43,7 +47,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         check=True,
     )
-    # The dependencies are those of this environment. A path file inside a folder named so is not read, hence not this checkout.
+    # The dependencies are those of this environment. A path file inside a folder named so is not
+    # read, hence not this checkout.
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return environment / "bin"

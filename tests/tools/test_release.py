@@ -1,4 +1,6 @@
-"""What is released: version, wheel and sdist, man page, completion, licences, and that all of it is said where users look."""
+"""What is released: version, wheel and sdist, man page, completion, licences, and that all of it is
+said where users look.
+"""
 
 import functools
 import hashlib
@@ -211,7 +213,10 @@ def test_completion_files_call_what_the_program_answers(shell: str, path: str) -
 
 def test_bash_completion_completes() -> None:
     script = "share/bash-completion/completions/nftproxy"
-    ask = f"source {script}; COMP_WORDS=(nftproxy la); COMP_CWORD=1; _nftproxy_completion nftproxy; echo ${{COMPREPLY[@]}}"
+    ask = (
+        f"source {script}; COMP_WORDS=(nftproxy la); COMP_CWORD=1; _nftproxy_completion "
+        f"nftproxy; echo ${{COMPREPLY[@]}}"
+    )
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-c", ask],

@@ -27,7 +27,10 @@ LAYERS = [
     "trace doctor",
     "commands cli __main__",
 ]
-"""Folders, and modules beside them, bottom first: each imports from its own layer, without a circle, and from those below."""
+"""Folders, and modules beside them, bottom first.
+
+Each imports from its own layer, without a circle, and from those below.
+"""
 PURE = {"store", "selection", "routes", "table"}
 IMPURE = {
     "asyncio",
@@ -80,7 +83,10 @@ def tool(name: str, *arguments: str) -> None:
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """Every module of the package without its first name, and what it imports: modules of the package so too, others as `!name`."""
+    """Every module of the package without its first name, and what it imports.
+
+    Modules of the package so too, others as `!name`.
+    """
     paths = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
         for path in PACKAGE.rglob("*.py")
@@ -167,12 +173,18 @@ NAMES = (
     r"|pick|external|preserve|local)"
 )
 NAME = re.compile(rf"(?<![\w/-]){NAMES}(?:[46]|-?\{{)|\A{NAMES}-?\Z")
-"""How names of sets, maps and chains begin, where a family or something filled in follows; or nothing but that."""
+"""How names of sets, maps and chains begin, where a family or something filled in follows.
+
+Or nothing but that.
+"""
 NAMING = {"startswith", "removeprefix", "fullmatch", "match", "partition", "get"}
 
 
 def texts(tree: ast.AST) -> Iterator[str]:
-    """The texts that code builds or takes apart: formatted ones, and those given to methods that parse."""
+    """The texts that code builds or takes apart.
+
+    Formatted ones, and those given to methods that parse.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             yield "".join(

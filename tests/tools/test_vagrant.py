@@ -1,4 +1,7 @@
-"""vagrant/: what can be proved of a cluster without machines. Scripts are checked, their functions called, smoke and bench run in a lab."""
+"""vagrant/: what can be proved of a cluster without machines.
+
+Scripts are checked, their functions called, smoke and bench run in a lab.
+"""
 
 import json
 import os

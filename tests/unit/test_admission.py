@@ -1,4 +1,7 @@
-"""What no Service, slice or ServiceCIDR may say: each case is one field of a sound object made wrong."""
+"""What no Service, slice or ServiceCIDR may say.
+
+Each case is one field of a sound object made wrong.
+"""
 
 from typing import Any
 
@@ -77,7 +80,10 @@ WRONG: dict[str, tuple[Object, list[str]]] = {
     "source range without length": (
         service(loadBalancerSourceRanges=["10.0.0.0/8", "10.0.0.1"]),
         [
-            "spec.loadBalancerSourceRanges[1]: '10.0.0.1' is not a CIDR such as 10.0.0.0/8 or fd00::/64"
+            (
+                "spec.loadBalancerSourceRanges[1]: '10.0.0.1' is not a CIDR such as 10.0.0.0/8 or "
+                "fd00::/64"
+            )
         ],
     ),
     "impossible length": (

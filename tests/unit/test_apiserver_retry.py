@@ -155,7 +155,9 @@ OUTCOMES = st.builds(
 @settings(deadline=None)
 @given(outcomes=st.lists(OUTCOMES, min_size=5), chances=st.floats(0, 1))
 def test_never_a_spin(outcomes: list[RetryOutcome], chances: float) -> None:
-    """Whatever happens: a pause is left out only after a watch that stood for a while, and once, when streaming lists are refused."""
+    """Whatever happens: a pause is left out only after a watch that stood for a while, and once,
+    when streaming lists are refused.
+    """
     state, free = LISTING, 0
     for outcome in outcomes:
         step = after(state, outcome, SERVICES, chance=chances)

@@ -1,4 +1,7 @@
-"""Golden cases: what a Service becomes in the table, and what a change of it writes. `make golden` writes them."""
+"""Golden cases: what a Service becomes in the table, and what a change of it writes.
+
+`make golden` writes them.
+"""
 
 from pathlib import Path
 

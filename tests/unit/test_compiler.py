@@ -1,4 +1,7 @@
-"""From endpoint lists to elements: what each kind of frontend is under each policy (contract 2.3, 2.5, 2.7, 4.4)."""
+"""From endpoint lists to elements.
+
+What each kind of frontend is under each policy (contract 2.3, 2.5, 2.7, 4.4).
+"""
 
 from typing import Any
 
@@ -239,7 +242,10 @@ def test_without_endpoints_there_is_nothing_to_remember() -> None:
 def test_names_are_bounded_and_differ_all_the_same(
     internal: str, external: str, node_port: int
 ) -> None:
-    """Names of 253 characters, 20 port numbers, a day: libnftables aborts the process on names longer than 255."""
+    """Names of 253 characters, 20 port numbers, a day.
+
+    Libnftables aborts the process on names longer than 255.
+    """
     names: list[str] = []
     for last in "ab":
         spec: dict[str, Any] = {
@@ -292,7 +298,10 @@ def test_other_ports_are_another_chain() -> None:
     ],
 )
 def test_sources(ranges: list[str], node_ip: str, expected: list[str]) -> None:
-    """An allowed node may come from its own load-balancer addresses; the other kinds of frontends have no filter."""
+    """An allowed node may come from its own load-balancer addresses.
+
+    The other kinds of frontends have no filter.
+    """
     spec: dict[str, Any] = {
         **ALL_KINDS,
         "vips": ["203.0.113.1", "203.0.113.2"],
@@ -325,7 +334,10 @@ def test_one_set_of_sources_for_each_prefix_length() -> None:
 
 @pytest.mark.contract("2.2.3")
 def test_an_address_twice_in_one_service_is_one_frontend() -> None:
-    """What has source ranges keeps them; a ClusterIP that is an external address as well stays what it is."""
+    """What has source ranges keeps them.
+
+    A ClusterIP that is an external address as well stays what it is.
+    """
     found = routes(
         HERE,
         vips=["203.0.113.1", "10.96.0.10"],

@@ -346,8 +346,14 @@ WARNED = {
     "setting of another mode": (
         "iptables: {masqueradeAll: true, masqueradeBit: 0}",
         [
-            "test.yaml: iptables.masqueradeBit: has no effect in nftables mode; set nftables.masqueradeBit",
-            "test.yaml: iptables.masqueradeAll: has no effect in nftables mode; set nftables.masqueradeAll",
+            (
+                "test.yaml: iptables.masqueradeBit: has no effect in nftables mode; set "
+                "nftables.masqueradeBit"
+            ),
+            (
+                "test.yaml: iptables.masqueradeAll: has no effect in nftables mode; set "
+                "nftables.masqueradeAll"
+            ),
         ],
     ),
 }
@@ -362,7 +368,7 @@ def test_is_ignored_with_a_warning(fields: str, expected: list[str]) -> None:
 @pytest.mark.contract("8.1.3")
 def test_of_duplicates_the_last_counts() -> None:
     assert configfile.load(HEAD + "oomScoreAdj: 1\noomScoreAdj: 2", "f")[0].oom_score_adj == 2
-    text = f'{{"apiVersion": "{config.API_VERSION}", "kind": "{config.KIND}", "oomScoreAdj": 1, "oomScoreAdj": 2}}'
+    text = f'{{"apiVersion": "{config.API_VERSION}", "kind": "{config.KIND}", "oomScoreAdj": 1, "oomScoreAdj": 2}}'  # noqa: E501
     loaded, warnings = configfile.load(text, "f")
     assert loaded.oom_score_adj == 2
     assert warnings == ["f: duplicate field 'oomScoreAdj', the last one counts"]

@@ -1,4 +1,7 @@
-"""What is written for a change: as little as possible, in an order in which no packet falls between (design 1; contract 5.8)."""
+"""What is written for a change.
+
+As little as possible, in an order in which no packet falls between (design 1; contract 5.8).
+"""
 
 from typing import Any
 
@@ -104,7 +107,7 @@ def fresh(**wanted: Compiled | None) -> Model:
     return model
 
 
-# --- slots ----------------------------------------------------------------------------------------------------------------------
+# --- slots ----------------------------------------------------------------------------------------
 
 letters = st.lists(
     st.sampled_from([Endpoint(letter, 1) for letter in "abcdefgh"]), unique=True
@@ -142,7 +145,7 @@ def test_slots(before: str, wanted: str, after: str) -> None:
     assert settle(as_list(before), as_list(wanted)) == as_list(after)
 
 
-# --- what one change writes -----------------------------------------------------------------------------------------------------
+# --- what one change writes -----------------------------------------------------------------------
 
 
 @pytest.mark.contract("5.8.3")
@@ -156,7 +159,10 @@ def test_a_new_service_is_a_few_additions() -> None:
 
 
 def test_from_three_to_two() -> None:
-    """The last slot moves into the place of the one that went; the slot behind the end goes late."""
+    """The last slot moves into the place of the one that went.
+
+    The slot behind the end goes late.
+    """
     model = fresh(web=compiled(pods=[3, 5, 7]))
     model.want(web=compiled(pods=[5, 7]))
     verdict = ("10.96.0.10", "tcp", 80)
@@ -172,7 +178,10 @@ def test_from_three_to_two() -> None:
 
 
 def test_one_endpoint_of_many_is_one_slot_per_address_and_list() -> None:
-    """5 000 endpoints and seven lists: a change of one of them writes seven slots, and a hairpin entry."""
+    """5 000 endpoints and seven lists.
+
+    A change of one of them writes seven slots, and a hairpin entry.
+    """
     spec: dict[str, Any] = {
         "vips": ["203.0.113.1", "203.0.113.2"],
         "node_port": 30080,
@@ -253,7 +262,7 @@ def test_targets_are_the_chains_that_verdicts_need() -> None:
     assert found.targets() == {"pick4-tcp-2"}
 
 
-# --- shared elements ------------------------------------------------------------------------------------------------------------
+# --- shared elements ------------------------------------------------------------------------------
 
 
 @pytest.mark.contract("4.4.1", "2.5.6")
@@ -269,7 +278,7 @@ def test_shared_elements_stay_until_the_last_claim_goes() -> None:
     assert list(model.table["cluster_ips4"]) == [("10.96.0.11",)]
 
 
-# --- rivals ---------------------------------------------------------------------------------------------------------------------
+# --- rivals ---------------------------------------------------------------------------------------
 
 VIPS: dict[str, Any] = {"vips": ["203.0.113.1"]}
 OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
@@ -348,7 +357,7 @@ def test_services_that_exchange_a_frontend_change_together() -> None:
     )
 
 
-# --- any sequence ---------------------------------------------------------------------------------------------------------------
+# --- any sequence ---------------------------------------------------------------------------------
 
 specs = st.fixed_dictionaries(
     {
@@ -376,7 +385,9 @@ steps = st.lists(
 def test_any_sequence_ends_as_a_fresh_start(
     sequence: list[dict[str, dict[str, Any] | None]],
 ) -> None:
-    """And no transaction on the way deletes what is not there or adds what is there with another value."""
+    """And no transaction on the way deletes what is not there or adds what is there with another
+    value.
+    """
     model = Model()
     now: dict[str, Compiled | None] = {}
     for wanted in sequence:
@@ -395,7 +406,10 @@ def test_any_sequence_ends_as_a_fresh_start(
 def test_between_the_transactions_every_verdict_finds_its_list(
     before: dict[str, Any], after: dict[str, Any]
 ) -> None:
-    """Old verdict or new, before the first transaction, between the two or behind: slot 0 is there, and all sources are."""
+    """Old verdict or new, before the first transaction, between the two or behind.
+
+    Slot 0 is there, and all sources are.
+    """
     fixed = {"cluster_ip": "10.96.0.10", "vips": ["203.0.113.1"], "node_port": 30080}
     old, new = compiled(**{**before, **fixed}), compiled(**{**after, **fixed})
     model = fresh(web=old)

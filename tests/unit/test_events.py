@@ -1,4 +1,6 @@
-"""Events: what is written for what happens, and that nothing that goes wrong with them is felt elsewhere."""
+"""Events: what is written for what happens, and that nothing that goes wrong with them is felt
+elsewhere.
+"""
 
 import json
 import threading
@@ -136,7 +138,10 @@ def test_long_texts_are_cut_to_what_the_server_takes() -> None:
 
 
 class ApiServer:
-    """Takes events; `trouble` says with which status each of the next requests is answered, None: the connection is cut."""
+    """Takes events; `trouble` says with which status each of the next requests is answered, None.
+
+    The connection is cut.
+    """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, str, str, dict[str, Any]]] = []
@@ -316,7 +321,10 @@ def test_close_writes_what_waits(server: ApiServer, sink: ApiSink) -> None:
 
 @pytest.mark.contract("10.1.1")
 def test_waiting_repetitions_are_told_in_time(server: ApiServer, sink: ApiSink) -> None:
-    """Counted until the clock says that the pause is over; the test's clock says so when all have been counted."""
+    """Counted until the clock says that the pause is over.
+
+    The test's clock says so when all have been counted.
+    """
     now = NOW
     recorder = Events(sink, "host1", clock=lambda: now)
     for _ in range(10):

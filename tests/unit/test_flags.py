@@ -332,12 +332,16 @@ def test_lists_and_maps_may_come_in_pieces() -> None:
 
 
 REFUSED = {
-    "--masquerade-all=maybe": "Invalid value for '--masquerade-all': 'maybe' is neither true nor false",
-    "--config-sync-period=3": "Invalid value for '--config-sync-period': '3' is not a duration such as 30s, 1h30m or 100ms",
+    "--masquerade-all=maybe": "Invalid value for '--masquerade-all': 'maybe' is neither true "
+    "nor false",
+    "--config-sync-period=3": "Invalid value for '--config-sync-period': '3' is not a duration "
+    "such as 30s, 1h30m or 100ms",
     "--oom-score-adj=low": "Invalid value for '--oom-score-adj': 'low' is not an integer",
-    "--oom-score-adj=3000000000": "Invalid value for '--oom-score-adj': 3000000000 does not fit into 32 bits",
+    "--oom-score-adj=3000000000": "Invalid value for '--oom-score-adj': 3000000000 does not fit "
+    "into 32 bits",
     "--kube-api-qps=x": "Invalid value for '--kube-api-qps': 'x' is not a number",
-    "--feature-gates=A": "Invalid value for '--feature-gates': 'A' is not of the form NAME=true or NAME=false",
+    "--feature-gates=A": "Invalid value for '--feature-gates': 'A' is not of the form NAME=true "
+    "or NAME=false",
     "--feature-gates=A=5": "Invalid value for '--feature-gates': '5' is neither true nor false",
     "--vmodule=a": "Invalid value for '--vmodule': 'a' is not of the form PATTERN=LEVEL",
     "argument": "Got unexpected extra argument (argument)",
@@ -542,7 +546,10 @@ def test_help_says_which_source_wins() -> None:
 
 
 def test_loads_nothing_slow() -> None:
-    code = "import sys, nftproxy.configuration.flags; print([m for m in ('yaml', 'msgspec', 'importlib.metadata') if m in sys.modules])"
+    code = (
+        "import sys, nftproxy.configuration.flags; print([m for m in ('yaml', 'msgspec', "
+        "'importlib.metadata') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

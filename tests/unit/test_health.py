@@ -1,4 +1,7 @@
-"""Health without sockets: who is healthy when, what is answered, and which Services have something to answer for."""
+"""Health without sockets.
+
+Who is healthy when, what is answered, and which Services have something to answer for.
+"""
 
 import json
 from typing import Any
@@ -330,7 +333,10 @@ def test_a_missing_port_is_noted() -> None:
     standing.look({WEB: (local_balancer(healthCheckNodePort=0), ())}, notes)
     assert not standing.checks
     assert notes == [
-        "Service default/web: no spec.healthCheckNodePort: load balancers cannot ask for local endpoints"
+        (
+            "Service default/web: no spec.healthCheckNodePort: load balancers cannot ask for local "
+            "endpoints"
+        )
     ]
 
 
@@ -410,7 +416,8 @@ def test_a_health_check_port_that_is_a_node_port_is_noted_once() -> None:
     standing.look({WEB: (local_balancer(), ()), other.metadata.key: (other, ())}, notes)
     [note] = notes
     assert note.startswith(
-        "Service default/web: its health check node port 31000 is also a NodePort of Service default/other"
+        "Service default/web: its health check node port 31000 is also a NodePort of Service "
+        "default/other"
     )
     assert note.endswith(
         "load balancers cannot ask for local endpoints; give one of them another port"

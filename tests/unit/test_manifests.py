@@ -1,4 +1,6 @@
-"""Manifests: what is read, what is said about what cannot be, and that one broken thing never takes another with it."""
+"""Manifests: what is read, what is said about what cannot be, and that one broken thing never takes
+another with it.
+"""
 
 import asyncio
 import json
@@ -111,10 +113,12 @@ def test_a_typed_list_does_not_repeat_kind_and_version(tmp_path: Path) -> None:
 
 def test_plain_scalars_mean_what_they_mean_to_kubernetes() -> None:
     read = kubeyaml.documents(
-        "{a: 2001:10:20:30:40:50:1:2, b: 2026-01-01, c: =, d: 08, e: 0o10, f: 1:30, g: 010, h: 10.5}"
+        "{a: 2001:10:20:30:40:50:1:2, b: 2026-01-01, c: =, d: 08, e: 0o10, f: 1:30, g: 010, h: "
+        "10.5}"
     )[0]
     assert read == {
-        "a": "2001:10:20:30:40:50:1:2", "b": "2026-01-01", "c": "=", "d": "08", "e": "0o10", "f": "1:30", "g": 8, "h": 10.5,
+        "a": "2001:10:20:30:40:50:1:2", "b": "2026-01-01", "c": "=", "d": "08", "e": "0o10",
+        "f": "1:30", "g": 8, "h": 10.5,
     }  # fmt: skip
 
 
@@ -202,7 +206,10 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "an address that is a star": (
         "x.yaml",
         text(changed(SLICE, "endpoints.0.addresses.0", "*")),
-        "document 1: EndpointSlice default/web-1: endpoints[0].addresses[0]: '*' is not an IP address",
+        (
+            "document 1: EndpointSlice default/web-1: endpoints[0].addresses[0]: '*' is not an IP "
+            "address"
+        ),
     ),
     "impossible CIDR": (
         "x.yaml",
@@ -214,7 +221,10 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
                 "spec": {"cidrs": ["10/8"]},
             }
         ),
-        "document 1: ServiceCIDR k: spec.cidrs[0]: '10/8' is not a CIDR such as 10.0.0.0/8 or fd00::/64",
+        (
+            "document 1: ServiceCIDR k: spec.cidrs[0]: '10/8' is not a CIDR such as 10.0.0.0/8 or "
+            "fd00::/64"
+        ),
     ),
     "defined twice": (
         "x.yaml",
@@ -256,7 +266,10 @@ anything = st.recursive(
 @settings(deadline=None)
 @given(data=st.data(), value=anything)
 def test_whatever_stands_in_a_field_is_one_line_or_none(data: st.DataObject, value: Any) -> None:
-    """Any field of a sound object holds anything else: the object is used, or each problem is a line that names it."""
+    """Any field of a sound object holds anything else.
+
+    The object is used, or each problem is a line that names it.
+    """
     document = data.draw(st.sampled_from([WEB, SLICE]))
     path = data.draw(st.sampled_from(list(paths(document))))
     copy = changed(document, path, 0)
@@ -307,7 +320,10 @@ def test_an_object_that_two_files_define_belongs_to_the_first(tmp_path: Path) ->
     (tmp_path / "b.yaml").write_text(text(changed(WEB, "spec.ports.0.port", 81)))
     found = scan(tmp_path)
     assert found.problems == [
-        f"{tmp_path}/b.yaml: Service default/web: is already defined in {tmp_path}/a.yaml, which counts"
+        (
+            f"{tmp_path}/b.yaml: Service default/web: is already defined in {tmp_path}/a.yaml, "
+            "which counts"
+        )
     ]
     assert [service.spec.ports[0].port for service in found.objects[Service]] == [80]  # type: ignore[union-attr, index]
 
@@ -326,7 +342,10 @@ def test_what_broke_keeps_its_last_good_version(tmp_path: Path) -> None:
     )
     found = manifests.scan()
     assert found.news == [
-        f"{path}: document 1: Service default/web: spec.ports[0].port: expected `int` >= 1; its last good version stays in use"
+        (
+            f"{path}: document 1: Service default/web: spec.ports[0].port: expected `int` >= 1; its "  # noqa: E501
+            "last good version stays in use"
+        )
     ]
     assert found.objects[Service][0].spec.ports[0].port == 80  # type: ignore[union-attr, index]
     assert found.objects[EndpointSlice][0].endpoints[0].addresses == ("10.244.1.3",)  # type: ignore[union-attr, index]
@@ -442,7 +461,7 @@ def test_a_path_that_is_not_there_at_the_start_is_a_mistake(tmp_path: Path, path
         Manifests([tmp_path / path]).check()
 
 
-# --- following folders --------------------------------------------------------------------------------------------------
+# --- following folders ----------------------------------------------------------------------------
 
 
 @contextmanager
@@ -558,7 +577,10 @@ def test_a_file_that_is_being_written_is_not_read(folder: Path) -> None:
     ids=["goes on", "ends between the looks", "ends after the looks"],
 )
 def test_a_file_that_is_emptied_when_it_is_about_to_be_read(folder: Path, ends: str | None) -> None:
-    """Somebody begins to write just after it was asked whether anybody does: what is read then is an empty file, and no answer."""
+    """Somebody begins to write just after it was asked whether anybody does.
+
+    What is read then is an empty file, and no answer.
+    """
     path = folder / "a.yaml"
     path.write_text(text(WEB))
     manifests = Manifests([folder])

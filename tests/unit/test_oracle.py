@@ -50,7 +50,10 @@ def judge(
     at: Host | None = None,
     cidrs: Iterable[str] = (),
 ) -> list[Verdict]:
-    """What may become of a packet, in each reading; it came in where its source says unless told otherwise."""
+    """What may become of a packet, in each reading.
+
+    It came in where its source says unless told otherwise.
+    """
     if interface is None:
         interface = {POD: "cni0", POD2: "cni0", NODE: "", GATEWAY: ""}.get(source, "eth0")
     cluster = Cluster(
@@ -114,7 +117,8 @@ INTERNAL_LOCAL = service(internalTrafficPolicy="Local")
         pytest.param([CLUSTER_POLICY, BOTH], {"to": GATEWAY, "port": 30080}, UNTOUCHED, id="2.6.1-other-own-address"),
         pytest.param([CLUSTER_POLICY, BOTH], {"to": GATEWAY, "port": 30080, "at": host(nodeports=EVERY)}, [POD, REMOTE], id="2.6.4"),
         pytest.param(
-            [CLUSTER_POLICY, BOTH], {"to": "127.0.0.1", "source": NODE, "port": 30080, "at": host(nodeports=EVERY)},
+            [CLUSTER_POLICY, BOTH], {"to": "127.0.0.1", "source": NODE, "port": 30080,
+            "at": host(nodeports=EVERY)},
             UNTOUCHED, id="2.6.7-loopback",
         ),
         pytest.param([INTERNAL_LOCAL, BOTH], {}, [POD], id="2.3.1-internal-local"),

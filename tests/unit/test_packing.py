@@ -1,4 +1,7 @@
-"""Packing keys and values loses nothing; tests/kernel/test_packing.py compares with what libnftables writes."""
+"""Packing keys and values loses nothing.
+
+Tests/kernel/test_packing.py compares with what libnftables writes.
+"""
 
 from typing import Any
 

@@ -103,7 +103,10 @@ def test_batches_are_cut_by_size_halved_and_what_is_slow_comes_last(
 
 
 def test_the_second_half_knows_what_became_of_the_first() -> None:
-    """One service lets go of a shared element that another takes up: if they are written apart, it must be there at the end."""
+    """One service lets go of a shared element that another takes up.
+
+    If they are written apart, it must be there at the end.
+    """
     model = fresh(a=compiled("a", [2]), b=compiled("b", [], cluster_ip="10.96.0.11"))
     wanted = {key("a"): compiled("a", []), key("b"): compiled("b", [2], cluster_ip="10.96.0.11")}
     (batch,) = plan(model.remembered, [wanted], InStep())

@@ -17,7 +17,9 @@ FILES = sorted((ROOT / "rulesets").glob("*.nft"), key=lambda path: path.name)
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
 def test_sets_and_maps_are_declared_by_typeof(file: Path) -> None:
-    """Libraries from 1.1.2 on store with `type` what those before 1.1.4 cannot read: any nft on the host then ends with signal 11.
+    """Libraries from 1.1.2 on store with `type` what those before 1.1.4 cannot read.
+
+    Any nft on the host then ends with signal 11.
 
     With `typeof` all of 1.0.6 to 1.1.7 list what any of them wrote.
     """

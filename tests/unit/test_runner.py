@@ -140,7 +140,8 @@ def test_a_request_does_not_swallow_the_end(turns: int) -> None:
             runs.runner.request()
             for _ in range(turns):
                 await asyncio.sleep(0)
-        # Now `started` has cancelled it, and waited for its end: if that was swallowed, there is none.
+        # Now `started` has cancelled it, and waited for its end: if that was swallowed, there is
+        # none.
 
     virtualtime.run(main())
 

@@ -24,7 +24,10 @@ def letters(text: str) -> str:
 
 
 def declared(block: str) -> tuple[str, str, str, bool, bool, bool]:
-    """Kind, key, value of a declaration in `rulesets/`; whether it counts, the kernel fills it, it holds intervals."""
+    """Kind, key, value of a declaration in `rulesets/`.
+
+    Whether it counts, the kernel fills it, it holds intervals.
+    """
     found = re.search(r"typeof (.+)", block)
     assert found, block
     key, _, value = found[1].partition(" : ")
@@ -91,7 +94,8 @@ def test_a_name_is_parsed_as_it_was_made(each: Declaration, family: Family) -> N
 @pytest.mark.parametrize(
     "name",
     [
-        "services", "services5", "services4-tcp", "endpoints4", "endpoints4-icmp", "allowed4", "allowed4-x", "nodeport_hairpin4",
+        "services", "services5", "services4-tcp", "endpoints4", "endpoints4-icmp", "allowed4",
+        "allowed4-x", "nodeport_hairpin4",
         "affinity4-default/web/tcp/http", "cluster_members4-", "mine4", "__map4",
     ],
 )  # fmt: skip

@@ -24,7 +24,7 @@ def seen(item: Service, family: Family = V4, **options: Any) -> View:
     return found
 
 
-# --- which services there are (2.1) ---------------------------------------------------------------------------------------------
+# --- which services there are (2.1) ---------------------------------------------------------------
 
 
 @pytest.mark.contract("2.1.1", "2.1.3")
@@ -116,7 +116,7 @@ def test_fields_that_are_not_read() -> None:
     assert view(msgspec.convert(document, Service), V4, []) == view(service(), V4, [])
 
 
-# --- addresses and policies (2.2, 2.3) ------------------------------------------------------------------------------------------
+# --- addresses and policies (2.2, 2.3) ------------------------------------------------------------
 
 
 @pytest.mark.contract("2.2")
@@ -264,7 +264,7 @@ def test_source_ranges(
         assert len(told) == notes
 
 
-# --- reading slices (3.1, 3.2) --------------------------------------------------------------------------------------------------
+# --- reading slices (3.1, 3.2) --------------------------------------------------------------------
 
 
 def chosen(
@@ -443,7 +443,7 @@ def test_of_two_live_duplicates_always_the_same_wins() -> None:
     assert chosen([near, far], item) == chosen([far, near], item)
 
 
-# --- lists (3.3, 3.4) -----------------------------------------------------------------------------------------------------------
+# --- lists (3.3, 3.4) -----------------------------------------------------------------------------
 
 
 @pytest.mark.contract("2.3.3", "2.3.4")
@@ -583,7 +583,7 @@ def test_lists_do_not_depend_on_the_order_of_slices(
     assert list(found.cluster) == sorted(found.cluster, key=str)
 
 
-# --- addresses that nothing can have ---------------------------------------------------------------------------------------------
+# --- addresses that nothing can have --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

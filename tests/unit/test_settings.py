@@ -392,7 +392,10 @@ FATAL: dict[str, tuple[str, config.Sparse, tuple[str, ...], frozenset[Family], l
         (),
         BOTH,
         [
-            "detectLocal.bridgeInterface: 'a*' is no interface name: 1 to 15 letters, digits, dots, dashes or underscores"
+            (
+                "detectLocal.bridgeInterface: 'a*' is no interface name: 1 to 15 letters, digits, "
+                "dots, dashes or underscores"
+            )
         ],
     ),
     "everything at once": (

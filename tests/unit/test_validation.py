@@ -70,14 +70,20 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
         "8.3.4",
         {"mode": "iptables"},
         [
-            "mode: iptables is not available, nftproxy has the nftables mode only; set it to nftables or leave it empty"
+            (
+                "mode: iptables is not available, nftproxy has the nftables mode only; set it to "
+                "nftables or leave it empty"
+            )
         ],
     ),
     "ipvs mode": (
         "8.3.4",
         {"mode": "ipvs"},
         [
-            "mode: ipvs is not available, nftproxy has the nftables mode only; set it to nftables or leave it empty"
+            (
+                "mode: ipvs is not available, nftproxy has the nftables mode only; set it to "
+                "nftables or leave it empty"
+            )
         ],
     ),
     "unknown mode": (
@@ -144,7 +150,10 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
         "8.3.9",
         {"detectLocalMode": "Guess"},
         [
-            "detectLocalMode: 'Guess' is not one of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"
+            (
+                "detectLocalMode: 'Guess' is not one of ClusterCIDR, NodeCIDR, BridgeInterface, "
+                "InterfaceNamePrefix"
+            )
         ],
     ),
     "no bridge": (
@@ -161,7 +170,10 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
         "8.3.9",
         {"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": 'x" accept'}},
         [
-            "detectLocal.bridgeInterface: 'x\" accept' is no interface name: 1 to 15 letters, digits, dots, dashes or underscores"
+            (
+                "detectLocal.bridgeInterface: 'x\" accept' is no interface name: 1 to 15 letters, "
+                "digits, dots, dashes or underscores"
+            )
         ],
     ),
     "a prefix of 16 characters": (
@@ -171,7 +183,10 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
             "detectLocal": {"interfaceNamePrefix": "v" * 16},
         },
         [
-            "detectLocal.interfaceNamePrefix: 'vvvvvvvvvvvvvvvv' is no interface name: 1 to 15 letters, digits, dots, dashes or underscores"
+            (
+                "detectLocal.interfaceNamePrefix: 'vvvvvvvvvvvvvvvv' is no interface name: 1 to 15 "
+                "letters, digits, dots, dashes or underscores"
+            )
         ],
     ),
     "clusterCIDR with a blank": (
@@ -183,14 +198,20 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
         "8.3.9",
         {"clusterCIDR": "10.0.0.0/8,11.0.0.0/8"},
         [
-            "clusterCIDR: '10.0.0.0/8,11.0.0.0/8' is neither one CIDR nor a pair of an IPv4 and an IPv6 one"
+            (
+                "clusterCIDR: '10.0.0.0/8,11.0.0.0/8' is neither one CIDR nor a pair of an IPv4 and "  # noqa: E501
+                "an IPv6 one"
+            )
         ],
     ),
     "three of clusterCIDR": (
         "8.3.9",
         {"clusterCIDR": "10.0.0.0/8,fd00::/64,fd01::/64"},
         [
-            "clusterCIDR: '10.0.0.0/8,fd00::/64,fd01::/64' is neither one CIDR nor a pair of an IPv4 and an IPv6 one"
+            (
+                "clusterCIDR: '10.0.0.0/8,fd00::/64,fd01::/64' is neither one CIDR nor a pair of an "  # noqa: E501
+                "IPv4 and an IPv6 one"
+            )
         ],
     ),
     "unknown log format": (
@@ -212,7 +233,10 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
         },
         [
             "logging.options.text.splitStream: is alpha and needs featureGates.LoggingAlphaOptions",
-            "logging.options.json.infoBufferSize: is alpha and needs featureGates.LoggingAlphaOptions",
+            (
+                "logging.options.json.infoBufferSize: is alpha and needs "
+                "featureGates.LoggingAlphaOptions"
+            ),
         ],
     ),
     "a size that is none": (

@@ -1,4 +1,7 @@
-"""Draw what bench.sh measured: python3 chart.py FOLDER reads FOLDER/*.json and writes FOLDER/results.svg and results.csv."""
+"""Draw what bench.sh measured.
+
+Python3 chart.py FOLDER reads FOLDER/*.json and writes FOLDER/results.svg and results.csv.
+"""
 
 import csv
 import json

@@ -1,4 +1,7 @@
-"""An endpoint of the workload: answers TCP and UDP on port 8080 with a line of JSON: its name, and whom it saw."""
+"""An endpoint of the workload: answers TCP and UDP on port 8080 with a line of JSON.
+
+Its name, and whom it saw.
+"""
 
 import json
 import os

@@ -1,6 +1,6 @@
 """A client of the workload.
 
-load.py connect ADDRESS PORT SECONDS        connects one after the other, and prints figures as a line of JSON
+load.py connect ADDRESS PORT SECONDS        connects in turn, and prints figures as a line of JSON
 load.py until answered|refused ADDRESS PORT tries without pause until that is what becomes of it
 """
 
@@ -25,7 +25,10 @@ def attempt(address: str, port: int) -> str:
 
 
 def connect(address: str, port: int, seconds: float) -> dict[str, float]:
-    """Connect for some seconds; return how many per second, how many failed, and how long they took in microseconds."""
+    """Connect for some seconds.
+
+    Return how many per second, how many failed, and how long they took in microseconds.
+    """
     took: list[float] = []
     failed = 0
     started = now = time.perf_counter()

@@ -3,11 +3,14 @@
     mode = make("iptables", ModePlace(namespace, workload.node_settings(), workload.service_cidr()))
     if reason := mode.unavailable(): ...
     try:
-        work = mode.start([Load(workload.service(n), (workload.slice(n),)) for n in range(workload.services)])
-        work = mode.update(put=[Load(workload.service(17), (workload.slice(17, replaced=1),))])  # one endpoint changes
-        work = mode.update(put=[Load(new.service(1000), (new.slice(1000),))])                    # a service is added
-        work = mode.update(deleted=[Load(new.service(1000), (new.slice(1000),))])                # ... and deleted
-        work = mode.restart(load)                                                                # a new process, rules there
+        load = [Load(workload.service(n), (workload.slice(n),)) for n in range(workload.services)]
+        work = mode.start(load)
+        changed = Load(workload.service(17), (workload.slice(17, replaced=1),))
+        work = mode.update(put=[changed])    # one endpoint changes
+        added = Load(new.service(1000), (new.slice(1000),))
+        work = mode.update(put=[added])      # a service is added
+        work = mode.update(deleted=[added])  # ... and deleted
+        work = mode.restart(load)            # a new process, rules there
         print(work.own, work.programs, work.commands, work.sent)
     finally:
         mode.stop()
@@ -15,11 +18,12 @@
     none                   routed, no proxy: the cost of the network alone
     nftproxy               our own table, written by the code of `nftproxy run`
     nftproxy-netlink       the same, with elements written through netlink instead of libnftables
-    iptables               kube-proxy's iptables mode, through iptables-restore; `backend` legacy or nft
+    iptables               kube-proxy's iptables mode, by iptables-restore; `backend` legacy or nft
     kube-proxy-nftables    kube-proxy's nftables mode, through nft (contract 5)
     ipvs                   kube-proxy's ipvs mode, through ipvsadm, where the kernel has ip_vs
     userspace              the oldest: a process that accepts and forwards
-    real-nftables          the real kube-proxy in nftables mode; this and the next need a `KubeProxyProgram` and its API server
+    real-nftables          the real kube-proxy in nftables mode; this and the next need a
+                           `KubeProxyProgram` and its API server
     real-iptables          ... in iptables mode, with the same `backend`
 
 All of them serve ClusterIPs, NodePorts, load-balancer VIPs, external policy Local, ClientIP

@@ -47,7 +47,7 @@ class Baseline(Mode, Generic[Rendered]):
 
     @abc.abstractmethod
     def full(self) -> None:
-        """Bring the kernel in step with all rendered services, as the first sync of a process does."""
+        """Bring the kernel in step with all rendered services, as a first sync does."""
 
     @abc.abstractmethod
     def partial(self, put: Sequence[ObjectName], gone: dict[ObjectName, Rendered]) -> None:

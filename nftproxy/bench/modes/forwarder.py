@@ -15,7 +15,8 @@ import sys
 import time
 from typing import Any
 
-_UDP_IDLE = 0.25  # seconds after which a client's datagrams may get another endpoint, the original's default
+# Seconds after which a client's datagrams may get another endpoint, the original's default
+_UDP_IDLE = 0.25
 _READ = 1 << 16
 _BACKLOG = 1024
 

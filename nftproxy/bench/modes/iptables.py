@@ -70,7 +70,7 @@ class Iptables(Baseline[IptablesRules]):
         self.large = False
 
     def unavailable(self) -> str:
-        """Name the missing programs, or matches in the kernel, found by making a chain with all of them."""
+        """Name missing programs, or matches of the kernel, found by making a chain with all."""
         if missing := super().unavailable():
             return missing
         probe = "KUBE-PROXY-PROBE"

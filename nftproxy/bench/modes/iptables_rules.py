@@ -2,15 +2,18 @@
 
 Rules for iptables-restore, as that mode is known to write them.
 
-    KUBE-SERVICES    every ClusterIP, external IP and VIP, one rule each, in turn; last of all the jump to KUBE-NODEPORTS
-    KUBE-NODEPORTS   every NodePort: one rule for connections to 127.0.0.0/8, which the original counts, and one for all others
-    KUBE-EXT-*       traffic from outside: masquerade, or for policy Local send pods and the node on to all endpoints
+    KUBE-SERVICES    every ClusterIP, external IP and VIP, one rule each, in turn; last of all the
+                     jump to KUBE-NODEPORTS
+    KUBE-NODEPORTS   every NodePort: one rule for connections to 127.0.0.0/8, which the original
+                     counts, and one for all others
+    KUBE-EXT-*       traffic from outside: masquerade, or for policy Local send pods and the node
+                     on to all endpoints
     KUBE-SVC-*       one of all endpoints: a rule per endpoint, with probabilities 1/n, 1/(n-1) ... 1
     KUBE-SVL-*       one of the endpoints on this node
     KUBE-SEP-*       one endpoint: masquerade its packets to itself, DNAT
 
 The hash in a chain's name is part of that mode's interface: administrators look for it. Pure.
-"""
+"""  # noqa: E501
 
 import base64
 import hashlib
@@ -23,7 +26,8 @@ from nftproxy.selection import Endpoint
 MASQUERADE_MARK = "0x00004000/0x00004000"
 MARK = "KUBE-MARK-MASQ"
 FILTER_CHAINS = (
-    "KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-FORWARD", "KUBE-NODEPORTS", "KUBE-PROXY-FIREWALL", "KUBE-FIREWALL",
+    "KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-FORWARD", "KUBE-NODEPORTS",
+    "KUBE-PROXY-FIREWALL", "KUBE-FIREWALL",
 )  # fmt: skip
 NAT_CHAINS = ("KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", MARK)
 OWN = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-SEP-")
@@ -68,7 +72,10 @@ def before_filter() -> Iterator[str]:
 def after_filter() -> Iterator[str]:
     """Yield the last rules in the filter table of every sync."""
     yield "KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP"
-    yield f'KUBE-FORWARD -m comment --comment "kubernetes forwarding rules" -m mark --mark {MASQUERADE_MARK} -j ACCEPT'
+    yield (
+        'KUBE-FORWARD -m comment --comment "kubernetes forwarding rules" -m mark --mark '
+        f"{MASQUERADE_MARK} -j ACCEPT"
+    )
     yield (
         'KUBE-FORWARD -m comment --comment "kubernetes forwarding conntrack rule"'
         " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
@@ -80,7 +87,10 @@ def before_nat() -> Iterator[str]:
     bit = MASQUERADE_MARK.partition("/")[0]
     yield f"KUBE-POSTROUTING -m mark ! --mark {MASQUERADE_MARK} -j RETURN"
     yield f"KUBE-POSTROUTING -j MARK --xor-mark {bit}"
-    yield 'KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully'
+    yield (
+        'KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j '
+        "MASQUERADE --random-fully"
+    )
     yield f"{MARK} -j MARK --or-mark {bit}"
 
 
@@ -132,13 +142,19 @@ class _IptablesPort:
         port = self.port
         if port.internal:
             chain = self.svl if port.internal_local else self.svc
-            yield f"KUBE-SERVICES {self._comment('cluster IP')} {self._to(port.cluster_ip)} -j {chain}"
+            yield (
+                f"KUBE-SERVICES {self._comment('cluster IP')} {self._to(port.cluster_ip)} -j "
+                f"{chain}"
+            )
         if not port.anywhere:
             return
         for address in port.external_ips:
             yield f"KUBE-SERVICES {self._comment('external IP')} {self._to(address)} -j {self.ext}"
         for address in port.vips:
-            yield f"KUBE-SERVICES {self._comment('loadbalancer IP')} {self._to(address)} -j {self.ext}"
+            yield (
+                f"KUBE-SERVICES {self._comment('loadbalancer IP')} {self._to(address)} -j "
+                f"{self.ext}"
+            )
         if port.node_port:
             start = f"KUBE-NODEPORTS -m comment --comment {self.title} {self.protocol}"
             yield f"{start} -d 127.0.0.0/8 --dport {port.node_port} -j {self.ext}"
@@ -156,7 +172,10 @@ class _IptablesPort:
             found[self.svl] = []
         if port.internal:
             chain = self.svl if port.internal_local else self.svc
-            outsiders = f"{self._comment('cluster IP')} {self._to(port.cluster_ip)} ! -s {self.pods} -j {MARK}"
+            outsiders = (
+                f"{self._comment('cluster IP')} {self._to(port.cluster_ip)} ! -s "
+                f"{self.pods} -j {MARK}"
+            )
             found[chain].append(outsiders)
         if port.cluster:
             found[self.svc] += self._choice(port.cluster)
@@ -173,19 +192,34 @@ class _IptablesPort:
             yield f"-j {self.svc}"
             return
         if self.port.cluster:
-            yield f'-m comment --comment "pod traffic for {destinations}" -s {self.pods} -j {self.svc}'
+            yield (
+                f'-m comment --comment "pod traffic for {destinations}" -s {self.pods} -j '
+                f"{self.svc}"
+            )
             local = "-m addrtype --src-type LOCAL"
-            yield f'-m comment --comment "masquerade LOCAL traffic for {destinations}" {local} -j {MARK}'
-            yield f'-m comment --comment "route LOCAL traffic for {destinations}" {local} -j {self.svc}'
+            yield (
+                f'-m comment --comment "masquerade LOCAL traffic for {destinations}" {local} '
+                f"-j {MARK}"
+            )
+            yield (
+                f'-m comment --comment "route LOCAL traffic for {destinations}" {local} -j '
+                f"{self.svc}"
+            )
         if self.port.local:
             yield f"-j {self.svl}"
 
     def _choice(self, endpoints: Sequence[Endpoint]) -> Iterator[str]:
-        """Yield the rules of a chain that picks an endpoint: the client's previous one, else any."""
+        """Yield the rules of a chain that picks an endpoint.
+
+        The client's previous one, else any.
+        """
         if self.port.affinity_seconds:
             for endpoint in endpoints:
                 chain = self._endpoint(endpoint)
-                known = f"-m recent --name {chain} --rcheck --seconds {self.port.affinity_seconds} --reap"
+                known = (
+                    f"-m recent --name {chain} --rcheck --seconds "
+                    f"{self.port.affinity_seconds} --reap"
+                )
                 yield f"{self._optional(f' -> {endpoint}')}{known} -j {chain}"
         for left, endpoint in zip(range(len(endpoints), 0, -1), endpoints, strict=True):
             chance = (

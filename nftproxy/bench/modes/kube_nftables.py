@@ -108,7 +108,7 @@ class KubeNftables(Baseline[NftRules]):
     def _commands(
         self, services: Iterable[NftRules], unused: Iterable[tuple[str, str]]
     ) -> Iterator[str]:
-        """Yield the commands that write services, one after the other, then those that delete elements."""
+        """Yield the commands that write services in turn, then those that delete elements."""
         for rules in services:
             for chain in rules.chains:
                 yield f"add chain {TABLE} {chain}"
@@ -121,7 +121,10 @@ class KubeNftables(Baseline[NftRules]):
                     yield element.added
                     self.verdicts[element.place] = element.verdict
             for name, seconds in rules.sets.items():
-                yield f"add set {TABLE} {name} {{ type ipv4_addr ; flags dynamic,timeout ; timeout {seconds}s ; }}"
+                yield (
+                    f"add set {TABLE} {name} "
+                    f"{{ type ipv4_addr ; flags dynamic,timeout ; timeout {seconds}s ; }}"
+                )
             for chain_rules in rules.chains.values():
                 yield from chain_rules
         for place in unused:
@@ -129,7 +132,7 @@ class KubeNftables(Baseline[NftRules]):
             del self.verdicts[place]
 
     def _tidied(self, chains: Iterable[str], sets: Iterable[str]) -> Iterator[str]:
-        """Yield the commands that empty unused chains and delete unused sets (contract 5.9.1, 5.9.5)."""
+        """Yield commands that empty unused chains and delete unused sets (contract 5.9)."""
         used = {chain for rules in self.rendered.values() for chain in rules.chains}
         for chain in chains:
             if "/" in chain and chain not in used and chain not in self.stale:

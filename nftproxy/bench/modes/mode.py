@@ -1,4 +1,4 @@
-"""The interface of every way to lay out rules for Services, so that the same code can measure them all.
+"""The interface of every way to lay out rules for Services: the same code measures them all.
 
 A mode works in one network namespace, which is the node. Every mode gets the same model objects and
 decides what to make of them. Objects must be as in a cluster: a service in a later `put` replaces
@@ -87,7 +87,7 @@ class Mode(abc.ABC):
 
     @abc.abstractmethod
     def update(self, put: Sequence[Load] = (), deleted: Sequence[Load] = ()) -> Work:
-        """Do what a sync does after changes of services or their slices, and no more than the original does.
+        """Do what a sync does after changes of services or slices, no more than the original.
 
         A service in `put` again has the same slices, by name; a deleted one is deleted with its
         slices.
@@ -95,7 +95,7 @@ class Mode(abc.ABC):
 
     @abc.abstractmethod
     def restart(self, load: Sequence[Load]) -> Work:
-        """Forget everything and do what a new process does that finds the rules of the previous one."""
+        """Do what a new process does that finds the rules of the previous one."""
 
     @abc.abstractmethod
     def stop(self) -> None:

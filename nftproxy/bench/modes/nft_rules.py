@@ -48,7 +48,8 @@ CONTAINERS = {  # contract 5.3, without nodeport-ips, which every full sync refi
     "service-nodeports": ("map", "type inet_proto . inet_service : verdict", "NodePort traffic"),
     "hairpin-connections": ("set", f"type ipv4_addr . {_KEY}", "service hairpin connections"),
 }
-_FILLED = {  # contract 5.4: chains with their rules, and the jumps to them; a chain stands before its first use
+# Contract 5.4: chains with their rules, and the jumps to them; a chain stands before its first use
+_FILLED = {
     "nodeport-endpoints-check": ("ct state new ", ("filter-input",)),
     "service-endpoints-check": (
         "ct state new ",
@@ -133,11 +134,17 @@ def program(
             yield f"add rule {TABLE} {source} {condition}jump {name}"
     for name, (kind, declaration, comment) in CONTAINERS.items():
         yield f'add {kind} {TABLE} {name} {{ {declaration} ; comment "{comment}" ; }}'
-    yield f'add set {TABLE} nodeport-ips {{ type ipv4_addr ; comment "IPs that accept NodePort traffic" ; }}'
+    yield (
+        f"add set {TABLE} nodeport-ips "
+        f'{{ type ipv4_addr ; comment "IPs that accept NodePort traffic" ; }}'
+    )
     yield f"flush set {TABLE} nodeport-ips"
     for address in node_addresses:
         yield f"add element {TABLE} nodeport-ips {{ {address} }}"
-    yield f'add chain {TABLE} reject-chain {{ comment "helper for @no-endpoint-services / @no-endpoint-nodeports" ; }}'
+    yield (
+        f"add chain {TABLE} reject-chain "
+        f'{{ comment "helper for @no-endpoint-services / @no-endpoint-nodeports" ; }}'
+    )
     yield f"flush chain {TABLE} reject-chain"
     for rule in _rules(pods, service_cidrs):
         yield f"add rule {TABLE} {rule}"
@@ -149,21 +156,32 @@ def _rules(pods: str, service_cidrs: Sequence[str]) -> Iterator[str]:
         "ip daddr . meta l4proto . th dport",
         "ip daddr @nodeport-ips meta l4proto . th dport",
     )
-    yield "masquerading mark and 0x00004000 != 0 mark set mark xor 0x00004000 masquerade fully-random"
+    yield (
+        "masquerading mark and 0x00004000 != 0 mark set mark xor 0x00004000 masquerade fully-random"
+    )
     yield (
         "masquerading ct status dnat ip saddr . ip daddr . meta l4proto . th dport "
         "@hairpin-connections masquerade fully-random"
     )
-    yield 'cluster-ips-check ip daddr @cluster-ips reject comment "Reject traffic to invalid ports of ClusterIPs"'
+    yield (
+        'cluster-ips-check ip daddr @cluster-ips reject comment "Reject traffic to invalid '
+        'ports of ClusterIPs"'
+    )
     if service_cidrs:
         cidrs = ", ".join(service_cidrs)
-        yield f'cluster-ips-check ip daddr {{ {cidrs} }} drop comment "Drop traffic to unallocated ClusterIPs"'
+        yield (
+            f'cluster-ips-check ip daddr {{ {cidrs} }} drop comment "Drop traffic to '
+            'unallocated ClusterIPs"'
+        )
     yield "reject-chain reject"
     yield f"service-endpoints-check {target} vmap @no-endpoint-services"
     yield f"nodeport-endpoints-check {nodeport} vmap @no-endpoint-nodeports"
     yield f"firewall-check {target} vmap @firewall-ips"
     outsiders = f"ip daddr @cluster-ips ip saddr != {pods}"
-    yield f'services {outsiders} {_SET_MARK} comment "masquerade clusterIP traffic from outside cluster"'
+    yield (
+        f'services {outsiders} {_SET_MARK} comment "masquerade clusterIP traffic from outside '
+        'cluster"'
+    )
     yield f"services {target} vmap @service-ips"
     yield f"services {nodeport} vmap @service-nodeports"
 
@@ -267,7 +285,9 @@ class _NftPort:
             slots = " , ".join(
                 f"{slot} : {e.address} . {e.port}" for slot, e in enumerate(endpoints)
             )
-            yield f"meta l4proto {self.port.proto} dnat ip addr . port to {random} map {{ {slots} }}"
+            yield (
+                f"meta l4proto {self.port.proto} dnat ip addr . port to {random} map {{ {slots} }}"
+            )
             return
         for endpoint in endpoints:
             yield f"ip saddr @{self._affinity(endpoint)} goto {self._endpoint(endpoint)}"

@@ -3,7 +3,7 @@
 A process listens for every service port and forwards; iptables redirects the service's addresses to
 it.
 
-    KUBE-PORTALS-CONTAINER   packets to a ClusterIP, external IP or VIP: REDIRECT to the process's port
+    KUBE-PORTALS-CONTAINER   packets to a ClusterIP, external IP or VIP: REDIRECT to our port
     KUBE-PORTALS-HOST        the same from this node: DNAT to that port on the node's own address
     KUBE-NODEPORT-*          the same for NodePorts
 

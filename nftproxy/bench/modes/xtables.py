@@ -30,7 +30,7 @@ class Xtables:
         self._run("-N", name, "-t", table)
 
     def ensure(self, jumps: Iterable[Jump]) -> None:
-        """Ensure jumps one by one, with two or three programs each, as all modes of kube-proxy on iptables do."""
+        """Ensure jumps one by one, with two or three programs each, as kube-proxy on iptables."""
         for jump in jumps:
             self.chain(jump.table, jump.target)
             comment = ("-m", "comment", "--comment", jump.comment) if jump.comment else ()

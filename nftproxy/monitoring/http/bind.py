@@ -36,7 +36,7 @@ def listen(address: str) -> socket.socket:
 
 
 def listen_only(family: Family, host: str, port: int) -> socket.socket:
-    """Return a socket that listens on an address of one family, and for `::` on IPv6 alone (contract 7.2.1)."""
+    """Return a socket that listens on an address; for `::` on IPv6 alone (contract 7.2.1)."""
     return _listen(host, port, only=family)
 
 

@@ -87,7 +87,10 @@ class HealthCheckPorts:
         except OSError as error:
             for each in sockets:
                 each.close()
-            reason = f"health check node port {check.port} ({self._family}) cannot be opened: {error.strerror or error}"
+            reason = (
+                f"health check node port {check.port} ({self._family}) cannot be opened: "
+                f"{error.strerror or error}"
+            )
             if self._missing.get(service) != check:
                 logger.warning("Service {}: {}; trying again with each sync", service, reason)
             self._missing[service] = check
@@ -104,7 +107,7 @@ class HealthCheckPorts:
         del self._by_port[opened.check.port]
 
     async def _respond(self, request: web.BaseRequest) -> Response:
-        """Answer any path and any method with the state of the Service whose port was asked (contract 7.2.3)."""
+        """Answer any path and method with the state of the port's Service (contract 7.2.3)."""
         place = request.transport.get_extra_info("sockname") if request.transport else None
         opened = self._by_port.get(place[1]) if place else None
         if opened is None:

@@ -28,7 +28,7 @@ _WARNING = """
 {title}
 Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.
 
-"""
+"""  # noqa: E501
 
 Page = Callable[[web.BaseRequest], Awaitable[Response]]
 

@@ -20,7 +20,7 @@ INDEX = """nftproxy is written in Python: these profiles are text, not Go's form
 
 /debug/pprof/cmdline            the command line, NUL between arguments
 /debug/pprof/goroutine          what all threads and asyncio tasks are doing now
-/debug/pprof/profile?seconds=N  where time goes, sampled for N seconds (30): folded stacks for flame graphs
+/debug/pprof/profile?seconds=N  where time goes, sampled for N seconds (30): folded stacks
 """
 
 

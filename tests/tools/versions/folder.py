@@ -1,7 +1,10 @@
-"""A Debian release in a folder: made once by debootstrap, kept under build/versions, entered for a command.
+"""A Debian release in a folder.
 
-Packages come from the mirror that this machine's own apt uses. Nothing is left mounted or running on this machine: a command in a
-folder has its own mounts, processes and, unless it asks for the network, its own network.
+Made once by debootstrap, kept under build/versions, entered for a command.
+
+Packages come from the mirror that this machine's own apt uses. Nothing is left mounted or running
+on this machine: a command in a folder has its own mounts, processes and, unless it asks for the
+network, its own network.
 """
 
 import contextlib
@@ -21,7 +24,8 @@ from tests.support.paths import ROOT
 CACHE = ROOT / "build/versions"
 PACKAGES = (
     # What the project needs: see PACKAGES and TEST_PACKAGES in the Makefile.
-    "python3", "python3-venv", "libnftables1", "iproute2", "procps", "nftables", "iptables", "openssl", "git", "ipset", "ipvsadm",
+    "python3", "python3-venv", "libnftables1", "iproute2", "procps", "nftables", "iptables",
+    "openssl", "git", "ipset", "ipvsadm",
     "iperf3",
     # What this package needs: certificates for pip, modprobe in a virtual machine.
     "ca-certificates", "kmod",
@@ -53,7 +57,10 @@ class Folder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs out of it until the end of the block: they would exchange the project under this one's feet."""
+        """Keep other runs out of it until the end of the block.
+
+        They would exchange the project under this one's feet.
+        """
         CACHE.mkdir(parents=True, exist_ok=True)
         with self.path.with_name(f"{self.release}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,7 @@
-"""`make test-kernels`: the packet tests on the kernels of Debian 12 (6.1) and Debian 13 (6.12), in virtual machines side by side.
+"""`make test-kernels`.
+
+The packet tests on the kernels of Debian 12 (6.1) and Debian 13 (6.12), in virtual machines side by
+side.
 
 Exit code 1 when a test fails on any of them.
 """
@@ -16,7 +19,8 @@ RELEASES = ("bookworm", "trixie")
 SLOW = 8  # how much slower Python runs there
 LIMIT = 45 * 60  # seconds for the tests, three times what they take; what failed until then is told
 TESTS = (
-    "packets/", "kernel/test_program", "kernel/test_foreign", "kernel/test_conntrack", "kernel/test_takeover",
+    "packets/", "kernel/test_program", "kernel/test_foreign", "kernel/test_conntrack",
+    "kernel/test_takeover",
     "kernel/test_kernel", "kernel/test_faults", "commands/test_bench_modes",
 )  # fmt: skip
 TOO_MUCH = (
@@ -24,7 +28,8 @@ TOO_MUCH = (
     "packets/test_fairness",
     "packets/test_random_packets",
 )  # for an emulated processor
-HALF = "not tcp6 and not udp4"  # of tests for each family and protocol: both families and both protocols, not each with each
+# Of tests for each family and protocol: both families and both protocols, not each with each
+HALF = "not tcp6 and not udp4"
 ONLY_HERE = ("tests/tools/versions/sctp.py", "tests/tools/versions/scale.py")
 
 
@@ -62,7 +67,9 @@ def main() -> int:
 
 
 def usual_tests() -> list[str]:
-    """Return the test files about what a kernel does with packets and rules, those first that only run here."""
+    """Return the test files about what a kernel does with packets and rules, those first that only
+    run here.
+    """
     chosen, left_out = (tuple(f"tests/{name}" for name in names) for names in (TESTS, TOO_MUCH))
     return [
         *ONLY_HERE,

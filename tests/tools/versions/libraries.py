@@ -1,7 +1,10 @@
-"""`make test-versions`: the tests of the program, with the libnftables and the Python of several Debian releases.
+"""`make test-versions`.
 
-As many releases at a time as this machine has processors. Exit code 1 when a test fails in any of them. A release that is not
-released yet may be missing from a mirror: that one is named and left out.
+The tests of the program, with the libnftables and the Python of several Debian releases.
+
+As many releases at a time as this machine has processors. Exit code 1 when a test fails in any of
+them. A release that is not released yet may be missing from a mirror: that one is named and left
+out.
 """
 
 import argparse
@@ -52,7 +55,10 @@ def run(release: str, tests: list[str]) -> str:
 
 
 def made(folder: Folder) -> str:
-    """Make a folder ready, with the project in it; return why that cannot be where a release may be missing, else nothing."""
+    """Make a folder ready, with the project in it.
+
+    Return why that cannot be where a release may be missing, else nothing.
+    """
     try:
         folder.make()
     except NftproxyError as error:
@@ -65,7 +71,10 @@ def made(folder: Folder) -> str:
 
 def run_in(folder: Folder, tests: list[str]) -> str:
     """Run tests in a folder that is ready; return one line that says how it went."""
-    versions = f"libnftables {library_version(folder)}, {folder.ask('python3', '-c', _PRINT_VERSIONS).strip()}"
+    versions = (
+        f"libnftables {library_version(folder)}, "
+        f"{folder.ask('python3', '-c', _PRINT_VERSIONS).strip()}"
+    )
     print(f"{folder.release}: {versions}", flush=True)
     started = time.monotonic()
     argv = [

@@ -1,8 +1,11 @@
-"""A virtual machine with the kernel of a Debian release: what it boots from, booting it, what it says.
+"""A virtual machine with the kernel of a Debian release.
 
-QEMU emulates the processor, so this needs neither /dev/kvm nor a kernel that allows it, and is some ten times slower than the
-machine it runs on. The root is an initramfs out of two archives: the release's folder with the modules that networks need, packed once,
-and the project, packed for every run. The machine has no network and no disk; all it says comes over its serial line.
+What it boots from, booting it, what it says.
+
+QEMU emulates the processor, so this needs neither /dev/kvm nor a kernel that allows it, and is some
+ten times slower than the machine it runs on. The root is an initramfs out of two archives: the
+release's folder with the modules that networks need, packed once, and the project, packed for every
+run. The machine has no network and no disk; all it says comes over its serial line.
 """
 
 import os
@@ -51,7 +54,7 @@ mv /kernel/boot/vmlinuz-* /kernel/vmlinuz
 depmod "$(ls /usr/lib/modules)"
 rm "$package"_*.deb
 ls /usr/lib/modules >/kernel/version
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,10 @@ class Machine:
         return (Folder(self.release).path / "kernel/version").read_text().strip()
 
     def prepare(self, command: Sequence[str]) -> None:
-        """Make what it boots from, or take what is there; `command` is what it will run in the project."""
+        """Make what it boots from, or take what is there.
+
+        `command` is what it will run in the project.
+        """
         need_programs(PROGRAMS)
         folder = Folder(self.release)
         with folder.held():
@@ -91,14 +97,18 @@ class Machine:
                     shutil.copyfileobj(archive, image)
 
     def boot(self, limit: float, say: Callable[[str], None]) -> int:
-        """Run it to the end, handing on every line it prints; return the exit code of the command, NftproxyError without one.
+        """Run it to the end, handing on every line it prints.
+
+        Return the exit code of the command, NftproxyError without one.
 
         It is stopped after `limit` seconds.
         """
         argv = [
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-m", str(MEMORY),
+            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-m",
+            str(MEMORY),
             "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
-            "-kernel", str(Folder(self.release).path / "kernel/vmlinuz"), "-initrd", str(self._file("initramfs")),
+            "-kernel", str(Folder(self.release).path / "kernel/vmlinuz"), "-initrd",
+            str(self._file("initramfs")),
             "-append", "console=ttyS0 panic=-1 quiet rdinit=/init mitigations=off",
         ]  # fmt: skip
         code = None
@@ -119,7 +129,8 @@ class Machine:
                 process.kill()
         if code is None:
             raise NftproxyError(
-                f"the machine of {self.release} ended, or was stopped after {limit:.0f} s, before the tests did"
+                f"the machine of {self.release} ended, or was stopped after {limit:.0f} s, "
+                "before the tests did"
             )
         return code
 
@@ -142,7 +153,10 @@ class Machine:
 
 
 def _wanted(root: Path, version: str) -> Iterator[str]:
-    """Yield what of a folder goes into a machine: no modules but those for networks, nothing that only people read."""
+    """Yield what of a folder goes into a machine.
+
+    No modules but those for networks, nothing that only people read.
+    """
     modules = f"usr/lib/modules/{version}/kernel/"
     for name in _all(root):
         module = name.removeprefix(modules) if name.startswith(modules) and ".ko" in name else ""

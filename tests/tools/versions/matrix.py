@@ -1,8 +1,11 @@
-"""`make test-versions`, its second half: what each release wrote, each other reads. Exit code 1 when one cannot.
+"""`make test-versions`, its second half: what each release wrote, each other reads.
 
-For each pair of releases, nftproxy with the libnftables of the one fills a table with everything it may hold, on a node of a lab, while
-the other's `nft monitor` watches. Then the other's nft lists the table and works beside it, and the other's nftproxy shows it, takes it
-over and removes it. A library that cannot read what another stored ends with signal 11, which is exit code 139.
+Exit code 1 when one cannot.
+
+For each pair of releases, nftproxy with the libnftables of the one fills a table with everything it
+may hold, on a node of a lab, while the other's `nft monitor` watches. Then the other's nft lists
+the table and works beside it, and the other's nftproxy shows it, takes it over and removes it. A
+library that cannot read what another stored ends with signal 11, which is exit code 139.
 """
 
 import argparse
@@ -32,9 +35,11 @@ from tests.support.world import unique_name
 from tests.tools.versions.folder import Folder
 from tests.tools.versions.libraries import RELEASES, library_version, made
 
-_SHARED = "project/matrix"  # in every folder: the manifests, and a file for each pair whose table is written
+# In every folder: the manifests, and a file for each pair whose table is written
+_SHARED = "project/matrix"
 _NODE = (
-    "--manifests", f"/{_SHARED}/manifests", "--node-name", "node1", "--cluster-cidr", ",".join(CLUSTER_CIDRS.values()),
+    "--manifests", f"/{_SHARED}/manifests", "--node-name", "node1", "--cluster-cidr",
+    ",".join(CLUSTER_CIDRS.values()),
 )  # fmt: skip
 _RUN = """\
 nftproxy run "$@" >/tmp/log 2>&1 &
@@ -133,13 +138,17 @@ def main() -> int:
     print("\n".join(_table(versions, found)))
     failed = sum(cell != "0" for cells in found.values() for cell in cells.values())
     print(
-        f"{len(pairs)} pairs, {len(pairs) * len(ALL)} exit codes, {failed} failed; {time.monotonic() - started:.0f} s"
+        f"{len(pairs)} pairs, {len(pairs) * len(ALL)} exit codes, {failed} failed; "
+        f"{time.monotonic() - started:.0f} s"
     )
     return 1 if failed else 0
 
 
 def try_pair(writer: Folder, reader: Folder) -> dict[str, str]:
-    """Let one release write and another read; return what became of each step, "0" where all went well."""
+    """Let one release write and another read.
+
+    Return what became of each step, "0" where all went well.
+    """
     found: dict[str, str] = {}
     with Lab(unique_name()) as lab:
         where = lab.place("node1").namespace
@@ -160,7 +169,8 @@ def try_pair(writer: Folder, reader: Folder) -> dict[str, str]:
             found[name] = f"{128 - code if code < 0 else code}" if code or not missing else "lacks"
             if found[name] != "0":
                 print(
-                    f"{writer.release} -> {reader.release}: {name}: exit code {found[name]} {missing or ''}\n{text[-2000:]}"
+                    f"{writer.release} -> {reader.release}: {name}: exit code {found[name]} "
+                    f"{missing or ''}\n{text[-2000:]}"
                 )
 
         watching = threading.Event()
@@ -246,9 +256,12 @@ def _write_manifests(folder: Folder) -> None:
 
 
 def _be_remembered(lab: Lab) -> None:
-    """Connect to the Services with ClientIP affinity, so that the table remembers clients by both lists of both families."""
+    """Connect to the Services with ClientIP affinity, so that the table remembers clients by both
+    lists of both families.
+    """
     for where, address in (
-        ("pod1-3", "10.96.0.10"), ("pod1-3", "fd00:10:96::10"), ("client", "203.0.113.10"), ("client", "fd00:beef::10"),
+        ("pod1-3", "10.96.0.10"), ("pod1-3", "fd00:10:96::10"), ("client", "203.0.113.10"),
+        ("client", "fd00:beef::10"),
     ):  # fmt: skip
         if where == "client":
             lab.route(where, address, "node1")

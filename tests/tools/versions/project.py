@@ -1,6 +1,9 @@
-"""This checkout inside a Debian folder: a copy at /project, installed into a virtual environment at /venv.
+"""This checkout inside a Debian folder.
 
-It is copied, so that a run is one consistent state of the project and leaves nothing in the checkout.
+A copy at /project, installed into a virtual environment at /venv.
+
+It is copied, so that a run is one consistent state of the project and leaves nothing in the
+checkout.
 """
 
 import re
@@ -65,7 +68,9 @@ def copy(target: Path) -> None:
 
 
 def program_tests() -> list[str]:
-    """Return the test files about the program, not about this checkout: other tools look at that, and need to do so once.
+    """Return the test files about the program, not about this checkout.
+
+    Other tools look at that, and need to do so once.
 
     Not those that need more than a folder has without a network: a Kubernetes API server.
     """

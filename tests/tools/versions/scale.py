@@ -1,7 +1,10 @@
-"""What a service costs as their number grows, for every kind of service: no more each, on no kernel.
+"""What a service costs as their number grows, for every kind of service.
 
-Four times as many services may take four times as long, with some room for a machine that others use too; never sixteen times. The
-kernel has walked maps where nobody expected it (before 6.2 for every verdict), so this is measured where it runs.
+No more each, on no kernel.
+
+Four times as many services may take four times as long, with some room for a machine that others
+use too; never sixteen times. The kernel has walked maps where nobody expected it (before 6.2 for
+every verdict), so this is measured where it runs.
 
 Not collected by `make test`: the virtual machines of `make test-kernels` run it.
 """
@@ -35,8 +38,9 @@ AFFINITY = {
 LOCAL = {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}
 
 SIZES = (1000, 4000)
-# Affinity has sets and chains of its own, and the kernel finds a set by walking along all of the table: at 4 000 such services each
-# takes twice the processor time that it does at 1 000, nearly all of it in there. Until some hundreds of them, that does not show.
+# Affinity has sets and chains of its own, and the kernel finds a set by walking along all of the
+# table: at 4 000 such services each takes twice the processor time that it does at 1 000, nearly
+# all of it in there. Until some hundreds of them, that does not show.
 FEWER = (100, 400)
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -51,7 +55,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def make(kind: str, number: int, endpoints: int) -> tuple[Object, ...]:
-    """Service `number` of a kind, with a slice of so many endpoints, the first of them on this node."""
+    """Service `number` of a kind, with a slice of so many endpoints, the first of them on this
+    node.
+    """
     high, low = divmod(number, 250)
     spec = dict(KINDS[kind])
     if spec.pop("vips", 0):
@@ -80,7 +86,9 @@ def new_table() -> Iterator[Table]:
 
 
 def measure(kind: str, count: int) -> dict[str, float]:
-    """Seconds for the first sync of so many services, and for one service to get one endpoint less or more."""
+    """Seconds for the first sync of so many services, and for one service to get one endpoint less
+    or more.
+    """
     before, after = (0, 1) if kind == "no endpoints" else (3, 2)
     with new_table() as table:
         for item in itertools.chain.from_iterable(

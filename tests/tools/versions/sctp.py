@@ -1,4 +1,6 @@
-"""SCTP with real packets, on kernels that have it: associations are translated, masqueraded and remembered as TCP connections are.
+"""SCTP with real packets, on kernels that have it.
+
+Associations are translated, masqueraded and remembered as TCP connections are.
 
 Not collected by `make test`: the virtual machines of `make test-kernels` run it.
 """
@@ -85,7 +87,10 @@ def test_a_client_stays_with_its_endpoint(world: World, wire: Wire, kind: Kind) 
 @each_wire
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_endpoints(world: World, wire: Wire, kind: Kind) -> None:
-    """The entry that refuses sees the packet. The client's kernel takes the ICMP error for a hint and asks again, so it hears nothing."""
+    """The entry that refuses sees the packet.
+
+    The client's kernel takes the ICMP error for a hint and asks again, so it hears nothing.
+    """
     web = Web(world, wire)
     web.apply()
     before = web.refusal_counter(kind, wire)

@@ -34,14 +34,6 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-@pytest.fixture
-def netns() -> Iterator[str]:
-    name = f"{unique_name()}.faults"
-    namespace.create(name)
-    yield name
-    namespace.delete(name)
-
-
 @contextlib.contextmanager
 def table(netns: str, *objects: Object) -> Iterator[Table]:
     """A table in a namespace, with objects delivered but not yet synced."""

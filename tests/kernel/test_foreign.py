@@ -20,6 +20,7 @@ from nftproxy.lab.namespace import enter
 from nftproxy.routes import Key, Value
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.running import Running, eventually, running
+from tests.support.tables import new_namespace
 from tests.support.world import World, settings, unique_name
 
 Picture = tuple[int, frozenset[str], dict[str, dict[Key, Value]]]
@@ -27,10 +28,8 @@ Picture = tuple[int, frozenset[str], dict[str, dict[Key, Value]]]
 
 @pytest.fixture(scope="module")
 def netns() -> Iterator[str]:
-    name = f"{unique_name()}.alone"
-    namespace.create(name)
-    yield name
-    namespace.delete(name)
+    with new_namespace() as name:
+        yield name
 
 
 @pytest.fixture(scope="module")

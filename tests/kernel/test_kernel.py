@@ -16,7 +16,6 @@ from nftproxy.address import Family
 from nftproxy.daemon import SKIP_KERNEL_CHECK, require_kernel
 from nftproxy.errors import MissingError, UnusableError
 from nftproxy.kernel.transactions import Kernel
-from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
 from nftproxy.store import Store
@@ -25,15 +24,7 @@ from nftproxy.table.delta import Delta
 from nftproxy.table.program import Program
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.tables import table_in
-from tests.support.world import settings, unique_name
-
-
-@pytest.fixture
-def netns() -> Iterator[str]:
-    name = f"{unique_name()}.kernel"
-    namespace.create(name)
-    yield name
-    namespace.delete(name)
+from tests.support.world import settings
 
 
 @pytest.mark.contract("5.1.1", "9.15")

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import itertools
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -56,12 +55,6 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> None:
         with enter(netns), Kernel() as kernel:
             if kernel.blocked is None:
                 monkeypatch.setattr(neighbours, "survives", lambda _: False)
-
-
-@pytest.fixture
-def netns() -> Iterator[str]:
-    with new_namespace() as name:
-        yield name
 
 
 @pytest.mark.parametrize(

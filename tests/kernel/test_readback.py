@@ -15,14 +15,8 @@ from nftproxy.model import Object
 from nftproxy.routes import Verdict
 from nftproxy.sync.table import Table
 from tests.support.objects import endpoint, endpoint_slice, service
-from tests.support.tables import bare_table, new_namespace, reading, table_in
+from tests.support.tables import bare_table, reading, table_in
 from tests.support.world import settings
-
-
-@pytest.fixture
-def netns() -> Iterator[str]:
-    with new_namespace() as name:
-        yield name
 
 
 @pytest.fixture

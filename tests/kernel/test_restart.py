@@ -35,12 +35,6 @@ STICKY = {"sessionAffinity": "ClientIP"}
 LOCAL = {"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"}
 
 
-@pytest.fixture
-def netns() -> Iterator[str]:
-    with new_namespace() as name:
-        yield name
-
-
 def cluster(*, scale: int = 3) -> list[Object]:
     """Some services of every kind."""
     specs: list[dict[str, Any]] = [

@@ -28,7 +28,6 @@ from tests.support.frontends import (
     foreign_rules,
     listing,
     nft,
-    route_outside,
 )
 from tests.support.world import SLOW, World
 
@@ -43,16 +42,14 @@ LOCAL = {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World() as world:
-        route_outside(world)
-        world.lab.listen("node1", [8080])
-        for family, cidr in ((Family.IPv4, "192.168.99.0/24"), (Family.IPv6, "fd00:99::/64")):
-            for address in CLIENTS[family]:
-                add_address(world, "client", address)
-            for node in ("node1", "node2"):
-                world.lab.route(node, cidr, "client")
-        yield world
+def world(world: World) -> World:
+    world.lab.listen("node1", [8080])
+    for family, cidr in ((Family.IPv4, "192.168.99.0/24"), (Family.IPv6, "fd00:99::/64")):
+        for address in CLIENTS[family]:
+            add_address(world, "client", address)
+        for node in ("node1", "node2"):
+            world.lab.route(node, cidr, "client")
+    return world
 
 
 class Sticky(Web):

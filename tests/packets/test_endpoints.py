@@ -3,7 +3,6 @@
 Conditions, slices, topology, endpoints on the node itself (contract 3).
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,19 +19,16 @@ from tests.support.frontends import (
     each_kind,
     each_wire,
     masked,
-    route_outside,
 )
 from tests.support.objects import node
 from tests.support.world import World
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World() as world:
-        route_outside(world)
-        world.lab.listen("node1", [8080])  # as hostNetwork pods
-        world.lab.listen("node2", [8080])
-        yield world
+def world(world: World) -> World:
+    for name in ("node1", "node2"):  # as hostNetwork pods
+        world.lab.listen(name, [8080])
+    return world
 
 
 NOT_READY = {"ready": False, "serving": False, "terminating": False}

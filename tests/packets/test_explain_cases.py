@@ -581,7 +581,8 @@ def test_ipv6() -> None:
             path = ask(world, f"[{address}]:80", client, *objects)
             assert (path.reach, path.causes) == (Reach.YES, ())
             world.ask(place, address, 80)
-        accept = "ct state established accept; icmpv6 type nd-neighbor-solicit accept"
+        neighbours = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"  # of bridged pods
+        accept = f"ct state established accept; {neighbours} accept"
         rules = f"type filter hook forward priority 0; policy drop; {accept};"
         nft(world, f"table ip6 other {{ chain forwarding {{ {rules} }}; }}")
         assert not isinstance(world.connect("pod1-2", address, 80, timeout=0.3), Answer)

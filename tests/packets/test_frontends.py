@@ -3,8 +3,6 @@
 Who answers, and which source it sees (contract 2.1, 2.2, 4.1; Appendix B 4, 6).
 """
 
-from collections.abc import Iterator
-
 import msgspec
 import pytest
 from loguru import logger
@@ -31,13 +29,6 @@ from tests.support.frontends import (
 from tests.support.world import World
 
 PODS = ("pod1-1", "pod1-2", "pod2-1")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World() as world:
-        route_outside(world)
-        yield world
 
 
 @pytest.fixture(scope="module")

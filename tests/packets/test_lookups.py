@@ -28,7 +28,6 @@ from tests.support.frontends import (
     foreign_counter,
     foreign_rules,
     nft,
-    route_outside,
     rule_counters,
 )
 from tests.support.paths import ROOT
@@ -42,13 +41,6 @@ MISSED = (
     1e-5 if OLD_KERNEL else 0.0
 )  # of all packets: a rewritten element is missed where a processor stops in the midst of a look-up
 HERE = ("pod1-1", "pod1-2")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World() as world:
-        route_outside(world)
-        yield world
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ detector, test_packets_detectors.
 """
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ from tests.support.frontends import (
     foreign_rules,
     masked,
     passes,
-    route_outside,
 )
 from tests.support.world import World
 
@@ -41,13 +39,6 @@ POLICIES: dict[str, dict[str, Any]] = {
     },
 }
 each_policy = pytest.mark.parametrize("spec", POLICIES.values(), ids=POLICIES)
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World() as world:
-        route_outside(world)
-        yield world
 
 
 @pytest.mark.contract("4.1.5", "4.4.1", "3.4.8", "9.11")

@@ -1,6 +1,5 @@
 """Internal and external traffic policy, by source, with packets (contract 2.3; Appendix B 6)."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from tests.support.frontends import (
     foreign_rules,
     masked,
     passes,
-    route_outside,
 )
 from tests.support.world import World
 
@@ -29,13 +27,6 @@ PODS = ("pod1-1", "pod1-2", "pod2-1")
 EXTRA = {Family.IPv4: "192.168.77.1", Family.IPv6: "fd00:77::1"}  # a second address of node1
 LOCAL = {"pod1-1", "pod1-2"}
 REMOTE_ONLY = ("pod2-1", "pod2-2")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World() as world:
-        route_outside(world)
-        yield world
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from tests.support.frontends import (
     each_wire,
     foreign_rules,
     passes,
-    route_outside,
     rule_counters,
 )
 from tests.support.objects import service_cidr
@@ -39,13 +38,6 @@ SOURCES = ("pod1-1", "node1", "client")
 DRAINING = {"ready": False, "serving": True, "terminating": True}
 NOT_READY = {"ready": False, "serving": False, "terminating": False}
 UNREACHABLE = {Family.IPv4: (3, 3), Family.IPv6: (1, 4)}  # type and code of "port unreachable"
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World() as world:
-        route_outside(world)
-        yield world
 
 
 @pytest.mark.contract("2.5", "2.5.1", "2.5.5", "2.5.4", "3.4.6", "2.7.9")

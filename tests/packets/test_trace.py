@@ -3,7 +3,6 @@
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,7 +10,7 @@ from nftproxy.address import Family
 from nftproxy.lab.client import Answer, Refused, Silent
 from nftproxy.lab.namespace import enter
 from nftproxy.path.model import Outcome, Reach, Reply, Whose
-from tests.support.frontends import Web, Wire, each_wire, masked, route_outside
+from tests.support.frontends import Web, Wire, each_wire, masked
 from tests.support.objects import endpoint, endpoint_slice, service_cidr
 from tests.support.process import nftproxy
 from tests.support.running import eventually
@@ -22,13 +21,6 @@ SILENCE = 0.2
 SOURCES = {"pod1-1": "pod", "node1": "node", "client": "outside"}
 TCP4 = Wire(Family.IPv4, "TCP")
 UDP4 = Wire(Family.IPv4, "UDP")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World() as world:
-        route_outside(world)
-        yield world
 
 
 def place(address: str, port: int) -> str:

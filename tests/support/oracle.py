@@ -213,13 +213,17 @@ class _ServicePort:
         return frozenset(self.cluster_list + self.local_list)
 
 
+class ReadingsError(Exception):
+    """The contract leaves so much of a cluster open that too many outcomes are right."""
+
+
 Choice = Callable[[PortName, str, list[_Entry]], _Entry]
 
 
 def oracles(cluster: Cluster, host: Host, family: Family) -> list["Oracle"]:
     """Return an oracle for each way to read the cluster; nearly always one.
 
-    ValueError beyond MOST_READINGS.
+    ReadingsError beyond MOST_READINGS.
     """
     open_questions: dict[tuple[PortName, str], list[_Entry]] = {}
 
@@ -233,7 +237,7 @@ def oracles(cluster: Cluster, host: Host, family: Family) -> list["Oracle"]:
     keys, lists = list(open_questions), list(open_questions.values())
     readings = list(itertools.islice(itertools.product(*lists), MOST_READINGS + 1))
     if len(readings) > MOST_READINGS:
-        raise ValueError(f"more than {MOST_READINGS} ways to read this cluster")
+        raise ReadingsError(f"more than {MOST_READINGS} ways to read this cluster")
 
     def oracle(reading: tuple[_Entry, ...]) -> Oracle:
         answers = dict(zip(keys, reading, strict=True))

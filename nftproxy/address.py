@@ -117,6 +117,11 @@ def pack(text: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
 
 
+def unpack(packed: bytes) -> str:
+    """Return the canonical text of 4 or 16 bytes."""
+    return socket.inet_ntop(socket.AF_INET, packed) if len(packed) == 4 else _ipv6_text(packed)
+
+
 def collapse(networks: list[Network]) -> list[Network]:
     """Return the same addresses as sorted networks without overlap, for an interval set."""
     collapsed: list[Network] = []

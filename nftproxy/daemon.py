@@ -19,7 +19,7 @@ import resource
 import signal
 from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from nftproxy.monitoring.http.bind import serve
 from nftproxy.monitoring.http.liveness import health_server
 from nftproxy.monitoring.http.pages import About, metrics_server
 from nftproxy.monitoring.metrics import Metrics
+from nftproxy.monitoring.refusallog import RefusalLog
 from nftproxy.monitoring.tablefigures import LIMIT, TableFigures
 from nftproxy.node import instance, interfaces, sysctl
 from nftproxy.node.conntrack import Conntrack
@@ -93,6 +94,7 @@ class Launch:
     )
     figures: Figures = Figures.FRONTENDS
     series: int = LIMIT
+    log_refusals: bool = False
 
 
 class Daemon:
@@ -164,6 +166,7 @@ class Daemon:
             kernel = stack.enter_context(Kernel())
             kernel.require()
             await self._count_connections(settings, stack)
+            settings = replace(settings, log_refusals=self._log_refusals())
             conntrack = stack.enter_context(closing(Conntrack()))
             own = await asyncio.to_thread(interfaces.addresses)
             judged = bool(self._config.healthz_bind_address)
@@ -196,6 +199,23 @@ class Daemon:
             )
             collector = stack.enter_context(closing(await asyncio.to_thread(make)))
             self._metrics.registry.register(collector)
+
+    def _log_refusals(self) -> bool:
+        """Begin to log refusals where that is asked for; whether the rules have to hand them out."""
+        if not self._launch.log_refusals:
+            return False
+        try:
+            log = RefusalLog(self._owner)
+        except UnusableError as error:
+            logger.error(
+                "refusals are not logged: {}; {}. Everything else goes on", error, error.hint
+            )
+            return False
+        self._spawn(log.follow())
+        return True
+
+    def _owner(self, cluster_ip: str) -> str:
+        return str(self._store.owner(cluster_ip) or "")
 
     async def _prepare(self, source: Source) -> NodeSettings:
         """Wait for the Node, derive the settings, apply those of the system (contract 1.2, 6.1)."""

@@ -28,6 +28,11 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         return f"{self.verb} {self.target}".rstrip()
 
+    @property
+    def drops(self) -> bool:
+        """Whether packets are dropped, logged or not."""
+        return self.verb == "drop" or self.target == schema.DROP_NEW
+
 
 Key = tuple[str | int, ...]
 Value = (
@@ -103,6 +108,7 @@ class Refusal(enum.Enum):
     NONE = Verdict("")
     REJECT = Verdict("goto", schema.REJECT_NEW)
     DROP = Verdict("drop")
+    LOGGED_DROP = Verdict("goto", schema.DROP_NEW)
 
 
 class Affinity(msgspec.Struct, frozen=True, gc=False):
@@ -210,6 +216,7 @@ class Context(NamedTuple):
     here: Locality
     node_ip: str  # canonical; empty when unknown
     external_ips: bool = True
+    log_refusals: bool = False
 
 
 def compile_service(
@@ -234,7 +241,7 @@ def compile_service(
             affinities.append(affinity)
         hairpins.update(dict.fromkeys((e.address, e.address, proto, e.port) for e in chosen.here))
         for route in _routes(service.metadata.key, seen, port, chosen, affinity, context):
-            routes.setdefault(route.frontend, route)
+            routes.setdefault(route.frontend, _logged(route) if context.log_refusals else route)
     return Compiled(
         service.metadata.creation_timestamp or "",
         seen.cluster_ip,
@@ -305,6 +312,12 @@ def _route(
         affinity if cluster or local else None,
         sources,
     )
+
+
+def _logged(route: Route) -> Route:
+    """Return a route whose refusals can be logged: the verdict "drop" cannot."""
+    drops = route.refusal is Refusal.DROP
+    return msgspec.structs.replace(route, refusal=Refusal.LOGGED_DROP) if drops else route
 
 
 def _affinity(

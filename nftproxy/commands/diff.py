@@ -1,6 +1,7 @@
 """`nftproxy diff`: what a sync would change, without changing it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ def _compare(given: Input, kernel: Kernel) -> list[Line]:
     program = Program(settings)
     lines: list[Line] = []
     exists = kernel.refresh()
+    logging = replace(settings, log_refusals=True)
+    if Program(logging).marker in kernel.chains:  # as --log-refusals of the process asks for
+        settings, program = logging, Program(logging)
     if program.marker not in kernel.chains:
         lines.append(("+", "program", program.digest))
         lines += [

@@ -13,7 +13,7 @@ from loguru import logger
 
 from nftproxy import log
 from nftproxy.cli import run, tell
-from nftproxy.commands.serving import figures_options, launch
+from nftproxy.commands.serving import launch, own_options
 from nftproxy.configuration.flags import CONTEXT_SETTINGS, FLAGS, kube_proxy_options
 from nftproxy.errors import NftproxyError
 from nftproxy.node import memory
@@ -21,7 +21,7 @@ from nftproxy.node import memory
 
 @click.command(name="kube-proxy", context_settings=CONTEXT_SETTINGS)
 @kube_proxy_options
-@figures_options
+@own_options
 def kube_proxy(**flags: Any) -> int:
     """Replace kube-proxy on this node.
 

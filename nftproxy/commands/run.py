@@ -9,7 +9,7 @@ from loguru import logger
 
 from nftproxy import log
 from nftproxy.commands.input import manifests_option
-from nftproxy.commands.serving import figures_options, launch
+from nftproxy.commands.serving import launch, own_options
 from nftproxy.configuration.flags import CONTEXT_SETTINGS, RUN_FLAGS, run_options
 from nftproxy.node import memory
 from nftproxy.sources.manifests import Manifests
@@ -23,7 +23,7 @@ For example, on a node of the lab:
 @click.command(context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
 @manifests_option
 @run_options
-@figures_options
+@own_options
 def run(manifests: tuple[Path, ...], **flags: Any) -> None:
     """Keep this node's table in step with manifests, until stopped.
 

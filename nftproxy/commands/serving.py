@@ -1,6 +1,6 @@
 """Common to `run` and `kube-proxy`.
 
-The options for counting connections, and the launch of the daemon.
+The options that only nftproxy has, and the launch of the daemon.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def figures_options(command: Command) -> Command:
-    """Add the options for counting connections to a command."""
+def own_options(command: Command) -> Command:
+    """Add the options that only nftproxy has to a command."""
+    refusals = click.option(
+        "--log-refusals",
+        is_flag=True,
+        help="Log a line for each new connection that is refused or dropped, with Service, client "
+        "and reason, at most 10 a second for each reason. Also effective with --config.",
+    )
     counted = click.option(
         "--connection-metrics",
         type=click.Choice(["off", "frontends", "endpoints"]),
@@ -36,7 +42,7 @@ def figures_options(command: Command) -> Command:
         metavar="N",
         help="The maximum of series of connections. Also effective with --config.",
     )
-    return counted(limit(command))
+    return refusals(counted(limit(command)))
 
 
 def launch(
@@ -69,6 +75,7 @@ def launch(
         limits_required=limits_required,
         figures=Figures(values["connection_metrics"]),
         series=values["connection_metrics_limit"],
+        log_refusals=values["log_refusals"],
     )
 
 

@@ -23,7 +23,7 @@ from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import NftproxyError
 from nftproxy.kernel.reader import Reader
 from nftproxy.monitoring.activity import Activity, Busy, Share
-from nftproxy.monitoring.refusals import Reason
+from nftproxy.table.schema import Reason
 
 _ROWS: Final = 20
 _SHOWN: Final = 3  # endpoints of a row

@@ -13,6 +13,7 @@ from nftproxy.configuration.duration import Duration
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import AddressError, ConfigError, NftproxyError
 from nftproxy.kernel.channel import Channel
+from nftproxy.kernel.headers import PacketEnd
 from nftproxy.kernel.reader import Reader
 from nftproxy.path.held import HeldByKernel
 from nftproxy.path.layout import lines
@@ -21,7 +22,6 @@ from nftproxy.path.model import Path, Reach
 from nftproxy.path.request import parse_target
 from nftproxy.path.routing import Routing
 from nftproxy.trace.clients import NODE, OUTSIDE, POD, Clients
-from nftproxy.trace.events import TraceEnd
 from nftproxy.trace.flows import TracedFlow
 from nftproxy.trace.frontends import Frontends, resolve
 from nftproxy.trace.here import Here
@@ -168,7 +168,7 @@ class _TraceSession:
         prober.tick()
         while prober.unsent:
             frontend, why = prober.unsent.pop()
-            there = TraceEnd(pack(frontend.address), frontend.port)
+            there = PacketEnd(pack(frontend.address), frontend.port)
             self._print(unsent(self.target, there, frontend.proto, why, self.here))
 
     def _seen(self, flow: TracedFlow) -> None:

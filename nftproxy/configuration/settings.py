@@ -106,6 +106,7 @@ class NodeSettings:
     `families` has the primary one first. `node_ips` are loopback addresses where no other is known
     (contract 8.6.3). `detector` None means that no packet counts as sent by a local pod (contract
     4.2.5). `masquerade_bit` is the mask, not the number of the bit. Periods are seconds.
+    `log_refusals` comes from the command line alone: kube-proxy's configuration has no such field.
     """
 
     node_name: str
@@ -118,6 +119,7 @@ class NodeSettings:
     allow_external_ips: bool
     sync_period: float
     min_sync_period: float
+    log_refusals: bool = False
 
 
 def node_name(config: KubeProxyConfiguration, hostname: str) -> str:

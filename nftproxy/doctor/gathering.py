@@ -207,8 +207,9 @@ def _digests(
             for chosen in product(_LISTED_OR_NOT, repeat=len(settings.families))
         ]
     return frozenset(
-        Program(replace(each, families=order)).digest
+        Program(replace(each, families=order, log_refusals=logs)).digest
         for each in possible
+        for logs in (False, True)  # no configuration says whether
         for order in (settings.families, tuple(reversed(settings.families)))
     )
 

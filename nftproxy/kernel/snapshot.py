@@ -270,14 +270,14 @@ def _policy(one: _Found, kind: AddressKind) -> Policy | None:
         verdict, _ = one.steps[schema.SERVICES]
         policy = schema.policy(verdict.target)
         return policy if policy and policy.uses_cluster else local
-    return local if one.steps.get(schema.NO_ENDPOINTS, (Verdict(""), 0))[0].verb == "drop" else None
+    return local if one.steps.get(schema.NO_ENDPOINTS, (Verdict(""), 0))[0].drops else None
 
 
 def _refused(one: _Found) -> ShownRefusal | None:
     if schema.NO_ENDPOINTS not in one.steps:
         return None
     verdict, packets = one.steps[schema.NO_ENDPOINTS]
-    if verdict.verb == "drop":
+    if verdict.drops:
         return ShownRefusal("drop", "no endpoint on this node (policy Local)", packets)
     return ShownRefusal("reject", "no endpoint in the cluster", packets)
 

@@ -14,10 +14,11 @@ from typing import Final, NamedTuple
 from nftproxy.address import Family
 from nftproxy.errors import MissingError
 from nftproxy.kernel.reader import Counted, Reader, counted_in
-from nftproxy.monitoring.refusals import Reason, Refusals, reason_of, rule_counters
+from nftproxy.monitoring.refusals import Refusals, reason_of, rule_counters
 from nftproxy.routes import Frontend, Key, Verdict
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
+from nftproxy.table.schema import Reason
 
 _MOST: Final = 64  # endpoints of a frontend
 

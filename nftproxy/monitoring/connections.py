@@ -26,11 +26,11 @@ from typing import NamedTuple
 
 from nftproxy.address import Family
 from nftproxy.kernel.reader import Counted
-from nftproxy.monitoring.refusals import Reason, reason_of
+from nftproxy.monitoring.refusals import reason_of
 from nftproxy.routes import Frontend, Key, Value, Verdict
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
-from nftproxy.table.schema import Declaration
+from nftproxy.table.schema import Declaration, Reason
 
 STEPS = (schema.NO_ENDPOINTS, schema.NEW_CLIENTS, schema.SERVICES)
 """The maps with frontends, in the order of readings, the reverse of look-ups.

@@ -8,31 +8,20 @@ is counted twice. A counter that is smaller than before has started again.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from enum import StrEnum
 
 from nftproxy.address import Family
 from nftproxy.errors import MissingError
 from nftproxy.kernel.reader import Reader
 from nftproxy.routes import Value, Verdict
 from nftproxy.table import schema
-
-
-class Reason(StrEnum):
-    """Why a packet is refused; the label of the metric."""
-
-    NO_ENDPOINTS = "no-endpoints"
-    POLICY_LOCAL = "policy-local"
-    SOURCE_RANGE = "source-range"
-    UNKNOWN_PORT = "unknown-port"
-    UNALLOCATED = "unallocated-address"
-
+from nftproxy.table.schema import Reason
 
 Subject = tuple[Family, Reason]
 
 
 def reason_of(value: Value) -> Reason:
     """Return why the packets of an element of `no_endpoints` are refused."""
-    drops = isinstance(value, Verdict) and value.verb == "drop"
+    drops = isinstance(value, Verdict) and value.drops
     return Reason.POLICY_LOCAL if drops else Reason.NO_ENDPOINTS
 
 
@@ -50,6 +39,15 @@ def rule_counters(reader: Reader, families: Iterable[Family]) -> dict[Subject, i
                     (family, reason): packets
                     for reason, packets in zip(reasons, counters, strict=False)
                 }
+    return found
+
+
+def unlogged(reader: Reader) -> Counter[Reason]:
+    """Read how many refusals were too many to be logged; nothing where none is logged."""
+    found: Counter[Reason] = Counter()
+    for reason in Reason:
+        with suppress(MissingError):
+            found[reason] = sum(reader.rule_counters(schema.log(reason)))
     return found
 
 

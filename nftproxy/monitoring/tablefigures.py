@@ -19,9 +19,9 @@ from nftproxy.address import Family
 from nftproxy.errors import KernelError, MissingError
 from nftproxy.kernel.reader import Counted, Reader
 from nftproxy.monitoring.connections import STEPS, Figure, Ledger
-from nftproxy.monitoring.refusals import Reason, Refusals, rule_counters
+from nftproxy.monitoring.refusals import Refusals, rule_counters
 from nftproxy.table import schema
-from nftproxy.table.schema import PROTOCOLS, Per
+from nftproxy.table.schema import PROTOCOLS, Per, Reason
 
 LIMIT = 10_000  # series of connections
 _LABELS = ("ip_family", "namespace", "service", "port")

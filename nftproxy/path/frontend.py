@@ -38,7 +38,7 @@ class Choice:
     def local_only(self) -> bool:
         """Whether the policy keeps traffic on this node."""
         if self.policy is None:
-            return bool(self.none and self.none.verb == "drop")
+            return bool(self.none and self.none.drops)
         return self.policy is Policy.LOCAL or (
             self.policy is Policy.PRESERVE and self.endpoints == self.local
         )
@@ -129,7 +129,7 @@ def own_steps(aimed: Aim, choice: Choice, client: Client, node: NodeView) -> lis
         steps.append(Step(name, table, key, said, outcome))
     elif choice.none:
         name = schema.NO_ENDPOINTS.name(aimed.family, node_port=aimed.frontend.is_node_port)
-        verb = "dropped" if choice.none.verb == "drop" else "rejected"
+        verb = "dropped" if choice.none.drops else "rejected"
         steps.append(Step(name, table, key, f"no endpoint to use: {verb}", Outcome.STOPPED))
     else:
         steps.append(Step(name, table, key, "not in the table", Outcome.STOPPED))
@@ -150,7 +150,7 @@ def refusal(
         return [Cause("source-ranges", said, _patch(aimed, client, known))]
     if choice.endpoints:
         return []
-    if choice.found or (choice.none and choice.none.verb == "drop"):
+    if choice.found or (choice.none and choice.none.drops):
         return [_local(aimed, cluster, node)]
     if choice.none is None:
         said = f"{aimed.frontend} of {service} is not in the table of this node: it is behind."

@@ -7,11 +7,11 @@ the kernel chooses it) is marked as unknown bit by bit, so that a rule which loo
 still decided.
 """
 
-import socket
 import struct
 from dataclasses import dataclass, replace
 from enum import IntFlag
 
+from nftproxy.address import unpack
 from nftproxy.table.expressions import Base
 
 TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
@@ -175,7 +175,7 @@ class Packet:
 
 def text(address: bytes) -> str:
     """Return an address as people write it."""
-    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+    return unpack(address)
 
 
 def place(address: bytes, port: int | None) -> str:

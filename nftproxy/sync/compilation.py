@@ -40,7 +40,11 @@ class Compilation:
         node_ip = self._settings.node_ips[self._family].text
         here = Locality(self._settings.node_name, zone)
         context = Context(
-            self._family, here, node_ip, external_ips=self._settings.allow_external_ips
+            self._family,
+            here,
+            node_ip,
+            external_ips=self._settings.allow_external_ips,
+            log_refusals=self._settings.log_refusals,
         )
         wanted: dict[ObjectName, Compiled | None] = {}
         for name, (service, slices) in services.items():

@@ -21,6 +21,8 @@ NESTED = 0x8000
 KIND = 0x3FFF  # of an attribute, without its flags
 BATCH_BEGIN, BATCH_END = 16, 17
 NFTABLES: Final = 10  # NFNL_SUBSYS_NFTABLES
+LOG: Final = 4  # NFNL_SUBSYS_ULOG
+COPY_PACKETS: Final = 2  # NFULNL_COPY_PACKET
 CHANGES_OF_NFTABLES: Final = 7  # the group NFNLGRP_NFTABLES
 TRACES_OF_NFTABLES: Final = 9  # the group NFNLGRP_NFTRACE
 UNSPECIFIED, INET = 0, 1
@@ -191,6 +193,34 @@ class Generation(enum.IntEnum):
     ID = 1
     PROCESS = 2
     PROCESS_NAME = 3
+
+
+class LogMessage(enum.IntEnum):
+    """NFULNL_MSG_*: the kind of a message of NFLOG."""
+
+    PACKET = 0
+    CONFIG = 1
+
+
+class LogSetting(enum.IntEnum):
+    """NFULA_CFG_*; `COMMAND` holds LogCommand."""
+
+    COMMAND = 1
+    MODE = 2
+    THRESHOLD = 5
+
+
+class LogCommand(enum.IntEnum):
+    """NFULNL_CFG_CMD_*."""
+
+    BIND = 1
+
+
+class LogPart(enum.IntEnum):
+    """NFULA_*: the parts of a logged packet."""
+
+    PAYLOAD = 9
+    PREFIX = 10
 
 
 LIST_ITEM: Final = 1  # NFTA_LIST_ELEM

@@ -15,8 +15,8 @@ from nftproxy.routes import Key, Value, Verdict
 from nftproxy.table import netlink, schema
 from nftproxy.table.netlink import attribute
 
-_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
-_PROTOCOL_NUMBERS = {name: number for number, name in _PROTOCOLS.items()}
+PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
+_PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
 _CODES = {"drop": 0, "accept": 1, "jump": -3, "goto": -4}
 _VERBS = {code: verb for verb, code in _CODES.items()}
 
@@ -163,4 +163,4 @@ def _text6(packed: bytes) -> str:
 
 
 def _protocol(number: int) -> str:
-    return _PROTOCOLS.get(number, str(number))
+    return PROTOCOL_NAMES.get(number, str(number))

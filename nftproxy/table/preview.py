@@ -52,6 +52,7 @@ def preview(
         Locality(settings.node_name, taken.zone),
         settings.node_ips[family].text,
         external_ips=settings.allow_external_ips,
+        log_refusals=settings.log_refusals,
     )
     notes: list[str] = []
     wanted = {}

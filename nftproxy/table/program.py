@@ -20,7 +20,15 @@ from nftproxy.configuration.settings import ALL, Cidr, NodeSettings
 from nftproxy.routes import Affinity
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
-from nftproxy.table.schema import PROTOCOLS, Policy
+from nftproxy.table.schema import (
+    LOG_BURST,
+    LOG_BYTES,
+    LOG_GROUP,
+    LOG_LINES,
+    PROTOCOLS,
+    Policy,
+    Reason,
+)
 
 TABLE = "inet nftproxy"
 _HEADER = re.compile(r"^(?:\[\w+\] )?(set|map|chain) (\S+) \{", re.MULTILINE)
@@ -41,6 +49,8 @@ class Program:
         self.families = settings.families
         self._variables = {family: _variables(settings, family) for family in settings.families}
         self._all = self._variables[settings.families[0]]
+        self._log: list[Variables] = [{}] if settings.log_refusals else []
+        self._reasons: list[Variables] = [{"reason": each} for each in Reason if self._log]
         sample: list[str] = []
         for family in settings.families:
             affinity = Affinity("", family, "tcp", 1, (Endpoint("", 1),), (), ())
@@ -65,7 +75,12 @@ class Program:
         These are prefix lengths of source ranges. Hooks are first, as a packet meets them; the
         heads of the files stand once.
         """
-        parts = [_expand(_read("hooks.nft"), self._all, {"family": list(self._variables.values())})]
+        each: dict[str, Sequence[Variables]] = {
+            "family": list(self._variables.values()),
+            "log": self._log,
+            "reason": self._reasons,
+        }
+        parts = [_expand(_read("hooks.nft"), self._all, each)]
         for number, family in enumerate(self.families):
             prefixes = self._lengths(family, (lengths or {}).get(family, ()))
             text = _expand(_read("family.nft"), self._variables[family], {"length": prefixes})
@@ -278,4 +293,9 @@ def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int]:
         "masquerade others": not settings.masquerade_all,
         "all addresses": not listed,
         "listed addresses": listed,
+        "log": settings.log_refusals,
+        "group": LOG_GROUP,
+        "lines": LOG_LINES,
+        "burst": LOG_BURST,
+        "bytes": LOG_BYTES,
     }

@@ -19,6 +19,24 @@ PROTOCOLS = ("tcp", "udp", "sctp")
 VERDICT = "verdict"
 REJECT_NEW = "reject-new"
 """The chain that rejects a connection: a verdict map cannot hold "reject"."""
+DROP_NEW = "drop-new"
+"""The chain that drops a connection where refusals are logged: the verdict "drop" logs nothing."""
+LOG_GROUP = 10256
+"""The group of NFLOG in which refusals are logged."""
+LOG_LINES, LOG_BURST = 10, 20
+"""How many refusals a second are logged for each reason, and how many at once; the rest is counted."""
+LOG_BYTES = 96
+"""How much of a packet is logged: the headers of IPv6 and of a transport."""
+
+
+class Reason(enum.StrEnum):
+    """Why a packet is refused; the label of the metric, and the prefix where it is logged."""
+
+    NO_ENDPOINTS = "no-endpoints"
+    POLICY_LOCAL = "policy-local"
+    SOURCE_RANGE = "source-range"
+    UNKNOWN_PORT = "unknown-port"
+    UNALLOCATED = "unallocated-address"
 
 
 class Per(enum.Enum):
@@ -313,6 +331,11 @@ def allowed(family: Family) -> str:
 def refuse_unknown(family: Family) -> str:
     """Return the name of the chain that refuses what no frontend has."""
     return f"refuse-unknown{family.digit}"
+
+
+def log(reason: Reason) -> str:
+    """Return the name of the chain that logs what is refused for a reason."""
+    return f"log-{reason}"
 
 
 def program(digest: str) -> str:

@@ -6,11 +6,12 @@ Pure, apart from its questions to `TracedNode`.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from nftproxy.kernel.headers import PacketHeader
 from nftproxy.path import causes
 from nftproxy.path.model import Cause, Outcome, Place, PlaceKind, Reach, Reply, Step
 from nftproxy.path.packet import place, text
 from nftproxy.trace.chains import Chains
-from nftproxy.trace.events import TraceHeader, TraceVisit
+from nftproxy.trace.events import TraceVisit
 from nftproxy.trace.flows import PATIENCE, TracedFlow
 from nftproxy.trace.node import TracedNode, unreachable
 
@@ -90,7 +91,7 @@ class Answers:
             Reach.YES, reply, _step(f"answered after {milliseconds} ms", who=place(*header.source))
         )
 
-    def _refused(self, header: TraceHeader, who: str, milliseconds: float) -> TracedAnswer:
+    def _refused(self, header: PacketHeader, who: str, milliseconds: float) -> TracedAnswer:
         there = self.flow.final.destination
         reply = Reply("refused", who, milliseconds)
         if header.is_reset:
@@ -162,7 +163,7 @@ class Answers:
         return TracedAnswer(Reach.NO, Reply("silent"), _step(said, stop=True), cause)
 
 
-def _icmp(header: TraceHeader) -> str:
+def _icmp(header: PacketHeader) -> str:
     known = _ICMP[len(header.source.address)]
     return known.get(header.icmp, f"type {header.icmp[0]} code {header.icmp[1]}")
 

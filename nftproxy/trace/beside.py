@@ -11,9 +11,9 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
+from nftproxy.kernel.headers import PacketEnd, packet_of
 from nftproxy.path.ruleset import Link
 from nftproxy.table.netlink import SO_ATTACH_FILTER
-from nftproxy.trace.events import TraceEnd, packet_of
 from nftproxy.trace.flows import Aside, TracedFlow
 
 _EVERYTHING = 0x0003  # ETH_P_ALL
@@ -35,7 +35,7 @@ class Beside:
         )
         _attach(self.socket, program(()))
         self._links = links
-        self._watched: dict[TraceEnd, list[TracedFlow]] = {}
+        self._watched: dict[PacketEnd, list[TracedFlow]] = {}
 
     def close(self) -> None:
         """Close the socket."""
@@ -62,7 +62,7 @@ class Beside:
                         flow.asides.append(Aside(interface, header, ours))
 
 
-def program(ends: Iterable[TraceEnd]) -> list[tuple[int, int, int, int]]:
+def program(ends: Iterable[PacketEnd]) -> list[tuple[int, int, int, int]]:
     """Return a filter for packets from addresses and ports.
 
     Operation, jump if so, jump if not, operand.
@@ -80,7 +80,7 @@ def program(ends: Iterable[TraceEnd]) -> list[tuple[int, int, int, int]]:
     return [*found, (_RETURN, 0, 0, 0)]
 
 
-def _block(end: TraceEnd) -> Iterator[tuple[int, int]]:
+def _block(end: PacketEnd) -> Iterator[tuple[int, int]]:
     four = len(end.address) == 4
     yield from ((_BYTE, 0), (_AND, 0xF0), (_EQUAL, 0x40 if four else 0x60))
     start = 12 if four else 8

@@ -5,13 +5,14 @@ Pure, apart from its questions to `TracedNode`.
 
 from dataclasses import dataclass
 
+from nftproxy.kernel.headers import PacketHeader
 from nftproxy.path import evaluate, hooks
 from nftproxy.path.model import Outcome, Place, PlaceKind, Step, Whose
 from nftproxy.path.model import Rule as Shown
 from nftproxy.path.packet import Ends, Packet, Tracked, place, text
 from nftproxy.path.ruleset import OURS, NftBaseChain, NftChain, NftRule, NftTable
 from nftproxy.table.expressions import VerdictCode
-from nftproxy.trace.events import POLICY, RULE, TraceEvent, TraceHeader, TraceVisit
+from nftproxy.trace.events import POLICY, RULE, TraceEvent, TraceVisit
 from nftproxy.trace.flows import TracedFlow
 from nftproxy.trace.node import TracedNode
 
@@ -32,8 +33,8 @@ class Chains:
     def step(
         self,
         visit: TraceVisit,
-        before: TraceHeader,
-        after: TraceHeader | None,
+        before: PacketHeader,
+        after: PacketHeader | None,
         *,
         endpoint: str = "",
         prefix: str = "",
@@ -77,7 +78,7 @@ class Chains:
         )
 
     def visit(
-        self, visit: TraceVisit, before: TraceHeader, after: TraceHeader | None
+        self, visit: TraceVisit, before: PacketHeader, after: PacketHeader | None
     ) -> hooks.Visit:
         """Return the same as the evaluation has it, for whoever puts causes into words."""
         event, base = visit.last, self.base(visit.first)
@@ -97,6 +98,6 @@ class Chains:
         return hooks.Visit(base, outcome, there)
 
 
-def _ends(header: TraceHeader) -> Ends:
+def _ends(header: PacketHeader) -> Ends:
     source, destination = header.source, header.destination
     return Ends(source.address, destination.address, source.port, destination.port)

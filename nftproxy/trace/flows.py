@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from nftproxy.kernel.headers import PacketEnd, PacketHeader
 from nftproxy.path.packet import UDP
 from nftproxy.table.expressions import VerdictCode
-from nftproxy.trace.events import TraceEnd, TraceEvent, TraceHeader, TraceVisit
+from nftproxy.trace.events import TraceEvent, TraceVisit
 from nftproxy.trace.marks import ANSWERS, LAST, MARK, TRACKED
 
 PATIENCE = 3.0  # seconds for an answer
@@ -27,7 +28,7 @@ class Aside(NamedTuple):
     """A packet of the endpoint that was seen on an interface; `ours`: it was for this node."""
 
     interface: str
-    header: TraceHeader
+    header: PacketHeader
     ours: bool
 
 
@@ -46,14 +47,14 @@ class TracedFlow:
     silenced: bool = False  # looked for beside the hooks
 
     @property
-    def first(self) -> TraceHeader:
+    def first(self) -> PacketHeader:
         """The packet as it came."""
         header = self.visits[0].header
         assert header is not None  # noqa: S101 - a flow begins with one
         return header
 
     @property
-    def final(self) -> TraceHeader:
+    def final(self) -> PacketHeader:
         """The packet as it was seen last."""
         return next(visit.header for visit in reversed(self.visits) if visit.header)
 
@@ -118,7 +119,7 @@ class TracedFlow:
             and now - self.left > LATE
         )
 
-    def knows(self, protocol: int, source: TraceEnd, destination: TraceEnd) -> bool:
+    def knows(self, protocol: int, source: PacketEnd, destination: PacketEnd) -> bool:
         """Whether its packet had these ends at any place."""
         way = (protocol, source, destination)
         return any(visit.header is not None and visit.header.way() == way for visit in self.visits)
@@ -185,7 +186,7 @@ class Flows:
             self._trails[event.identity] = trail
         return self._trails.get(event.identity)
 
-    def _asked(self, header: TraceHeader) -> TracedFlow | None:
+    def _asked(self, header: PacketHeader) -> TracedFlow | None:
         """Return the connection that a packet answers."""
         waiting = [flow for flow in self.open if not flow.answered]
         if header.is_error:  # the kernel reports too little of it to see the packet it is about
@@ -203,7 +204,7 @@ class Flows:
             )
         return next((flow for flow in waiting if flow.knows(*header.reversed())), None)
 
-    def _continued(self, header: TraceHeader) -> tuple[TracedFlow, list[TraceVisit]] | None:
+    def _continued(self, header: PacketHeader) -> tuple[TracedFlow, list[TraceVisit]] | None:
         """Return the connection whose packet was translated and has a new number since."""
         for flow in reversed(self.open):
             for visits in (flow.answer, flow.visits):

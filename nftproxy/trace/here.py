@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nftproxy.address import Family
 from nftproxy.errors import KernelError
+from nftproxy.kernel.headers import PacketHeader
 from nftproxy.path.live import LiveRuleset
 from nftproxy.path.packet import text
 from nftproxy.path.routing import Routing
@@ -16,7 +17,7 @@ from nftproxy.path.ruleset import OURS, NftBaseChain, NftChain, NftRule, NftTabl
 from nftproxy.table import expressions as nft
 from nftproxy.table import netlink
 from nftproxy.trace.clients import Clients, Pods, pods_of
-from nftproxy.trace.events import RULE, TraceEvent, TraceHeader
+from nftproxy.trace.events import RULE, TraceEvent
 from nftproxy.trace.texts import Texts
 
 
@@ -78,13 +79,13 @@ class Here:
         """Return the name of an interface."""
         return self._links.get(index, f"interface {index}") if index else ""
 
-    def way(self, header: TraceHeader, iif: str) -> Way:
+    def way(self, header: PacketHeader, iif: str) -> Way:
         """Return how a packet goes on, or why it does not."""
         known = iif if iif in self.routing.links and iif != "lo" else ""
         source = header.source.address if known else b""
         return self.routing.to(header.destination.address, source=source, iif=known)
 
-    def forwards(self, header: TraceHeader) -> str:
+    def forwards(self, header: PacketHeader) -> str:
         """Return the setting that allows forwarding, `0` if it does not.
 
         Empty where the packet need not be forwarded.
@@ -95,7 +96,7 @@ class Here:
         where = "ipv4/ip_forward" if four else "ipv6/conf/all/forwarding"
         return _setting(where)
 
-    def neighbour(self, header: TraceHeader, oif: str) -> str:
+    def neighbour(self, header: PacketHeader, oif: str) -> str:
         """Return what the kernel knows of the next machine on the way."""
         if oif not in self.routing.links:
             return ""

@@ -6,11 +6,12 @@ Pure: types alone; `here` answers for this machine.
 from collections.abc import Mapping
 from typing import Protocol
 
+from nftproxy.kernel.headers import PacketHeader
 from nftproxy.path.model import Cause
 from nftproxy.path.packet import place
 from nftproxy.path.ruleset import NftBaseChain, Way
 from nftproxy.trace.clients import Clients
-from nftproxy.trace.events import TraceEvent, TraceHeader
+from nftproxy.trace.events import TraceEvent
 
 
 class TracedNode(Protocol):
@@ -33,20 +34,20 @@ class TracedNode(Protocol):
     def link(self, index: int) -> str:
         """Return the name of an interface."""
 
-    def way(self, header: TraceHeader, iif: str) -> Way:
+    def way(self, header: PacketHeader, iif: str) -> Way:
         """Return how a packet goes on, or why it does not."""
 
-    def forwards(self, header: TraceHeader) -> str:
+    def forwards(self, header: PacketHeader) -> str:
         """Return the setting that allows forwarding, `0` if it does not."""
 
-    def neighbour(self, header: TraceHeader, oif: str) -> str:
+    def neighbour(self, header: PacketHeader, oif: str) -> str:
         """Return what the kernel knows of the next machine on the way."""
 
     def tracking(self) -> tuple[int, int]:
         """Return how many connections the kernel tracks, and how many it can."""
 
 
-def unreachable(node: TracedNode, header: TraceHeader, device: str) -> Cause | None:
+def unreachable(node: TracedNode, header: PacketHeader, device: str) -> Cause | None:
     """Return the cause if nobody answers for the next address on the way of a packet."""
     state = node.neighbour(header, device)
     if state not in {"failed", "incomplete"}:

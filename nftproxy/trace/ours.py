@@ -1,11 +1,12 @@
 """What our own table said to a packet, in words: from the chains that it met. Pure."""
 
+from nftproxy.kernel.headers import PacketHeader
 from nftproxy.path.model import Outcome, Place, PlaceKind, Step
 from nftproxy.path.packet import PROTOCOL_NAMES, text
 from nftproxy.table import schema
 from nftproxy.table.expressions import VerdictCode
 from nftproxy.table.schema import Policy
-from nftproxy.trace.events import POLICY, RULE, TraceEvent, TraceHeader, TraceVisit
+from nftproxy.trace.events import POLICY, RULE, TraceEvent, TraceVisit
 
 SOURCE_RANGES = {"filter-prerouting", "filter-output-early"}
 CHOICE = {"nat-prerouting", "nat-output"}
@@ -13,12 +14,12 @@ REFUSAL = {"filter-forward", "filter-input", "filter-output"}
 _TABLE = Place(PlaceKind.TABLE)
 
 
-def protocol(header: TraceHeader) -> str:
+def protocol(header: PacketHeader) -> str:
     """Return the name of a protocol."""
     return PROTOCOL_NAMES.get(header.protocol, str(header.protocol))
 
 
-def key(header: TraceHeader, *, node_port: bool = False) -> str:
+def key(header: PacketHeader, *, node_port: bool = False) -> str:
     """Return whom a packet asks for, as an element of our table has it."""
     end = header.destination
     return (
@@ -68,7 +69,7 @@ def ranges(visit: TraceVisit) -> Step:
     return Step("source ranges", _TABLE, looked_up, "the source is in a range", Outcome.OK)
 
 
-def choice(visit: TraceVisit, header: TraceHeader) -> Step:
+def choice(visit: TraceVisit, header: PacketHeader) -> Step:
     """Return the step that finds a frontend."""
     event = found(visit)
     if event is None:

@@ -7,6 +7,7 @@ Every chain that the packet met is a step; for those of our table it says what t
 
 from dataclasses import dataclass, field
 
+from nftproxy.kernel.headers import PacketEnd, PacketHeader
 from nftproxy.path import causes
 from nftproxy.path.model import (
     Candidate,
@@ -29,7 +30,7 @@ from nftproxy.trace import ours
 from nftproxy.trace.answers import Answers
 from nftproxy.trace.chains import Chains
 from nftproxy.trace.clients import NODE, POD
-from nftproxy.trace.events import TraceEnd, TraceHeader, TraceVisit
+from nftproxy.trace.events import TraceVisit
 from nftproxy.trace.flows import TracedFlow
 from nftproxy.trace.node import TracedNode, unreachable
 
@@ -87,7 +88,7 @@ class _Teller:
     # ---- the way there ----
 
     def _forward(self) -> None:
-        before: TraceHeader = self.flow.first
+        before: PacketHeader = self.flow.first
         for index, visit in enumerate(self.flow.visits):
             if visit.header:
                 before = visit.header
@@ -104,7 +105,9 @@ class _Teller:
         if self.flow.gone is None and self.flow.visits[-1].last.verdict == VerdictCode.ACCEPT:
             self._lost(before)
 
-    def _our_chain(self, visit: TraceVisit, before: TraceHeader, after: TraceHeader | None) -> None:
+    def _our_chain(
+        self, visit: TraceVisit, before: PacketHeader, after: PacketHeader | None
+    ) -> None:
         name = visit.first.chain
         if name in ours.SOURCE_RANGES:
             if self.endpoint:  # once more, by the loopback interface
@@ -129,7 +132,7 @@ class _Teller:
         elif name == "nat-postrouting":
             self._source(before, after)
 
-    def _translated(self, visit: TraceVisit, after: TraceHeader) -> None:
+    def _translated(self, visit: TraceVisit, after: PacketHeader) -> None:
         self.endpoint = place(*after.destination)
         number = ours.size(visit)
         self.share = 1 / number if number else None
@@ -141,7 +144,7 @@ class _Teller:
             )
         )
 
-    def _source(self, before: TraceHeader, after: TraceHeader | None) -> None:
+    def _source(self, before: PacketHeader, after: PacketHeader | None) -> None:
         first = self.flow.first.source
         kind = self.node.clients.kind(
             before.family, first.address, self.node.link(self.flow.visits[0].first.iif)
@@ -155,7 +158,7 @@ class _Teller:
         self.steps.append(Step("source", Place(PlaceKind.TABLE), "", said, Outcome.OK))
 
     def _foreign_chain(
-        self, visit: TraceVisit, before: TraceHeader, after: TraceHeader | None
+        self, visit: TraceVisit, before: PacketHeader, after: PacketHeader | None
     ) -> None:
         self.steps.append(self.chains.step(visit, before, after, endpoint=self.endpoint))
         said = self.node.text(visit.last)
@@ -191,7 +194,7 @@ class _Teller:
     def _hook(self, visit: TraceVisit) -> str:
         return self.chains.base(visit.first).hook
 
-    def _lost(self, header: TraceHeader) -> None:
+    def _lost(self, header: PacketHeader) -> None:
         """Add why a packet does not go on where no rule decided that."""
         if not self.flow.tracked:
             self._untracked()
@@ -248,7 +251,7 @@ def tell(flow: TracedFlow, node: TracedNode, asked: str) -> Path:
     return _Teller(flow, node, asked, Chains(flow, node)).tell()
 
 
-def _refused(reason: str, header: TraceHeader, service: str) -> Cause:
+def _refused(reason: str, header: PacketHeader, service: str) -> Cause:
     there, address = place(*header.destination), text(header.destination.address)
     namespace, _, name = service.partition(":")[0].partition("/")
     slices = f"kubectl get endpointslices -n {namespace} -l kubernetes.io/service-name={name}"
@@ -266,7 +269,7 @@ def _refused(reason: str, header: TraceHeader, service: str) -> Cause:
     return Cause(reason, words[reason], commands)
 
 
-def unsent(asked: str, there: TraceEnd, protocol: str, why: str, node: TracedNode) -> Path:
+def unsent(asked: str, there: PacketEnd, protocol: str, why: str, node: TracedNode) -> Path:
     """Return the path of a connection that this node could not even begin."""
     address = text(there.address)
     step = Step("route", Place(PlaceKind.ROUTE), address, why, Outcome.STOPPED)

@@ -16,8 +16,9 @@ from nftproxy.address import Family
 from nftproxy.kernel.reader import Reader
 from nftproxy.lab import namespace
 from nftproxy.monitoring.activity import Activity
-from nftproxy.monitoring.refusals import Reason, Refusals
+from nftproxy.monitoring.refusals import Refusals
 from nftproxy.monitoring.tablefigures import TableFigures
+from nftproxy.table.schema import Reason
 from tests.commands.test_page import POD, VIP
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.process import NFTPROXY, network, nftproxy

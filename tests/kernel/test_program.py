@@ -50,6 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "long prefix": {"detector": InterfaceNamePrefix("a" * 15)},
     "masquerade all": {"masquerade_all": True},
     "NodePorts everywhere": {"nodeports": dict.fromkeys(Family, ALL)},
+    "refusals logged": {"log_refusals": True},
 }
 each_setting = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 

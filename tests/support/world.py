@@ -50,6 +50,7 @@ def settings(
     masquerade_all: bool = False,
     nodeports: Mapping[Family, NodePortNetworks] | None = None,
     allow_external_ips: bool = True,
+    log_refusals: bool = False,
 ) -> NodeSettings:
     """Node settings; NodePorts on the node's own addresses unless told otherwise."""
     addresses = addresses or {Family.IPv4: "192.168.50.11", Family.IPv6: "fd00:50::11"}
@@ -66,6 +67,7 @@ def settings(
         allow_external_ips=allow_external_ips,
         sync_period=30,
         min_sync_period=0.05,
+        log_refusals=log_refusals,
     )
 
 

@@ -26,7 +26,7 @@ def test_sets_and_maps_are_declared_by_typeof(file: Path) -> None:
     declared = {
         name: block
         for name, block in blocks(file.read_text()).items()
-        if not block.startswith("chain")
+        if not re.match(r"(\[\w+\] )?chain", block)
     }
     assert not {
         name
@@ -43,7 +43,7 @@ def test_there_are_declarations() -> None:
         block
         for file in FILES
         for block in blocks(file.read_text()).values()
-        if not block.startswith("chain")
+        if not re.match(r"(\[\w+\] )?chain", block)
     ]
     assert len(declared) > 20
 
@@ -65,8 +65,9 @@ def test_no_name_stands_for_two_things() -> None:
         {"nodeports": dict.fromkeys(Family, ALL)},
         {"detector": None},
         {"detector": InterfaceNamePrefix("veth"), "masquerade_all": True},
+        {"log_refusals": True},
     ],
-    ids=["listed", "all addresses", "no detector", "interface"],
+    ids=["listed", "all addresses", "no detector", "interface", "refusals logged"],
 )
 def test_the_program_begins_with_the_hooks_and_says_each_header_once(
     chosen: dict[str, Any],

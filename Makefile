@@ -8,11 +8,11 @@ JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
 # For running: the library and the lab's tools. For the tests: nft checks what render prints, iptables makes what we take over from.
 PACKAGES = python3 python3-venv libnftables1 iproute2 procps
-TEST_PACKAGES = $(PACKAGES) nftables iptables ipset ipvsadm openssl git conntrack iperf3 iputils-ping shellcheck chromium ufw firewalld dbus
+TEST_PACKAGES = $(PACKAGES) nftables iptables ipset ipvsadm openssl git conntrack iperf3 iputils-ping binutils shellcheck chromium ufw firewalld prometheus dbus
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo check test contract golden soak test-versions test-kernels test-image test-clone bench dist lock licences clean
+.PHONY: demo check test contract golden soak test-versions test-kernels test-image test-clone bench dist lock licences sbom clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -72,6 +72,11 @@ lock:
 			--custom-compile-command "make lock" --output-file deploy/$$lock.lock $$source || exit; \
 	done
 
+# What is in the image, as CycloneDX's JSON; builds the image if that has not been done.
+sbom: $(VENV)/.installed-test
+	@test -d build/image/image || { $(call need,debootstrap); $(VENV)/bin/python release/image.py; }
+	$(VENV)/bin/python -m release.sbom build/image/image build/nftproxy.cdx.json
+
 licences: $(VENV)/.installed-test
 	$(VENV)/bin/python release/licences.py
 
@@ -87,9 +92,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 	$(VENV)/bin/pip install --quiet --quiet --editable .
 	@touch $@
 
-# firewalld is there for its rules, which tests load in namespaces: on this machine it must not start.
+# firewalld is there for its rules, and prometheus for tests that start their own: as services of this machine they must not start.
 $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
-	@dpkg -s firewalld >/dev/null 2>&1 || { mkdir -p /etc/systemd/system && ln -sf /dev/null /etc/systemd/system/firewalld.service; }
+	@for package in firewalld prometheus; do dpkg -s $$package >/dev/null 2>&1 || \
+		{ mkdir -p /etc/systemd/system && ln -sf /dev/null /etc/systemd/system/$$package.service; }; done
 	@$(call need,$(TEST_PACKAGES))
 	$(VENV)/bin/pip install --quiet --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.installed

@@ -201,7 +201,10 @@ class Daemon:
             self._metrics.registry.register(collector)
 
     def _log_refusals(self) -> bool:
-        """Begin to log refusals where that is asked for; whether the rules have to hand them out."""
+        """Begin to log refusals where that is asked for.
+
+        Whether the rules have to hand them out.
+        """
         if not self._launch.log_refusals:
             return False
         try:

@@ -93,7 +93,10 @@ class Store:
         return self._node
 
     def owner(self, cluster_ip: str) -> ObjectName | None:
-        """Return the Service that has a ClusterIP; looks at each, which takes a millisecond for 10 000."""
+        """Return the Service that has a ClusterIP.
+
+        Looks at each, which takes a millisecond for 10 000.
+        """
         packed = pack(cluster_ip)
         with self._lock:
             for name, service in self._services.items():

@@ -3,18 +3,21 @@
 The steps of deploy/Dockerfile, done in folders made by debootstrap.
 
     python3 release/image.py --folder build/image --name nftproxy:0.1.0 --output nftproxy.tar
+    python3 release/image.py --arch arm64 --output nftproxy-arm64.tar
 
 What comes out is an archive that `docker load` and `ctr images import` take. Needs root and
 debootstrap, and nothing but Python's own library, so that it runs on any Debian. What a step means
 is what the Dockerfile reference says of the few instructions used there; any other is an error.
 Packages come from the mirror that this machine's own apt uses.
+
+Programs of another architecture than this machine's run in QEMU: qemu-user-static, registered with
+the kernel for use in other roots.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -24,6 +27,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from string import Template
 from typing import Any, NamedTuple, Self
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +53,19 @@ _LEFT_OUT = (
     "./var/lib/apt/lists/*",
     "./var/log/*",
 )
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # in the spelling of image manifests
+ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+"""What images are made for, as Debian spells it, and the kernel's name of each."""
+
+# What Debian's slim images are without: documentation, but for the licences, and translations. dpkg
+# leaves it out of what is installed later, too.
+_SLIM = """\
+path-exclude /usr/share/doc/*
+path-include /usr/share/doc/*/copyright
+path-exclude /usr/share/info/*
+path-exclude /usr/share/lintian/*
+path-exclude /usr/share/locale/*
+path-exclude /usr/share/man/*
+"""
 
 
 class Bare:
@@ -62,24 +78,49 @@ class Bare:
         self.path = path
 
     @classmethod
-    def copy(cls, release: str, path: Path) -> Self:
+    def copy(cls, release: str, path: Path, *, arch: str = "", slim: bool = False) -> Self:
         """Make a folder for a release, in the place of one that may be there.
 
         Debootstrap's work is kept beside it and copied.
+
+        `arch` is this machine's architecture if empty; `slim`: without what Debian's slim images
+        are without.
         """
-        master = path.with_name(f"{release}.master")
+        arch = arch or own_architecture()
+        master = path.with_name(f"{release}-{arch}.master")
         if not master.exists():
             half = master.with_suffix(".half")
             shutil.rmtree(half, ignore_errors=True)
             half.parent.mkdir(parents=True, exist_ok=True)
-            print(f"{release}: debootstrap", flush=True)
-            argv = ["debootstrap", "--variant=minbase", release, str(half), mirror()]
+            print(f"{release} for {arch}: debootstrap", flush=True)
+            argv = [
+                "debootstrap",
+                "--variant=minbase",
+                f"--arch={arch}",
+                release,
+                str(half),
+                mirror(),
+            ]
             subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
             (half / "etc/resolv.conf").touch()  # to mount this machine's on
             half.rename(master)
         shutil.rmtree(path, ignore_errors=True)
         subprocess.run(["cp", "--archive", "--reflink=auto", str(master), str(path)], check=True)
-        return cls(path)
+        bare = cls(path)
+        if slim:
+            bare.slim()
+        return bare
+
+    def slim(self) -> None:
+        """Remove what Debian's slim images are without, and keep it out."""
+        (self.path / "etc/dpkg/dpkg.cfg.d/slim").write_text(_SLIM)
+        share = self.path / "usr/share"
+        for name in ("info", "lintian", "locale", "man"):
+            for each in (share / name).glob("*"):
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
+        for each in (share / "doc").rglob("*"):
+            if each.name != "copyright" and not each.is_dir():
+                each.unlink()
 
     def run(
         self, command: str, *, env: Mapping[str, str] | None = None, alone: bool = False
@@ -122,6 +163,27 @@ class Image(NamedTuple):
 
     bare: Bare
     entrypoint: list[str]
+    labels: dict[str, str]
+    arch: str
+
+
+def own_architecture() -> str:
+    """Return this machine's architecture, in Debian's spelling."""
+    argv = ["dpkg", "--print-architecture"]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def require_emulation(arch: str) -> None:
+    """SystemExit unless this machine runs programs of an architecture, by itself or in QEMU."""
+    if arch == own_architecture():
+        return
+    handler = Path(f"/proc/sys/fs/binfmt_misc/qemu-{ARCHITECTURES[arch]}")
+    # F: the kernel holds QEMU open, so that it is found in other roots.
+    if not handler.exists() or not re.search(r"^flags: .*F", handler.read_text(), re.MULTILINE):
+        raise SystemExit(
+            f"programs for {arch} do not run here; apt-get install qemu-user-static, and have "
+            "it registered"
+        )
 
 
 def mirror() -> str:
@@ -150,12 +212,26 @@ def steps(dockerfile: str) -> Iterator[Step]:
         yield Step(instruction, rest.strip())
 
 
+def base(rest: str) -> tuple[str, str]:
+    """Return the release and the name of the stage that a FROM begins.
+
+    ValueError for a base that this cannot make.
+    """
+    found = re.fullmatch(r"debian:(\w+)-slim(?: AS (\w+))?", rest)
+    if not found:
+        raise ValueError(f"not a base this can make: {rest}")
+    return found[1], found[2] or "image"
+
+
 def copy(rest: str, stages: Mapping[str, Bare], into: Bare) -> None:
-    """Do a COPY: a file or folder to a path, or several files into a folder."""
+    """Do a COPY: a file or folder to a path, or several files into a folder.
+
+    Bytecode of this checkout stays behind.
+    """
     words = shlex.split(rest)
-    source = ROOT
+    source, left_behind = ROOT, ["__pycache__"]
     if words[0].startswith("--from="):
-        source = stages[words.pop(0).removeprefix("--from=")].path
+        source, left_behind = stages[words.pop(0).removeprefix("--from=")].path, []
     *names, target = words
     for name in names:
         origin, destination = source / name.lstrip("/"), into.path / target.lstrip("/")
@@ -165,7 +241,7 @@ def copy(rest: str, stages: Mapping[str, Bare], into: Bare) -> None:
                 destination,
                 symlinks=True,
                 dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns("__pycache__"),
+                ignore=shutil.ignore_patterns(*left_behind),
             )
         else:
             if target.endswith("/"):
@@ -174,24 +250,23 @@ def copy(rest: str, stages: Mapping[str, Bare], into: Bare) -> None:
             shutil.copy(origin, destination)
 
 
-def build(dockerfile: str, folder: Path, arguments: Mapping[str, str]) -> Image:
+def build(dockerfile: str, folder: Path, arguments: Mapping[str, str], *, arch: str = "") -> Image:
     """Do all steps, each stage in a folder of its own below `folder`.
 
     `arguments` are those of ARG.
     """
+    arch = arch or own_architecture()
     stages: dict[str, Bare] = {}
     environment: dict[str, str] = {}
     entrypoint: list[str] = []
+    labels: dict[str, str] = {}
     current: Bare | None = None
     for number, (instruction, rest) in enumerate(steps(dockerfile), 1):
         print(f"{number}: {instruction} {rest}", flush=True)
         if instruction == "FROM":
-            found = re.fullmatch(r"debian:(\w+)-slim(?: AS (\w+))?", rest)
-            if not found:
-                raise ValueError(f"not a base this can make: {rest}")
-            name = found[2] or "image"
-            current = stages[name] = Bare.copy(found[1], folder / name)
-            environment = {}
+            release, name = base(rest)
+            current = stages[name] = Bare.copy(release, folder / name, arch=arch, slim=True)
+            environment, labels = {}, {}
         elif current is None:
             raise ValueError(f"{instruction} before FROM")
         elif instruction == "RUN":
@@ -201,13 +276,16 @@ def build(dockerfile: str, folder: Path, arguments: Mapping[str, str]) -> Image:
         elif instruction == "ARG":
             argument, _, value = rest.partition("=")
             environment[argument] = arguments.get(argument, value)
+        elif instruction == "LABEL":
+            words = (word.partition("=") for word in shlex.split(rest))
+            labels |= {key: Template(value).substitute(environment) for key, _, value in words}
         elif instruction == "ENTRYPOINT":
             entrypoint = json.loads(rest)
         else:
             raise ValueError(f"unknown instruction {instruction}")
     if current is None:
         raise ValueError("an empty Dockerfile")
-    return Image(current, entrypoint)
+    return Image(current, entrypoint, labels, arch)
 
 
 def archive(image: Image, name: str, output: Path) -> None:
@@ -228,7 +306,7 @@ def archive(image: Image, name: str, output: Path) -> None:
         ".",
     ]
     subprocess.run(argv, check=True)
-    configuration = describe(image.entrypoint, _sha256(layer))
+    configuration = describe(image, _sha256(layer))
     digest = hashlib.sha256(configuration).hexdigest()
     manifest = [{"Config": f"{digest}.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     with tarfile.open(output, "w") as tar:
@@ -243,13 +321,16 @@ def archive(image: Image, name: str, output: Path) -> None:
     layer.unlink()
 
 
-def describe(entrypoint: Sequence[str], layer: str) -> bytes:
+def describe(image: Image, layer: str) -> bytes:
     """Return the configuration of an image with one layer of that SHA-256."""
-    machine = platform.machine()
     configuration: dict[str, Any] = {
-        "architecture": _ARCHITECTURES.get(machine, machine),
+        "architecture": image.arch,
         "os": "linux",
-        "config": {"Entrypoint": list(entrypoint), "Env": [f"PATH={_PATH}"]},
+        "config": {
+            "Entrypoint": image.entrypoint,
+            "Env": [f"PATH={_PATH}"],
+            "Labels": image.labels,
+        },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer}"]},
     }
     return json.dumps(configuration).encode()
@@ -270,12 +351,21 @@ def main() -> int:
     )
     parser.add_argument("--name", default="nftproxy:0.1.0", help="name and tag [nftproxy:0.1.0]")
     parser.add_argument("--version", default="", help="the version of the package [0.1.0.dev0]")
+    parser.add_argument("--revision", default="", help="the commit that the labels name [none]")
+    parser.add_argument(
+        "--arch", choices=ARCHITECTURES, help="the architecture [that of this machine]"
+    )
     parser.add_argument("--output", type=Path, help="the archive; none without")
     given = parser.parse_args()
     if not shutil.which("debootstrap"):
         sys.exit("debootstrap is missing; apt-get install debootstrap")
+    arch = given.arch or own_architecture()
+    require_emulation(arch)
     image = build(
-        DOCKERFILE.read_text(encoding="utf-8"), given.folder.absolute(), {"VERSION": given.version}
+        DOCKERFILE.read_text(encoding="utf-8"),
+        given.folder.absolute(),
+        {"VERSION": given.version, "REVISION": given.revision},
+        arch=arch,
     )
     if given.output:
         archive(image, given.name, given.output)

@@ -5,8 +5,10 @@ installed.
 """
 
 import re
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "deploy/requirements.lock"
@@ -15,8 +17,9 @@ PAGE = ROOT / "docs/licenses.md"
 HEAD = """# Licences
 
 nftproxy is under the Apache License 2.0. It runs with the packages below, not part of it;
-the image built by `deploy/Dockerfile` contains them. `make licences` writes this page from the
-packages' own metadata.
+the image built by `deploy/Dockerfile` contains them, except those in
+[left-out.txt](../deploy/left-out.txt). `make licences` writes this page from the packages' own
+metadata.
 
 | package | licence | home |
 |---|---|---|
@@ -37,11 +40,15 @@ def locked(lock: str) -> dict[str, str]:
 
 
 def licence(package: str) -> str:
-    """Return what an installed package says its licence is.
+    """Return what an installed package says its licence is."""
+    return stated(metadata.metadata(package).json)
+
+
+def stated(about: Mapping[str, Any]) -> str:
+    """Return the licence in a package's metadata.
 
     An SPDX expression where it has one, else its own words or its classifier.
     """
-    about = metadata.metadata(package).json
     if expression := about.get("license_expression"):
         return str(expression)
     classifiers = [

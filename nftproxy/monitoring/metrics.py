@@ -33,6 +33,7 @@ KUBERNETES = (1, 36, 2)
 
 EXPONENTIAL = tuple(0.001 * 2**step for step in range(15))
 LATENCY = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))  # contract 7.4.16
+REQUESTS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)  # contract 7.4.17
 _FAMILY = ("ip_family",)
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}  # in the spelling of Kubernetes
 
@@ -143,12 +144,13 @@ class Metrics:
         """Count an answer of the metrics server's own /healthz."""
         self._pings.labels("ping", "healthz", "success").inc()
 
-    def requested(self, *, code: str, method: str, host: str) -> None:
-        """Count a request to the API server.
+    def requested(self, *, code: str, method: str, host: str, seconds: float) -> None:
+        """Count a request to the API server, and the seconds until the head of its answer.
 
         `code` is `<error>` where there was no answer, as in the original.
         """
         self._rest_requests.labels(code, method, host).inc()
+        self._rest_took.labels(method, host).observe(seconds)
 
     def watch_restarted(self, resource: str) -> None:
         """Count a watch of a resource that ended and starts again."""
@@ -238,6 +240,13 @@ class Metrics:
             ("code", "method", "host"),
             registry=self.registry,
         )
+        self._rest_took = Histogram(
+            "rest_client_request_duration_seconds",
+            "Time from a request to the API server to the head of its answer.",
+            ("verb", "host"),
+            buckets=REQUESTS,
+            registry=self.registry,
+        )
         check = Gauge(
             "kubernetes_healthcheck",
             "Whether a health check passes.",
@@ -282,6 +291,8 @@ class Metrics:
             _FAMILY,
             registry=self.registry,
         )
+        threads = Gauge("nftproxy_threads", "Threads of the process.", registry=self.registry)
+        threads.set_function(threading.active_count)
         for family in self._families:
             for each in (
                 self._written,

@@ -58,8 +58,11 @@ class SilentError(TransportError):
 class RequestObserver(Protocol):
     """Counts requests and restarts of watches; called from several threads."""
 
-    def requested(self, *, code: str, method: str, host: str) -> None:
-        """Count a request by the code of its answer, `<error>` without one (contract 7.4.17)."""
+    def requested(self, *, code: str, method: str, host: str, seconds: float) -> None:
+        """Count a request by the code of its answer, `<error>` without one (contract 7.4.17).
+
+        `seconds` passed until the head of the answer, or the failure.
+        """
 
     def watch_restarted(self, resource: str) -> None:
         """Count a list or watch that ended early and starts again after a pause."""
@@ -68,7 +71,7 @@ class RequestObserver(Protocol):
 class NoObserver:
     """Counts nothing."""
 
-    def requested(self, *, code: str, method: str, host: str) -> None:
+    def requested(self, *, code: str, method: str, host: str, seconds: float) -> None:
         """Ignore a request."""
 
     def watch_restarted(self, resource: str) -> None:
@@ -165,7 +168,7 @@ class ApiConnection:
         """
         session = self._current()
         headers = {**session.headers, **({} if body is None else {"Content-Type": content_type})}
-        code = "<error>"
+        code, begin = "<error>", time.monotonic()
         try:
             with _explained():
                 response = session.pool.request(
@@ -181,7 +184,9 @@ class ApiConnection:
             code = str(response.status)
             return ApiAnswer(response)
         finally:
-            self.observer.requested(code=code, method=method, host=session.host)
+            self.observer.requested(
+                code=code, method=method, host=session.host, seconds=time.monotonic() - begin
+            )
 
     @property
     def server(self) -> str:

@@ -24,7 +24,10 @@ DROP_NEW = "drop-new"
 LOG_GROUP = 10256
 """The group of NFLOG in which refusals are logged."""
 LOG_LINES, LOG_BURST = 10, 20
-"""How many refusals a second are logged for each reason, and how many at once; the rest is counted."""
+"""How many refusals a second are logged for each reason, and how many at once.
+
+The rest is counted.
+"""
 LOG_BYTES = 96
 """How much of a packet is logged: the headers of IPv6 and of a transport."""
 

@@ -69,7 +69,7 @@ class Counter:
         self.restarted: set[str] = set()
         self._condition = condition
 
-    def requested(self, *, code: str, method: str, host: str) -> None:  # noqa: ARG002
+    def requested(self, *, code: str, method: str, host: str, seconds: float) -> None:  # noqa: ARG002
         with self._condition:
             self.codes.append(code)
             self._condition.notify_all()

@@ -235,10 +235,12 @@ def test_exec_plugin_is_asked_again_after_a_refusal(server: FakeApiServer, tmp_p
 class Counter:
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, str]] = []
+        self.seconds: list[float] = []
         self.restarts: list[str] = []
 
-    def requested(self, *, code: str, method: str, host: str) -> None:
+    def requested(self, *, code: str, method: str, host: str, seconds: float) -> None:
         self.requests.append((code, method, host))
+        self.seconds.append(seconds)
 
     def watch_restarted(self, resource: str) -> None:
         self.restarts.append(resource)
@@ -258,6 +260,7 @@ def test_requests_are_counted(server: FakeApiServer) -> None:
         ask(connection)
     host = f"127.0.0.1:{server.port}"
     assert counter.requests[:2] == [("403", "GET", host), ("200", "GET", host)]
+    assert all(0 < seconds < 5 for seconds in counter.seconds)
     assert [each[0] for each in counter.requests[2:]] == ["<error>"] * 2
     connection.close()
     server.listen()

@@ -277,7 +277,8 @@ def test_other_counters() -> None:
     metrics = Metrics(Family, {})
     metrics.tidying_failed(V4)
     metrics.conntrack_done(V6, 0.5, 7)
-    metrics.requested(code="200", method="GET", host="api:6443")
+    metrics.requested(code="200", method="GET", host="api:6443", seconds=0.2)
+    metrics.requested(code="<error>", method="GET", host="api:6443", seconds=10)
     metrics.watch_restarted("services")
     metrics.repaired(V4)
     metrics.sync_done(
@@ -292,6 +293,8 @@ def test_other_counters() -> None:
         'kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv6"}': 7,
         'kubeproxy_conntrack_reconciler_sync_duration_seconds_sum{ip_family="IPv6"}': 0.5,
         'rest_client_requests_total{code="200",host="api:6443",method="GET"}': 1,
+        'rest_client_request_duration_seconds_bucket{host="api:6443",le="0.25",verb="GET"}': 1,
+        'rest_client_request_duration_seconds_count{host="api:6443",verb="GET"}': 2,
         'nftproxy_watch_restarts_total{resource="services"}': 1,
         'nftproxy_repairs_total{ip_family="IPv4"}': 1,
         'nftproxy_read_backs_total{ip_family="IPv4"}': 1,

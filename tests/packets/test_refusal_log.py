@@ -1,4 +1,6 @@
-"""--log-refusals: a line for each refused connection, and nothing of it in the rules without the option."""
+"""--log-refusals: a line for each refused connection, and nothing of it in the rules without the
+option.
+"""
 
 import json
 import signal
@@ -28,7 +30,10 @@ from tests.support.world import SLOW, unique_name
 HURRIED = (
     sys.executable,
     "-c",
-    "from nftproxy import __main__; from nftproxy.monitoring import refusallog as log; log.PERIOD = 0.3; __main__.main()",
+    (
+        "from nftproxy import __main__; from nftproxy.monitoring import refusallog as log; "
+        "log.PERIOD = 0.3; __main__.main()"
+    ),
 )
 """nftproxy that does not wait long before it says what it did not log."""
 ONLY_NET_ADMIN = ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin")

@@ -16,10 +16,10 @@ from nftproxy.errors import BlockedError, NftproxyError
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import ObjectName
 from nftproxy.monitoring.events import HEALTH_CHECK_PORT_FAILED, EventKind, Regarding
-from nftproxy.monitoring.health import ProxyHealth
-from nftproxy.monitoring.healthcheck import Standing, listen_on
-from nftproxy.monitoring.http.checks import HealthCheckPorts
+from nftproxy.monitoring.http.servicehealth import HealthCheckPorts
 from nftproxy.monitoring.metrics import Metrics
+from nftproxy.monitoring.proxyhealth import ProxyHealth
+from nftproxy.monitoring.servicehealth import Standing, listen_on
 from nftproxy.node import interfaces, takeover
 from nftproxy.node.conntrack import Conntrack
 from nftproxy.node.udpflows import UdpFlows, nodeport_addresses

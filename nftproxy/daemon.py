@@ -44,11 +44,11 @@ from nftproxy.monitoring.events import (
     Events,
     Regarding,
 )
-from nftproxy.monitoring.health import ProxyHealth
 from nftproxy.monitoring.http.bind import serve
-from nftproxy.monitoring.http.liveness import health_server
 from nftproxy.monitoring.http.pages import About, metrics_server
+from nftproxy.monitoring.http.proxyhealth import health_server
 from nftproxy.monitoring.metrics import Metrics
+from nftproxy.monitoring.proxyhealth import ProxyHealth
 from nftproxy.monitoring.refusallog import RefusalLog
 from nftproxy.monitoring.tablefigures import LIMIT, TableFigures
 from nftproxy.node import instance, interfaces, sysctl

@@ -16,8 +16,8 @@ import msgspec
 from aiohttp import web
 
 from nftproxy.errors import NftproxyError
-from nftproxy.monitoring.health import Response
 from nftproxy.monitoring.http.server import Stream
+from nftproxy.monitoring.response import Response
 from nftproxy.page import charts, rendering
 from nftproxy.page.drawing import draw
 from nftproxy.page.meter import Meter

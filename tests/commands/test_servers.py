@@ -20,14 +20,15 @@ from nftproxy.configuration import config
 from nftproxy.errors import UnusableError
 from nftproxy.lab import namespace
 from nftproxy.model import ObjectName
-from nftproxy.monitoring.health import ProxyHealth, Response
-from nftproxy.monitoring.healthcheck import ServiceCheck
 from nftproxy.monitoring.http import bind
-from nftproxy.monitoring.http.checks import HealthCheckPorts
-from nftproxy.monitoring.http.liveness import health_server
 from nftproxy.monitoring.http.pages import About, metrics_server
+from nftproxy.monitoring.http.proxyhealth import health_server
 from nftproxy.monitoring.http.server import Limits, Server
+from nftproxy.monitoring.http.servicehealth import HealthCheckPorts
 from nftproxy.monitoring.metrics import Metrics
+from nftproxy.monitoring.proxyhealth import ProxyHealth
+from nftproxy.monitoring.response import Response
+from nftproxy.monitoring.servicehealth import ServiceCheck
 from tests.support.objects import node
 from tests.support.world import unique_name
 

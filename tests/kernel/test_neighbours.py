@@ -24,8 +24,8 @@ from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
-from nftproxy.monitoring.health import ProxyHealth
 from nftproxy.monitoring.metrics import Metrics
+from nftproxy.monitoring.proxyhealth import ProxyHealth
 from nftproxy.node.conntrack import Conntrack
 from nftproxy.table.program import Program
 from tests.support import process

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from nftproxy.address import Address, Family, parse_address, parse_network
 from nftproxy.configuration.settings import ALL, NodePortNetworks
 from nftproxy.model import EndpointSlice, Node, ObjectName, Service
-from nftproxy.monitoring.health import ProxyHealth, Response, eligible
-from nftproxy.monitoring.healthcheck import ServiceCheck, Standing, answer, listen_on
+from nftproxy.monitoring.proxyhealth import ProxyHealth, eligible
+from nftproxy.monitoring.response import Response
+from nftproxy.monitoring.servicehealth import ServiceCheck, Standing, answer, listen_on
 from tests.support.objects import endpoint, endpoint_slice, service
 
 V4, V6 = Family.IPv4, Family.IPv6

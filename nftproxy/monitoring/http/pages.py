@@ -17,11 +17,10 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from nftproxy.monitoring.health import Response
 from nftproxy.monitoring.http import profile
-from nftproxy.monitoring.http.liveness import NOT_FOUND
 from nftproxy.monitoring.http.server import Limits, Server
 from nftproxy.monitoring.metrics import KUBERNETES, Metrics
+from nftproxy.monitoring.response import NOT_FOUND, Response
 
 LIMITS = Limits(answer=profile.LONGEST + 15, connections=64)
 _WARNING = """

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from loguru import logger
 
-from nftproxy.monitoring.health import Response
+from nftproxy.monitoring.response import Response
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import msgspec
 from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import ALL, NodePortNetworks
 from nftproxy.model import EndpointSlice, ObjectName, Proto, Service
-from nftproxy.monitoring.health import HEADERS, Response
+from nftproxy.monitoring.response import HEADERS, Response
 from nftproxy.selection import Locality, Notes, View, lists, local_ready, view
 
 Looked = Mapping[ObjectName, tuple[Service | None, tuple[EndpointSlice, ...]]]

@@ -5,15 +5,10 @@ from collections.abc import Callable
 from aiohttp import web
 
 from nftproxy.model import Node
-from nftproxy.monitoring.health import ProxyHealth, Response
 from nftproxy.monitoring.http.server import Limits, Server
 from nftproxy.monitoring.metrics import Metrics
-
-NOT_FOUND = Response(
-    404,
-    b"404 page not found\n",
-    {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"},
-)
+from nftproxy.monitoring.proxyhealth import ProxyHealth
+from nftproxy.monitoring.response import NOT_FOUND, Response
 
 
 def health_server(

@@ -8,30 +8,17 @@ Methods may be called from any thread.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import msgspec
 
 from nftproxy.address import Family
 from nftproxy.model import Node
+from nftproxy.monitoring.response import Response
 
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
-HEADERS: Mapping[str, str] = {
-    "Content-Type": "application/json",
-    "X-Content-Type-Options": "nosniff",
-}
 _NEVER = datetime(1, 1, 1, tzinfo=UTC)  # the original shows this for "no update yet"
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An HTTP answer: status code, body, headers."""
-
-    code: int
-    body: bytes
-    headers: Mapping[str, str] = field(default_factory=lambda: HEADERS)
 
 
 class ProxyHealth:

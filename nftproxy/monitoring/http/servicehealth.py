@@ -16,11 +16,10 @@ from loguru import logger
 
 from nftproxy.address import Family
 from nftproxy.model import ObjectName
-from nftproxy.monitoring.health import Response
-from nftproxy.monitoring.healthcheck import ServiceCheck, answer
 from nftproxy.monitoring.http.bind import listen_only
-from nftproxy.monitoring.http.liveness import NOT_FOUND
 from nftproxy.monitoring.http.server import HttpListener, Limits, Server
+from nftproxy.monitoring.response import NOT_FOUND, Response
+from nftproxy.monitoring.servicehealth import ServiceCheck, answer
 
 Failed = Callable[[ObjectName, str], None]
 """Called with a Service whose port could not be opened, and the reason."""

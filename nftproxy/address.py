@@ -62,9 +62,8 @@ def parse_address(text: str) -> Address:
     try:
         if ":" not in text:
             canonical = socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text))
-            return Address(
-                Family.IPv4, text if text == canonical else canonical
-            )  # one text in memory, not two
+            # One text in memory, not two
+            return Address(Family.IPv4, text if text == canonical else canonical)
         packed = socket.inet_pton(socket.AF_INET6, _without_zeros(text))
     except (OSError, ValueError):
         octets = text.split(".")

@@ -136,9 +136,8 @@ class Daemon:
         claimed = ExitStack()
         try:
             if not self._launch.init_only:
-                claimed.enter_context(
-                    instance.claim()
-                )  # before the servers, whose addresses another instance would use, too
+                # Before the servers, whose addresses another instance would use, too
+                claimed.enter_context(instance.claim())
                 self._serve(source)
             self._spawn(source.follow())
             self._spawn(self._work(source))

@@ -35,9 +35,8 @@ class Verdict(NamedTuple):
 
 
 Key = tuple[str | int, ...]
-Value = (
-    Verdict | tuple[str | int, ...] | str | None
-)  # a verdict, an endpoint, the address of an endpoint, or nothing in a set
+# A verdict, an endpoint, the address of an endpoint, or nothing in a set
+Value = Verdict | tuple[str | int, ...] | str | None
 
 
 class Element(NamedTuple):
@@ -123,9 +122,8 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     timeout: int
     cluster: tuple[Endpoint, ...]
     local: tuple[Endpoint, ...]
-    entries: tuple[
-        tuple[Policy, bool], ...
-    ]  # how its frontends are entered: policy, and whether as a NodePort
+    # How its frontends are entered: policy, and whether as a NodePort
+    entries: tuple[tuple[Policy, bool], ...]
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -201,9 +199,8 @@ class Compiled(msgspec.Struct, frozen=True, gc=False):
     cluster_ip: str
     routes: tuple[Route, ...]
     affinities: tuple[Affinity, ...]
-    hairpins: tuple[
-        Key, ...
-    ]  # address, the same address, protocol, port of the endpoints on this node
+    # Address, the same address, protocol, port of the endpoints on this node
+    hairpins: tuple[Key, ...]
 
 
 class Context(NamedTuple):

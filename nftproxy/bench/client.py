@@ -118,9 +118,8 @@ def _connect(target: BenchTarget) -> float:
 
 def _stream() -> socket.socket:
     client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    client.setsockopt(
-        socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
-    )  # otherwise thousands wait in TIME-WAIT
+    # Otherwise thousands wait in TIME-WAIT
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
     return client
@@ -176,9 +175,8 @@ def main() -> None:
         try:
             answer: object = {"readings": _MEASURES[order.what](order)}
         except OSError as error:
-            timeout = isinstance(
-                error, BlockingIOError
-            )  # what sockets with SO_RCVTIMEO and SO_SNDTIMEO raise
+            # What sockets with SO_RCVTIMEO and SO_SNDTIMEO raise
+            timeout = isinstance(error, BlockingIOError)
             answer = {
                 "problem": f"{order.what}: "
                 f"{f'no answer within {_PATIENCE:g} s' if timeout else error}"

@@ -25,10 +25,11 @@ NODE: Final = "node1"
 NODE_IP: Final = "192.168.50.11"
 CLUSTER_IPS: Final = "10.96.0.0/12"
 PODS: Final = "10.128.0.0/9"
+# Those of the services; those that replace one of them
 ENDPOINT_RANGES: Final = (
     "10.128.0.0/10",
     "10.192.0.0/11",
-)  # those of the services; those that replace one of them
+)
 BALANCERS: Final = "198.18.0.0/15"  # reserved for benchmarks by RFC 2544
 SERVICE_PORT: Final = 80
 ENDPOINT_PORT: Final = 8080
@@ -76,9 +77,8 @@ class Workload:
 
     def cluster_ip(self, number: int) -> str:
         """Return the ClusterIP of a service."""
-        return str(
-            ipaddress.IPv4Address(_CLUSTER_IPS + 2 + number)
-        )  # the first is the API server's
+        # The first is the API server's
+        return str(ipaddress.IPv4Address(_CLUSTER_IPS + 2 + number))
 
     def balancer_ip(self, number: int) -> str | None:
         """Return the load-balancer address of a service that has one."""

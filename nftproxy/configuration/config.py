@@ -208,9 +208,8 @@ def build(*layers: Sparse) -> KubeProxyConfiguration:
     for layer in layers:
         _lay_over(merged, layer)
     if not merged.get("nodePortAddresses"):
-        merged.pop(
-            "nodePortAddresses", None
-        )  # an empty list means `primary` in this mode (contract 2.6.1)
+        # An empty list means `primary` in this mode (contract 2.6.1)
+        merged.pop("nodePortAddresses", None)
     host = _host(merged.get("bindAddress", ""))
     ipv6 = host is not None and host.family is Family.IPv6
     merged.setdefault("healthzBindAddress", "::" if ipv6 else "0.0.0.0")  # noqa: S104 - the documented default
@@ -230,9 +229,8 @@ def dump(config: KubeProxyConfiguration) -> dict[str, Any]:
     8.1.5); the others read "not set".
     """
     unused = {"masqueradeAll": False, "syncPeriod": "0s", "minSyncPeriod": "0s"}
-    fields = msgspec.json.decode(
-        msgspec.json.encode(config, enc_hook=str)
-    )  # by JSON, which has no tuples
+    # By JSON, which has no tuples
+    fields = msgspec.json.decode(msgspec.json.encode(config, enc_hook=str))
     fields["iptables"].update(unused)
     fields["ipvs"].update({name: value for name, value in unused.items() if name in fields["ipvs"]})
     return {"apiVersion": API_VERSION, "kind": KIND, **fields}

@@ -97,7 +97,6 @@ NUMBER: Final = GoType("number", _number)
 PATTERNS: Final = GoType("pattern=n,...", _patterns)
 SWITCHES: Final = GoType("name=bool,...", _switches)
 TEXT: Final = GoType("text", str)
-VERBOSITY: Final = GoType(
-    "int", lambda text: _integer(text.removeprefix("="))
-)  # Go reads -v=2 as -v 2
+# Go reads -v=2 as -v 2
+VERBOSITY: Final = GoType("int", lambda text: _integer(text.removeprefix("=")))
 WORDS: Final = GoType("text,...", _words)

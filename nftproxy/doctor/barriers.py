@@ -21,9 +21,8 @@ from nftproxy.path.ruleset import OURS, NftBaseChain, Ruleset
 from nftproxy.table.expressions import VerdictCode
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
-_TRANSLATED = (
-    -100
-)  # chains at or before this priority see the ClusterIP still, where connections begin
+# Chains at or before this priority see the ClusterIP still, where connections begin
+_TRANSLATED = -100
 _MOST = 12  # packets
 _STRANGER = {4: pack("198.51.100.77"), 16: pack("2001:db8::77")}
 _OWNERS = (("DOCKER", "docker"), ("ufw", "ufw"), ("ufw6", "ufw"))

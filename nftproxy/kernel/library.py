@@ -103,9 +103,8 @@ def _context() -> "Nftables":  # type: ignore[name-defined]  # noqa: F821
             "the Python module nftables is not installed", hint="pip install pip-nftables"
         ) from error
     try:
-        ctypes.CDLL(
-            "libnftables.so.1"
-        )  # first: an Nftables() that cannot load it complains once more when it is collected
+        # First: an Nftables() that cannot load it complains once more when it is collected
+        ctypes.CDLL("libnftables.so.1")
         nft = Nftables()
     except OSError as error:
         raise UnusableError(

@@ -17,9 +17,8 @@ from nftproxy.table import netlink
 from nftproxy.table.netlink import Generation, Message
 
 _OF_TABLE = 1  # the attribute that names the table, in every kind of message
-_BUFFER = (
-    8 << 20
-)  # bytes; a program that replaces a ruleset of its own sends tens of thousands of messages at once
+# Bytes; a program that replaces a ruleset of its own sends tens of thousands of messages at once
+_BUFFER = 8 << 20
 
 
 class InterferenceKind(enum.IntEnum):

@@ -21,10 +21,11 @@ from nftproxy.kernel.channel import Channel
 from nftproxy.table import netlink
 from nftproxy.table.netlink import FAMILY_NAMES, Message, Set
 
+# NFTNL_UDATA_SET_KEY_TYPEOF, NFTNL_UDATA_SET_DATA_TYPEOF: the expression of its declaration
 _KEY, _DATA = (
     3,
     4,
-)  # NFTNL_UDATA_SET_KEY_TYPEOF, NFTNL_UDATA_SET_DATA_TYPEOF: the expression of its declaration
+)
 _EXPRESSION = 0  # NFTNL_UDATA_SET_TYPEOF_EXPR
 # The expressions that every libnftables reads: verdict, payload, exthdr, meta, socket, osf, ct,
 # concat, numgen, hash, rt, fib, xfrm.

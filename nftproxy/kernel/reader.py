@@ -202,9 +202,8 @@ class Reader:
 
     def networks(self, name: str, family: Family) -> list[Network]:
         """Return the content of an interval set, as the fewest networks."""
-        edges = sorted(
-            (int.from_bytes(raw.key), not raw.ends) for raw in self._raw(name)
-        )  # where two meet, the end comes first
+        # Where two meet, the end comes first
+        edges = sorted((int.from_bytes(raw.key), not raw.ends) for raw in self._raw(name))
         found = []
         for position, (start, starts) in enumerate(edges):
             if starts:

@@ -112,9 +112,8 @@ class _Found:
     """The content of the maps about one frontend."""
 
     steps: dict[Declaration, tuple[Verdict, int]] = field(default_factory=dict)
-    slots: dict[bool, dict[int, Listed]] = field(
-        default_factory=lambda: {False: {}, True: {}}
-    )  # by "is the local list"
+    # By "is the local list"
+    slots: dict[bool, dict[int, Listed]] = field(default_factory=lambda: {False: {}, True: {}})
     sources: list[str] = field(default_factory=list)
 
     @property
@@ -169,9 +168,8 @@ def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ShownServicePor
     """Return the service ports in the elements of all sets and maps, by name."""
     found: defaultdict[tuple[Family, Frontend], _Found] = defaultdict(_Found)
     cluster_ips: set[str] = set()
-    clients: defaultdict[tuple[Family, str], Counter[str]] = defaultdict(
-        Counter
-    )  # by family and name of the affinity
+    # By family and name of the affinity
+    clients: defaultdict[tuple[Family, str], Counter[str]] = defaultdict(Counter)
     for where, items in elements.items():
         if not (place := schema.parse(where)):
             continue

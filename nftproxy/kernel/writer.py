@@ -27,9 +27,8 @@ from nftproxy.table.packing import SetShape, comment, shape, verdict
 
 _TABLE = "nftproxy"
 _LONGEST = 60_000  # bytes of elements in one message; the length of an attribute has 16 bits
-_OPEN = attribute(
-    ElementAttribute.USER_DATA, struct.pack("=BBI", 1, 4, 1)
-)  # the mark of libnftables for an interval without an end
+# The mark of libnftables for an interval without an end
+_OPEN = attribute(ElementAttribute.USER_DATA, struct.pack("=BBI", 1, 4, 1))
 _ENDS = attribute(ElementAttribute.FLAGS, netlink.ENDS_INTERVAL.to_bytes(4))
 
 

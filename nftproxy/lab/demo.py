@@ -325,12 +325,13 @@ class Demo:
             node.name,
         ]
         argv += ["--cluster-cidr", ",".join(CLUSTER_CIDRS.values())]
+        # Both belong to the machine, which the lab does not change
         argv += [
             "--conntrack-max-per-core",
             "0",
             "--oom-score-adj",
             "0",
-        ]  # both belong to the machine, which the lab does not change
+        ]
         with self._log(node).open("wb") as log:
             self._proxies[node.name] = self.lab.popen(
                 node, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log

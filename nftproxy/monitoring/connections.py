@@ -272,6 +272,5 @@ def _amounts(steps: Mapping[Declaration, _Growth]) -> Iterator[tuple[Figure, int
 
 _SIDES = tuple((family, node_port) for family in Family for node_port in (False, True))
 _SLOTS = (schema.ENDPOINTS, schema.LOCAL_ENDPOINTS)
-_Standings = dict[
-    str, dict[Key, tuple[Value, int]]
-]  # by map; the counters, without most of those at 0
+# By map; the counters, without most of those at 0
+_Standings = dict[str, dict[Key, tuple[Value, int]]]

@@ -22,9 +22,8 @@ from loguru import logger
 from nftproxy.model import ObjectName
 
 if TYPE_CHECKING:
-    from nftproxy.sources.apiserver import (
-        ApiConnection,
-    )  # takes 35 MB, and whoever has one has imported it
+    # Takes 35 MB, and whoever has one has imported it
+    from nftproxy.sources.apiserver import ApiConnection
 
 WAITING: Final = 1000  # waiting events; more are dropped
 PACE: Final = 30.0  # seconds between two writes about one series

@@ -64,9 +64,8 @@ _SETS = (
     "HEALTH-CHECK-NODE-PORT",
     "IPVS-IPS",
 )
-IPSETS = frozenset(
-    f"KUBE-{six}{name}"[:31] for six in ("", "6-") for name in _SETS
-)  # the kernel keeps 31 characters of a name
+# The kernel keeps 31 characters of a name
+IPSETS = frozenset(f"KUBE-{six}{name}"[:31] for six in ("", "6-") for name in _SETS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,9 +90,8 @@ class UdpFlows:
     def __init__(self, family: Family, *, external_ips: bool = True) -> None:
         self.family = family
         self.due = False  # whether a frontend may have changed without a clean-up since
-        self.here: frozenset[str] = (
-            frozenset()
-        )  # the addresses of this machine that accept NodePorts
+        # The addresses of this machine that accept NodePorts
+        self.here: frozenset[str] = frozenset()
         self._external_ips = external_ips
         self._services: dict[ObjectName, dict[Frontend, frozenset[Endpoint]]] = {}
         self._claims: dict[Frontend, dict[ObjectName, _Claim]] = {}

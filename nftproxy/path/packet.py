@@ -114,9 +114,8 @@ class Packet:
             ends = replace(ends, destination=address or ends.destination, destination_port=there)
             status = CtStatus.DESTINATION_TRANSLATED if ends != self.ends else CtStatus(0)
         else:
-            ends = replace(
-                ends, source=address or ends.source, source_port=port
-            )  # the kernel may choose another port
+            # The kernel may choose another port
+            ends = replace(ends, source=address or ends.source, source_port=port)
             status = CtStatus.SOURCE_TRANSLATED
         tracked = self.tracked and replace(self.tracked, status=self.tracked.status | status)
         return replace(self, ends=ends, tracked=tracked)

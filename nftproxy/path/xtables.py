@@ -31,10 +31,11 @@ _PASSIVE = {
 _STATE, _PROTO, _STATUS = 1, 2, 0x40  # XT_CONNTRACK_*
 _STATES = {CtState.INVALID: 1, CtState.NEW: 8, CtState.UNTRACKED: 0x100}
 _STATE_SNAT, _STATE_DNAT = 0x40, 0x80
+# ORIGSRC, ORIGDST: the flag, and where the address and its mask are
 _BY_ADDRESS = (
     (0x04, 0),
     (0x08, 32),
-)  # ORIGSRC, ORIGDST: the flag, and where the address and its mask are
+)
 _MAP_IPS, _MAP_PORTS = 1, 2  # NF_NAT_RANGE_*
 
 
@@ -188,9 +189,8 @@ def target(
     match name, revision:
         case "REJECT", 0:
             (kind,) = struct.unpack_from("=I", info)
-            reset = (
-                kind == (7 if packet.size == 4 else 6) and packet.protocol == TCP
-            )  # IPT_TCP_RESET, IP6T_TCP_RESET
+            # IPT_TCP_RESET, IP6T_TCP_RESET
+            reset = kind == (7 if packet.size == 4 else 6) and packet.protocol == TCP
             return Done(packet, VerdictCode.DROP, "TCP reset" if reset else "ICMP unreachable")
         case "MARK", 2:
             mark, mask = struct.unpack_from("=II", info)

@@ -46,9 +46,8 @@ class _File:
     signature: tuple[int, int, int]
     objects: dict[_Identity, Object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    endpoints: dict[ObjectName, str] = field(
-        default_factory=dict
-    )  # objects of the kind Endpoints, and where they are
+    # Objects of the kind Endpoints, and where they are
+    endpoints: dict[ObjectName, str] = field(default_factory=dict)
     pods: dict[ObjectName, tuple[str, ...]] = field(default_factory=dict)  # and their addresses
 
 
@@ -164,9 +163,8 @@ class Manifests:
 
         Those of a folder that cannot be listed are the last known ones, and `untouched`.
         """
-        folders = {known.parent for known in self._files} - {
-            *self._files
-        }  # those that were folders when last read
+        # Those that were folders when last read
+        folders = {known.parent for known in self._files} - {*self._files}
         for path in self.paths:
             if not _is_folder(path) and path not in folders:
                 yield path
@@ -269,9 +267,8 @@ def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         )
         if isinstance(items, list):
             kind = str(document["kind"]).removesuffix("List")
-            implied = (
-                {"kind": kind, "apiVersion": document.get("apiVersion")} if kind else {}
-            )  # a ServiceList does not repeat it
+            # A ServiceList does not repeat it
+            implied = {"kind": kind, "apiVersion": document.get("apiVersion")} if kind else {}
             for index, item in enumerate(items):
                 yield (
                     f"document {number}, item {index}",

@@ -288,9 +288,8 @@ class Reflector:
         """Log a problem once, not at each try; normal ends are for debugging only."""
         name = self.resource.name
         silent = outcome.cause is FailureCause.SILENT
-        overdue = (
-            silent and outcome.lasted > self._asked
-        )  # it did not end the watch in time: it is dead or frozen
+        # It did not end the watch in time: it is dead or frozen
+        overdue = silent and outcome.lasted > self._asked
         if outcome.lasted >= retry.STEADY and not overdue:
             self._recovered()
         # A quiet stream is silent; and a server that shuts down in good order ends a watch or two

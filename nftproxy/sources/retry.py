@@ -112,9 +112,8 @@ def after(
         and outcome.cause is FailureCause.REFUSED
         and outcome.code in {400, 422}
     ):
-        return RetryStep(
-            replace(state, streaming=False), 0.0
-        )  # the server does not support streaming lists, or has them switched off
+        # The server does not support streaming lists, or has them switched off
+        return RetryStep(replace(state, streaming=False), 0.0)
     # A stream that ends or becomes silent before its list is complete may do so each time: a plain
     # list is safe.
     if listing and outcome.cause in {FailureCause.ENDED, FailureCause.SILENT, FailureCause.FAILED}:

@@ -53,9 +53,8 @@ class Compilation:
                 compile_service(service, slices, context, notes) if service is not None else None
             )
             if notes or self._notes:
-                self._log(
-                    name, list(dict.fromkeys(notes))
-                )  # every port of a service reads the same slices
+                # Every port of a service reads the same slices
+                self._log(name, list(dict.fromkeys(notes)))
         return wanted
 
     def _log(self, name: ObjectName, notes: list[str]) -> None:

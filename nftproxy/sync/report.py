@@ -26,12 +26,10 @@ class Report:
     read_back: bool = False
     refused: dict[ObjectName, str] = field(default_factory=dict)
     looked_at: dict[ObjectName, Pending] = field(default_factory=dict)
-    postponed: dict[ObjectName, Pending] = field(
-        default_factory=dict
-    )  # not yet looked at; the next sync continues with them
-    stages: dict[str, float] = field(
-        default_factory=dict
-    )  # seconds for compile, read_back, difference, kernel
+    # Not yet looked at; the next sync continues with them
+    postponed: dict[ObjectName, Pending] = field(default_factory=dict)
+    # Seconds for compile, read_back, difference, kernel
+    stages: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -52,9 +52,8 @@ class Syncer:
         self._program = program
         self._kernel = kernel
         self._store = store
-        self._generation = (
-            -1
-        )  # of the program that `remembered` is about; -1: the table has to be read back
+        # Of the program that `remembered` is about; -1: the table has to be read back
+        self._generation = -1
         self._compilation = Compilation(family, settings)
         self._forgetting = Forgetting(kernel)
         self._preparation = Preparation(kernel, program)
@@ -141,9 +140,8 @@ class Syncer:
         with report.timed("difference"):
             self._commit_late(report)
         for stage in ("kernel", "compile"):
-            report.stages["difference"] -= report.stages.get(
-                stage, 0
-            )  # all but the claims of these
+            # All but the claims of these
+            report.stages["difference"] -= report.stages.get(stage, 0)
         if accepted is not None or taken.networks is not None:
             self.say_of_node(node_elements(self.family, accepted, taken.networks))
         if report.postponed:

@@ -102,9 +102,8 @@ class Table:
                 return True
             used = used | needed
         chains = self.kernel.chains - used
-        picks = {
-            name for name in chains if self.program.pick(name)
-        }  # not those of a family that is no longer served
+        # Not those of a family that is no longer served
+        picks = {name for name in chains if self.program.pick(name)}
         if len(picks) <= SPARE_PICKS:
             chains -= picks
         sets = {

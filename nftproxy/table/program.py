@@ -56,9 +56,8 @@ class Program:
             affinity = Affinity("", family, "tcp", 1, (Endpoint("", 1),), (), ())
             sample += self._of_service(affinity).values()
             for node_port in (False, True):
-                picked = schema.pick(
-                    Policy.PRESERVE, family, "tcp", 1, 1, node_port=node_port
-                )  # goes to every other kind
+                # Goes to every other kind
+                picked = schema.pick(Policy.PRESERVE, family, "tcp", 1, 1, node_port=node_port)
                 sample += self.pick(picked).values()
                 sample += self._of_service(affinity, self._numbers(picked)).values()
         body = self.text()

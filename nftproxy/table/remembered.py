@@ -18,9 +18,8 @@ class Change:
     """
 
     services: dict[ObjectName, Compiled | None] = field(default_factory=dict)
-    routes: dict[Frontend, tuple[Route | None, Route | None]] = field(
-        default_factory=dict
-    )  # before, after
+    # Before, after
+    routes: dict[Frontend, tuple[Route | None, Route | None]] = field(default_factory=dict)
     claimants: dict[Frontend, list[ObjectName]] = field(default_factory=dict)  # the owner first
 
 

@@ -16,13 +16,14 @@ from nftproxy.path.request import AskedTarget
 from nftproxy.routes import Frontend, Verdict
 from nftproxy.table import schema
 
+# ClusterIPs are the first to be tried
 _KINDS = (
     "ClusterIP",
     "External",
     "LoadBalancer",
     "NodePort",
     "",
-)  # ClusterIPs are the first to be tried
+)
 _MAPS = (schema.SERVICES, schema.NO_ENDPOINTS)
 
 

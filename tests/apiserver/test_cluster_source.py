@@ -122,9 +122,8 @@ def running(cluster: Cluster) -> Iterator[Running]:
     finally:
         running.source.stop()
     assert [each.name for each in threading.enumerate() if each.name.startswith("watch-")] == []
-    cluster.kubectl(
-        "delete", "services", "-l", "!provider"
-    )  # the server brings back the Service of its own
+    # The server brings back the Service of its own
+    cluster.kubectl("delete", "services", "-l", "!provider")
     cluster.kubectl("delete", "endpointslices", "--all")
 
 

@@ -33,11 +33,12 @@ from nftproxy.lab import build, namespace
 from tests.support.process import NFTPROXY, PATIENCE
 
 _numbers = itertools.count()
+# A real kube-proxy has them
 ASKED = {
     Measure.FIRST_SYNC_ASKED,
     Measure.UPDATE_ASKED,
     Measure.RESTART_ASKED,
-}  # a real kube-proxy has them
+}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

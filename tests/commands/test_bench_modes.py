@@ -100,9 +100,8 @@ def node(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Node]:
     if reason := mode.unavailable():
         assert mode.name == "ipvs", reason
         assert not Path("/proc/net/ip_vs").exists(), reason
-        pytest.skip(
-            reason
-        )  # this kernel has no ip_vs; those of Debian have it: see tests.tools.versions.kernels
+        # This kernel has no ip_vs; those of Debian have it: see tests.tools.versions.kernels
+        pytest.skip(reason)
     node = Node(lab, mode)
     try:
         # Two services, so that the second is found although it is not the first.

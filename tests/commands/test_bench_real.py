@@ -26,9 +26,8 @@ from nftproxy.lab.namespace import enter
 from tests.commands.test_bench import bench, read
 from tests.support.process import PATIENCE
 
-OFFER = Offer(
-    10, mix=Mix.MIXED
-)  # ClusterIP, LoadBalancer with policy Local and NodePort, ClientIP affinity, UDP
+# ClusterIP, LoadBalancer with policy Local and NodePort, ClientIP affinity, UDP
+OFFER = Offer(10, mix=Mix.MIXED)
 KUBE_PROXY = Path(os.environ.get("KUBEBUILDER_ASSETS", "/nonexistent"), "kube-proxy")
 needs_kube_proxy = pytest.mark.skipif(
     not all(KUBE_PROXY.with_name(each).is_file() for each in ("kube-proxy", *PROGRAMS)),
@@ -71,11 +70,12 @@ LISTED = {
     "real-nftables": Listing("kube-proxy-nftables", "nft --stateless list ruleset"),
     "real-iptables": Listing("iptables-legacy", "iptables-legacy-save"),
 }
+# The API server's own service; what modes.iptables names
 NOT_RENDERED = (
     "default/kubernetes",
     "10.96.0.1",
     "health check node port",
-)  # the API server's own service; what modes.iptables names
+)
 NO_RULE = re.compile(
     r"elements = \{|[{}]|\[\d+:\d+\]|^#.*| -m nfacct --nfacct-name +\w+", re.MULTILINE
 )

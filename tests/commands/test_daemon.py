@@ -315,9 +315,8 @@ def test_a_port_that_is_taken(machine: Machine) -> None:
         )
         web(machine)
         machine.start(healthzBindAddress="127.0.0.1:10999")
-        eventually(
-            lambda: machine.services() == {"10.96.0.10"}
-        )  # without hard fail it goes on without
+        # Without hard fail it goes on without
+        eventually(lambda: machine.services() == {"10.96.0.10"})
 
 
 @pytest.mark.contract("10.1", "10.1.1")

@@ -319,9 +319,8 @@ def test_connection_stays_open(lab: Lab, protocol: str) -> None:
         assert [connection.again() for _ in range(3)] == [connection.answer] * 3
         lab.ip("pod1-1", "link set eth0 down")
         assert isinstance(connection.again(timeout=0.1), Silent | Unreachable)
-    lab.ip(
-        "pod1-1", "link set eth0 up"
-    )  # without its IPv6 addresses and routes, which the kernel dropped
+    # Without its IPv6 addresses and routes, which the kernel dropped
+    lab.ip("pod1-1", "link set eth0 up")
     lab.ip("pod1-1", f"addr add {lab.place('pod1-1').addresses[Family.IPv6]}/64 dev eth0 nodad")
     lab.ip("pod1-1", f"route add default via {lab.nodes[0].gateways[Family.IPv6]}")
     lab.ip("pod1-1", f"route replace default via {lab.nodes[0].gateways[Family.IPv4]}")

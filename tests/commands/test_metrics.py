@@ -694,9 +694,8 @@ def test_connections_with_affinity(
     The sum is the frontend's.
     """
     cluster_ip, vip = CLUSTER_IP[family], VIP[family]
-    name = (
-        f"{policy}-{proto}".lower()
-    )  # what the kernel remembers of a name outlives the Service for a moment
+    # What the kernel remembers of a name outlives the Service for a moment
+    name = f"{policy}-{proto}".lower()
     world.apply(
         service(
             name,

@@ -257,9 +257,8 @@ async def ports(
     try:
         yield opened, failures
     finally:
-        await (
-            turns()
-        )  # asyncio leaks a connection whose server is closed while it is being accepted
+        # Asyncio leaks a connection whose server is closed while it is being accepted
+        await turns()
         opened.close()
         await turns()
 

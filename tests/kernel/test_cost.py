@@ -157,9 +157,8 @@ def test_what_a_change_takes(kind: Kind, family: Family) -> None:
         for item in objects(kind, number, family, *pods)
     ]
     with bare_table(*others, families=[family]) as table:
-        table.sync(
-            family, []
-        )  # others have made what is shared: picks, and sets of allowed sources
+        # Others have made what is shared: picks, and sets of allowed sources
+        table.sync(family, [])
         shapes = len(table.kernel.chains), len(table.kernel.sets)
         with counted(table) as sync:
             made, piece = objects(kind, 3, family, 6, 7, 8)

@@ -169,9 +169,8 @@ def test_changes_of_other_tables_cost_no_read_back(proxy: Running, netns: str) -
             netns,
             "add table ip nftproxy; add chain ip nftproxy services4; delete table ip nftproxy",
         )
-    nft(
-        netns, "add chain inet nftproxy marker-of-the-test"
-    )  # what came before it has been looked at when this is noticed
+    # What came before it has been looked at when this is noticed
+    nft(netns, "add chain inet nftproxy marker-of-the-test")
     eventually(lambda: proxy.proxy.repairs > repairs)
     eventually(proxy.settled)
     assert proxy.proxy.repairs == repairs + 1

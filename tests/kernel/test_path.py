@@ -67,10 +67,11 @@ def path(sync: Any) -> list[str]:
 
 def test_a_sync_seldom_returns_to_a_file_it_left() -> None:
     """And docs/architecture.md shows the way it goes."""
+    # Its pick is there already
     other: list[Object] = [
         service("other", "10.96.0.11"),
         endpoint_slice("other", [endpoint("10.244.1.2")]),
-    ]  # its pick is there already
+    ]
     with bare_table(
         service(),
         endpoint_slice(endpoints=[endpoint("10.244.1.2"), endpoint("10.244.1.3")]),

@@ -485,9 +485,8 @@ def test_other_settings_reach_every_chain(world: World) -> None:
 
 @pytest.mark.contract("5.1.3")
 def test_only_our_own_table_is_touched(world: World) -> None:
-    world.lab.run(
-        "node1", ["nft", "add", "table", "ip", "nftproxy"]
-    )  # even one of the same name in another family
+    # Even one of the same name in another family
+    world.lab.run("node1", ["nft", "add", "table", "ip", "nftproxy"])
     world.lab.run("node1", ["nft", "add", "table", "inet", "others"])
     handles = {
         item["table"]["handle"]

@@ -537,9 +537,8 @@ def test_virtual_services_of_ipvs_mode(kernel: Kernel) -> None:
     """All of them go if kube-proxy's interface is there; without it they are somebody else's."""
     with IPVS() as netlink:
         for address, protocol in (("10.96.0.10", 6), ("10.96.0.10", 17), ("fd00:10:96::10", 6)):
-            six = (
-                {"netmask": "128.0.0.0"} if ":" in address else {}
-            )  # a prefix length, where pyroute2 writes an IPv4 address
+            # A prefix length, where pyroute2 writes an IPv4 address
+            six = {"netmask": "128.0.0.0"} if ":" in address else {}
             netlink.service(
                 "add", IPVSService(addr=address, port=80, protocol=protocol, sched_name="rr", **six)
             )

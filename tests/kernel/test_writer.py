@@ -27,12 +27,13 @@ from tests.support.tables import deliver, new_namespace
 from tests.support.world import settings as node_settings
 
 PROTOCOLS = ("tcp", "udp", "sctp")
+# Of a map's kind: a chain's begin
 TARGETS = {
     "firewall": "allowed",
     "services": "pick",
     "no_endpoints": "reject-new",
     "learn": "learn",
-}  # of a map's kind: a chain's begin
+}
 Pair = tuple[Table, Table]
 NUMBERS: dict[str, st.SearchStrategy[str | int]] = {
     "p": st.sampled_from(PROTOCOLS),

@@ -147,8 +147,7 @@ def test_a_pod_of_another_node(world: World, setup: Setup, wire: Wire) -> None:
     assert world.ask("pod2-1", *web.at("nodeport", wire)).source == world.address(
         "pod2-1", wire.family
     )
-    web.apply(
-        "pod1-2", ("pod1-1", {"node": "node2"}), externalTrafficPolicy="Local"
-    )  # as if it were remote; it answers through node1
+    # As if it were remote; it answers through node1
+    web.apply("pod1-2", ("pod1-1", {"node": "node2"}), externalTrafficPolicy="Local")
     expected = {"pod1-1", "pod1-2"} if "pod2-1" in setup.pods[wire.family] else {"pod1-2"}
     assert web.answers("pod2-1", "nodeport", wire) == expected

@@ -61,9 +61,8 @@ def test_a_chain_of_an_older_program_may_be_deleted_and_come_back() -> None:
     with World(lab={"nodes": 1, "pods": 1, "families": ["IPv4"]}) as world:
         first, second = (world.endpoints("pod1-1", port=port) for port in (8080, 9376))
         world.apply(web, first)
-        table = world.start(
-            "node1", masquerade_all=True
-        )  # another program; chains for ClientIP services stay until they change
+        # Another program; chains for ClientIP services stay until they change
+        table = world.start("node1", masquerade_all=True)
         world.apply(web, second)
         table.tidy()
         reports = world.apply(first)

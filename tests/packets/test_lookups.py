@@ -37,9 +37,8 @@ PACKETS = 200_000
 TRANSACTIONS = 1000
 PATIENCE = 60 * SLOW  # seconds, on a machine that has much else to do
 OLD_KERNEL = tuple(map(int, platform.release().split(".")[:2])) < (6, 12)
-MISSED = (
-    1e-5 if OLD_KERNEL else 0.0
-)  # of all packets: a rewritten element is missed where a processor stops in the midst of a look-up
+# Of all packets: a rewritten element is missed where a processor stops in the midst of a look-up
+MISSED = 1e-5 if OLD_KERNEL else 0.0
 HERE = ("pod1-1", "pod1-2")
 
 

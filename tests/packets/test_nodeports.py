@@ -114,9 +114,8 @@ def test_never_on_loopback(world: World, wire: Wire, endpoints: tuple[str, ...])
     web.apply(*endpoints)
     loopback = LOOPBACK[wire.family]
     before = web.refusal_counter("nodeport", wire)
-    assert (
-        world.connect("node1", loopback, web.node_port, wire.protocol) == Refused()
-    )  # by nobody listening
+    # By nobody listening
+    assert world.connect("node1", loopback, web.node_port, wire.protocol) == Refused()
     world.lab.listen("node1", [web.node_port], [wire.protocol], [wire.family])
     assert world.ask("node1", loopback, web.node_port, wire.protocol).name == "node1"
     assert web.refusal_counter("nodeport", wire) == before

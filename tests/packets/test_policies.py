@@ -196,9 +196,8 @@ def test_external_local_without_local_endpoints(
     for where in ("pod1-1", "node1"):
         answers = [world.ask(where, *remote.at(kind, wire)) for _ in range(48)]
         assert {answer.name for answer in answers} == set(REMOTE_ONLY)
-        assert {answer.source for answer in answers} == {
-            world.address(where, wire.family)
-        }  # of the node: it goes out by eth0
+        # Of the node: it goes out by eth0
+        assert {answer.source for answer in answers} == {world.address(where, wire.family)}
     remote.assert_dropped("client", kind, wire)
 
 

@@ -348,9 +348,8 @@ def test_invalid_packets_and_drops_of_others(world: World, family: Family) -> No
         {ip} daddr {target} tcp dport 8080 ct state invalid counter name invalid
     }}"""
     with foreign_rules(world, "node1", rules):
-        segment = struct.pack(
-            "!HHIIBBHHH", 40000, 8080, 1, 1, 5 << 4, 0b000011, 1000, 0, 0
-        )  # SYN and FIN at once
+        # SYN and FIN at once
+        segment = struct.pack("!HHIIBBHHH", 40000, 8080, 1, 1, 5 << 4, 0b000011, 1000, 0, 0)
         with world.lab.enter("client"):
             raw = socket.socket(
                 socket.AF_INET6 if family is Family.IPv6 else socket.AF_INET,

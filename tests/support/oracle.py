@@ -260,15 +260,15 @@ class Oracle:
         # 2.2.3: the ClusterIP of a service is its own; an external address has the oldest claimant,
         # by name within one second.
         self._ports.sort(key=lambda port: port.age)
+        # 1.5.1
         self._cidrs = [
             n
             for c in cluster.cidrs
             for t in c.spec.cidrs or ()
             if (n := _network(t)) and _is(n, family)
-        ]  # 1.5.1
-        self._cluster_ips = frozenset(
-            port.cluster_ip for port in self._ports
-        )  # with endpoints or without (2.5.6)
+        ]
+        # With endpoints or without (2.5.6)
+        self._cluster_ips = frozenset(port.cluster_ip for port in self._ports)
         self._hairpins = frozenset(  # 4.4.1
             (entry.ip, port.name.proto, entry.port)
             for port in self._ports
@@ -367,9 +367,10 @@ class Oracle:
         """
         port, settings = claim.port, self.host.settings
         detector, local_pod = self._detector, self._from_local_pod(packet)
+        # 4.1.1, 4.1.2, 4.1.8
         marked = to in self._cluster_ips and (
             settings.masquerade_all or (detector and not local_pod)
-        )  # 4.1.1, 4.1.2, 4.1.8
+        )
         if claim.internal:
             return port.internal_list, marked
         if not port.external_local:
@@ -469,10 +470,11 @@ def _service_ports(
         everywhere = tuple(
             entry for entry in entries if entry.ready or (entry.serving and entry.terminating)
         )
+        # 2.3.3, 2.3.4
         uses_cluster, uses_local = (
             not internal_local or external,
             internal_local or (external_local and external),
-        )  # 2.3.3, 2.3.4
+        )
         cluster_list = _cluster_list(entries, host) if uses_cluster else ()
         yield _ServicePort(
             name=name,

@@ -210,11 +210,12 @@ class Stage:
             return found
         returning = sorted(self._returning)
         self._returning.clear()
+        # 2.7.6
         own = [
             Probe(Source("node1"), target)
             for target in targets
             if target.destination == OUTSIDE[target.family][-1]
-        ]  # 2.7.6
+        ]
         return self._some(returning, RETURNING) + self._some(found, PROBES) + own
 
     def _some(self, probes: list[Probe], most: int) -> list[Probe]:
@@ -322,9 +323,8 @@ class Stage:
         """Check affinity and note who answered (contract 2.4)."""
         found = {each.choice for each in matches if not isinstance(each, Denied)}
         choices = {choice for choice in found if choice}
-        unsure = (
-            len(found) > 1
-        )  # it may be another service's connection, also of one without affinity
+        # It may be another service's connection, also of one without affinity
+        unsure = len(found) > 1
         if not choices or unsure:
             self._recollection.doubt(self._taken_for_node_port(probe))
         if not isinstance(outcome, Answer) or unsure:

@@ -30,9 +30,8 @@ from tests.support.objects import endpoint, endpoint_slice
 _numbers = itertools.count()
 CLUSTER = Cidr({family: parse_network(text) for family, text in CLUSTER_CIDRS.items()})
 VIP = {Family.IPv4: "203.0.113.10", Family.IPv6: "fd00:beef::10"}
-SLOW = float(
-    os.environ.get("NFTPROXY_SLOW", "1")
-)  # how much slower than usual this machine is, such as an emulated one
+# How much slower than usual this machine is, such as an emulated one
+SLOW = float(os.environ.get("NFTPROXY_SLOW", "1"))
 CLUSTER_IP = {Family.IPv4: "10.96.0.10", Family.IPv6: "fd00:10:96::10"}
 
 
@@ -163,9 +162,8 @@ class World:
         self, where: str, address: str, port: int, protocol: str = "TCP", **options: Any
     ) -> Answer:
         """Connect from a place: the answer; anything else fails."""
-        outcome = self.connect(
-            where, address, port, protocol, **{"timeout": 5.0, **options}
-        )  # a busy machine takes its time
+        # A busy machine takes its time
+        outcome = self.connect(where, address, port, protocol, **{"timeout": 5.0, **options})
         assert isinstance(outcome, Answer), f"{where} -> {address}:{port}/{protocol}: {outcome}"
         return outcome
 

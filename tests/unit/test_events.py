@@ -333,9 +333,8 @@ def test_waiting_repetitions_are_told_in_time(server: ApiServer, sink: ApiSink) 
     eventually(recorder._queue.empty)
     assert len(server.requests) == 2
     now += events.PACE
-    recorder.record(
-        HEALTH_SERVER_FAILED, NODE, "in use"
-    )  # wakes the thread, which then looks at the clock
+    # Wakes the thread, which then looks at the clock
+    recorder.record(HEALTH_SERVER_FAILED, NODE, "in use")
     server.wait_for(4)
     recorder.close(5)
     counts = [sent["series"]["count"] for _, _, _, _, sent in server.requests if "series" in sent]

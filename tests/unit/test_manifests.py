@@ -534,9 +534,8 @@ def test_a_folder_that_comes_back_is_followed_again(folder: Path) -> None:
             folder.rename(folder.parent / "moved")
             await asyncio.wait_for(folders.changed(), 1)
             folder.mkdir()
-            await asyncio.wait_for(
-                folders.changed(), 3
-            )  # found by looking: a folder that is not there cannot be watched
+            # Found by looking: a folder that is not there cannot be watched
+            await asyncio.wait_for(folders.changed(), 3)
             (folder / "new.yaml").write_text("x")
             await asyncio.wait_for(folders.changed(), 1)
 

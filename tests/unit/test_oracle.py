@@ -293,9 +293,8 @@ def test_a_remote_endpoint_cannot_hairpin() -> None:
     nowhere = slice_of(endpoint(POD))
     assert seen(one(service(), nowhere)) == {POD: POD}  # 4.4.2
     other = service("other", cluster_ip="10.96.0.11")
-    assert seen(one(service(), nowhere, other, endpoint_slice("other", [HERE]))) == {
-        POD: GATEWAY
-    }  # 4.4.1: any local endpoint
+    # 4.4.1: any local endpoint
+    assert seen(one(service(), nowhere, other, endpoint_slice("other", [HERE]))) == {POD: GATEWAY}
 
 
 ZONED = [
@@ -348,9 +347,8 @@ def test_duplicates() -> None:
 def test_a_node_port_behind_an_external_ip_is_either() -> None:
     other = service("b", externalIPs=[NODE], port=30080, cluster_ip="10.96.0.11")
     verdicts = judge(other, CLUSTER_POLICY, BOTH, to=NODE, port=30080, source=CLIENT)
-    assert sorted(map(str, map(addresses, verdicts))) == sorted(
-        map(str, ([POD, REMOTE], REFUSED))
-    )  # 2.2.3
+    # 2.2.3
+    assert sorted(map(str, map(addresses, verdicts))) == sorted(map(str, ([POD, REMOTE], REFUSED)))
 
 
 def test_the_same_address_with_two_ports_is_two_endpoints() -> None:

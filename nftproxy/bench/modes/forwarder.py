@@ -54,9 +54,8 @@ class TcpService:
 
     def __init__(self) -> None:
         self.balancer = Balancer()
-        self._served: set[asyncio.Task[None] | None] = (
-            set()
-        )  # Python 3.11 keeps no reference to the task of a connection: it may vanish
+        # Python 3.11 keeps no reference to the task of a connection: it may vanish
+        self._served: set[asyncio.Task[None] | None] = set()
 
     async def open(self) -> int:
         """Listen on a port of the kernel's choice and return it."""

@@ -38,9 +38,8 @@ class Stream:
 Respond = Callable[[web.BaseRequest], Awaitable[Response | Stream]]
 
 LINE = 8190  # bytes of a request line or of one header
-_SILENT = logging.getLogger(
-    "nftproxy.monitoring.http.protocol"
-)  # faults in strangers' requests are of no interest
+# Faults in strangers' requests are of no interest
+_SILENT = logging.getLogger("nftproxy.monitoring.http.protocol")
 _SILENT.disabled = True
 
 

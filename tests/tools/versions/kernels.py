@@ -23,11 +23,12 @@ TESTS = (
     "kernel/test_takeover",
     "kernel/test_kernel", "kernel/test_faults", "commands/test_bench_modes",
 )  # fmt: skip
+# For an emulated processor
 TOO_MUCH = (
     "packets/test_churn",
     "packets/test_fairness",
     "packets/test_random_packets",
-)  # for an emulated processor
+)
 # Of tests for each family and protocol: both families and both protocols, not each with each
 HALF = "not tcp6 and not udp4"
 ONLY_HERE = ("tests/tools/versions/sctp.py", "tests/tools/versions/scale.py")

@@ -59,6 +59,8 @@ class Metrics:
         self._clock = clock
         self._latency = {family: TriggerTimes(clock()) for family in self._families}
         self._pending = {family: _Pending() for family in self._families}
+        # Services that keep an old state, because the kernel refused the new one
+        self._keeping: dict[Family, set[ObjectName]] = {family: set() for family in self._families}
         self._make_sync()
         self._make_rest()
         self._make_own()
@@ -118,7 +120,9 @@ class Metrics:
             self._stages.labels(family, stage).observe(part)
         self._written.labels(family).inc(report.written)
         self._transactions.labels(family).inc(report.transactions)
-        self._refused.labels(family).set(len(report.refused))
+        kept = self._keeping[family] - report.looked_at.keys() | report.refused.keys()
+        self._keeping[family] = kept
+        self._refused.labels(family).set(len(kept))
         if report.read_back:
             self._read_backs.labels(family).inc()
 
@@ -287,7 +291,7 @@ class Metrics:
         )
         self._refused = Gauge(
             "nftproxy_services_refused",
-            "Services that the kernel refused in the last sync.",
+            "Services that keep an old state, because the kernel refused the new one.",
             _FAMILY,
             registry=self.registry,
         )

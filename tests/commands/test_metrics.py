@@ -31,7 +31,7 @@ from tests.support.world import CLUSTER_IP, VIP, World
 
 V4, V6 = Family.IPv4, Family.IPv6
 START = 1_800_000_000.0  # 2027-01-15T08:00:00Z
-WEB = ObjectName("default", "web")
+WEB, CART = ObjectName("default", "web"), ObjectName("default", "cart")
 
 
 class Clock:
@@ -304,6 +304,17 @@ def test_other_counters() -> None:
         'nftproxy_sync_stage_duration_seconds_sum{ip_family="IPv4",stage="compile"}': 0.25,
     }
     assert {name: found[name] for name in expected} == expected
+
+
+def test_a_refused_service_counts_until_it_is_accepted() -> None:
+    metrics = Metrics([V4], {})
+    counts = []
+    for refused, looked_at in (({WEB: "why"}, [WEB]), ({}, [CART]), ({}, [WEB])):
+        metrics.sync_done(
+            report(refused=refused, looked_at=dict.fromkeys(looked_at)), 0, full=False
+        )
+        counts.append(values(metrics.registry)['nftproxy_services_refused{ip_family="IPv4"}'])
+    assert counts == [1, 1, 0]
 
 
 @pytest.mark.contract("7.4.17", "7.4.18")

@@ -1,7 +1,7 @@
 """Compiles dirty services into wanted ones, a portion at a time, and logs ignored parts."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from loguru import logger
 
@@ -73,33 +73,62 @@ def _portions(
     """Yield services in portions; all at once without a size.
 
     Only services that exchange a frontend must change together, and after reading back none is
-    known to have had one. They are sorted by precedence: of two that claim a frontend, the other
-    then never has it for a moment.
+    known to have had one. They are sorted by age: of two that claim a frontend, the younger then
+    never has it for a moment. Where age does not decide alone, the rivals are one portion.
     """
     if size is None:
         yield services
         return
-
-    cluster_ips = {
-        ip for service, _ in services.values() if service for ip in _cluster_ips(service)
-    }
-
-    def precedence(item: tuple[ObjectName, Pending]) -> tuple[bool, bool, str, ObjectName]:
-        name, (service, _) = item
-        if service is None:
-            return False, *age(name, "")
-        intrudes = not cluster_ips.isdisjoint(
-            set(_external(service)).difference(_cluster_ips(service))
-        )
-        return intrudes, *age(name, service.metadata.creation_timestamp or "")
-
-    rest = iter(sorted(services.items(), key=precedence))
+    together = _together(services)
+    apart = [item for item in services.items() if item[0] not in together]
+    rest = iter(sorted(apart, key=_by_age))
     while portion := dict(itertools.islice(rest, size)):
         yield portion
+    if together:
+        yield {name: services[name] for name in together}
 
 
-def _cluster_ips(service: Service) -> Iterable[str]:
-    return service.spec.cluster_ips or (service.spec.cluster_ip or "",)
+def _together(services: dict[ObjectName, Pending]) -> set[ObjectName]:
+    """Return the services with another's ClusterIP as external address, and all their rivals."""
+    claims = {name: _claims(service) for name, (service, _) in services.items() if service}
+    cluster_ips = {
+        ip: name
+        for name, (service, _) in services.items()
+        if service
+        for ip in _cluster_ips(service)
+    }
+    found: set[ObjectName] = set()
+    contested: set[str] = set()
+    new = {
+        name
+        for name, (service, _) in services.items()
+        if service and any(cluster_ips.get(ip, name) != name for ip in _external(service))
+    }
+    while new:
+        found |= new
+        contested.update(*(claims[name] for name in new))
+        new = {
+            name
+            for name, claimed in claims.items()
+            if name not in found and not contested.isdisjoint(claimed)
+        }
+    return found
+
+
+def _by_age(item: tuple[ObjectName, Pending]) -> tuple[bool, str, ObjectName]:
+    name, (service, _) = item
+    return age(name, (service and service.metadata.creation_timestamp) or "")
+
+
+def _claims(service: Service) -> set[str]:
+    """Return the addresses and the NodePorts of a service."""
+    node_ports = {str(port.node_port) for port in service.spec.ports or () if port.node_port}
+    return {*_cluster_ips(service), *_external(service)} | node_ports
+
+
+def _cluster_ips(service: Service) -> list[str]:
+    known = service.spec.cluster_ips or (service.spec.cluster_ip,)
+    return [ip for ip in known if ip and ip != "None"]
 
 
 def _external(service: Service) -> Iterator[str]:

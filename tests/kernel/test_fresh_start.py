@@ -232,3 +232,22 @@ def test_rivals_at_a_start(
             assert str(slot).startswith("('10.244.0.")
             assert unordered(contents(table)) == unordered(contents(wanted))
             assert table.sync(Family.IPv4, []).transactions == 0
+
+
+@pytest.mark.contract("2.2.3", "5.7.8")
+def test_a_restart_between_rivals_who_both_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by its ClusterIP, the other by its age: a new process writes nothing, in any portions."""
+    own, shared = SHARED
+    rivals = [
+        service("young", own, created="2026-01-02T00:00:00Z", externalIPs=[shared]),
+        service("old", "10.96.0.11", created="2026-01-01T00:00:00Z", externalIPs=[own, shared]),
+        service("middle", "10.96.0.12", created="2026-01-01T12:00:00Z", externalIPs=[shared]),
+    ]
+    monkeypatch.setattr(compilation, "PORTION", 1)
+    with bare_table() as first:
+        deliver(first, *rivals)
+        first.sync(Family.IPv4, [])
+        for order in itertools.permutations(rivals):
+            again = Table(first.settings, Store(first.settings.families), first.kernel)
+            deliver(again, *order)
+            assert again.sync(Family.IPv4, []).transactions == 0

@@ -550,9 +550,12 @@ def test_labels() -> None:
 def test_figures_only_grow_and_never_count_twice(steps: list[tuple[str, str, int]]) -> None:
     """A frontend with affinity.
 
-    Whatever is rewritten and read when, no figure is above the truth.
+    Whatever is rewritten and read when, no figure is above the truth, with one exception: a counter
+    that began anew and reached its old value between two readings looks as if it had stood still.
     """
     ledger, counters, truth = Ledger(limit=100), Counter(), Counter()  # type: ignore[var-annotated]
+    last_read: Counter[str] = Counter()
+    anew = False
     generation: Counter[str] = Counter()
     before: dict[str, int] = {}
     for step, what, amount in [("read", "", 0), *steps, ("read", "", 0)]:
@@ -566,10 +569,10 @@ def test_figures_only_grow_and_never_count_twice(steps: list[tuple[str, str, int
                 truth[figure] += amount
         elif step == "rewrite":
             counters[what] = 0
-            if (
-                what == "c"
-            ):  # affinity was switched off, and on again: the verdict is the one of before
+            if what == "c":
+                # Affinity was switched off, and on again: the verdict is the one of before
                 counters["v"] = 0
+                anew = True
             generation[what] += 1
         else:
             enter(
@@ -582,6 +585,9 @@ def test_figures_only_grow_and_never_count_twice(steps: list[tuple[str, str, int
                     counted("endpoints4-tcp", counters["e"], ("10.244.1.2", 8080)),
                 ],
             )
+            if anew and counters["c"] >= last_read["c"] > 0:
+                truth["by_affinity"] = 1 << 32
+            last_read, anew = counters.copy(), False
             now = totals(ledger)
             assert all(now.get(figure, 0) >= value for figure, value in before.items())
             assert all(value <= truth[figure] for figure, value in now.items())

@@ -3,6 +3,7 @@ made.
 """
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -27,6 +28,7 @@ from nftproxy.routes import Element, Verdict
 from nftproxy.store import Store
 from nftproxy.sync.report import Report
 from tests.support.objects import endpoint, endpoint_slice, service
+from tests.support.paths import ROOT
 from tests.support.world import CLUSTER_IP, VIP, World
 
 V4, V6 = Family.IPv4, Family.IPv6
@@ -256,6 +258,22 @@ def test_latency_of_endpoint_changes() -> None:
     metrics.slice_deleted(triggered("2027-01-15T08:00:03Z", name="b"))
     metrics.sync_done(report(V4), 0.1, full=False)
     assert metrics.registry.get_sample_value(f"{name}_count", {"ip_family": "IPv4"}) == 1
+
+
+@pytest.mark.contract("7.4.4")
+def test_the_check_of_a_sync_in_operations_finds_families_that_have_synced() -> None:
+    """It is for kube-proxy, too: a family has no line before its first sync that succeeds."""
+    page = (ROOT / "docs/operations.md").read_text()
+    (name,) = re.findall(r"localhost:10249/metrics \| grep \^(\w+)", page)
+    metrics = Metrics(Family, {})
+
+    def found() -> list[str]:
+        return re.findall(rf"^{name}.*", generate_latest(metrics.registry).decode(), re.MULTILINE)
+
+    metrics.sync_failed(V4, 0.1, full=True)
+    assert found() == []
+    metrics.sync_done(report(V4), 0.1, full=True)
+    assert [line.partition(" ")[0] for line in found()] == [f'{name}{{ip_family="IPv4"}}']
 
 
 @pytest.mark.contract("7.4.9")

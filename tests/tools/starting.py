@@ -1,14 +1,14 @@
-"""How long kube-proxy takes from its start to `in step`, in the image with a read-only root and as
-a process of the host.
+"""What a start of kube-proxy takes, until it is in step: in the image with a read-only root, and
+as a process of the host.
 
-    python -m tests.tools.starting [ROUNDS]
+    python -m tests.tools.starting --services 50
 
-After `make test-image`, which leaves the image in build/image.
-
-Both read the same 54 objects from a stand-in for the API server, in a network of their own.
-Processor time is that of the process.
+After `make test-image`, which leaves the image in build/image. Both read the same objects from a
+stand-in for the API server, in a network of their own. Processor time and memory are those of the
+process; memory is what is resident once it is in step.
 """
 
+import argparse
 import shutil
 import statistics
 import subprocess
@@ -22,13 +22,18 @@ _SERVER = """
 import sys, threading
 from tests.support.fake_apiserver import FakeApiServer
 with FakeApiServer() as server:
-    for number in range(50):
-        name = f"s{number}"
+    for number in range(int(sys.argv[1])):
+        name, address = f"s{number}", f"10.97.{number // 250}.{number % 250}"
         server.begin_with("services", {"metadata": {"name": name, "namespace": "default"}, "spec": {
-            "clusterIP": f"10.96.1.{number}", "clusterIPs": [f"10.96.1.{number}"],
-            "ports": [{"port": 80}]}})
-    address = {"type": "InternalIP", "address": "127.0.0.1"}
-    server.begin_with("nodes", {"metadata": {"name": "node1"}, "status": {"addresses": [address]}})
+            "clusterIP": address, "clusterIPs": [address], "ports": [{"port": 80}]}})
+        labels = {"kubernetes.io/service-name": name}
+        pods = [{"addresses": [f"10.244.{number // 250}.{host}"], "conditions": {"ready": True}}
+                for host in (1, 2, 3)]
+        server.begin_with("endpointslices", {
+            "metadata": {"name": name, "namespace": "default", "labels": labels},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": pods})
+    node = {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]}
+    server.begin_with("nodes", {"metadata": {"name": "node1"}, "status": node})
     print(server.url, flush=True)
     threading.Event().wait()
 """
@@ -37,23 +42,29 @@ _START = """
 test -z "$READ_ONLY" || mount -o remount,bind,ro /
 "$BIN/python3" -c 'import pyroute2; pyroute2.IPRoute().link("set", index=1, state="up")'
 mount -t tmpfs tmpfs /tmp
-PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$TRIAL" "$BIN/python3" "$TRIAL/server.py" >/tmp/url &
+PYTHONPATH="$TRIAL" "$BIN/python3" -B "$TRIAL/server.py" "$SERVICES" >/tmp/url &
 until [ -s /tmp/url ]; do sleep 0.1; done
 begin=$(date +%s%N)
 "$BIN/kube-proxy" --master="$(cat /tmp/url)" --hostname-override=node1 \
-    --cluster-cidr=10.244.0.0/16 \
-    --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 \
-    --conntrack-tcp-timeout-close-wait=0 2>/tmp/log &
-until grep --quiet 'in step' /tmp/log; do sleep 0.01; kill -0 $! || { cat /tmp/log; exit 1; }; done
+    --cluster-cidr=10.244.0.0/16 --conntrack-max-per-core=0 \
+    --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0 2>/tmp/log &
+until [ "$(grep --count 'in step' /tmp/log)" = 2 ]; do
+    sleep 0.01
+    kill -0 $! || { cat /tmp/log; exit 1; }
+done
 end=$(date +%s%N)
+memory=$(awk '/VmRSS/ {print $2}' /proc/$!/status)
 set -- $(cat /proc/$!/stat)
-echo "TIME $(((end - begin) / 1000000)) $(((${14} + ${15}) * 10))" >&2
+echo "TOOK $(((end - begin) / 1000000)) $(((${14} + ${15}) * 10)) $memory" >&2
 """
 
 
 def main() -> None:
     """Measure both, in turn, and print medians."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--services", type=int, default=50, help="with 3 endpoints each [50]")
+    parser.add_argument("--rounds", type=int, default=5, help="how often [5]")
+    given = parser.parse_args()
     image = Bare(ROOT / "build/image/image")
     trial = image.path / "trial"
     shutil.rmtree(trial, ignore_errors=True)
@@ -61,35 +72,36 @@ def main() -> None:
     for name in ("__init__", "support/__init__", "support/fake_apiserver", "support/paths"):
         shutil.copy(ROOT / f"tests/{name}.py", trial / f"tests/{name}.py")
     (trial / "server.py").write_text(_SERVER)
-    inside = {"BIN": "/opt/nftproxy/bin", "TRIAL": "/trial", "READ_ONLY": "yes"}
-    outside = {"BIN": str(Path(sys.executable).parent), "TRIAL": str(trial), "READ_ONLY": ""}
-    measured: dict[str, list[tuple[int, int]]] = {"image": [], "host": []}
-    for _ in range(rounds):
-        measured["image"].append(_time(["sh", "-ec", _START], inside, image))
-        measured["host"].append(_time(["sh", "-ec", _START], outside, None))
+    common = {"SERVICES": str(given.services)}
+    inside = {**common, "BIN": "/opt/nftproxy/bin", "TRIAL": "/trial", "READ_ONLY": "yes"}
+    host = str(Path(sys.executable).parent)
+    outside = {**common, "BIN": host, "TRIAL": str(trial), "READ_ONLY": ""}
+    measured: dict[str, list[list[int]]] = {"image": [], "host": []}
+    for _ in range(given.rounds):
+        measured["image"].append(_start(inside, image))
+        measured["host"].append(_start(outside, None))
     shutil.rmtree(trial)
-    for where, times in measured.items():
-        took, busy = (statistics.median(each) for each in zip(*times, strict=True))
-        print(f"{where}: in step after {took:.0f} ms, of which {busy:.0f} ms of processor time")
+    for where, starts in measured.items():
+        took, busy, memory = (statistics.median(each) for each in zip(*starts, strict=True))
+        print(f"{where}: {took:.0f} ms, {busy:.0f} ms of a processor, {memory / 1024:.0f} MiB")
 
 
-def _time(argv: list[str], environment: dict[str, str], image: Bare | None) -> tuple[int, int]:
-    """Return the milliseconds of one start: passed, and of processor time."""
+def _start(environment: dict[str, str], image: Bare | None) -> list[int]:
+    """Return of one start: milliseconds until it is in step, those of a processor, resident KiB."""
     spaces = ["--mount", "--pid", "--fork", "--kill-child", "--net"]
     entry = ["sh", str(ROOT / "release/inside.sh"), str(image.path)] if image else []
     mounted = [] if image else ["--mount-proc"]
     done = subprocess.run(
-        ["unshare", *spaces, *mounted, *entry, *argv],
+        ["unshare", *spaces, *mounted, *entry, "sh", "-ec", _START],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **environment},
         capture_output=True,
         text=True,
         check=False,
     )
-    lines = [line for line in done.stderr.splitlines() if line.startswith("TIME ")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("TOOK ")]
     if not lines:
         raise SystemExit(done.stderr + done.stdout)
-    _, took, busy = lines[-1].split()
-    return int(took), int(busy)
+    return [int(each) for each in lines[-1].split()[1:]]
 
 
 if __name__ == "__main__":

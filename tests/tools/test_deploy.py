@@ -20,11 +20,13 @@ from tests.support.fake_apiserver import FakeApiServer
 from tests.tools.consoles import PROJECT
 
 DEPLOY = PROJECT / "deploy"
-MANIFESTS = sorted(DEPLOY.glob("*.yaml"))
+BASE = DEPLOY / "base"
+MANIFESTS = sorted(DEPLOY.rglob("*.yaml"))
+FOLDERS = sorted(path.parent for path in MANIFESTS if path.name == "kustomization.yaml")
 
 
 def manifest(name: str) -> Any:
-    return yaml.safe_load((DEPLOY / name).read_text())
+    return yaml.safe_load((BASE / name).read_text())
 
 
 @pytest.fixture
@@ -32,21 +34,34 @@ def pod() -> Any:
     return manifest("daemonset.yaml")["spec"]["template"]["spec"]
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MANIFESTS if path.name != "rules-test.yaml"],
+    ids=lambda path: str(path.relative_to(DEPLOY)),
+)
 def test_manifests_are_objects(path: Path) -> None:
     documents = list(yaml.safe_load_all(path.read_text()))
     assert documents
     assert all({"apiVersion", "kind"} <= document.keys() for document in documents)
 
 
-def test_the_kustomization_names_files_that_are_there() -> None:
-    kustomization = manifest("kustomization.yaml")
-    named = [
-        *kustomization["resources"],
-        *(f for g in kustomization["configMapGenerator"] for f in g["files"]),
-    ]
-    assert [name for name in named if not (DEPLOY / name).is_file()] == []
-    assert {image["name"] for image in kustomization["images"]} == {"nftproxy"}
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_a_kustomization_names_what_is_there(folder: Path) -> None:
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    generated = kustomization.get("configMapGenerator", ())
+    files = [name.rpartition("=")[2] for each in generated for name in each.get("files", ())]
+    named = [*kustomization.get("resources", ()), *kustomization.get("components", ()), *files]
+    assert [name for name in named if not (folder / name).exists()] == []
+
+
+def test_one_value_is_the_image_of_everything() -> None:
+    (image,) = yaml.safe_load((DEPLOY / "image/kustomization.yaml").read_text())["images"]
+    name = f"{image['newName']}:{image['newTag']}"
+    assert name in (PROJECT / "docs/operations.md").read_text()
+    for path in (BASE / "daemonset.yaml", DEPLOY / "cleanup/cleanup.yaml"):
+        pod = yaml.safe_load(path.read_text())["spec"]["template"]["spec"]
+        containers = [*pod["containers"], *pod["initContainers"]]
+        assert {container["image"] for container in containers} == {image["name"]}
 
 
 @pytest.mark.contract("10.2.1", "10.2")
@@ -112,11 +127,8 @@ def test_only_the_init_container_is_privileged(pod: Any) -> None:
 def test_the_node_name_comes_from_the_pod(pod: Any) -> None:
     for container in [*pod["containers"], *pod["initContainers"]]:
         assert "--hostname-override=$(NODE_NAME)" in container["args"]
-        (variable,) = container["env"]
-        assert variable == {
-            "name": "NODE_NAME",
-            "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},
-        }
+        variables = {variable["name"]: variable["valueFrom"] for variable in container["env"]}
+        assert variables["NODE_NAME"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
 
 
 @pytest.mark.contract("10.3.3")
@@ -153,7 +165,7 @@ def test_flags_that_are_given_exist(pod: Any) -> None:
 
 
 def test_the_configuration_is_valid_and_names_the_kubeconfig() -> None:
-    config, warnings = load((DEPLOY / "config.conf").read_text(), "config.conf")
+    config, warnings = load((BASE / "config.conf").read_text(), "config.conf")
     require_valid(config)
     assert not warnings
     assert config.mode == "nftables"
@@ -162,17 +174,16 @@ def test_the_configuration_is_valid_and_names_the_kubeconfig() -> None:
 
 @pytest.mark.contract("10.3.4")
 def test_the_kubeconfig_reaches_a_server_with_the_token_of_the_pod(tmp_path: Path) -> None:
-    text = (DEPLOY / "kubeconfig.conf").read_text()
+    text = (BASE / "kubeconfig.conf").read_text()
     assert yaml.safe_load(text)["clusters"][0]["cluster"]["certificate-authority"].endswith(
         "/ca.crt"
     )
     (tmp_path / "token").write_text("of-the-pod")
     with FakeApiServer() as server:
         text = text.replace("/var/run/secrets/kubernetes.io/serviceaccount", str(tmp_path))
-        text = text.replace("https://control-plane.example:6443", server.url)
         (tmp_path / "ca.crt").write_text("")
         (tmp_path / "kubeconfig").write_text(re.sub(r".*certificate-authority.*\n", "", text))
-        connection = connect(str(tmp_path / "kubeconfig"), "")
+        connection = connect(str(tmp_path / "kubeconfig"), server.url)
         with connection.get("/api/v1/services", {"limit": "5"}, silence=5) as answer:
             answer.body()
             assert answer.status == 200

@@ -98,18 +98,7 @@ def test_panels_do_not_overlap_and_have_numbers_of_their_own() -> None:
 
 def test_the_pod_monitor_selects_our_pods_and_those_whose_image_was_swapped() -> None:
     spec = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text())["spec"]
-    ours = yaml.safe_load((ROOT / "deploy/daemonset.yaml").read_text())["spec"]["template"]
+    ours = yaml.safe_load((ROOT / "deploy/base/daemonset.yaml").read_text())["spec"]["template"]
     (expression,) = spec["selector"]["matchExpressions"]
     assert set(expression["values"]) == {ours["metadata"]["labels"]["k8s-app"], "kube-proxy"}
     assert expression["key"] == "k8s-app"
-
-
-def test_the_kustomization_names_files_that_are_there() -> None:
-    found = yaml.safe_load((MONITORING / "kustomization.yaml").read_text())
-    named = found["resources"]
-    named += [
-        each.rpartition("=")[2]
-        for generator in found["configMapGenerator"]
-        for each in generator["files"]
-    ]
-    assert [name for name in named if not (MONITORING / name).is_file()] == []

@@ -192,16 +192,14 @@ def test_a_bad_token_is_refused() -> None:
 
 def test_deploy_is_made_to_fit_the_cluster(tmp_path: Path) -> None:
     printed("proxy.sh", f"manifests {tmp_path}", POD_NETWORK="10.7.0.0/16", NETWORK="192.168.60")
-    config, _ = load((tmp_path / "config.conf").read_text(), "config.conf")
+    config, _ = load((tmp_path / "base/config.conf").read_text(), "config.conf")
     require_valid(config)
     assert config.cluster_cidr == "10.7.0.0/16"
-    assert (
-        yaml.safe_load((tmp_path / "kubeconfig.conf").read_text())["clusters"][0]["cluster"][
-            "server"
-        ]
-        == "https://192.168.60.11:6443"
-    )
-    (image,) = yaml.safe_load((tmp_path / "kustomization.yaml").read_text())["images"]
+    (generator,) = yaml.safe_load((tmp_path / "kustomization.yaml").read_text())[
+        "configMapGenerator"
+    ]
+    assert generator["literals"] == ["API_SERVER=https://192.168.60.11:6443"]
+    (image,) = yaml.safe_load((tmp_path / "image/kustomization.yaml").read_text())["images"]
     built = re.search(r"--name (\S+)", (VAGRANT / "provision/nftproxy.sh").read_text())
     assert built
     assert f"{image['newName']}:{image['newTag']}" == built[1]

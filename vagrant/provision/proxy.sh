@@ -33,9 +33,9 @@ wanted() {
 # manifests FOLDER: deploy/ for this cluster.
 manifests() {
     cp --recursive "$tree/deploy/." "$1"
-    sed -i "s|server: .*|server: https://$NETWORK.11:6443|" "$1/kubeconfig.conf"
-    sed -i "s|^clusterCIDR: .*|clusterCIDR: $POD_NETWORK|" "$1/config.conf"
-    sed -i "s|newName: .*|newName: docker.io/library/nftproxy|" "$1/kustomization.yaml"
+    sed -i "s|API_SERVER=.*|API_SERVER=https://$NETWORK.11:6443|" "$1/kustomization.yaml"
+    sed -i "s|^clusterCIDR: .*|clusterCIDR: $POD_NETWORK|" "$1/base/config.conf"
+    sed -i "s|newName: .*|newName: docker.io/library/nftproxy|" "$1/image/kustomization.yaml"
 }
 
 # kube_proxy_configuration MODE: what kubeadm makes its DaemonSet from.
@@ -85,7 +85,7 @@ enter() {
     if wanted systemd; then
         mkdir -p /etc/nftproxy
         sed "s|^clusterCIDR: .*|clusterCIDR: $POD_NETWORK|; s|kubeconfig: .*|kubeconfig: /etc/kubernetes/kubelet.conf|" \
-            "$tree/deploy/config.conf" | write /etc/nftproxy/config.conf || true
+            "$tree/deploy/base/config.conf" | write /etc/nftproxy/config.conf || true
         write /etc/systemd/system/nftproxy.service <"$tree/deploy/nftproxy.service" || true
         systemctl daemon-reload
         systemctl enable --quiet nftproxy

@@ -58,6 +58,7 @@ def test_one_value_is_the_image_of_everything() -> None:
     (image,) = yaml.safe_load((DEPLOY / "image/kustomization.yaml").read_text())["images"]
     name = f"{image['newName']}:{image['newTag']}"
     assert name in (PROJECT / "docs/operations.md").read_text()
+    assert name in (PROJECT / "docs/install.md").read_text()
     for path in (BASE / "daemonset.yaml", DEPLOY / "cleanup/cleanup.yaml"):
         pod = yaml.safe_load(path.read_text())["spec"]["template"]["spec"]
         containers = [*pod["containers"], *pod["initContainers"]]

@@ -4,6 +4,7 @@
 """
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,31 @@ def test_the_unit_is_one_that_systemd_reads() -> None:
     body = [line for line in text.splitlines() if line and not line.startswith(("#", "["))]
     assert [line for line in body if not re.fullmatch(r"[A-Z][A-Za-z]+=.+", line)] == []
     assert "ExecStart=/opt/nftproxy/bin/kube-proxy --config=/etc/nftproxy/config.conf" in body
+
+
+@pytest.mark.parametrize("files", [False, True], ids=["cluster", "files"])
+def test_systemd_reads_the_unit_and_the_drop_in_of_the_page(tmp_path: Path, *, files: bool) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is missing")
+    there = {"/opt/nftproxy/bin/kube-proxy": "/bin/true", "/opt/nftproxy/bin/nftproxy": "/bin/true"}
+    texts = {"nftproxy.service": (DEPLOY / "nftproxy.service").read_text()}
+    if files:
+        page = (PROJECT / "docs/install.md").read_text()
+        (drop_in,) = re.findall(r"^```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        texts["nftproxy.service.d/files.conf"] = drop_in
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        for program, other in there.items():
+            text = text.replace(program, other)  # noqa: PLW2901
+        (tmp_path / name).write_text(re.sub(r"^Documentation=.*\n", "", text, flags=re.MULTILINE))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", tmp_path / "nftproxy.service"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    about_ours = [line for line in done.stderr.splitlines() if "nftproxy" in line]
+    assert (done.returncode, about_ours) == (0, [])
 
 
 def test_the_make_targets_that_pages_name_exist() -> None:

@@ -96,10 +96,10 @@ class LiveNode:
             self._texts[rule.chain] = {int(match[2]): match[1] for match in found if match}
         return self._texts[rule.chain].get(rule.handle, "")
 
-    def entries(self, family: Family, protocol: str, address: str, port: int) -> list[Entry]:
+    def entries(self, protocol: str, address: str, port: int) -> list[Entry]:
         """Return the connections to an address and port."""
         try:
-            return connections.entries(family, protocol, address, port)
+            return connections.entries(protocol, address, port)
         except OSError:
             return []
 

@@ -75,7 +75,7 @@ def _conntrack(
     target = aimed.target
     if not target.address or not target.port:
         return
-    everybody = node.entries(aimed.family, target.protocol, target.address, target.port)
+    everybody = node.entries(target.protocol, target.address, target.port)
     silent = set()
     for entry in (one for one in everybody if one.source == client.address):
         if entry.answerer not in passage.used:

@@ -95,7 +95,7 @@ class NodeView(Protocol):
     def rule_text(self, rule: NftRule) -> str:
         """Return a rule as nft prints it; empty when nft is not there."""
 
-    def entries(self, family: Family, protocol: str, address: str, port: int) -> list[Entry]:
+    def entries(self, protocol: str, address: str, port: int) -> list[Entry]:
         """Return the connections to an address and port."""
 
     def fill(self) -> Fill | None:

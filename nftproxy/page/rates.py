@@ -63,7 +63,7 @@ class Rates:
         seconds: float,
         now: float,
     ) -> None:
-        """Add a reading, `seconds` after the one before; `known` are all service ports there are."""
+        """Add a reading, `seconds` after the one before; `known` are all service ports."""
         for name in [name for name in self.histories if name not in known]:
             del self.histories[name]
         for name in busy.keys() - self.histories.keys():

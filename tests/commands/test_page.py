@@ -252,8 +252,9 @@ def test_the_table_is_read_whole_only_where_it_has_changed(where: str) -> None:
             _, page, _ = await pages.get("/service/default/web:http")
             assert f'data-endpoint="{POD}:8080">1</td>' in page
             assert pages.counting.whole == 1
-            nft = 'add element inet nftproxy services4 { 10.96.0.99 . tcp . 80 comment "default/new:http" : drop }'
-            subprocess.run(["nft", nft], check=True)
+            new = '10.96.0.99 . tcp . 80 comment "default/new:http" : drop'
+            command = f"add element inet nftproxy services4 {{ {new} }}"
+            subprocess.run(["nft", command], check=True)
             async for _ in events:
                 if "default/new:http" in (await pages.get("/"))[1]:
                     break

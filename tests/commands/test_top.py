@@ -171,7 +171,8 @@ def test_once_as_text_and_when_nobody_asks(where: str) -> None:
 
 
 def test_who_waits_for_an_answer(where: str) -> None:
-    rules = "table inet foreign { chain shut { type filter hook input priority 0; tcp dport 8080 drop; }; }"
+    shut = "chain shut { type filter hook input priority 0; tcp dport 8080 drop; }"
+    rules = f"table inet foreign {{ {shut}; }}"
     subprocess.run(["ip", "netns", "exec", where, "nft", rules], check=True)
     with namespace.enter(where):
         knock(VIP, times=3)

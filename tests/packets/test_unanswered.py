@@ -1,4 +1,4 @@
-"""Connections that no endpoint answers, counted by Service and endpoint, as `top --by unanswered` does."""
+"""Connections that no endpoint answers, counted as `top --by unanswered` does."""
 
 from collections.abc import Iterator
 from contextlib import closing

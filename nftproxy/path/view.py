@@ -114,7 +114,7 @@ class NodeView(Protocol):
         """Return the tables and chains of other proxies on this node."""
 
     def legacy(self) -> list[str]:
-        """Return the tables of iptables-legacy that are in use."""
+        """Return the tables of iptables-legacy that could not be read."""
 
     def trouble(self) -> str:
         """Return why the proxy of this node is behind; empty if it is not."""

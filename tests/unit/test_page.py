@@ -171,6 +171,25 @@ def test_the_line_to_an_endpoint_starts_where_the_ways_part() -> None:
     assert endpoint.width == 8
 
 
+def test_how_an_endpoint_is_reached_stands_beside_it() -> None:
+    there = msgspec.structs.replace(
+        step("endpoint", endpoint="10.244.1.2:8080"), came_out="route dev cni0"
+    )
+    path = msgspec.structs.replace(PATH, steps=(*PATH.steps[:1], there, *PATH.steps[2:]))
+    assert names(draw(path)) == [
+        "10.244.1.9",
+        "services4",
+        "10.244.1.2:8080",
+        "forward",
+        "10.244.9.1:8080",
+    ]
+    _, _, endpoint, *_ = draw(path).stations
+    assert [line.text for line in endpoint.texts[1:]] == [
+        "100% of new connections",
+        "route dev cni0",
+    ]
+
+
 def test_many_endpoints_are_counted_and_not_drawn() -> None:
     many = tuple(Candidate(f"10.244.1.{n}", 80, used=True, share=0.05) for n in range(20))
     drawing = draw(msgspec.structs.replace(PATH, candidates=many))

@@ -13,6 +13,7 @@ import msgspec
 
 from nftproxy.configuration.flags import CONTEXT_SETTINGS, whose_options
 from nftproxy.doctor.model import CheckState, Result
+from nftproxy.node import memory
 
 if TYPE_CHECKING:
     from nftproxy.doctor.gathering import Asked
@@ -90,6 +91,7 @@ def doctor(output: str, **options: Any) -> int:
 
     Exit code: 0 nothing is bad, 1 something is bad, 2 after an error.
     """
+    memory.collect_seldom()
     found = examine(options)
     bad = any(result.state is CheckState.BAD for result in found)
     if output == "json":

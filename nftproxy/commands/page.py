@@ -10,13 +10,13 @@ import click
 
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import ConfigError, UnusableError
-from nftproxy.kernel.reader import Reader
-from nftproxy.kernel.snapshot import Snapshot, take_snapshot
 from nftproxy.monitoring.http.bind import listen
 from nftproxy.monitoring.http.server import Limits, Server
+from nftproxy.node import memory
 from nftproxy.node.host import hostname
 from nftproxy.page.meter import Meter
 from nftproxy.page.site import Site
+from nftproxy.page.watch import TableWatch
 from nftproxy.path.explanation import explain
 from nftproxy.path.model import Path
 from nftproxy.path.node import LiveNode
@@ -50,7 +50,9 @@ def page(address: str) -> None:
     NET_ADMIN. Ctrl-C ends it.
     """
     _check(address)
-    asyncio.run(_serve(address))
+    memory.collect_seldom()
+    with contextlib.closing(TableWatch()) as watch:
+        asyncio.run(_serve(address, watch))
 
 
 def _check(address: str) -> None:
@@ -66,8 +68,8 @@ def _check(address: str) -> None:
         )
 
 
-async def _serve(address: str) -> None:
-    meter = Meter(_read)
+async def _serve(address: str, watch: TableWatch) -> None:
+    meter = Meter(watch)
     site = Site(meter, _explain, socket.gethostname())
     try:
         listening = listen(address)
@@ -93,11 +95,3 @@ async def _serve(address: str) -> None:
 def _explain(target: str, source: str, protocol: str) -> Path:
     with LiveNode(hostname()) as node:
         return explain(request(target, source or "node", protocol), node)
-
-
-def _read() -> Snapshot | None:
-    reader = Reader()
-    try:
-        return take_snapshot(reader)
-    finally:
-        reader.close()

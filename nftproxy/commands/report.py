@@ -11,6 +11,7 @@ import click
 from nftproxy.commands.doctor import asked_of, asking_options, examined, lines
 from nftproxy.configuration.flags import CONTEXT_SETTINGS
 from nftproxy.errors import NftproxyError
+from nftproxy.node import memory
 
 _WIDTH = 100
 _EXAMPLES = """\b
@@ -53,6 +54,7 @@ def report(log: tuple[Path, ...], output: Path | None, **options: Any) -> None:
     from nftproxy.doctor.checks import CHECKS
     from nftproxy.doctor.judgement import judge
 
+    memory.collect_seldom()
     asked = asked_of(options)
     configured = gathering.configuration(asked)
     facts = gathering.gather(asked)

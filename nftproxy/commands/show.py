@@ -19,6 +19,7 @@ from nftproxy.kernel.snapshot import (
     Snapshot,
     take_snapshot,
 )
+from nftproxy.node import memory
 from nftproxy.selection import Endpoint
 from nftproxy.table.schema import Policy
 
@@ -58,6 +59,7 @@ def show(name: str, output: str) -> None:
     or its policy changes, an endpoint's when it is added. A connection that ClientIP affinity sends
     to the client's previous endpoint counts for its frontend only.
     """
+    memory.collect_seldom()
     seen = _read()
     chosen = _choose(seen.services, name) if name else seen.services
     if output == "json":

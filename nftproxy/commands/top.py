@@ -31,6 +31,7 @@ _EXAMPLES = """\b
 For example:
   nftproxy top
   nftproxy top --by refused --interval 5
+  nftproxy top --by unanswered
   nftproxy top --once --output json
 """
 
@@ -42,6 +43,7 @@ class TopRow(msgspec.Struct, frozen=True, rename="camel"):
     connections_per_second: float
     refused_per_second: float
     reasons: dict[str, float]
+    unanswered: int | None  # connections that wait for an answer; None if nobody asked
     endpoints: list[dict[str, Any]]
 
 
@@ -58,10 +60,11 @@ class Picture(msgspec.Struct, frozen=True, rename="camel"):
 @click.command(context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
 @click.option(
     "--by",
-    type=click.Choice(["rate", "refused"]),
+    type=click.Choice(["rate", "refused", "unanswered"]),
     default="rate",
     show_default=True,
-    help="Sort by new connections a second, or by refused packets a second.",
+    help="Sort by new connections a second, by refused packets a second, or by connections that "
+    "wait for an answer of their endpoint.",
 )
 @click.option("--once", is_flag=True, help="Print one picture, of one interval, and end.")
 @click.option(
@@ -80,11 +83,14 @@ class Picture(msgspec.Struct, frozen=True, rename="camel"):
     help="What --once prints.",
 )
 def top(by: str, interval: float, output: str, *, once: bool) -> None:
-    """Show which Services and endpoints get new connections, and which refuse them.
+    """Show which Services and endpoints get new connections, refuse them, or do not answer.
 
     Rates are those of the last interval; only busy Services are shown. The share of an endpoint is
     that of all its connections so far. A client that tries again is refused again, so a refusal
-    counts packets. Needs the capability NET_ADMIN. q or Ctrl-C ends it.
+    counts packets. With --by unanswered, conntrack is read as well: a connection counts, with the
+    endpoint that was to answer it, from the second picture that finds it without an answer until
+    conntrack forgets it, after 2 minutes of TCP or 30 s of UDP by default. Needs the capability
+    NET_ADMIN. q or Ctrl-C ends it.
     """
     if output == "json" and not once:
         raise click.UsageError("--output json needs --once")
@@ -94,7 +100,7 @@ def top(by: str, interval: float, output: str, *, once: bool) -> None:
                 "there is no table inet nftproxy here, so no service is programmed",
                 hint="nftproxy run makes it; in a lab: nftproxy lab demo",
             )
-        activity = Activity(reader)
+        activity = Activity(reader, unanswered=by == "unanswered")
         activity.read()
         if once or not sys.stdout.isatty():
             _print(_picture(activity, by, _wait(interval)), output)
@@ -110,7 +116,7 @@ def _wait(seconds: float) -> float:
 
 def _picture(activity: Activity, by: str, seconds: float) -> Picture:
     busy, reasons = activity.read()
-    rows = [_row(name, one, activity, seconds) for name, one in _first(busy, by)]
+    rows = [_row(name, one, activity, seconds, by) for name, one in _first(busy, by)]
     return Picture(
         round(seconds, 3),
         rows,
@@ -122,30 +128,42 @@ def _picture(activity: Activity, by: str, seconds: float) -> Picture:
 def _first(busy: dict[str, Busy], by: str) -> list[tuple[str, Busy]]:
     """Return the service ports to show, sorted."""
 
-    def rank(item: tuple[str, Busy]) -> tuple[int, int, str]:
+    def rank(item: tuple[str, Busy]) -> tuple[int, int, int, str]:
         name, one = item
-        refused = one.refused.total()
-        first, second = (one.connections, refused) if by == "rate" else (refused, one.connections)
-        return -first, -second, name
+        refused, waiting = one.refused.total(), one.unanswered.total()
+        first = {"rate": 0, "refused": refused, "unanswered": waiting}[by]
+        return -first, -one.connections, -refused, name
 
     return sorted(busy.items(), key=rank)[:_ROWS]
 
 
-def _row(name: str, one: Busy, activity: Activity, seconds: float) -> TopRow:
+def _row(name: str, one: Busy, activity: Activity, seconds: float, by: str) -> TopRow:
     shares = activity.shares(one.frontends)
+    known = {share.endpoint for share in shares}
+    shares += [Share(gone, 0) for gone in one.unanswered if gone not in known]
+    shares.sort(key=lambda share: -one.unanswered[share.endpoint])
     total = sum(share.connections for share in shares)
     return TopRow(
         name,
         round(one.connections / seconds, 2),
         round(one.refused.total() / seconds, 2),
         _rates(one.refused, seconds),
-        [_endpoint(share, total) for share in shares],
+        one.unanswered.total() if by == "unanswered" else None,
+        [
+            _endpoint(share, total, one.unanswered[share.endpoint] if by == "unanswered" else None)
+            for share in shares
+        ],
     )
 
 
-def _endpoint(share: Share, total: int) -> dict[str, Any]:
+def _endpoint(share: Share, total: int, unanswered: int | None) -> dict[str, Any]:
     part = round(share.connections / total, 4) if total else None
-    return {"endpoint": str(share.endpoint), "connections": share.connections, "share": part}
+    return {
+        "endpoint": str(share.endpoint),
+        "connections": share.connections,
+        "share": part,
+        "unanswered": unanswered,
+    }
 
 
 def _rates(reasons: Counter[Reason], seconds: float) -> dict[str, float]:
@@ -176,27 +194,41 @@ def _drawn(picture: Picture) -> Group:
     table.add_column("SERVICE", overflow="fold")
     table.add_column("NEW/s", justify="right")
     table.add_column("REFUSED/s", justify="right")
+    waits = any(row.unanswered is not None for row in picture.services)
+    if waits:
+        table.add_column("UNANSWERED", justify="right")
     table.add_column("ENDPOINTS", overflow="fold")
     for row in picture.services:
         table.add_row(
             row.service,
             f"{row.connections_per_second:g}",
-            Text(f"{row.refused_per_second:g}", style="red" if row.refused_per_second else ""),
+            _red(row.refused_per_second),
+            *((_red(row.unanswered or 0),) if waits else ()),
             _shares(row),
         )
     quiet = Text(f"no Service was asked in {picture.seconds:.1f} s", style="dim")
     return Group(head, table if picture.services else quiet)
 
 
+def _red(number: float) -> Text:
+    return Text(f"{number:g}", style="red" if number else "")
+
+
 def _shares(row: TopRow) -> str:
     if not row.endpoints:
         return ", ".join(row.reasons)
-    shown = [
-        f"{each['endpoint']} {each['share']:.0%}" if each["share"] is not None else each["endpoint"]
-        for each in row.endpoints[:_SHOWN]
-    ]
+    shown = [_shown(each) for each in row.endpoints[:_SHOWN]]
     more = len(row.endpoints) - _SHOWN
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _shown(endpoint: dict[str, Any]) -> str:
+    """Return an endpoint with its share, or with how many connections wait for it."""
+    if endpoint["unanswered"]:
+        return f"{endpoint['endpoint']} ({endpoint['unanswered']})"
+    if endpoint["share"] is None or endpoint["unanswered"] is not None:
+        return str(endpoint["endpoint"])
+    return f"{endpoint['endpoint']} {endpoint['share']:.0%}"
 
 
 def _watch(activity: Activity, by: str, interval: float) -> None:

@@ -222,10 +222,11 @@ def _system(root: Path) -> Iterator[str]:
 
 
 def _libraries() -> Iterator[str]:
-    for folder in ("/usr/lib", "/usr/local/lib", "/lib"):
-        for path in sorted(Path(folder).glob("**/libnftables.so.1")):
-            yield f"libnftables {path.resolve().name}"
-            return
+    for folder in ("/usr/local/lib", "/usr/lib", "/usr/lib64", "/lib"):
+        for pattern in ("libnftables.so.1", "*/libnftables.so.1"):
+            for path in sorted(Path(folder).glob(pattern)):
+                yield f"libnftables {path.resolve().name}"
+                return
 
 
 def _version_of(program: str) -> str:

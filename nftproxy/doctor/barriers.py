@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from nftproxy.address import pack
 from nftproxy.doctor.endpoints import EndpointPlace
 from nftproxy.doctor.facts import Barrier
-from nftproxy.node.leftovers import Saved
 from nftproxy.path import evaluate
 from nftproxy.path.packet import PROTOCOL_NAMES, PROTOCOLS, CtStatus, Ends, Packet, Tracked
 from nftproxy.path.routing import Routing
@@ -24,9 +23,10 @@ _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 # Chains at or before this priority see the ClusterIP still, where connections begin
 _TRANSLATED = -100
 _MOST = 12  # packets
+_FAMILIES = {"inet": {4, 16}, "ip": {4}, "ip6": {16}, "iptables": {4}, "ip6tables": {16}}
+"""The lengths of the addresses that chains of a family meet."""
 _STRANGER = {4: pack("198.51.100.77"), 16: pack("2001:db8::77")}
 _OWNERS = (("DOCKER", "docker"), ("ufw", "ufw"), ("ufw6", "ufw"))
-_ACCEPTED = "-m conntrack --ctstate DNAT -j ACCEPT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _first(ends: Ends, protocol: int) -> Packet:
 def barriers(
     rules: Ruleset, around: Routing, tried: list[Trial], owners: dict[str, str]
 ) -> list[Barrier]:
-    """Return the chains of nftables that stop packets; `owners` by table."""
+    """Return the chains that stop packets; `owners` by table."""
     found: dict[tuple[str, str], Barrier] = {}
     for base in rules.base_chains():
         table = base.chain.table
@@ -108,7 +108,7 @@ def barriers(
             continue
         if base.hook in {"prerouting", "output"} and base.priority <= _TRANSLATED:
             continue
-        if table.family not in {"inet", "ip", "ip6"}:
+        if table.family not in _FAMILIES:
             continue
         key = str(table), base.chain.name
         for barrier in _at(base, rules, around, tried, owners.get(str(table), "")):
@@ -121,7 +121,7 @@ def _at(
     base: NftBaseChain, rules: Ruleset, around: Routing, tried: list[Trial], owner: str
 ) -> Iterator[Barrier]:
     table, chain = str(base.chain.table), base.chain.name
-    sizes = {"ip": {4}, "ip6": {16}}.get(base.chain.table.family, {4, 16})
+    sizes = _FAMILIES[base.chain.table.family]
     meeting = [
         one for one in tried if base.hook in one.hooks and len(one.packet.ends.source) in sizes
     ]
@@ -132,7 +132,7 @@ def _at(
         if stopped is None or stopped.verdict == VerdictCode.QUEUE:
             continue
         why = (
-            f"rule with handle {stopped.rule.handle} of chain {stopped.chain.name}"
+            f"rule with {stopped.rule.place} of chain {stopped.chain.name}"
             if stopped.rule
             else "policy drop"
         )
@@ -161,13 +161,3 @@ def owner_of(chains: Iterable[str], table: str = "") -> str:
             if chain == start or chain.startswith((f"{start}-", f"{start}_")):
                 return owner
     return ""
-
-
-def legacy(program: str, saved: Saved) -> Iterator[Barrier]:
-    """Yield chains of iptables-legacy that drop by policy and do not accept what we translate."""
-    for chain, policy in saved.policies.items():
-        if policy != "DROP" or any(rule == f"-A {chain} {_ACCEPTED}" for rule in saved.rules):
-            continue
-        owner = owner_of(saved.chains)
-        place = f"{program} {saved.table}"
-        yield Barrier(place, chain, chain.lower(), owner, "packets", "policy drop", sure=False)

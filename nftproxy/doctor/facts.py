@@ -78,7 +78,7 @@ class Barrier(NamedTuple):
     no packet could be tried, so that only the policy speaks.
     """
 
-    table: str  # with its family, or the iptables program and its table
+    table: str  # with its family, or with iptables or ip6tables, of iptables-legacy
     chain: str
     hook: str
     owner: str

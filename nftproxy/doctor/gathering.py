@@ -1,8 +1,12 @@
-"""All facts about this node, one after the other; what fails is `Unknown` and stops nothing."""
+"""All facts about this node; what fails is `Unknown` and stops nothing.
+
+One after the other, apart from those that only wait: for a second look, and for a program.
+"""
 
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -63,6 +67,12 @@ class Configured:
 
 def gather(asked: Asked) -> Facts:
     """Return all facts; NftproxyError for flags or files that cannot be used."""
+    with ThreadPoolExecutor(2, "aside") as aside:
+        return _gather(asked, aside)
+
+
+def _gather(asked: Asked, aside: ThreadPoolExecutor) -> Facts:
+    tracking = aside.submit(machine.tracking)
     configured = configuration(asked)
     usable = build({}) if isinstance(configured.config, Unknown) else configured.config
     override = asked.flags.get(_NAME) or usable.hostname_override
@@ -79,6 +89,7 @@ def gather(asked: Asked) -> Facts:
     sysctls = machine.sysctls(_of(interfaces))
     seen = rules.attempt(rules.snapshot)
     table = None if isinstance(seen, Unknown) else seen
+    lister = aside.submit(rules.lister) if table else None
     deadly = rules.attempt(rules.deadly)
     library = rules.library()
     blocked = Unknown("libnftables must not be called while the tables named above exist")
@@ -103,7 +114,7 @@ def gather(asked: Asked) -> Facts:
         routes=routes,
         filtered=machine.filtered(),
         fill=machine.fill(sysctls),
-        tracking=machine.tracking(),
+        tracking=tracking.result(),
         leftovers=rules.attempt(takeover.leftovers),
         barriers=rules.attempt(lambda: rules.found_barriers(looked_at)),
         unreached=rules.attempt(lambda: rules.unreached(looked_at)),
@@ -111,8 +122,8 @@ def gather(asked: Asked) -> Facts:
         lister=(
             seen
             if isinstance(seen, Unknown)
-            else rules.lister()
-            if seen
+            else lister.result()
+            if lister
             else Unknown("there is no table of ours to list")
         ),
         flushes=files.flushes(),

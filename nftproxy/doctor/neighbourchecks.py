@@ -171,9 +171,10 @@ def _barriers(
 def _opening(one: Barrier) -> str:
     """Return the command that lets packets pass which a Service translated."""
     program = _iptables(one)
-    if program:
-        return f"{program} -I {one.chain} -m conntrack --ctstate DNAT -j ACCEPT"
     family, _, name = one.table.partition(" ")
+    if program:
+        option = "" if name == "filter" else f"-t {name} "
+        return f"{program} {option}-I {one.chain} -m conntrack --ctstate DNAT -j ACCEPT"
     return (
         f"nft insert rule {family} {shlex.quote(name)} {shlex.quote(one.chain)} ct status "
         "dnat accept"
@@ -200,4 +201,4 @@ def _iptables(one: Barrier) -> str:
     program, _, table = one.table.partition(" ")
     if program in {"ip", "ip6"} and table in _TABLES and one.chain == one.hook.upper():
         return f"{program}tables-nft"
-    return program if "tables" in program else ""
+    return f"{program}-legacy" if "tables" in program else ""

@@ -18,7 +18,7 @@ from nftproxy.kernel.child import rehearse
 from nftproxy.kernel.neighbours import Neighbours
 from nftproxy.kernel.reader import Reader
 from nftproxy.kernel.snapshot import Snapshot, take_snapshot
-from nftproxy.node import takeover
+from nftproxy.path.legacy import EveryRuleset, LegacyTables
 from nftproxy.path.live import LiveRuleset
 from nftproxy.path.routing import Routing
 from nftproxy.table import netlink, schema
@@ -118,15 +118,14 @@ def lister() -> Failure | Unknown | None:
 def found_barriers(endpoints: list[EndpointPlace]) -> tuple[Barrier, ...]:
     """Return the chains of others that stop what Services need."""
     with closing(Channel()) as channel, Routing() as around:
+        legacy = LegacyTables()
         owners = {
-            table: barriers.owner_of(names, table) for table, names in chains(channel).items()
+            table: barriers.owner_of(names, table)
+            for table, names in (chains(channel) | legacy.chains()).items()
         }
         tried = barriers.trials(endpoints, around)
-        found = barriers.barriers(LiveRuleset(channel), around, tried, owners)
-    for program_name, saved in takeover.saved_tables():
-        if "-nft" not in program_name:  # those of iptables-nft are among those of nftables
-            found += barriers.legacy(program_name, saved)
-    return tuple(found)
+        rules = EveryRuleset(LiveRuleset(channel), legacy)
+        return tuple(barriers.barriers(rules, around, tried, owners))
 
 
 def unreached(endpoints: list[EndpointPlace]) -> tuple[Unreached, ...]:

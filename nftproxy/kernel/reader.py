@@ -38,6 +38,8 @@ from nftproxy.table.netlink import VerdictAttribute as Code
 from nftproxy.table.packing import shape, unpack_comment, unpack_value, unpack_verdict
 
 TABLE = b"nftproxy\0"
+_KEY, _DATA, _FLAGS = int(Part.KEY), int(Part.DATA), int(Part.FLAGS)
+_USER_DATA, _EXPRESSION, _VERDICT = int(Part.USER_DATA), int(Part.EXPRESSION), int(Data.VERDICT)
 _HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting", 5: "ingress"}
 _DEVICE_HOOKS = {0: "ingress", 1: "egress"}
 
@@ -68,6 +70,10 @@ class Reader:
     def close(self) -> None:
         """Close the socket."""
         self._channel.close()
+
+    def generation(self) -> int:
+        """Return the number of the last transaction, of any program."""
+        return self._channel.generation()
 
     def table_exists(self, name: str = "nftproxy", family: str = "inet") -> bool:
         """Whether the kernel has our table, or another one.
@@ -265,21 +271,26 @@ def _element(message: bytes, start: int, end: int) -> _Raw:
     comment = ""
     packets = 0
     ends = False
-    for part, where in attributes(message, start, end):
-        if part == Part.KEY:
-            key = _bytes(message, next(attributes(message, *where))[1])
-        elif part == Part.DATA:
-            kind, inner = next(attributes(message, *where))
-            if kind == Data.VERDICT:
-                verdict = _verdict(netlink.parts(message, inner))
+    unpack, kind_of = ATTRIBUTE.unpack_from, netlink.KIND
+    while start + 4 <= end:  # written out: a picture of the table is mostly this loop
+        length, part = unpack(message, start)
+        part &= kind_of
+        first, last = start + 4, start + length
+        if part == _KEY:  # in it, a value
+            key = message[first + 4 : first + unpack(message, first)[0]]
+        elif part == _DATA:
+            size, kind = unpack(message, first)
+            if kind & kind_of == _VERDICT:
+                verdict = _verdict(netlink.parts(message, (first + 4, first + size)))
             else:
-                data = _bytes(message, inner)
-        elif part == Part.FLAGS:
-            ends = bool(message[where[1] - 1] & netlink.ENDS_INTERVAL)
-        elif part == Part.USER_DATA:
-            comment = unpack_comment(_bytes(message, where))
-        elif part == Part.EXPRESSION:
-            packets = _packets(netlink.parts(message, where))
+                data = message[first + 4 : first + size]
+        elif part == _FLAGS:
+            ends = bool(message[last - 1] & netlink.ENDS_INTERVAL)
+        elif part == _USER_DATA:
+            comment = unpack_comment(message[first:last])
+        elif part == _EXPRESSION:
+            packets = _packets(netlink.parts(message, (first, last)))
+        start += (length + 3) & ~3
     if verdict is not None and comment:
         verdict = verdict._replace(comment=comment)
     return _Raw(key, data, verdict, packets, ends)

@@ -18,7 +18,7 @@ import msgspec
 from nftproxy.address import Family, pack
 from nftproxy.errors import MissingError
 from nftproxy.kernel.reader import Counted, Reader
-from nftproxy.routes import Frontend, Verdict
+from nftproxy.routes import Frontend, Key, Verdict
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
 from nftproxy.table.schema import Declaration, Policy
@@ -156,6 +156,42 @@ def take_snapshot(reader: Reader) -> Snapshot | None:
         ]
     return Snapshot(
         services({where: list(_counted(reader, where)) for where in names}), nodeports, tuple(cidrs)
+    )
+
+
+def counted_again(reader: Reader, port: ShownServicePort) -> ShownServicePort:
+    """Read the counters of one service port again, element by element; those that are gone stay."""
+    return msgspec.structs.replace(
+        port, frontends=tuple(_counted_again(reader, shown) for shown in port.frontends)
+    )
+
+
+def _counted_again(reader: Reader, shown: Shown) -> Shown:
+    maps = schema.maps(shown.family, shown.protocol, shown.frontend.is_node_port)
+
+    def packets(where: str, key: Key, before: int) -> int:
+        counted = reader.element(where, key)
+        return counted.packets if counted else before
+
+    def slots(where: str, listed: tuple[Listed, ...]) -> tuple[Listed, ...]:
+        return tuple(
+            msgspec.structs.replace(
+                one,
+                connections=packets(where, shown.frontend.slot(number), one.connections),
+            )
+            for number, one in enumerate(listed)
+        )
+
+    key, refused = shown.frontend.key, shown.refused
+    return msgspec.structs.replace(
+        shown,
+        connections=packets(maps.services, key, shown.connections),
+        cluster=slots(maps.endpoints, shown.cluster),
+        local=slots(maps.local_endpoints, shown.local),
+        refused=refused
+        and msgspec.structs.replace(
+            refused, packets=packets(maps.no_endpoints, key, refused.packets)
+        ),
     )
 
 

@@ -15,6 +15,7 @@ from nftproxy.address import Family
 from nftproxy.errors import MissingError
 from nftproxy.kernel.reader import Counted, Reader, counted_in
 from nftproxy.monitoring.refusals import Refusals, reason_of, rule_counters
+from nftproxy.monitoring.unanswered import Unanswered
 from nftproxy.routes import Frontend, Key, Verdict
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
@@ -73,6 +74,7 @@ class Busy:
     connections: int = 0
     refused: Counter[Reason] = field(default_factory=Counter)
     frontends: set[tuple[Family, Frontend]] = field(default_factory=set)
+    unanswered: Counter[Endpoint] = field(default_factory=Counter)
 
 
 class Share(NamedTuple):
@@ -85,8 +87,10 @@ class Share(NamedTuple):
 class Activity:
     """Readings of the table's counters; for one thread."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, *, unanswered: bool = False) -> None:
+        """`unanswered`: read conntrack as well, for connections that wait for an answer."""
         self._reader = reader
+        self._unanswered = Unanswered(reader) if unanswered else None
         self._maps = {
             step.name(family, node_port=node_port): _Watched(step.name(family, node_port=node_port))
             for family in Family
@@ -96,7 +100,10 @@ class Activity:
         self._refusals = Refusals(rule_counters(reader, Family))
 
     def read(self) -> tuple[dict[str, Busy], Counter[Reason]]:
-        """Return the busy service ports, and refused packets by reason, since the last reading."""
+        """Return the busy service ports, and refused packets by reason, since the last reading.
+
+        A service port whose clients wait for an answer counts as busy.
+        """
         busy: dict[str, Busy] = {}
         reasons: Counter[Reason] = Counter()
         dropped: dict[tuple[Family, Frontend], int] = {}
@@ -121,6 +128,10 @@ class Activity:
             rule_counters(self._reader, Family)
         ).items():
             reasons[reason] += packets
+        for name, waiting in (self._unanswered.read() if self._unanswered else {}).items():
+            one = busy.setdefault(name, Busy())
+            one.unanswered = waiting.endpoints
+            one.frontends |= waiting.frontends
         return busy, reasons
 
     def shares(self, frontends: Iterable[tuple[Family, Frontend]]) -> list[Share]:

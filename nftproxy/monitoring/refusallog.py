@@ -18,7 +18,7 @@ from nftproxy.errors import KernelError
 from nftproxy.kernel.headers import PacketEnd, PacketHeader
 from nftproxy.kernel.nflog import LoggedPacket, Nflog
 from nftproxy.kernel.reader import Reader
-from nftproxy.monitoring.refusals import unlogged
+from nftproxy.monitoring.refusals import MEANINGS, unlogged
 from nftproxy.routes import Frontend, Key, Verdict
 from nftproxy.table import schema
 from nftproxy.table.packing import PROTOCOL_NAMES
@@ -26,13 +26,6 @@ from nftproxy.table.schema import Reason
 
 PERIOD: Final = 10.0
 """Seconds between two lines about refusals that were too many to be logged."""
-_MEANINGS: Final = {
-    Reason.NO_ENDPOINTS: "it has no usable endpoint",
-    Reason.POLICY_LOCAL: "its policy is Local, and no endpoint is on this node",
-    Reason.SOURCE_RANGE: "the client is not in loadBalancerSourceRanges",
-    Reason.UNKNOWN_PORT: "it has no such port",
-    Reason.UNALLOCATED: "no Service has this address",
-}
 
 
 class RefusalLog:
@@ -83,7 +76,7 @@ class RefusalLog:
             client,
             asked,
             protocol,
-            _MEANINGS[reason],
+            MEANINGS[reason],
             reason,
         )
 

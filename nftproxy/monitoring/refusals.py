@@ -8,6 +8,7 @@ is counted twice. A counter that is smaller than before has started again.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Final
 
 from nftproxy.address import Family
 from nftproxy.errors import MissingError
@@ -15,6 +16,15 @@ from nftproxy.kernel.reader import Reader
 from nftproxy.routes import Value, Verdict
 from nftproxy.table import schema
 from nftproxy.table.schema import Reason
+
+MEANINGS: Final = {
+    Reason.NO_ENDPOINTS: "no usable endpoint",
+    Reason.POLICY_LOCAL: "policy Local, and no endpoint on this node",
+    Reason.SOURCE_RANGE: "the client is not in loadBalancerSourceRanges",
+    Reason.UNKNOWN_PORT: "the ClusterIP has no such port",
+    Reason.UNALLOCATED: "no Service has this address",
+}
+"""The reasons in words."""
 
 Subject = tuple[Family, Reason]
 

@@ -27,6 +27,7 @@ _CLASSES: Final = {
     Outcome.MAY: "may",
     Outcome.UNCHECKED: "unchecked",
 }
+_ITSELF = "endpoint"  # the step that says how an endpoint is reached
 _CLIENTS: Final = {"pod": "a pod on this node", "node": "this node", "outside": "a client outside"}
 _REACH: Final = {Reach.YES: "ok", Reach.NO: "stopped", Reach.MAY: "may", None: "unchecked"}
 
@@ -105,10 +106,12 @@ def draw(path: Path) -> Drawing:
 def _draw_endpoints(pen: "_Pen", path: Path, used: list[Candidate]) -> None:
     fork = pen.last
     for each in used[:_MOST]:
-        share = "" if each.share is None else f"{each.share:.0%} of new connections"
-        pen.branch(fork, f"{each}", [share] if share else [], _REACH[each.reach], each.share or 0)
-        for step in path.steps:
-            if step.endpoint == str(each):
+        steps = [step for step in path.steps if step.endpoint == str(each)]
+        words = [] if each.share is None else [f"{each.share:.0%} of new connections"]
+        words += [step.came_out for step in steps if step.name == _ITSELF]
+        pen.branch(fork, f"{each}", words, _REACH[each.reach], each.share or 0)
+        for step in steps:
+            if step.name != _ITSELF:
                 pen.follow(step.name, _words(step), _CLASSES[step.outcome])
     if len(used) > _MOST:
         pen.branch(fork, f"{len(used) - _MOST} more endpoints", [], "unchecked", 0)

@@ -1,16 +1,18 @@
 """One reading of the counters for everybody who looks; none while nobody does.
 
-A thread reads the table, so that answers never wait for it. All methods belong to one event loop.
+A thread reads the table, so that other answers never wait for it. All methods belong to one event
+loop.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
 from nftproxy.errors import NftproxyError
-from nftproxy.kernel.snapshot import ShownServicePort, Snapshot
+from nftproxy.kernel.snapshot import ShownServicePort
 from nftproxy.page.rates import Rates
+from nftproxy.page.watch import TableWatch
 
 INTERVAL: Final = 2.0  # seconds between two readings
 _IDLE: Final = 10.0  # seconds after the last request, when reading ends
@@ -21,23 +23,28 @@ class Meter:
 
     def __init__(
         self,
-        read: Callable[[], Snapshot | None],
+        watch: TableWatch,
         *,
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.services: dict[str, ShownServicePort] = {}
         self.rates = Rates()
         self.trouble = ""  # why there is nothing newer
         self.readings = 0
         self.is_resting = False  # nobody looks
-        self._read = read
+        self._watch = watch
+        self._one = asyncio.Lock()  # a look at the table at a time
         self._interval = interval
         self._clock = clock
         self._asked = clock()
         self._at = 0.0  # of the last reading
         self._wanted = asyncio.Event()
         self._changed = asyncio.Condition()
+
+    @property
+    def names(self) -> Iterable[str]:
+        """All service ports."""
+        return self._watch.services
 
     async def run(self) -> None:
         """Read while somebody asks, until cancelled."""
@@ -59,6 +66,22 @@ class Meter:
         async with self._changed:
             await self._changed.wait_for(lambda: self.readings > number)
 
+    async def services(self, names: Iterable[str]) -> list[ShownServicePort]:
+        """Return those service ports that are in the table, with their counters as they are now.
+
+        KernelError if they cannot be read.
+        """
+        async with self._one:
+            there = [name for name in names if name in self._watch.services]
+            stale = [name for name in there if not self._watch.is_current(name)]
+            if stale:
+                await asyncio.to_thread(self._update, stale)
+            return [self._watch.services[name] for name in there]
+
+    def _update(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._watch.update(name)
+
     async def ticks(self) -> AsyncIterator[int]:
         """Yield the number of each reading to come, as it comes."""
         number = self.readings
@@ -76,15 +99,16 @@ class Meter:
 
     async def _enter(self) -> None:
         try:
-            seen = await asyncio.to_thread(self._read)
-            self.trouble = "" if seen else "There is no table inet nftproxy on this node."
-            services = seen.services if seen else ()
+            async with self._one:
+                growth = await asyncio.to_thread(self._watch.read)
+            self.trouble = "" if growth else "There is no table inet nftproxy on this node."
         except NftproxyError as error:
             self.trouble = f"The table cannot be read: {error}"
         else:
             now = self._clock()
-            self.services = {port.name: port for port in services}
-            self.rates.enter(services, max(now - self._at, 1e-3), time.time())
+            seconds = max(now - self._at, 1e-3)
+            if growth:
+                self.rates.enter(*growth, self._watch.services, seconds, time.time())
             self._at = now
         async with self._changed:
             self.readings += 1

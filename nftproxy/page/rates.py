@@ -1,22 +1,19 @@
-"""How fast counters grow: rates from two readings, and the last of them. Pure."""
+"""How fast counters grow, and how fast they grew before. Pure.
 
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+Only service ports that are or were busy have a history; the others cost nothing.
+"""
+
+from collections import Counter, deque
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 from nftproxy.kernel.snapshot import ShownServicePort
+from nftproxy.monitoring.activity import Busy
+from nftproxy.monitoring.refusals import MEANINGS
 from nftproxy.selection import Endpoint
+from nftproxy.table.schema import Reason
 
 KEPT: Final = 60  # rates of a service port
-
-
-class Totals(NamedTuple):
-    """The counters of a service port, over all its frontends."""
-
-    connections: int
-    refused: int
-    endpoints: dict[Endpoint, int]
 
 
 class Rate(NamedTuple):
@@ -26,8 +23,14 @@ class Rate(NamedTuple):
     refused: float
 
 
+IDLE: Final = Rate(0, 0)
+
+
 class RefusalEntry(NamedTuple):
-    """Refused packets between two readings; `at` is wall time, in seconds since 1970."""
+    """Refused packets between two readings; `at` is wall time, in seconds since 1970.
+
+    The service port is empty where none counts them.
+    """
 
     at: float
     service: str
@@ -35,73 +38,63 @@ class RefusalEntry(NamedTuple):
     packets: int
 
 
-@dataclass(slots=True)
-class History:
-    """The last totals of a service port, and its last rates, the newest last."""
-
-    totals: Totals
-    rates: deque[Rate] = field(default_factory=lambda: deque(maxlen=KEPT))
-
-
-def totals(port: ShownServicePort) -> Totals:
-    """Add up the counters of a service port."""
-    endpoints: dict[Endpoint, int] = {}
+def counts(port: ShownServicePort) -> dict[Endpoint, int]:
+    """Add up the connections of a service port's endpoints, over all its frontends."""
+    found: dict[Endpoint, int] = {}
     for shown in port.frontends:
         for listed in (*shown.cluster, *shown.local):
-            endpoints[listed.endpoint] = endpoints.get(listed.endpoint, 0) + listed.connections
-    return Totals(
-        sum(shown.connections for shown in port.frontends),
-        sum(shown.refused.packets for shown in port.frontends if shown.refused),
-        endpoints,
-    )
+            found[listed.endpoint] = found.get(listed.endpoint, 0) + listed.connections
+    return found
 
 
 class Rates:
-    """Histories by the name of the service port."""
+    """The last rates of service ports, by name, the newest last; and the last refusals."""
 
     def __init__(self) -> None:
-        self.histories: dict[str, History] = {}
+        self.histories: dict[str, deque[Rate]] = {}
         self.refusals: deque[RefusalEntry] = deque(maxlen=KEPT)
+        self._readings = 0  # that have a rate, at most KEPT
 
-    def enter(self, ports: Iterable[ShownServicePort], seconds: float, now: float) -> None:
-        """Add a reading, `seconds` after the one before.
-
-        A counter that is smaller than before has started again: its element was written meanwhile.
-        """
-        histories: dict[str, History] = {}
-        for port in ports:
-            new = totals(port)
-            history = self.histories.get(port.name)
-            if history is None:
-                history = History(new)
-            else:
-                old = history.totals
-                refused = _grown(old.refused, new.refused)
-                grown = _grown(old.connections, new.connections)
-                history.rates.append(Rate(grown / seconds, refused / seconds))
-                history.totals = new
-                if refused:
-                    reasons = dict.fromkeys(
-                        shown.refused.reason
-                        for shown in port.frontends
-                        if shown.refused and shown.refused.packets
-                    )
-                    self.refusals.appendleft(
-                        RefusalEntry(now, port.name, "; ".join(reasons), refused)
-                    )
-            histories[port.name] = history
-        self.histories = histories
+    def enter(
+        self,
+        busy: Mapping[str, Busy],
+        refused: Counter[Reason],
+        known: Collection[str],
+        seconds: float,
+        now: float,
+    ) -> None:
+        """Add a reading, `seconds` after the one before; `known` are all service ports."""
+        for name in [name for name in self.histories if name not in known]:
+            del self.histories[name]
+        for name in busy.keys() - self.histories.keys():
+            if name in known:
+                self.histories[name] = deque([IDLE] * self._readings, maxlen=KEPT)
+        for name, history in list(self.histories.items()):
+            if one := busy.get(name):
+                history.append(Rate(one.connections / seconds, one.refused.total() / seconds))
+                continue
+            history.append(IDLE)
+            if all(rate == IDLE for rate in history):
+                del self.histories[name]
+        others = Counter(refused)
+        for name, one in busy.items():
+            others -= one.refused
+            self._refuse(now, name, one.refused)
+        self._refuse(now, "", others)
+        self._readings = min(self._readings + 1, KEPT)
 
     def rate(self, name: str) -> Rate:
-        """Return the last rate of a service port; zero before the second reading."""
+        """Return the last rate of a service port."""
         history = self.histories.get(name)
-        return history.rates[-1] if history and history.rates else Rate(0, 0)
+        return history[-1] if history else IDLE
 
     def line(self, name: str) -> list[float]:
         """Return the last rates of connections, the newest last."""
         history = self.histories.get(name)
-        return [rate.connections for rate in history.rates] if history else []
+        return [rate.connections for rate in history] if history else [0.0] * self._readings
 
-
-def _grown(old: int, new: int) -> int:
-    return new - old if new >= old else new
+    def _refuse(self, now: float, service: str, reasons: Counter[Reason]) -> None:
+        for reason, packets in reasons.items():
+            if packets:
+                entry = RefusalEntry(now, service, MEANINGS[reason], packets)
+                self.refusals.appendleft(entry)

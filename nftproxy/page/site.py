@@ -6,7 +6,8 @@ whose name leads to this machine must not read along.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from ipaddress import ip_address
 from typing import Final
@@ -16,12 +17,13 @@ import msgspec
 from aiohttp import web
 
 from nftproxy.errors import NftproxyError
+from nftproxy.kernel.snapshot import ShownServicePort
 from nftproxy.monitoring.http.server import Stream
 from nftproxy.monitoring.response import Response
 from nftproxy.page import charts, rendering
 from nftproxy.page.drawing import draw
 from nftproxy.page.meter import Meter
-from nftproxy.page.rates import KEPT, Rate
+from nftproxy.page.rates import IDLE, KEPT, counts
 from nftproxy.path.model import Path
 
 ROWS: Final = 200  # Services of a list
@@ -42,7 +44,6 @@ _FILES: Final = {
     "/page.js": "text/javascript; charset=utf-8",
     "/icon.svg": "image/svg+xml",
 }
-_IDLE: Final = Rate(0, 0)
 
 Explain = Callable[[str, str, str], Path]
 """Explain a target, asked from somewhere (empty: this node), by a protocol (empty: its own)."""
@@ -88,27 +89,27 @@ class Site:
 
     async def _services(self, query: str) -> Response:
         await self._meter.fresh()
-        names = [name for name in self._meter.services if query.lower() in name.lower()]
+        names = [name for name in self._meter.names if query.lower() in name.lower()]
         names.sort(key=lambda name: (-self._meter.rates.rate(name).connections, name))
         return self._page(
             "services.html",
             query=query,
             number=len(names),
-            services=[self._meter.services[name] for name in names[:ROWS]],
+            services=[(port, counts(port)) for port in await self._current(names[:ROWS])],
             rates=self._meter.rates,
         )
 
     async def _service(self, name: str) -> Response:
         await self._meter.fresh()
-        service = self._meter.services.get(name)
-        if service is None:
+        found = await self._current([name])
+        if not found:
             return self._page("error.html", 404, what=f"No Service {name!r} is in the table.")
+        endpoints = {str(endpoint): count for endpoint, count in counts(found[0]).items()}
         path, trouble = await self._ask(name, "", "")
         return self._page(
             "service.html",
-            service=service,
-            totals=(found := self._meter.rates.histories[name].totals),
-            counts={str(endpoint): count for endpoint, count in found.endpoints.items()},
+            service=found[0],
+            counts=endpoints,
             rates=self._meter.rates,
             path=path,
             drawing=path and draw(path),
@@ -152,20 +153,25 @@ class Site:
         async for number in self._meter.ticks():
             if self._moved[0] != number:
                 self._moved = number, self._changes()
-            history = self._meter.rates.histories.get(service)
-            counts = (
-                {str(endpoint): count for endpoint, count in history.totals.endpoints.items()}
-                if history
-                else {}
-            )
-            yield b"data: %b\ndata: %b\n\n" % (self._moved[1], msgspec.json.encode(counts))
+            endpoints = {
+                str(endpoint): count
+                for port in await self._current([service])
+                for endpoint, count in counts(port).items()
+            }
+            yield b"data: %b\ndata: %b\n\n" % (self._moved[1], msgspec.json.encode(endpoints))
+
+    async def _current(self, names: Sequence[str]) -> list[ShownServicePort]:
+        """Return service ports as they are now; none where the table cannot be read."""
+        with suppress(NftproxyError):  # the next reading says why
+            return await self._meter.services(names)
+        return []
 
     def _changes(self) -> bytes:
         """Return the rates of the services that are or were busy, and their sparklines."""
         rows = {}
         for name, history in self._meter.rates.histories.items():
-            newest = list(history.rates)[-2:]
-            if any(rate != _IDLE for rate in newest):
+            newest = list(history)[-2:]
+            if any(rate != IDLE for rate in newest):
                 line = charts.sparkline(self._meter.rates.line(name), KEPT)
                 last = newest[-1]
                 rows[name] = [rendering.rate(last.connections), rendering.rate(last.refused), line]

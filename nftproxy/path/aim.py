@@ -14,10 +14,11 @@ from nftproxy.address import Family, pack, parse_address
 from nftproxy.model import ObjectName, Service, ServicePort
 from nftproxy.path import held
 from nftproxy.path.cluster import Cluster, is_others
+from nftproxy.path.lookup import kind, look_up
 from nftproxy.path.model import Cause, Target
 from nftproxy.path.request import Request
 from nftproxy.path.view import NodeView
-from nftproxy.routes import Frontend, Verdict
+from nftproxy.routes import Frontend
 from nftproxy.selection import view
 from nftproxy.table import schema
 
@@ -158,19 +159,13 @@ def _found(
     address: str = "",
     cluster: Cluster | None = None,
 ) -> Aim:
-    kind = "NodePort" if frontend.is_node_port else "External"
-    if not frontend.is_node_port:
-        if held.has(node.held, schema.CLUSTER_IPS, family, frontend.address):
-            kind = "ClusterIP"
-        elif held.verdict(node.held, schema.FIREWALL, family, frontend):
-            kind = "LoadBalancer"
     target = Target(
         request.target.asked,
         address or frontend.address,
         frontend.port,
         frontend.proto,
         comment,
-        kind,
+        kind(node.held, family, frontend),
     )
     namespace, _, rest = comment.partition(":")[0].partition("/")
     port = _port_of(cluster, comment)
@@ -186,14 +181,6 @@ def _port_of(cluster: Cluster | None, comment: str) -> ServicePort | None:
     return next((port for port in ports if (port.name or "") == name), None)
 
 
-def lookup(node: NodeView, family: Family, frontend: Frontend) -> Verdict | None:
-    """Return what the maps of frontends have for one."""
-    for declaration in (schema.SERVICES, schema.NO_ENDPOINTS):
-        if found := held.verdict(node.held, declaration, family, frontend):
-            return found
-    return None
-
-
 def _protocols(request: Request) -> tuple[str, ...]:
     return (request.protocol,) if request.protocol in PROTOCOLS else PROTOCOLS
 
@@ -202,14 +189,14 @@ def _by_address(request: Request, address: str, node: NodeView, cluster: Cluster
     family, port = parse_address(address).family, request.target.port
     for protocol in _protocols(request) if port else ():
         frontend = Frontend(address, protocol, port)
-        if found := lookup(node, family, frontend):
-            return _found(request, node, family, frontend, found.comment, cluster=cluster)
+        if found := look_up(node.held, family, frontend):
+            return _found(request, node, family, frontend, found.service, cluster=cluster)
     accepted = node.accepted(family)
     is_own = _is_own(node, address)
     for protocol in _protocols(request) if port and is_own else ():
         frontend = Frontend.node_port(protocol, port)
-        if found := lookup(node, family, frontend):
-            at = _found(request, node, family, frontend, found.comment, address, cluster)
+        if found := look_up(node.held, family, frontend):
+            at = _found(request, node, family, frontend, found.service, address, cluster)
             loopback = address.startswith("127.") or address == "::1"
             if (accepted is None and not loopback) or address in (accepted or ()):
                 return at
@@ -268,8 +255,8 @@ def _node_port(request: Request, node: NodeView, cluster: Cluster | None, family
         address = node.around.to(pack(SOMEWHERE[family])).source
     for protocol in _protocols(request):
         frontend = Frontend.node_port(protocol, port)
-        if found := lookup(node, family, frontend):
-            return _found(request, node, family, frontend, found.comment, address, cluster)
+        if found := look_up(node.held, family, frontend):
+            return _found(request, node, family, frontend, found.service, address, cluster)
     has = sorted(
         {
             f"{p.node_port}/{p.protocol.nft} ({name})"

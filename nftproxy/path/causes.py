@@ -49,7 +49,7 @@ def stopped_by_others(visit: Visit, rule_text: str, jumps: Sequence[str] = ()) -
     else:
         said = f" `{rule_text}`" if rule_text else ""
         where = (
-            f"rule{said} (handle {outcome.rule.handle}) of chain {outcome.chain.name} in "
+            f"rule{said} ({outcome.rule.place}) of chain {outcome.chain.name} in "
             f"table {base.chain.table}"
         )
     by = program if not program.startswith("table ") else "another table"
@@ -70,6 +70,8 @@ def _openers(visit: Visit, program: str) -> list[str]:
         if hook == "forward":
             return [f"ufw route allow in on {packet.iif} out on {packet.oif}"]
         return [f"ufw allow in on {packet.iif}" if packet.iif else f"ufw allow out on {packet.oif}"]
+    if base.chain.table.is_legacy:
+        return [_opener(visit)]
     if (
         visit.packet.tracked
         and visit.packet.tracked.original.destination != packet.ends.destination
@@ -89,21 +91,38 @@ def _openers(visit: Visit, program: str) -> list[str]:
     return lines
 
 
+def _opener(visit: Visit) -> str:
+    """Return the command that lets such packets pass a chain of iptables-legacy."""
+    packet, table = visit.packet, visit.base.chain.table
+    tracked = packet.tracked
+    if tracked and tracked.original.destination != packet.ends.destination:
+        packets = "-m conntrack --ctstate DNAT"  # holds for the answers as well
+    else:
+        packets = f"-d {text(packet.ends.destination)}"
+    return f"{table.family}-legacy -t {table.name} -I {visit.base.chain.name} {packets} -j ACCEPT"
+
+
+def _deletion(rule: NftRule) -> str:
+    """Return the command that deletes a rule."""
+    table = rule.chain.table
+    if table.is_legacy:
+        return f"{table.family}-legacy -t {table.name} -D {rule.chain.name} {rule.handle}"
+    return f"nft delete rule {table} {rule.chain.name} handle {rule.handle}"
+
+
 def translated_by_others(visit: Visit, rule_text: str) -> Cause:
     """Return the cause for a packet that another table sends somewhere else first."""
     outcome, base = visit.outcome, visit.base
     program = program_of(base, outcome)
-    rule = outcome.rule
-    handle = rule.handle if rule else 0
     to = text(outcome.packet.ends.destination)
     by = program if not program.startswith("table ") else "another table"
     said = f" `{rule_text}`" if rule_text else ""
     return Cause(
         "foreign-translation",
         f"Translated to {to}:{outcome.packet.ends.destination_port} by {by} before nftproxy is "
-        f"asked: rule{said} (handle {handle}) "
+        f"asked: rule{said} ({outcome.rule.place if outcome.rule else 'unknown'}) "
         f"of chain {outcome.chain.name} in table {base.chain.table}.",
-        (f"nft delete rule {base.chain.table} {outcome.chain.name} handle {handle}",),
+        (_deletion(outcome.rule),) if outcome.rule else (),
     )
 
 
@@ -148,9 +167,9 @@ def untracked(rule: NftRule | None, rule_text: str) -> Cause:
     if rule is None:
         return Cause("untracked", "Not translated: conntrack does not track this packet.")
     said = f"`{rule_text}` " if rule_text else ""
-    where = f"rule {said}(handle {rule.handle}) of chain {rule.chain.name}"
+    where = f"rule {said}({rule.place}) of chain {rule.chain.name}"
     whole = f"Not tracked, so not translated: {where} in table {rule.chain.table}."
-    command = f"nft delete rule {rule.chain.table} {rule.chain.name} handle {rule.handle}"
+    command = _deletion(rule)
     return Cause("untracked", whole, (command,))
 
 

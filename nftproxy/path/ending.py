@@ -128,6 +128,11 @@ class Ending(Reading):
             replace(doubtful, code=VerdictCode.DROP),
         ]
 
+    def meets(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
+        """Look at the conditions at the head of a rule of iptables-legacy."""
+        met = xtables.meets(data[nft.Extension.INFO], state.packet)
+        return [state if met else broken(state)]
+
     def match(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
         """Ask a match of xtables."""
         name, info = netlink.text(data[nft.Extension.NAME]), data.get(nft.Extension.INFO, b"")

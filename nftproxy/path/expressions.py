@@ -302,6 +302,7 @@ _STEPS: dict[str, Step] = {
     "fwd": RuleMachine.handed_over,
     "synproxy": RuleMachine.handed_over,
     "queue": RuleMachine.queued,
+    "xtables": RuleMachine.meets,
     "match": RuleMachine.match,
     "target": RuleMachine.target,
 }

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from nftproxy.path.hooks import Branch, chains_of, pass_hook
 from nftproxy.path.packet import Packet
-from nftproxy.path.ruleset import Link, Ruleset, Surroundings, Way
+from nftproxy.path.ruleset import LEGACY, Link, Ruleset, Surroundings, Way
 
 
 class Stop(NamedTuple):
@@ -157,7 +157,7 @@ class Traveller:
         if not branches:
             return []
         family = "ip" if branches[0].packet.size == 4 else "ip6"
-        return self._pass(journey, hook, "inet", {family, "inet"}, branches)
+        return self._pass(journey, hook, "inet", {family, "inet", LEGACY[family]}, branches)
 
     def _device(
         self, journey: Journey, hook: str, device: str, branches: list[Branch]

@@ -72,7 +72,7 @@ class Place(PathValue, frozen=True):
 
     kind: PlaceKind
     hook: str = ""  # ingress, prerouting, input, forward, output, postrouting, egress
-    # Of the table: ip, ip6, inet, bridge, netdev, or "xtables" for tables of iptables-legacy
+    # Of the table: ip, ip6, inet, bridge, netdev; iptables, ip6tables for those of iptables-legacy
     family: str = ""
     priority: int | None = None
 
@@ -80,7 +80,8 @@ class Place(PathValue, frozen=True):
 class Rule(PathValue, frozen=True):
     """The rule that decided; without a handle it was the chain's policy.
 
-    `text` is for people, as nft prints it.
+    `text` is for people, as nft or iptables-legacy-save prints it; of iptables-legacy the handle is
+    the rule's number in its chain.
     """
 
     whose: Whose

@@ -20,6 +20,7 @@ from nftproxy.kernel.channel import Channel
 from nftproxy.kernel.reader import Reader
 from nftproxy.path import connections
 from nftproxy.path.held import Held, HeldByKernel, HeldByPlan
+from nftproxy.path.legacy import EveryRuleset, LegacyTables
 from nftproxy.path.live import LiveRuleset
 from nftproxy.path.routing import Routing
 from nftproxy.path.ruleset import NftChain, NftRule, NftTable, Ruleset
@@ -28,7 +29,6 @@ from nftproxy.routes import Frontend, Key, Value, Verdict
 from nftproxy.table import schema
 
 _HEALTH = "http://127.0.0.1:10256/healthz"
-_LEGACY = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
 _KUBE_PROXY = "kube-proxy"
 _LEFTOVERS = (("ip", "nat"), ("ip6", "nat"))
 
@@ -53,7 +53,8 @@ class LiveNode:
                 "explain reads nftables and conntrack, which needs the capability NET_ADMIN",
                 hint="run it as root, or explain objects alone: --manifests FOLDER",
             ) from None
-        self.rules: Ruleset = LiveRuleset(self._channel)
+        self._legacy = LegacyTables()
+        self.rules: Ruleset = EveryRuleset(LiveRuleset(self._channel), self._legacy)
         self.held: Held = HeldByKernel(self.rules) if self.has_table else HeldByPlan({})
         routing = self._cleanup.enter_context(Routing())
         self.around: Places = routing
@@ -77,29 +78,26 @@ class LiveNode:
             return ""
 
     def rule_text(self, rule: NftRule) -> str:
-        """Return a rule as nft prints it; empty when nft is not there."""
-        if rule.chain not in self._texts:
-            table = rule.chain.table
-            command = ["nft", "--handle", "list", "chain", table.family, table.name]
-            try:
-                done = subprocess.run(
-                    [*command, rule.chain.name],
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                    timeout=5,
+        """Return a rule as its program prints it; empty when that is not there."""
+        chain = rule.chain
+        if chain not in self._texts:
+            table = chain.table
+            if table.is_legacy:
+                lines = _listed([f"{table.family}-legacy-save", "-t", table.name])
+                rules = (line for line in lines if line.startswith(f"-A {chain.name} "))
+                self._texts[chain] = dict(enumerate(rules, 1))
+            else:
+                command = ["nft", "--handle", "list", "chain", table.family, table.name, chain.name]
+                found = (
+                    re.fullmatch(r"\s*(.*?) # handle (\d+)", line) for line in _listed(command)
                 )
-                lines = done.stdout.splitlines()
-            except (OSError, subprocess.TimeoutExpired):
-                lines = []
-            found = (re.fullmatch(r"\s*(.*?) # handle (\d+)", line) for line in lines)
-            self._texts[rule.chain] = {int(match[2]): match[1] for match in found if match}
-        return self._texts[rule.chain].get(rule.handle, "")
+                self._texts[chain] = {int(match[2]): match[1] for match in found if match}
+        return self._texts[chain].get(rule.handle, "")
 
-    def entries(self, family: Family, protocol: str, address: str, port: int) -> list[Entry]:
+    def entries(self, protocol: str, address: str, port: int) -> list[Entry]:
         """Return the connections to an address and port."""
         try:
-            return connections.entries(family, protocol, address, port)
+            return connections.entries(protocol, address, port)
         except OSError:
             return []
 
@@ -140,13 +138,8 @@ class LiveNode:
         return list(dict.fromkeys(found))
 
     def legacy(self) -> list[str]:
-        """Return the tables of iptables-legacy that are in use."""
-        found = []
-        for path in _LEGACY:
-            with suppress(OSError):
-                family = "ip6" if "ip6" in path else "ip"
-                found += [f"{family} {name}" for name in Path(path).read_text().split()]
-        return found
+        """Return the tables of iptables-legacy that could not be read."""
+        return self._legacy.unread
 
     def trouble(self) -> str:
         """Return why the proxy of this node is behind; empty if it is not."""
@@ -161,6 +154,14 @@ class LiveNode:
             return f"the proxy of this node says that it is behind: {' '.join(said.split())}"
         except OSError:
             return ""
+
+
+def _listed(command: Sequence[str]) -> list[str]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines()
 
 
 class PlannedNode:

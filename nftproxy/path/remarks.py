@@ -9,6 +9,7 @@ from nftproxy.path import causes
 from nftproxy.path.aim import Aim
 from nftproxy.path.cluster import Cluster
 from nftproxy.path.frontend import Choice
+from nftproxy.path.lookup import look_up
 from nftproxy.path.model import Cause, Client, Reach
 from nftproxy.path.packet import text
 from nftproxy.path.passage import Passage
@@ -75,7 +76,7 @@ def _conntrack(
     target = aimed.target
     if not target.address or not target.port:
         return
-    everybody = node.entries(aimed.family, target.protocol, target.address, target.port)
+    everybody = node.entries(target.protocol, target.address, target.port)
     silent = set()
     for entry in (one for one in everybody if one.source == client.address):
         if entry.answerer not in passage.used:
@@ -137,13 +138,11 @@ def _mtu(found: Remarks, client: Client, node: NodeView, passage: Passage) -> No
 
 def _claims(found: Remarks, aimed: Aim, node: NodeView, cluster: Cluster) -> None:
     assert aimed.frontend  # noqa: S101
-    from nftproxy.path.aim import lookup
-
-    holder = lookup(node, aimed.family, aimed.frontend)
+    holder = look_up(node.held, aimed.family, aimed.frontend)
     claims = [str(name) for name in cluster.claims(aimed.frontend, aimed.family)]
     if len(claims) < 2 or holder is None:
         return
-    owner = holder.comment.partition(":")[0]
+    owner = holder.service.partition(":")[0]
     others = [one for one in claims if one != owner]
     found.causes.insert(0, causes.two_claims(str(aimed.frontend), owner, others))
     found.stops = found.stops or (owner in claims and str(aimed.name) != owner)

@@ -13,6 +13,10 @@ from typing import NamedTuple, Protocol
 ATTRIBUTES = Mapping[int, bytes]
 
 
+LEGACY = {"ip": "iptables", "ip6": "ip6tables"}
+"""What the families of iptables-legacy are called, by those of nftables."""
+
+
 class NftTable(NamedTuple):
     """A table, by family and name."""
 
@@ -21,6 +25,11 @@ class NftTable(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.family} {self.name}"
+
+    @property
+    def is_legacy(self) -> bool:
+        """Whether it is of iptables-legacy, whose families have the names of its programs."""
+        return self.family in LEGACY.values()
 
 
 OURS = NftTable("inet", "nftproxy")
@@ -54,11 +63,16 @@ class RuleExpression(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NftRule:
-    """A rule; xtables rules have a text and no handle."""
+    """A rule; that of iptables-legacy has its number in the chain as its handle."""
 
     chain: NftChain
     handle: int
     expressions: tuple[RuleExpression, ...] = field(repr=False)
+
+    @property
+    def place(self) -> str:
+        """Its handle or number, for people."""
+        return f"{'number' if self.chain.table.is_legacy else 'handle'} {self.handle}"
 
 
 @dataclass(frozen=True, slots=True)

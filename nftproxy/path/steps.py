@@ -82,7 +82,7 @@ def _step(stop: Stop, one: Met, text_of: Callable[[NftRule], str]) -> Step | Non
         verb = "rejects" if outcome.reject else "drops"
         said = f"{rule.name}: {'policy ' if outcome.rule is None else 'rule '}{verb}"
         if outcome.rule is not None:
-            said += f" (handle {outcome.rule.handle})"
+            said += f" ({outcome.rule.place})"
         certain = len(one.dead) == len(one.visits)
         came = Outcome.STOPPED if certain else Outcome.MAY
         doubts = (
@@ -147,8 +147,7 @@ def rule_of(visit: Visit, text_of: Callable[[NftRule], str]) -> Rule:
 def doubted(branches: Iterable[Branch]) -> list[str]:
     """Return what is in doubt about branches, each once."""
     found = dict.fromkeys(
-        f"{doubt.what} ({doubt.rule.chain.table} {doubt.rule.chain.name}, handle "
-        f"{doubt.rule.handle})"
+        f"{doubt.what} ({doubt.rule.chain.table} {doubt.rule.chain.name}, {doubt.rule.place})"
         if doubt.rule
         else doubt.what
         for branch in branches

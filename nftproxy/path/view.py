@@ -95,7 +95,7 @@ class NodeView(Protocol):
     def rule_text(self, rule: NftRule) -> str:
         """Return a rule as nft prints it; empty when nft is not there."""
 
-    def entries(self, family: Family, protocol: str, address: str, port: int) -> list[Entry]:
+    def entries(self, protocol: str, address: str, port: int) -> list[Entry]:
         """Return the connections to an address and port."""
 
     def fill(self) -> Fill | None:
@@ -114,7 +114,7 @@ class NodeView(Protocol):
         """Return the tables and chains of other proxies on this node."""
 
     def legacy(self) -> list[str]:
-        """Return the tables of iptables-legacy that are in use."""
+        """Return the tables of iptables-legacy that could not be read."""
 
     def trouble(self) -> str:
         """Return why the proxy of this node is behind; empty if it is not."""

@@ -80,6 +80,38 @@ def match(
     return None
 
 
+def meets(info: bytes, packet: Packet) -> bool:
+    """Whether a packet meets the conditions at the head of a rule of iptables-legacy.
+
+    Addresses, interfaces and protocol; a first packet is no fragment.
+    """
+    size = packet.size
+    ends = packet.ends
+    interfaces = 4 * size
+    (protocol,) = struct.unpack_from("=H", info, interfaces + 64)
+    flags, inverted = info[interfaces + 66 + (size == 16) :][:2]
+    for address, at, bit in ((ends.source, 0, 8), (ends.destination, size, 16)):
+        wanted, mask = info[at : at + size], info[at + 2 * size : at + 3 * size]
+        same = all(a & m == w for a, w, m in zip(address, wanted, mask, strict=True))
+        if same is bool(inverted & bit):
+            return False
+    for name, at, bit in ((packet.iif, 0, 1), (packet.oif, 16, 2)):
+        there = interfaces + at
+        wanted, mask = info[there : there + 16], info[there + 32 : there + 48]
+        device = name.encode().ljust(16, b"\0")
+        same = all((a ^ w) & m == 0 for a, w, m in zip(device, wanted, mask, strict=True))
+        if same is bool(inverted & bit):
+            return False
+    if (
+        protocol
+        and (size == 4 or flags & 1)
+        and (packet.protocol == protocol) is bool(inverted & 64)
+    ):
+        return False
+    fragments = size == 4 and bool(flags & 1)
+    return not fragments or bool(inverted & 32)
+
+
 def _marked(name: str, info: bytes, packet: Packet) -> set[bool] | None:
     mark, mask, inverted = struct.unpack_from("=IIB", info)
     if name == "connmark" and packet.tracked is None:

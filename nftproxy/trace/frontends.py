@@ -42,7 +42,7 @@ class Frontends:
         wanted = self.wanted.setdefault(family, [])
         if frontend not in wanted:
             wanted.append(frontend)
-        if lookup and lookup.is_known:
+        if lookup:
             key = frontend.address, PROTOCOLS[frontend.proto], frontend.port
             self.services[key] = lookup.service, lookup.kind
 
@@ -87,7 +87,7 @@ def _of_address(target: AskedTarget, held: Held | None, own: list[str]) -> Front
     for protocol in PROTOCOLS:
         frontend = Frontend(address, protocol, target.port)
         lookup = look_up(held, family, frontend) if held else None
-        if held and lookup and not lookup.is_known and address in own:
+        if held and lookup is None and address in own:
             lookup = look_up(held, family, Frontend.node_port(protocol, target.port))
         found.add(family, frontend, lookup)
     return found
@@ -96,8 +96,7 @@ def _of_address(target: AskedTarget, held: Held | None, own: list[str]) -> Front
 def _of_node_port(found: Frontends, port: int, held: Held, own: list[str]) -> None:
     for family in Family:
         for protocol in PROTOCOLS:
-            lookup = look_up(held, family, Frontend.node_port(protocol, port))
-            if lookup.is_known:
+            if lookup := look_up(held, family, Frontend.node_port(protocol, port)):
                 _at_own(found, lookup, own)
 
 
@@ -119,9 +118,9 @@ def _of_service(target: AskedTarget, reader: Reader, held: Held, own: list[str])
         if not _is_called(service, frontend, name, target.port_name):
             continue
         lookup = look_up(held, family, frontend)
-        if frontend.is_node_port:
+        if lookup and frontend.is_node_port:
             _at_own(found, lookup, own)
-        else:
+        elif not frontend.is_node_port:
             found.add(family, frontend, lookup)
     for wanted in found.wanted.values():
         wanted.sort(key=lambda one: _KINDS.index(found.kind(one)))

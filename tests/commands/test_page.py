@@ -13,13 +13,12 @@ import aiohttp
 import pytest
 
 from nftproxy.address import Family
-from nftproxy.kernel.reader import Reader
-from nftproxy.kernel.snapshot import Snapshot, take_snapshot
 from nftproxy.lab import namespace
 from nftproxy.monitoring.http import bind
 from nftproxy.monitoring.http.server import Limits, Server
 from nftproxy.page.meter import Meter
 from nftproxy.page.site import Site
+from nftproxy.page.watch import PageReading, TableWatch
 from nftproxy.path.model import Path
 from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.process import NFTPROXY, nftproxy
@@ -60,16 +59,16 @@ def where() -> Iterator[str]:
         namespace.delete(name)
 
 
-class Counting:
+class Counting(TableWatch):
     """Reads the table, and counts how often."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.readings = 0
 
-    def __call__(self) -> Snapshot | None:
+    def read(self) -> PageReading | None:
         self.readings += 1
-        with contextlib.closing(Reader()) as reader:
-            return take_snapshot(reader)
+        return super().read()
 
 
 def explained(target: str, source: str, protocol: str) -> Path:
@@ -115,8 +114,7 @@ class Pages:
 def serving(where: str, test: Callable[[Pages], Awaitable[None]], interval: float = 0.05) -> None:
     """Serve a site in a namespace and run a test against it."""
 
-    async def run() -> None:
-        counting = Counting()
+    async def run(counting: Counting) -> None:
         meter = Meter(counting, interval=interval)
         server = Server(Site(meter, explained, "node1").respond, Limits(connections=64))
         listening = bind.listen("127.0.0.1:0")
@@ -130,8 +128,8 @@ def serving(where: str, test: Callable[[Pages], Awaitable[None]], interval: floa
             reading.cancel()
             listener.close()
 
-    with namespace.enter(where):
-        asyncio.run(run())
+    with namespace.enter(where), contextlib.closing(Counting()) as counting:
+        asyncio.run(run(counting))
 
 
 def connect() -> None:
@@ -239,9 +237,47 @@ def test_twenty_who_look_cost_as_much_as_one(where: str) -> None:
     serving(where, test)
 
 
+def test_the_table_is_read_whole_only_where_it_has_changed(where: str) -> None:
+    """Else the counters that moved are read; and those of a Service when somebody looks at it."""
+
+    async def test(pages: Pages) -> None:
+        async with pages.events("?service=default/web:http") as events:
+            for _ in range(3):
+                await anext(events)
+            connect()
+            async for event in events:
+                if event[1] == {f"{POD}:8080": 1}:
+                    break
+            assert list(event[0]["services"]) == ["default/web:http"]
+            _, page, _ = await pages.get("/service/default/web:http")
+            assert f'data-endpoint="{POD}:8080">1</td>' in page
+            assert pages.counting.whole == 1
+            new = '10.96.0.99 . tcp . 80 comment "default/new:http" : drop'
+            command = f"add element inet nftproxy services4 {{ {new} }}"
+            subprocess.run(["nft", command], check=True)
+            async for _ in events:
+                if "default/new:http" in (await pages.get("/"))[1]:
+                    break
+            assert pages.counting.whole == 2
+
+    serving(where, test)
+
+
+def test_a_table_that_changes_all_the_time_is_seldom_read_whole(where: str) -> None:
+    now = 0.0
+    with namespace.enter(where), contextlib.closing(TableWatch(lambda: now)) as watch:
+        watch.read()
+        assert watch.whole == 1
+        for second in range(1, 5):
+            now = float(second)
+            watch._due = 3.5
+            subprocess.run(["nft", f"add table inet other{second}"], check=True)
+            watch.read()
+        assert watch.whole == 2
+
+
 def test_nobody_looks_nothing_is_read(where: str) -> None:
-    async def test() -> None:
-        counting = Counting()
+    async def test(counting: Counting) -> None:
         now = [0.0]
         meter = Meter(counting, interval=0.001, clock=lambda: now[0])
         reading = asyncio.create_task(meter.run())
@@ -256,8 +292,8 @@ def test_nobody_looks_nothing_is_read(where: str) -> None:
         assert counting.readings > before
         reading.cancel()
 
-    with namespace.enter(where):
-        asyncio.run(test())
+    with namespace.enter(where), contextlib.closing(Counting()) as counting:
+        asyncio.run(test(counting))
 
 
 def test_a_table_that_is_deleted_and_comes_back(where: str) -> None:

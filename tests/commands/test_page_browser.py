@@ -27,9 +27,9 @@ pytestmark = [
 
 
 @contextlib.asynccontextmanager
-async def served() -> AsyncIterator[str]:
+async def served(counting: Counting) -> AsyncIterator[str]:
     """The address of a site."""
-    meter = Meter(Counting(), interval=0.2)
+    meter = Meter(counting, interval=0.2)
     server = Server(Site(meter, explained, HOSTILE).respond, Limits(connections=64))
     listening = bind.listen("127.0.0.1:0")
     listener = await server.listen(listening)
@@ -44,12 +44,12 @@ async def served() -> AsyncIterator[str]:
 def look(where: str, folder: Path, test: Callable[[Browser, str], Awaitable[None]]) -> None:
     """Run a test with a browser and a site in one namespace."""
 
-    async def run() -> None:
-        async with served() as url, Browser(where, folder) as browser:
+    async def run(counting: Counting) -> None:
+        async with served(counting) as url, Browser(where, folder) as browser:
             await test(browser, url)
 
-    with namespace.enter(where):
-        asyncio.run(run())
+    with namespace.enter(where), contextlib.closing(Counting()) as counting:
+        asyncio.run(run(counting))
 
 
 def at_home(tab: Tab, url: str) -> bool:

@@ -142,7 +142,7 @@ def knocking(where: str) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("by", ["rate", "refused"])
+@pytest.mark.parametrize("by", ["rate", "refused", "unanswered"])
 def test_once_as_json(where: str, by: str) -> None:
     with knocking(where):
         done = nftproxy(
@@ -168,6 +168,25 @@ def test_once_as_text_and_when_nobody_asks(where: str) -> None:
         done = nftproxy("top", "--once", "--interval", "1", where=where)
     assert f"{POD}:8080 100%" in done.stdout
     assert "no-endpoints" in done.stdout
+
+
+def test_who_waits_for_an_answer(where: str) -> None:
+    shut = "chain shut { type filter hook input priority 0; tcp dport 8080 drop; }"
+    rules = f"table inet foreign {{ {shut}; }}"
+    subprocess.run(["ip", "netns", "exec", where, "nft", rules], check=True)
+    with namespace.enter(where):
+        knock(VIP, times=3)
+    done = nftproxy("top", "--once", "--interval", "0.5", "--by", "unanswered", where=where)
+    (row,) = [line for line in done.stdout.splitlines() if "default/web:http" in line]
+    assert row.split()[:4] == ["default/web:http", "0", "0", "3"], (
+        "now nobody is new, and three wait"
+    )
+    assert row.split()[4:] == [f"{POD}:8080", "(3)"]
+    done = nftproxy("top", "--once", "--interval", "0.5", where=where)
+    assert "UNANSWERED" not in done.stdout
+    argv = ("top", "--once", "--interval", "0.5", "--by", "unanswered", "--output", "json")
+    (service,) = json.loads(nftproxy(*argv, where=where).stdout)["services"]
+    assert (service["unanswered"], service["endpoints"][0]["unanswered"]) == (3, 3)
 
 
 def test_on_a_terminal_until_q(where: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from nftproxy.lab.namespace import enter
 from nftproxy.path.journey import End, Traveller
+from nftproxy.path.legacy import EveryRuleset, LegacyTables
 from nftproxy.path.live import LiveRuleset
 from nftproxy.path.packet import ICMP, ICMPV6, TCP, UDP, text
 from tests.support.crossing import PORT, Crossing, Seen, Shot, address
@@ -97,8 +98,9 @@ def compare(crossing: Crossing, name: str, rules: str, seed: object) -> list[str
     for shot in shots(seed):
         with enter(crossing.router):
             live = LiveRuleset()  # anew for each: rules learn from packets
+            rules_of_all = EveryRuleset(live, LegacyTables())
         with contextlib.closing(live):
-            traveller = Traveller(live, crossing.routing)
+            traveller = Traveller(rules_of_all, crossing.routing)
             packet = shot.packet()
             journey = traveller.arrive(packet) if shot.place else traveller.leave(packet)
         said = {fate(end): end for end in journey.ends}

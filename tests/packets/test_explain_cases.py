@@ -5,7 +5,9 @@ proposes.
 """
 
 import shlex
+import shutil
 import socket
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -297,6 +299,40 @@ def test_11_stopped_by_another_table(world: World, kind: str) -> None:
     cure(world, path)
     assert ask(world, WEB, "10.244.1.3").reach is Reach.YES
     assert isinstance(world.connect("pod1-2", ADDRESS, 80), Answer)
+
+
+LEGACY = {
+    "drop": "-A FORWARD -p tcp -m multiport --dports 80,8080 -j DROP",
+    "reject": "-A FORWARD -i cni+ -m conntrack --ctstate NEW -j REJECT",
+    "policy": "-P FORWARD DROP",
+}
+
+
+@pytest.mark.skipif(not shutil.which("iptables-legacy"), reason="iptables-legacy is not installed")
+@pytest.mark.parametrize("kind", LEGACY)
+def test_11_stopped_by_iptables_legacy(world: World, kind: str) -> None:
+    web(world, "pod1-1")
+    node = world.lab.place("node1").namespace
+    argv = ["ip", "netns", "exec", node, "iptables-legacy", *LEGACY[kind].split()]
+    subprocess.run(argv, check=True)
+    try:
+        assert not isinstance(world.connect("pod1-2", ADDRESS, 80, timeout=0.3), Answer)
+        path = ask(world, WEB, "10.244.1.3")
+        assert path.reach is Reach.NO
+        assert codes(path) == ["foreign-reject" if kind == "reject" else "foreign-drop"]
+        assert "of iptables-legacy" not in " ".join(path.not_checked)
+        said = path.causes[0].text
+        if kind == "policy":
+            assert "the policy of chain FORWARD in table iptables filter" in said
+        else:
+            assert "`-A FORWARD " in said
+            assert "(number 1) of chain FORWARD in table iptables filter" in said
+        cure(world, path)
+        assert ask(world, WEB, "10.244.1.3").reach is Reach.YES
+        assert isinstance(world.connect("pod1-2", ADDRESS, 80), Answer)
+    finally:
+        for reset in ("-F FORWARD", "-P FORWARD ACCEPT"):
+            subprocess.run([*argv[:5], *reset.split()], check=True)
 
 
 def test_11_stopped_by_ufw(world: World) -> None:

@@ -257,7 +257,7 @@ def test_who_is_answered_gets_none(node: Node, logging: Run, wire: Wire) -> None
 def test_the_line_is_for_people_too(node: Node, logging: Run) -> None:
     there = address("cluster", 20, Family.IPv4)
     assert node.connect("pod1-1", WIRES[0], there) == Refused()
-    wanted = f"which asked for {there}:80/tcp: it has no usable endpoint (no-endpoints)"
+    wanted = f"which asked for {there}:80/tcp: no usable endpoint (no-endpoints)"
     assert becomes(lambda: bool(logging.logged(wanted)), expected=True)
     assert "default/empty:tcp: refused " in logging.logged(wanted)[-1]
 

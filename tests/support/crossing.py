@@ -44,6 +44,7 @@ table inet zz-observer {
     }
 }
 """
+_NO_RULES = "".join(f"*{table}\nCOMMIT\n" for table in ("raw", "mangle", "nat", "filter"))
 _QUIET = (
     "table inet quiet { chain pre { type filter hook prerouting priority -400; policy drop; }; }"
 )
@@ -195,9 +196,14 @@ class Crossing:
 
     def load(self, name: str, text: str) -> None:
         """Replace all rules of the router by nft text, or by what iptables-restore reads."""
-        nft(self.router, "flush ruleset\n" + _OBSERVER + ("" if name.endswith(".rules") else text))
+        text_of_nft = "" if name.endswith((".rules", ".legacy")) else text
+        nft(self.router, "flush ruleset\n" + _OBSERVER + text_of_nft)
         if name.endswith(".rules"):
             run(self.router, "iptables-nft-restore", text)
+        if name.endswith(".legacy"):
+            for program in ("iptables", "ip6tables"):
+                run(self.router, f"{program}-legacy-restore", _NO_RULES)
+                run(self.router, f"{program}-legacy-restore", text)
 
     def send(self, shot: Shot, *, expected: bool) -> Seen:
         """Send a packet and say what became of it. `expected`: something is to be seen of it."""

@@ -1,13 +1,16 @@
 """The page's pure parts: rates, charts, the picture of a path, and templates that escape."""
 
+from collections import Counter
+
 import msgspec
 import pytest
 
 from nftproxy.address import Family
 from nftproxy.kernel.snapshot import AddressKind, Listed, Shown, ShownRefusal, ShownServicePort
+from nftproxy.monitoring.activity import Busy
 from nftproxy.page import charts, rendering
 from nftproxy.page.drawing import WIDTH, Drawing, draw
-from nftproxy.page.rates import KEPT, Rate, Rates
+from nftproxy.page.rates import KEPT, Rate, Rates, counts
 from nftproxy.path.model import (
     Candidate,
     Client,
@@ -20,7 +23,8 @@ from nftproxy.path.model import (
     Step,
     Target,
 )
-from nftproxy.table.schema import Policy
+from nftproxy.selection import Endpoint
+from nftproxy.table.schema import Policy, Reason
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -68,31 +72,55 @@ def names(drawing: Drawing) -> list[str]:
     return [stop.texts[0].text for stop in drawing.stations]
 
 
-def test_rates_come_from_two_readings() -> None:
+def busy(connections: int, **reasons: int) -> Busy:
+    refused = Counter({Reason[name]: packets for name, packets in reasons.items()})
+    return Busy(connections, refused)
+
+
+def enter(rates: Rates, *, seconds: float = 1, at: float = 0, **services: Busy) -> None:
+    """Enter a reading of the service ports a and b."""
+    refused = sum((one.refused for one in services.values()), Counter())
+    rates.enter(services, refused, {"a", "b"}, seconds, at)
+
+
+def test_rates_and_refusals_are_those_of_a_reading() -> None:
     rates = Rates()
-    rates.enter([port("a/b", 10)], 1, 0)
-    assert rates.rate("a/b") == Rate(0, 0)
-    rates.enter([port("a/b", 30, 4)], 2, 100)
-    assert rates.rate("a/b") == Rate(10, 2)
-    assert [tuple(each) for each in rates.refusals] == [
-        (100, "a/b", "no endpoint in the cluster", 4)
-    ]
+    enter(rates)
+    assert rates.rate("a") == Rate(0, 0)
+    enter(rates, seconds=2, at=100, a=busy(20, NO_ENDPOINTS=4))
+    assert rates.rate("a") == Rate(10, 2)
+    assert [tuple(each) for each in rates.refusals] == [(100, "a", "no usable endpoint", 4)]
+    assert rates.line("a") == [0, 10]
+    assert rates.line("b") == [0, 0], "who was never busy has a line, too"
 
 
-def test_a_counter_that_started_again_counts_from_zero() -> None:
+def test_refusals_that_no_service_counts() -> None:
     rates = Rates()
-    rates.enter([port("a/b", 1000)], 1, 0)
-    rates.enter([port("a/b", 6)], 2, 0)
-    assert rates.rate("a/b") == Rate(3, 0)
+    all_reasons = Counter({Reason.NO_ENDPOINTS: 4, Reason.UNKNOWN_PORT: 3})
+    rates.enter({"a": busy(0, NO_ENDPOINTS=4)}, all_reasons, {"a"}, 1, 0)
+    assert {(each.service, each.reason, each.packets) for each in rates.refusals} == {
+        ("a", "no usable endpoint", 4),
+        ("", "the ClusterIP has no such port", 3),
+    }
 
 
-def test_a_service_that_is_removed_is_forgotten_and_history_has_an_end() -> None:
+def test_a_service_that_is_idle_or_removed_is_forgotten_and_history_has_an_end() -> None:
     rates = Rates()
-    for number in range(KEPT + 5):
-        rates.enter([port("a/b", number)], 1, 0)
-    assert len(rates.line("a/b")) == KEPT
-    rates.enter([], 1, 0)
-    assert rates.line("a/b") == []
+    for _ in range(KEPT + 5):
+        enter(rates, a=busy(1), b=busy(1))
+    assert len(rates.line("a")) == KEPT
+    for _ in range(KEPT):
+        assert rates.histories
+        enter(rates)
+    assert rates.histories == {}
+    enter(rates, a=busy(1))
+    rates.enter({}, Counter(), {"b"}, 1, 0)
+    assert rates.histories == {}
+
+
+def test_the_endpoints_of_a_service_are_counted_over_all_addresses() -> None:
+    twice = msgspec.structs.replace(port("a/b", 10), frontends=port("a/b", 10).frontends * 2)
+    assert counts(twice) == {Endpoint("10.244.1.2", 8080): 20}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +169,25 @@ def test_the_line_to_an_endpoint_starts_where_the_ways_part() -> None:
     assert (forward.start_x, forward.start_y) == (route.x, route.y)
     assert not out.is_joined
     assert endpoint.width == 8
+
+
+def test_how_an_endpoint_is_reached_stands_beside_it() -> None:
+    there = msgspec.structs.replace(
+        step("endpoint", endpoint="10.244.1.2:8080"), came_out="route dev cni0"
+    )
+    path = msgspec.structs.replace(PATH, steps=(*PATH.steps[:1], there, *PATH.steps[2:]))
+    assert names(draw(path)) == [
+        "10.244.1.9",
+        "services4",
+        "10.244.1.2:8080",
+        "forward",
+        "10.244.9.1:8080",
+    ]
+    _, _, endpoint, *_ = draw(path).stations
+    assert [line.text for line in endpoint.texts[1:]] == [
+        "100% of new connections",
+        "route dev cni0",
+    ]
 
 
 def test_many_endpoints_are_counted_and_not_drawn() -> None:

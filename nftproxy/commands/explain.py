@@ -77,10 +77,11 @@ def explain(
 ) -> int:
     """Explain, hop by hop, what happens to a connection to TARGET.
 
-    TARGET is NAMESPACE/NAME, NAMESPACE/NAME:PORT, ADDRESS:PORT, or the number of a NodePort. Run it
-    on the first node that the client's packets pass. Nothing is sent and nothing is changed: the
-    table of nftproxy, the rules of every other table, routes, links, neighbours and conntrack are
-    read, and the packet is followed through them. What could not be looked at is listed.
+    TARGET is NAMESPACE/NAME, NAMESPACE/NAME:PORT, ADDRESS:PORT, or the number of a NodePort; the
+    latter two also with a protocol, as 10.96.0.10:53/udp, which nftproxy show prints. Run it on the
+    first node that the client's packets pass. Nothing is sent and nothing is changed: the table of
+    nftproxy, the rules of every other table, routes, links, neighbours and conntrack are read, and
+    the packet is followed through them. What could not be looked at is listed.
 
     Needs the capability NET_ADMIN; with --manifests and without it, objects alone are explained.
     Exit code 0: reaches an endpoint; 1: does not, or may not; 2: an error of the input.

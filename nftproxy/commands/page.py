@@ -52,6 +52,7 @@ def page(address: str) -> None:
     _check(address)
     memory.collect_seldom()
     with contextlib.closing(TableWatch()) as watch:
+        watch.require()
         asyncio.run(_serve(address, watch))
 
 

@@ -48,7 +48,8 @@ def report(log: tuple[Path, ...], output: Path | None, **options: Any) -> None:
 
     In a cluster: kubectl -n kube-system exec POD -- nftproxy report --output - > report.tar.gz
 
-    Each file in it is 4 MB at most.
+    Each file in it is 4 MB at most. What cannot be read is named with the reason; the table and
+    other programs' chains need the capability NET_ADMIN.
     """
     from nftproxy.doctor import archive, gathering
     from nftproxy.doctor.checks import CHECKS

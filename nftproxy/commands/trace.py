@@ -78,7 +78,8 @@ def trace(
     """Show what happens to real connections to TARGET, and who answers.
 
     TARGET is a Service as NAMESPACE/NAME or NAMESPACE/NAME:PORT, an address as ADDRESS:PORT or
-    [ADDRESS]:PORT, or the number of a NodePort.
+    [ADDRESS]:PORT, or the number of a NodePort; the latter two also with a protocol, as
+    10.96.0.10:53/udp, which nftproxy show prints.
 
     The kernel reports which rules of all tables the first packet of a connection meets, ours and
     those of other programs, and which ones its answer meets. Each chain is a line: what was looked

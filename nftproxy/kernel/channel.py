@@ -187,5 +187,9 @@ class Channel:
 
 
 def _error(doing: str, code: int) -> KernelError:
-    hint = "run as root or with the capability NET_ADMIN" if code == errno.EPERM else ""
-    return _ERRORS.get(code, KernelError)(f"{doing} nftables: {os.strerror(code)}", hint=hint)
+    if code == errno.EPERM:
+        return KernelError(
+            f"{doing} nftables is not permitted: it needs the capability NET_ADMIN",
+            hint="run as root or with the capability NET_ADMIN",
+        )
+    return _ERRORS.get(code, KernelError)(f"{doing} nftables: {os.strerror(code)}")

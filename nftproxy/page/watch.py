@@ -41,6 +41,10 @@ class TableWatch:
         """Close the socket."""
         self._reader.close()
 
+    def require(self) -> None:
+        """Raise KernelError if the table cannot be read; it need not be there."""
+        self._reader.table_exists()
+
     def read(self) -> PageReading | None:
         """Read what has grown since the reading before; None if there is no table.
 

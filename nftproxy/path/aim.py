@@ -123,7 +123,8 @@ def _wrong_port(request: Request, what: str, ports: Sequence[str], at: Aim | Non
     asked = request.target.port_name or str(request.target.port or "")
     asked = f"{asked}/{request.protocol}" if request.protocol else asked
     has = f"it has {', '.join(ports)}" if ports else "its ports are not known here"
-    cause = Cause("wrong-port", f"{what} has no port {asked}: {has}.")
+    said = f"{what} has no port {asked}" if asked else f"{what} is asked for no port"
+    cause = Cause("wrong-port", f"{said}: {has}.")
     target = at.target if at else Target(request.target.asked, protocol=request.protocol or "tcp")
     return Aim(target, at.family if at else Family.IPv4, causes=(cause,))
 

@@ -33,7 +33,7 @@ _INFO = struct.Struct("=32sI5I5III")
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
 _SOURCE = 100  # of nat, where sources are translated
-_ERROR, _RETURN = "ERROR", -5  # the target at the head of a chain; XT_RETURN
+_ERROR, _RETURN = b"ERROR\0", -5  # the target at the head of a chain; XT_RETURN
 _ATTEMPTS = 5
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -63,7 +63,6 @@ _FAMILIES = (
 class _Entry(NamedTuple):
     """A rule as it stands in the table."""
 
-    start: int
     end: int
     header: bytes
     matches: tuple[tuple[str, int, bytes], ...]
@@ -71,12 +70,32 @@ class _Entry(NamedTuple):
     goto: bool
 
 
+class _Blob(NamedTuple):
+    """A table as the kernel hands it out, with its chains by the place of their first entry."""
+
+    layout: _Layout
+    data: bytes
+    names: dict[int, str]
+
+
+class _Chain(NamedTuple):
+    """Where a chain is in its table; that of a hook without its policy."""
+
+    blob: _Blob
+    start: int
+    end: int
+
+
 class LegacyTables:
-    """The tables that are in use in the maker's network namespace."""
+    """The tables that are in use in the maker's network namespace.
+
+    Each is read at once, and a chain is taken apart when somebody asks for its rules.
+    """
 
     def __init__(self) -> None:
         self.unread: list[str] = []  # tables that could not be read
         self._base: list[NftBaseChain] = []
+        self._chains: dict[NftChain, _Chain] = {}
         self._rules: dict[NftChain, list[NftRule]] = {}
         for layout in _FAMILIES:
             for name in _in_use(layout):
@@ -92,46 +111,48 @@ class LegacyTables:
     def chains(self) -> dict[str, list[str]]:
         """Return the names of all chains, by family and name of their table."""
         found: dict[str, list[str]] = {}
-        for chain in self._rules:
+        for chain in self._chains:
             found.setdefault(str(chain.table), []).append(chain.name)
         return found
 
     def rules(self, chain: NftChain) -> Sequence[NftRule]:
         """Return the rules of a chain, in order; their handles are their numbers."""
+        if chain not in self._rules and chain in self._chains:
+            blob, start, end = self._chains[chain]
+            self._rules[chain] = [
+                NftRule(chain, number, tuple(_expressions(entry, blob.names)))
+                for number, entry in enumerate(_entries(blob.layout, blob.data, start, end), 1)
+            ]
         return self._rules.get(chain, ())
 
     def _take(self, layout: _Layout, name: str) -> None:
         hooks, policies, data = _read(layout, name)
         table = NftTable(layout.name, name)
-        entries = list(_entries(layout, data))
-        heads = {start: _HOOKS[hook].upper() for hook, start in hooks.items()}
-        targets: dict[int, str] = dict(heads)
-        for entry in entries:  # a chain of a user begins behind its head, which has its name
-            if entry.target[0] == _ERROR and entry.end < len(data):
-                targets[entry.end] = _text(entry.target[2][:30])
-        chain: NftChain | None = None
-        for entry in entries:
-            if entry.start in targets:
-                chain = NftChain(table, targets[entry.start])
-                self._rules[chain] = []
-            if entry.target[0] == _ERROR or chain is None:
-                chain = None if entry.target[0] == _ERROR else chain
-                continue
-            rules = self._rules[chain]
-            rules.append(NftRule(chain, len(rules) + 1, tuple(_expressions(entry, targets))))
-        by_start = {entry.start: entry for entry in entries}
+        blob = _Blob(layout, data, {})
+        ends = {start: policies[hook] for hook, start in hooks.items()}
+        blob.names.update({start: _HOOKS[hook].upper() for hook, start in hooks.items()})
+        start = 0
+        for place, head in _heads(layout, data):
+            # A chain of a user ends where the head of the next one begins, or that of the end.
+            if start in blob.names and start not in ends:
+                ends[start] = place
+            start = place + _length(layout, data, place)
+            if start < len(data):
+                blob.names[start] = head
+        for start, own in blob.names.items():
+            self._chains[NftChain(table, own)] = _Chain(blob, start, ends[start])
         for hook, start in hooks.items():
-            rules = self._rules[NftChain(table, heads[start])]
-            rules.pop()  # the policy
-            drops = _verdict(by_start[policies[hook]].target[2]) == VerdictCode.DROP
+            (policy,) = _entries(
+                layout, data, policies[hook], policies[hook] + _length(layout, data, policies[hook])
+            )
             source = name == "nat" and _HOOKS[hook] in {"input", "postrouting"}
             self._base.append(
                 NftBaseChain(
-                    NftChain(table, heads[start]),
+                    NftChain(table, blob.names[start]),
                     "nat" if name == "nat" else "filter",
                     _HOOKS[hook],
                     _SOURCE if source else _PRIORITIES.get(name, 0),
-                    drops,
+                    _verdict(policy.target[2]) == VerdictCode.DROP,
                 )
             )
 
@@ -202,9 +223,23 @@ def _ask(sock: socket.socket, layout: _Layout, option: int, question: bytes) -> 
     return buffer.raw
 
 
-def _entries(layout: _Layout, data: bytes) -> Iterator[_Entry]:
+def _length(layout: _Layout, data: bytes, place: int) -> int:
+    return int(struct.unpack_from("=H", data, place + layout.offsets + 2)[0])
+
+
+def _heads(layout: _Layout, data: bytes) -> Iterator[tuple[int, str]]:
+    """Yield the heads of chains that users made, with their names, and the end of the table."""
     start = 0
     while start + layout.matches <= len(data):
+        target, length = struct.unpack_from("=HH", data, start + layout.offsets)
+        if data.startswith(_ERROR, start + target + 2):
+            there = start + target + 32
+            yield start, _text(data[there : there + 30])
+        start += length
+
+
+def _entries(layout: _Layout, data: bytes, start: int, stop: int) -> Iterator[_Entry]:
+    while start < stop:
         target, length = struct.unpack_from("=HH", data, start + layout.offsets)
         matches = []
         at = start + layout.matches
@@ -213,7 +248,6 @@ def _entries(layout: _Layout, data: bytes) -> Iterator[_Entry]:
             matches.append(_extension(data[at : at + size]))
             at += size
         yield _Entry(
-            start,
             start + length,
             data[start : start + layout.header],
             tuple(matches),

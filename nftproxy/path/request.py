@@ -1,15 +1,20 @@
 """What a user asks about: a Service, an address with a port, a NodePort; and who asks. Pure."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nftproxy.address import Address, parse_address
 from nftproxy.errors import AddressError, ConfigError
 from nftproxy.model import ObjectName
+from nftproxy.table.schema import PROTOCOLS
 
 _SERVICE = re.compile(
     r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)(?::([-a-z0-9]{1,63}))?"
 )
+_ALONE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(?::[-a-z0-9]{1,63})?")
+"""A Service without its namespace, which people forget."""
+_WITH_PROTOCOL = re.compile(rf"(?:\*:)?(.*[0-9])/({'|'.join(PROTOCOLS)})")
+"""An address or NodePort as `show` prints it: 10.96.0.10:80/tcp or *:30080/tcp."""
 _HINT = (
     "name a Service as NAMESPACE/NAME or NAMESPACE/NAME:PORT, an address as ADDRESS:PORT or "
     "[ADDRESS]:PORT, or a NodePort by its number"
@@ -28,6 +33,7 @@ class AskedTarget:
     port_name: str = ""
     address: Address | None = None
     port: int = 0
+    protocol: str = ""  # empty: any
 
     @property
     def is_node_port(self) -> bool:
@@ -59,11 +65,16 @@ def request(target: str, client: str = "node", protocol: str = "") -> Request:
                 [f"--from {client[:80]!r} is neither an address nor node or outside"],
                 hint="kubectl get pod -o wide shows a Pod's address",
             ) from None
-    return Request(parse_target(target), client, protocol, interface)
+    asked = parse_target(target)
+    if protocol and asked.protocol and protocol != asked.protocol:
+        raise ConfigError([f"{target[:80]!r} and --protocol {protocol} contradict each other"])
+    return Request(asked, client, protocol or asked.protocol, interface)
 
 
 def parse_target(text: str) -> AskedTarget:
     """Return what a text means; ConfigError when it means nothing."""
+    if match := _WITH_PROTOCOL.fullmatch(text):
+        return replace(parse_target(match[1]), asked=text, protocol=match[2])
     if text.isascii() and text.isdigit():
         return AskedTarget(text, port=_port(text))
     if match := _SERVICE.fullmatch(text):
@@ -72,8 +83,9 @@ def parse_target(text: str) -> AskedTarget:
     try:
         return AskedTarget(text, address=parse_address(host), port=_port(port) if port else 0)
     except AddressError:
+        hint = f"did you mean default/{text}? {_HINT}" if _ALONE.fullmatch(text) else _HINT
         raise ConfigError(
-            [f"{text[:80]!r} is neither a Service nor an address"], hint=_HINT
+            [f"{text[:80]!r} is neither a Service nor an address"], hint=hint
         ) from None
 
 

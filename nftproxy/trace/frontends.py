@@ -68,7 +68,7 @@ def resolve(
         return _of_service(target, reader, held, own)
     if target.is_node_port:
         found = Frontends()
-        _of_node_port(found, target.port, held, own)
+        _of_node_port(found, target, held, own)
         if not found.wanted:
             raise NftproxyError(
                 f"no service has NodePort {target.port} on this node", hint="nftproxy show"
@@ -84,7 +84,7 @@ def _of_address(target: AskedTarget, held: Held | None, own: list[str]) -> Front
         )
     found = Frontends()
     family, address = target.address
-    for protocol in PROTOCOLS:
+    for protocol in _protocols(target):
         frontend = Frontend(address, protocol, target.port)
         lookup = look_up(held, family, frontend) if held else None
         if held and lookup is None and address in own:
@@ -93,10 +93,14 @@ def _of_address(target: AskedTarget, held: Held | None, own: list[str]) -> Front
     return found
 
 
-def _of_node_port(found: Frontends, port: int, held: Held, own: list[str]) -> None:
+def _protocols(target: AskedTarget) -> Iterable[str]:
+    return (target.protocol,) if target.protocol else PROTOCOLS
+
+
+def _of_node_port(found: Frontends, target: AskedTarget, held: Held, own: list[str]) -> None:
     for family in Family:
-        for protocol in PROTOCOLS:
-            if lookup := look_up(held, family, Frontend.node_port(protocol, port)):
+        for protocol in _protocols(target):
+            if lookup := look_up(held, family, Frontend.node_port(protocol, target.port)):
                 _at_own(found, lookup, own)
 
 

@@ -73,7 +73,7 @@ def choice(visit: TraceVisit, header: PacketHeader) -> Step:
     """Return the step that finds a frontend."""
     event = found(visit)
     if event is None:
-        said = "not here: the table has no endpoint for this address, protocol and port"
+        said = "not in the table: no endpoint to choose"
         return Step(schema.SERVICES.name(header.family), _TABLE, key(header), said, Outcome.OK)
     pick = chosen(visit)
     node_port = "nodeport-" in event.target

@@ -230,6 +230,9 @@ NEEDS_THE_KERNEL: tuple[tuple[str, ...], ...] = (
     ("diff", "--manifests", EXAMPLES),
     ("show",),
     ("cleanup",),
+    ("top", "--once"),
+    ("trace", "10.96.0.10:80"),
+    ("page", "--listen", "127.0.0.1:0"),
 )
 
 
@@ -250,7 +253,7 @@ def test_without_the_permission(arguments: Sequence[str], before: Sequence[str])
         error, hint = complaint(nftproxy(*arguments, where=where, before=before))
     assert error in {
         "error: not allowed to change nftables",
-        "error: reading nftables: Operation not permitted",
+        "error: reading nftables is not permitted: it needs the capability NET_ADMIN",
     }
     assert hint == "hint: run as root or with the capability NET_ADMIN"
 

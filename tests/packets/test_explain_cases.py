@@ -143,6 +143,9 @@ def test_3_wrong_port_or_protocol(world: World) -> None:
             path = ask(world, target, POD, *known, protocol=protocol)
             assert codes(path) == ["wrong-port"], target
             assert "80/tcp" in path.causes[0].text
+    (cause,) = ask(world, ADDRESS, POD).causes
+    assert cause.text == f"{ADDRESS} is asked for no port: it has 80/tcp."
+    assert ask(world, f"{ADDRESS}:80/tcp", POD).reach is Reach.YES
     assert isinstance(world.connect("pod1-2", ADDRESS, 80), Answer)
 
 

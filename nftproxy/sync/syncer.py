@@ -163,11 +163,7 @@ class Syncer:
         large: list[Change] = []
         with report.timed("difference"):
             for batch in self._plan(taken, basis, report):
-                if (
-                    isinstance(basis, InStep)
-                    and len(batch.changes) == 1
-                    and self._preparation.is_large(batch.changes[0])
-                ):
+                if isinstance(basis, InStep) and self._is_large(batch):
                     large += batch.changes
                 else:
                     self._apply(batch, basis, report)
@@ -175,18 +171,31 @@ class Syncer:
                 self._prepare(large, report)
 
     def _load(self, taken: Taken, report: Report) -> None:
-        """Load an empty table."""
+        """Load an empty table, without large services, which the next syncs add."""
+        large: list[Change] = []
         with (
             report.timed("difference"),
             FirstLoad(lambda whole, affinities: self._transact(whole, affinities, report)) as first,
         ):
             for batch in self._plan(taken, Empty(), report):
+                if self._is_large(batch):
+                    large += batch.changes
+                    continue
                 with report.timed("kernel"):
                     first.add(batch.delta, batch.affinities)
                 report.rivals(batch.changes, self.remembered)
                 self.remembered.accept(batch.changes, batch.delta)
             with report.timed("kernel"):
                 first.finish()
+        self._leave(large, report)
+
+    def _is_large(self, batch: Batch) -> bool:
+        return len(batch.changes) == 1 and self._preparation.is_large(batch.changes[0])
+
+    def _leave(self, changes: Iterable[Change], report: Report) -> None:
+        """Leave changes to the next sync."""
+        for change in changes:
+            report.postponed |= {name: report.looked_at[name] for name in change.services}
 
     def _prepare(self, large: list[Change], report: Report) -> None:
         """Make a portion of the chains that large changes need; the next syncs make the changes."""
@@ -198,8 +207,7 @@ class Syncer:
                 raise
             self._kernel.probe()
             report.refuse(large.pop(0), error)
-        for change in large:
-            report.postponed |= {name: report.looked_at[name] for name in change.services}
+        self._leave(large, report)
 
     def _read_back(self, report: Report) -> ReadBack | Empty:
         """Ensure the program, clear the memory, and return the elements of this family."""

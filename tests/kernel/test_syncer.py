@@ -75,7 +75,9 @@ def sync(table: Table, *items: Object) -> Any:
 
 def same_as_fresh(table: Table, *items: Object) -> bool:
     with bare_table(*items) as fresh:
-        assert fresh.sync(Family.IPv4, OWN).refused == {}
+        while (report := fresh.sync(Family.IPv4, OWN)).postponed:
+            assert report.refused == {}
+        assert report.refused == {}
         return unordered(contents(table)) == unordered(contents(fresh))
 
 
@@ -655,6 +657,23 @@ def test_what_needs_very_many_chains_lets_others_go_first(
         "another number of endpoints needs other chains"
     )
     assert not sync(table, *many_ports(10)).postponed, "the old ones are still there"
+
+
+def test_a_first_load_leaves_it_out_so_that_all_others_are_served(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is the oldest; none of its chains is made before others answer."""
+    monkeypatch.setattr(preparation, "PREPARED", 4)
+    monkeypatch.setattr(compilation, "PORTION", 1)
+    with watched(table.kernel, (made := list[str]()).append):
+        report = sync(table, *many_ports(10), *webs(3, created="2026-01-02T00:00:00Z"))
+    assert [name.name for name in report.postponed] == ["large"]
+    assert len(contents(table)["services4"]) == 3
+    assert not any("default/large" in text for text in made)
+    while sync(table).postponed:
+        pass
+    assert len(contents(table)["endpoints4-udp"]) == 20
+    assert same_as_fresh(table, *many_ports(10), *webs(3))
 
 
 def test_chains_that_the_kernel_refuses_set_their_service_aside(

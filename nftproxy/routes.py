@@ -6,7 +6,7 @@ of a service port share the tuples of endpoints.
 """
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -120,8 +120,8 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     family: Family
     proto: str
     timeout: int
-    cluster: tuple[Endpoint, ...]
-    local: tuple[Endpoint, ...]
+    cluster: Sequence[Endpoint]
+    local: Sequence[Endpoint]
     # How its frontends are entered: policy, and whether as a NodePort
     entries: tuple[tuple[Policy, bool], ...]
 
@@ -183,8 +183,8 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     name: str  # of the service port: namespace/service:port, as long as the kernel keeps a comment
     frontend: Frontend
     policy: Policy
-    cluster: tuple[Endpoint, ...]  # in the order of slots
-    local: tuple[Endpoint, ...]
+    cluster: Sequence[Endpoint]  # in the order of slots
+    local: Sequence[Endpoint]
     refusal: Refusal
     affinity: Affinity | None = None
     sources: tuple[Network, ...] | None = (
@@ -216,8 +216,16 @@ class Context(NamedTuple):
     log_refusals: bool = False
 
 
+Choose = Callable[[View, ServicePort, tuple[EndpointSlice, ...], Family, Locality, Notes], Lists]
+"""Chooses the endpoint lists of a service port."""
+
+
 def compile_service(
-    service: Service, slices: Iterable[EndpointSlice], context: Context, notes: Notes
+    service: Service,
+    slices: Iterable[EndpointSlice],
+    context: Context,
+    notes: Notes,
+    choose: Choose = lists,
 ) -> Compiled | None:
     """Return what `service` puts into the table; None if it does not exist for this family.
 
@@ -231,7 +239,7 @@ def compile_service(
     affinities: list[Affinity] = []
     hairpins: dict[Key, None] = {}
     for port in service.spec.ports or ():
-        chosen = lists(seen, port, slices, context.family, context.here, notes)
+        chosen = choose(seen, port, slices, context.family, context.here, notes)
         proto = port.protocol.nft
         affinity = _affinity(service.metadata.key, port, seen, chosen, context.family)
         if affinity:

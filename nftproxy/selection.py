@@ -5,7 +5,7 @@ are parsed here, once. Unusable entries are skipped and named in `notes`, so tha
 never affects the rest of its service.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -63,8 +63,8 @@ class Lists(msgspec.Struct, frozen=True, kw_only=True):
     A list that no frontend uses is empty.
     """
 
-    cluster: tuple[Endpoint, ...] = ()
-    local: tuple[Endpoint, ...] = ()
+    cluster: Sequence[Endpoint] = ()
+    local: Sequence[Endpoint] = ()
     usable_anywhere: bool = False  # contract 3.4.6: an empty list then means drop, not reject
     here: tuple[Endpoint, ...] = ()  # those of either list that are on this node (contract 3.4.8)
 
@@ -260,23 +260,12 @@ def merge(
 ) -> list[Backend]:
     """Merge all slices for one service port, sorted by text (contract 3.1, 3.2)."""
     merged: dict[Endpoint, Backend] = {}
-    name, proto = port.name or "", port.protocol
     # Sorted: of two non-terminating duplicates the same one wins on every run (contract 3.2.2
     # leaves it open).
     for piece in sorted(slices, key=lambda s: s.metadata.name):
-        if piece.address_type != family:
-            if piece.address_type == "FQDN":  # contract 3.1.2
-                notes.append(f"EndpointSlice {piece.metadata.name}: addressType FQDN; ignored")
-            continue
-        numbers = [
-            p.port
-            for p in piece.ports or ()
-            if p.port and p.name == name and (p.protocol or Proto.TCP) is proto
-        ]
-        if not numbers:
-            continue
-        for each in piece.endpoints or ():
-            address = _endpoint_address(each, family, piece.metadata.name, notes)
+        numbers = port_numbers(piece, port, family, notes)
+        for each in piece.endpoints or () if numbers else ():
+            address = endpoint_address(each, family, piece.metadata.name, notes)
             if address is None:
                 continue
             terminating = bool(each.conditions and each.conditions.terminating)
@@ -284,11 +273,27 @@ def merge(
                 endpoint = Endpoint(address, number)
                 if terminating and endpoint in merged:
                     continue
-                merged[endpoint] = _backend(endpoint, each, node)
+                merged[endpoint] = backend(endpoint, each, node)
     return [merged[e] for e in sorted(merged, key=str)]
 
 
-def _endpoint_address(each: SliceEndpoint, family: Family, piece: str, notes: Notes) -> str | None:
+def port_numbers(
+    piece: EndpointSlice, port: ServicePort, family: Family, notes: Notes
+) -> list[int]:
+    """Return the port numbers of a slice's endpoints for a service port, nearly always one."""
+    if piece.address_type != family:
+        if piece.address_type == "FQDN":  # contract 3.1.2
+            notes.append(f"EndpointSlice {piece.metadata.name}: addressType FQDN; ignored")
+        return []
+    name, proto = port.name or "", port.protocol
+    return [
+        p.port
+        for p in piece.ports or ()
+        if p.port and p.name == name and (p.protocol or Proto.TCP) is proto
+    ]
+
+
+def endpoint_address(each: SliceEndpoint, family: Family, piece: str, notes: Notes) -> str | None:
     """Return the first address in canonical form; None if it is unusable (contract 3.1.5)."""
     if not each.addresses:
         notes.append(f"EndpointSlice {piece}: an endpoint without addresses; ignored")
@@ -309,7 +314,7 @@ def _endpoint_address(each: SliceEndpoint, family: Family, piece: str, notes: No
     return address.text
 
 
-def _backend(endpoint: Endpoint, each: SliceEndpoint, node: str) -> Backend:
+def backend(endpoint: Endpoint, each: SliceEndpoint, node: str) -> Backend:
     """Read conditions, hints and whether the endpoint is on `node` (contract 3.1.6, 3.1.7)."""
     conditions, hints = each.conditions, each.hints
     ready = conditions is None or conditions.ready is not False

@@ -7,9 +7,10 @@ from loguru import logger
 
 from nftproxy.address import Family
 from nftproxy.configuration.settings import NodeSettings
-from nftproxy.model import ObjectName, Service
-from nftproxy.routes import Compiled, Context, compile_service
-from nftproxy.selection import Locality
+from nftproxy.largeservice import LargeService, is_large
+from nftproxy.model import EndpointSlice, ObjectName, Service
+from nftproxy.routes import Choose, Compiled, Context, compile_service
+from nftproxy.selection import Locality, lists
 from nftproxy.store import Pending, Taken
 from nftproxy.sync.report import Report
 from nftproxy.table.difference import age
@@ -24,6 +25,7 @@ class Compilation:
         self._family = family
         self._settings = settings
         self._notes: dict[ObjectName, list[str]] = {}
+        self._large: dict[ObjectName, LargeService] = {}
 
     def portions(
         self, taken: Taken, report: Report, *, whole: bool
@@ -49,13 +51,33 @@ class Compilation:
         wanted: dict[ObjectName, Compiled | None] = {}
         for name, (service, slices) in services.items():
             notes: list[str] = []
+            choose = self._choose(name, service, slices, here)
             wanted[name] = (
-                compile_service(service, slices, context, notes) if service is not None else None
+                compile_service(service, slices, context, notes, choose)
+                if service is not None
+                else None
             )
             if notes or self._notes:
                 # Every port of a service reads the same slices
                 self._log(name, list(dict.fromkeys(notes)))
         return wanted
+
+    def _choose(
+        self,
+        name: ObjectName,
+        service: Service | None,
+        slices: tuple[EndpointSlice, ...],
+        here: Locality,
+    ) -> Choose:
+        """Return how lists are chosen; the slices of a large service are remembered."""
+        known = self._large.pop(name, None)
+        same = known is not None and known.service is service and known.here == here
+        if service is None or len(slices) < 2 or not (same or is_large(slices)):
+            return lists
+        if known is None or not same:
+            known = LargeService(service, self._family, here)
+        self._large[name] = known
+        return known.lists
 
     def _log(self, name: ObjectName, notes: list[str]) -> None:
         """Log the ignored parts of a service's objects, once until they change."""

@@ -10,7 +10,7 @@ from nftproxy.selection import Endpoint
 from nftproxy.table import schema
 from nftproxy.table.delta import Delta
 from nftproxy.table.difference import settled
-from nftproxy.table.elements import elements, members
+from nftproxy.table.elements import between, elements, members
 from nftproxy.table.packing import SetShape, pack_value, shape
 from nftproxy.table.remembered import Change, Remembered, claims
 
@@ -73,6 +73,10 @@ class Comparison:
             if was is None and not reads and becomes is not None:
                 for element in elements(becomes, family):
                     found.add(element)
+            elif was is not None and becomes is not None and not reads:
+                if was != becomes:
+                    gone, come = between(was, becomes, family)
+                    self._compare(found, come, gone)
             elif was != becomes or reads:
                 self._compare(
                     found,

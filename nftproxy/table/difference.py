@@ -8,7 +8,7 @@ Pure, from remembered routes and wanted services. Two things hold for every diff
   another gets it when that one gives it up (contract 2.2.3).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -16,6 +16,9 @@ from nftproxy.model import ObjectName
 from nftproxy.routes import Compiled, Frontend, Route
 from nftproxy.selection import Endpoint
 from nftproxy.table.remembered import Change, Remembered
+from nftproxy.table.slots import settle
+
+Settle = Callable[[Sequence[Endpoint], Sequence[Endpoint]], Sequence[Endpoint]]
 
 
 def age(name: ObjectName, created: str) -> tuple[bool, str, ObjectName]:
@@ -50,7 +53,7 @@ def difference(
             touched.setdefault(route.frontend, {})[name] = None
         for route in new.routes if new else ():
             touched.setdefault(route.frontend, {})[name] = route
-    groups = _Groups(changed)
+    groups, settling = _Groups(changed), _Settling()
     for frontend, wishes in touched.items():
         change = groups.of(list(wishes))
         claimants = [name for name, route in wishes.items() if route is not None]
@@ -67,6 +70,7 @@ def difference(
             after = settled(
                 wishes.get(claimants[0]) or _wish(remembered.services[claimants[0]], frontend),
                 before,
+                settling,
             )
         change.routes[frontend] = (before, after)
         change.claimants[frontend] = claimants
@@ -109,25 +113,29 @@ def _claimed(
     return compiled
 
 
-def settled(route: Route, before: Route | None) -> Route:
+def settled(route: Route, before: Route | None, settle: Settle = settle) -> Route:
     """Return `route` with its endpoints in the slots they had."""
     if before is None:
         return route
     cluster, local = settle(before.cluster, route.cluster), settle(before.local, route.local)
-    if cluster == route.cluster and local == route.local:
+    if cluster is route.cluster and local is route.local:
         return route
     return msgspec.structs.replace(route, cluster=cluster, local=local)
 
 
-def settle(before: tuple[Endpoint, ...], wanted: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-    """Return the endpoints of `wanted` with as few as possible out of their slots in `before`."""
-    if not before or before == wanted:
-        return wanted
-    remaining = dict.fromkeys(wanted)
-    slots: list[Endpoint | None] = [None] * len(wanted)
-    for slot, endpoint in enumerate(before[: len(wanted)]):
-        if endpoint in remaining:
-            slots[slot] = endpoint
-            del remaining[endpoint]
-    movers = iter(remaining)
-    return tuple(endpoint if endpoint is not None else next(movers) for endpoint in slots)
+class _Settling:
+    """Settles lists that several frontends share once, so that they still share them."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int], Sequence[Endpoint]] = {}
+
+    def __call__(
+        self, before: Sequence[Endpoint], wanted: Sequence[Endpoint]
+    ) -> Sequence[Endpoint]:
+        """Return what `settle` does."""
+        if not before or before is wanted:
+            return wanted
+        lists = id(before), id(wanted)  # both live as long as the services that have them
+        if lists not in self._found:
+            self._found[lists] = settle(before, wanted)
+        return self._found[lists]

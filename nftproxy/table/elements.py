@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from nftproxy.address import Family
 from nftproxy.routes import Affinity, Compiled, Element, Refusal, Route, Verdict
 from nftproxy.table import schema
+from nftproxy.table.slots import changed
 
 
 def elements(route: Route, family: Family) -> Iterator[Element]:
@@ -15,16 +16,22 @@ def elements(route: Route, family: Family) -> Iterator[Element]:
 
     `rulesets/family.nft` and `rulesets/protocol.nft` explain them.
     """
+    yield from heads(route, family)
+    maps = schema.maps(family, route.frontend.proto, route.frontend.is_node_port)
+    for slot, endpoint in enumerate(route.cluster):
+        yield Element(maps.endpoints, route.frontend.slot(slot), endpoint)
+    for slot, endpoint in enumerate(route.local):
+        yield Element(maps.local_endpoints, route.frontend.slot(slot), endpoint)
+
+
+def heads(route: Route, family: Family) -> Iterator[Element]:
+    """Yield the elements of a route except its lists of endpoints."""
     frontend, affinity = route.frontend, route.affinity
     maps = schema.maps(family, frontend.proto, frontend.is_node_port)
     if target := pick(route, family):
         if affinity:
             target = affinity.sticky(target)
         yield Element(maps.services, frontend.key, Verdict("goto", target, route.name))
-    for slot, endpoint in enumerate(route.cluster):
-        yield Element(maps.endpoints, frontend.slot(slot), endpoint)
-    for slot, endpoint in enumerate(route.local):
-        yield Element(maps.local_endpoints, frontend.slot(slot), endpoint)
     if route.refusal is not Refusal.NONE:
         yield Element(
             maps.no_endpoints, frontend.key, route.refusal.value._replace(comment=route.name)
@@ -40,6 +47,22 @@ def elements(route: Route, family: Family) -> Iterator[Element]:
             yield Element(
                 schema.ALLOWED.name(family, network.length), (*frontend.key, network.text)
             )
+
+
+def between(old: Route, new: Route, family: Family) -> tuple[list[Element], list[Element]]:
+    """Return the elements of two routes of one frontend, without slots that both have alike."""
+    maps = schema.maps(family, new.frontend.proto, new.frontend.is_node_port)
+    before, after = list(heads(old, family)), list(heads(new, family))
+    for where, was, becomes in (
+        (maps.endpoints, old.cluster, new.cluster),
+        (maps.local_endpoints, old.local, new.local),
+    ):
+        for slot, left, came in changed(was, becomes):
+            if left is not None:
+                before.append(Element(where, new.frontend.slot(slot), left))
+            if came is not None:
+                after.append(Element(where, new.frontend.slot(slot), came))
+    return before, after
 
 
 def pick(route: Route, family: Family) -> str:

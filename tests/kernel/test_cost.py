@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from nftproxy.address import Family
 from nftproxy.bench.workload import Mix, Workload, node_settings
@@ -279,6 +280,44 @@ def test_a_change_costs_the_same_in_any_cluster() -> None:
                 tracemalloc.stop()
     assert found[0] == found[1]
     assert peaks[1] < peaks[0] + 20_000, "bytes"
+
+
+def many_slices(count: int) -> list[EndpointSlice]:
+    """The slices of a service with 100 endpoints in each."""
+    return [
+        endpoint_slice(
+            "web",
+            [endpoint(f"10.{128 + n // 250}.{n % 250}.{pod}", "node2") for pod in range(100)],
+            name=f"web-{n}",
+        )
+        for n in range(count)
+    ]
+
+
+def test_a_change_costs_the_same_in_a_service_of_any_size() -> None:
+    """In functions called and in bytes sent: only the slice that changed is looked at."""
+    found: list[tuple[int, int]] = []
+    for count in (5, 40):
+        with bare_table(service(), *many_slices(count)) as table:
+            table.sync(Family.IPv4, [])
+            (whole,) = many_slices(1)
+            (other,) = endpoint_slice("web", [endpoint("10.9.0.1")]).endpoints or ()
+            replaced = structs.replace(whole, endpoints=(other, *(whole.endpoints or ())[1:]))
+            for item in (replaced, whole):  # the first change numbers the slots
+                table.store.put(item)
+                table.sync(Family.IPv4, [])
+            sent: list[str] = []
+
+            def change(table: Table = table, item: EndpointSlice = replaced) -> None:
+                table.store.put(item)
+                assert table.sync(Family.IPv4, []).written == 2
+
+            with watched(table.kernel, sent.append):
+                found.append((function_calls(change), sum(map(len, sent))))
+    (calls, sent_bytes), (more_calls, more_bytes) = found
+    assert more_calls - calls < 35 * 3, "for each slice more"
+    assert more_calls < 1.5 * calls
+    assert more_bytes - sent_bytes < 10
 
 
 def test_a_first_load_is_linear() -> None:

@@ -24,6 +24,7 @@ VALUES = {
     "sync/report.py",
     "table/schema.py",
     "table/delta.py",
+    "table/slots.py",
     "table/netlink.py",
 }
 """Files that say what things are; every other one uses them.

@@ -15,9 +15,9 @@ from tests.support.paths import ROOT
 PACKAGE = ROOT / "nftproxy"
 
 LAYERS = [
-    "address columns errors kubeyaml log model shipped",
+    "address chunks columns errors kubeyaml log model shipped",
     "configuration",
-    "store selection",
+    "store selection largeservice",
     "table routes",
     "sources kernel",
     "node",
@@ -31,7 +31,7 @@ LAYERS = [
 
 Each imports from its own layer, without a circle, and from those below.
 """
-PURE = {"store", "selection", "routes", "table"}
+PURE = {"chunks", "largeservice", "store", "selection", "routes", "table"}
 IMPURE = {
     "asyncio",
     "loguru",

@@ -14,9 +14,9 @@ from nftproxy.model import ObjectName
 from nftproxy.routes import Compiled, Context, Element, Key, Value, Verdict, compile_service
 from nftproxy.selection import Endpoint, Locality
 from nftproxy.table.delta import Delta, is_late
-from nftproxy.table.difference import settle
 from nftproxy.table.plan import InStep, plan
 from nftproxy.table.remembered import Change, Remembered
+from nftproxy.table.slots import settle
 from tests.support.objects import endpoint, endpoint_slice, service
 
 Name = str

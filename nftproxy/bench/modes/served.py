@@ -93,8 +93,8 @@ def served(load: Load, settings: NodeSettings) -> tuple[ServedPort, ...]:
                 internal_local=seen.internal_local,
                 external_local=seen.external_local,
                 affinity_seconds=seen.affinity_seconds,
-                cluster=chosen.cluster,
-                local=chosen.local,
+                cluster=tuple(chosen.cluster),
+                local=tuple(chosen.local),
                 here=chosen.here,
                 anywhere=chosen.usable_anywhere,
             )

@@ -13,7 +13,7 @@ import msgspec
 
 from nftproxy.address import Address, Family, Network
 from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
-from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, lists, view
+from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, by_port, lists, view
 from nftproxy.table import schema
 from nftproxy.table.schema import Policy
 
@@ -128,7 +128,7 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     @property
     def ports(self) -> tuple[int, ...]:
         """The port numbers of the endpoints, nearly always one."""
-        return tuple(sorted({e.port for e in (*self.cluster, *self.local)}))
+        return tuple(sorted({e.port for each in (self.cluster, self.local) for e in each}))
 
     @property
     def ports_name(self) -> str:
@@ -235,11 +235,14 @@ def compile_service(
     if seen is None:
         return None
     slices = tuple(slices)
+    ports = service.spec.ports or ()
+    having = by_port(slices, context.family) if choose is lists and len(ports) > 1 else None
     routes: dict[Frontend, Route] = {}
     affinities: list[Affinity] = []
     hairpins: dict[Key, None] = {}
-    for port in service.spec.ports or ():
-        chosen = choose(seen, port, slices, context.family, context.here, notes)
+    for port in ports:
+        of_port = having(port) if having else slices
+        chosen = choose(seen, port, of_port, context.family, context.here, notes)
         proto = port.protocol.nft
         affinity = _affinity(service.metadata.key, port, seen, chosen, context.family)
         if affinity:

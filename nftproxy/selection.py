@@ -5,14 +5,14 @@ are parsed here, once. Unusable entries are skipped and named in `notes`, so tha
 never affects the rest of its service.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from nftproxy.address import Address, Family, Network, parse_address, parse_network
 from nftproxy.errors import AddressError
-from nftproxy.model import EndpointSlice, Proto, Service, ServicePort, SliceEndpoint
+from nftproxy.model import EndpointSlice, Proto, Service, ServicePort, SliceEndpoint, SlicePort
 
 DEFAULT_AFFINITY_SECONDS = 10800  # contract 2.4.1
 
@@ -275,6 +275,28 @@ def merge(
                     continue
                 merged[endpoint] = backend(endpoint, each, node)
     return [merged[e] for e in sorted(merged, key=str)]
+
+
+def by_port(
+    slices: Iterable[EndpointSlice], family: Family
+) -> Callable[[ServicePort], tuple[EndpointSlice, ...]]:
+    """Return a function from a service port to slices that have it, each with that port alone.
+
+    A Service of a thousand ports would else look at all of them a thousand times.
+    """
+    having: dict[tuple[str | None, Proto], list[EndpointSlice]] = {}
+    others: list[EndpointSlice] = []
+    for piece in slices:
+        if piece.address_type != family:
+            others.append(piece)
+            continue
+        ports: dict[tuple[str | None, Proto], list[SlicePort]] = {}
+        for each in piece.ports or ():
+            ports.setdefault((each.name, each.protocol or Proto.TCP), []).append(each)
+        for wanted, found in ports.items():
+            one = msgspec.structs.replace(piece, ports=tuple(found))
+            having.setdefault(wanted, []).append(one)
+    return lambda port: (*having.get((port.name or "", port.protocol), ()), *others)
 
 
 def port_numbers(

@@ -8,7 +8,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from nftproxy.errors import BusyError, ExistsError, KernelError, MissingError, UnusableError
@@ -66,6 +66,11 @@ class Channel:
         """Yield the attributes of each object."""
         return (payload[4:] for payload in self._dump(kind, attributes, family))
 
+    def dumps(self, kind: int, requests: Sequence[bytes]) -> list[list[bytes]]:
+        """Return the attributes of the objects of each request, as one consistent picture."""
+        answers = self._dumps(kind, requests, netlink.INET, 20)
+        return [[payload[4:] for payload in each] for each in answers]
+
     def dump_all(self, kind: int, attempts: int) -> Iterator[tuple[int, bytes]]:
         """Yield the family and the attributes of each object in any family."""
         return (
@@ -74,7 +79,12 @@ class Channel:
         )
 
     def _dump(self, kind: int, attributes: bytes, family: int, attempts: int = 20) -> list[bytes]:
-        """Return all objects as one consistent picture.
+        return self._dumps(kind, [attributes], family, attempts)[0]
+
+    def _dumps(
+        self, kind: int, requests: Sequence[bytes], family: int, attempts: int
+    ) -> list[list[bytes]]:
+        """Return the objects of each request, all as one consistent picture.
 
         The kernel marks a dump during which a transaction began, but not one that began during a
         commit: that one may miss what the transaction removes, or mix both states. Hence the
@@ -83,9 +93,9 @@ class Channel:
         for _ in range(attempts):
             generation = self.generation()
             self._settle()
-            answers, complete = self._exchange(kind, netlink.DUMP, attributes, family)
-            if complete and self.generation() == generation:
-                return answers
+            found = [self._exchange(kind, netlink.DUMP, each, family) for each in requests]
+            if all(complete for _, complete in found) and self.generation() == generation:
+                return [answers for answers, _ in found]
         raise BusyError(
             "the table changes too fast to be read",
             hint="another program changes table inet nftproxy; find it",

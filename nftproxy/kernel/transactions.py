@@ -13,7 +13,7 @@ thread safe: one lock guards it, and its calls release the GIL.
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -160,6 +160,11 @@ class Kernel:
         """Return the elements of one of our sets or maps."""
         with self._lock:
             return self._reader.elements(where)
+
+    def elements_of(self, names: Sequence[str]) -> dict[str, dict[Key, Value]]:
+        """Return the elements of several of our sets or maps."""
+        with self._lock:
+            return self._reader.elements_of(names)
 
     def packed(self, where: str) -> dict[bytes, bytes]:
         """Return the packed elements of one of our sets or maps."""

@@ -8,6 +8,7 @@ found it there, its clients forget it. Then the change itself is made.
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 
+from nftproxy.chunks import difference
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.routes import Affinity
 from nftproxy.table import schema
@@ -15,6 +16,7 @@ from nftproxy.table.delta import Delta
 from nftproxy.table.remembered import Change, Remembered
 
 FORGET = 2000  # remembered clients deleted in one transaction
+AT_ONCE = 100  # memories read together
 
 
 class Forgetting:
@@ -29,9 +31,9 @@ class Forgetting:
             if old is None:
                 if any(memory in self._kernel.sets for memory, _ in new.memories(new.ports)):
                     return True
-            elif (
-                set(old.cluster) - set(new.cluster)
-                or set(old.local) - set(new.local)
+            elif old is not new and (
+                difference(old.cluster, new.cluster)[0]
+                or difference(old.local, new.local)[0]
                 or set(new.ports) - set(old.ports)
             ):
                 return True
@@ -49,8 +51,11 @@ class Forgetting:
         departed.take_removed(whole, (schema.CLUSTER_MEMBERS, schema.LOCAL_MEMBERS))
         if departed:
             commit(departed)
-        for old, new in _before_after(change, remembered):
-            self._forget(new, {*new.ports, *(old.ports if old else ())})
+        self._forget(
+            memory
+            for old, new in _before_after(change, remembered)
+            for memory in new.memories({*new.ports, *(old.ports if old else ())})
+        )
 
     def forget_strangers(self, affinities: Iterable[Affinity], sets: set[str]) -> None:
         """Make clients forget every address that is no endpoint, after reading back.
@@ -58,18 +63,22 @@ class Forgetting:
         Only memories among `sets`, which existed before, hold any; each costs the kernel a walk
         along all sets.
         """
-        for affinity in affinities:
-            if any(memory in sets for memory, _ in affinity.memories(affinity.ports)):
-                self._forget(affinity, affinity.ports)
+        self._forget(
+            memory
+            for affinity in affinities
+            for memory in affinity.memories(affinity.ports)
+            if memory[0] in sets
+        )
 
-    def _forget(self, affinity: Affinity, ports: Iterable[int]) -> None:
-        """Delete the clients' memory of endpoints that are no members."""
-        for memory, usable in affinity.memories(ports):
-            if memory in self._kernel.sets:
-                stale = {k: v for k, v in self._kernel.elements(memory).items() if v not in usable}
+    def _forget(self, memories: Iterable[tuple[str, frozenset[str]]]) -> None:
+        """Delete the clients' memory of addresses that are not those of members."""
+        there = ((where, usable) for where, usable in memories if where in self._kernel.sets)
+        while some := dict(itertools.islice(there, AT_ONCE)):
+            for where, known in self._kernel.elements_of(list(some)).items():
+                stale = {key: value for key, value in known.items() if value not in some[where]}
                 entries = iter(stale.items())
                 while part := dict(itertools.islice(entries, FORGET)):
-                    self._kernel.forget(memory, part)
+                    self._kernel.forget(where, part)
 
 
 def _before_after(

@@ -23,6 +23,7 @@ from nftproxy.kernel.transactions import Kernel
 from nftproxy.node.memory import give_back, uncollected
 from nftproxy.routes import Affinity, Key
 from nftproxy.store import Store, Taken
+from nftproxy.sync import preparation
 from nftproxy.sync.compilation import Compilation
 from nftproxy.sync.firstload import FirstLoad, FirstLoadError
 from nftproxy.sync.forgetting import Forgetting
@@ -152,7 +153,7 @@ class Syncer:
 
     def _plan(self, taken: Taken, basis: Basis, report: Report) -> Iterator[Batch]:
         in_step = isinstance(basis, InStep)
-        alone = [self._preparation.is_large]
+        alone = [partial(self._preparation.is_large, limit=preparation.LAST)]
         if in_step:
             alone.append(partial(self._forgetting.concerns, self.remembered))
         wanted = self._compilation.portions(taken, report, whole=in_step)
@@ -163,7 +164,7 @@ class Syncer:
         large: list[Change] = []
         with report.timed("difference"):
             for batch in self._plan(taken, basis, report):
-                if isinstance(basis, InStep) and self._is_large(batch):
+                if isinstance(basis, InStep) and self._is_large(batch, preparation.PREPARED):
                     large += batch.changes
                 else:
                     self._apply(batch, basis, report)
@@ -171,14 +172,14 @@ class Syncer:
                 self._prepare(large, report)
 
     def _load(self, taken: Taken, report: Report) -> None:
-        """Load an empty table, without large services, which the next syncs add."""
+        """Load an empty table, without services that come last: the next sync adds them."""
         large: list[Change] = []
         with (
             report.timed("difference"),
             FirstLoad(lambda whole, affinities: self._transact(whole, affinities, report)) as first,
         ):
             for batch in self._plan(taken, Empty(), report):
-                if self._is_large(batch):
+                if self._is_large(batch, preparation.LAST):
                     large += batch.changes
                     continue
                 with report.timed("kernel"):
@@ -189,8 +190,9 @@ class Syncer:
                 first.finish()
         self._leave(large, report)
 
-    def _is_large(self, batch: Batch) -> bool:
-        return len(batch.changes) == 1 and self._preparation.is_large(batch.changes[0])
+    def _is_large(self, batch: Batch, limit: int) -> bool:
+        (change, *others) = batch.changes
+        return not others and self._preparation.is_large(change, limit)
 
     def _leave(self, changes: Iterable[Change], report: Report) -> None:
         """Leave changes to the next sync."""

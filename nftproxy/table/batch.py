@@ -10,7 +10,7 @@ from nftproxy.selection import Endpoint
 from nftproxy.table import schema
 from nftproxy.table.delta import Delta
 from nftproxy.table.difference import settled
-from nftproxy.table.elements import between, elements, members
+from nftproxy.table.elements import between, elements, members, members_between, paired
 from nftproxy.table.packing import SetShape, pack_value, shape
 from nftproxy.table.remembered import Change, Remembered, claims
 
@@ -83,13 +83,22 @@ class Comparison:
                     elements(becomes, family) if becomes else (),
                     elements(was, family) if was else (),
                 )
-        if before != after or reads:
+        if before or after:
+            self._members(found, before, after)
+        return found
+
+    def _members(self, found: Delta, before: list[Affinity], after: list[Affinity]) -> None:
+        """Add the step from the members of some service ports to those of others."""
+        if self._reads:
             self._compare(
                 found,
                 [e for a in after for e in members(a)],
                 [e for a in before for e in members(a)],
             )
-        return found
+            return
+        for pair in paired(before, after):
+            gone, come = members_between(*pair)
+            self._compare(found, come, gone)
 
     def shared(self, changes: Iterable[Change]) -> Delta:
         """Return the elements that several services may have.

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from string import Template
 
+import msgspec
+
 from nftproxy import shipped
 from nftproxy.address import Address, Family, mask
 from nftproxy.configuration.settings import ALL, Cidr, NodeSettings
@@ -39,6 +41,9 @@ _NAMED = re.compile(r"(?:\bgoto |@)(\S+)")  # chains, sets and maps that a rule 
 _IP = {Family.IPv4: "ip", Family.IPv6: "ip6"}
 _LOOPBACK = {Family.IPv4: "127.0.0.0/8", Family.IPv6: "::1"}
 
+_ID, _PORT = "\0", 999983
+"""A name and a port number that no Service has, nor any number in the text of a rule."""
+
 Variables = Mapping[str, str | int]
 
 
@@ -49,6 +54,8 @@ class Program:
         self.families = settings.families
         self._variables = {family: _variables(settings, family) for family in settings.families}
         self._all = self._variables[settings.families[0]]
+        self._example = lru_cache(1000)(self._texts)
+        self._picks: dict[str, dict[str, str]] = {}
         self._log: list[Variables] = [{}] if settings.log_refusals else []
         self._reasons: list[Variables] = [{"reason": each} for each in Reason if self._log]
         sample: list[str] = []
@@ -105,6 +112,11 @@ class Program:
 
     def pick(self, name: str) -> dict[str, str]:
         """Return the text of a pick chain and of those it goes to, by name, declared before use."""
+        if name not in self._picks:
+            self._picks[name] = self._pick(name)
+        return self._picks[name]
+
+    def _pick(self, name: str) -> dict[str, str]:
         variables = self._numbers(name)
         if variables is None:
             return {}
@@ -117,8 +129,26 @@ class Program:
     def affinity(self, affinity: Affinity) -> dict[str, str]:
         """Return the text of everything that one ClientIP service port needs, by name, in order.
 
-        This includes picks.
+        This includes picks. Thousands of service ports differ in their names and in the port
+        number of their endpoints alone: these are filled into the text of an example.
         """
+        ports = affinity.ports
+        port = ports[0] if len(ports) == 1 else None
+        example = msgspec.structs.replace(affinity, name=_ID)
+        if port is not None:
+            cluster, local = (
+                (Endpoint("", _PORT),) * len(each) for each in (affinity.cluster, affinity.local)
+            )
+            example = msgspec.structs.replace(example, cluster=cluster, local=local)
+
+        def filled(text: str) -> str:
+            if port is not None:
+                text = text.replace(str(_PORT), str(port))
+            return text.replace(_ID, affinity.name)
+
+        return {filled(name): filled(text) for name, text in self._example(example).items()}
+
+    def _texts(self, affinity: Affinity) -> dict[str, str]:
         found: dict[str, str] = {}
         known = self._of_service(affinity)
         for picked in affinity.picks:

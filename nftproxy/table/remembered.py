@@ -7,7 +7,7 @@ from nftproxy.address import Family
 from nftproxy.model import ObjectName
 from nftproxy.routes import Affinity, Compiled, Element, Frontend, Key, Route
 from nftproxy.table.delta import Delta
-from nftproxy.table.elements import shared
+from nftproxy.table.elements import shared, shared_between
 
 
 @dataclass(slots=True)
@@ -79,14 +79,10 @@ class Remembered:
                 self.rivals.pop(frontend, None)
 
 
-def claims(
-    old: Compiled | None, new: Compiled | None, family: Family
-) -> Iterator[tuple[Element, int]]:
-    """Yield the shared elements that a service claims newly (1) or no longer (-1)."""
-    after = dict.fromkeys(shared(new, family), 1) if new else {}
-    if old is None:
-        yield from after.items()
-        return
-    before = set(shared(old, family))
-    yield from ((element, 1) for element in after if element not in before)
-    yield from ((element, -1) for element in before if element not in after)
+def claims(old: Compiled | None, new: Compiled | None, family: Family) -> list[tuple[Element, int]]:
+    """Return the shared elements that a service claims newly (1) or no longer (-1)."""
+    if old and new:
+        gone, come = shared_between(old, new, family)
+        return [(element, 1) for element in come] + [(element, -1) for element in gone]
+    one, count = (new, 1) if new else (old, -1)
+    return [(element, count) for element in shared(one, family)] if one else []

@@ -198,7 +198,14 @@ def _reads(kernel: Kernel) -> list[str]:
         found.append(netlink.text(netlink.parts(attributes).get(Elements.SET, b"")))
         return dump(kind, attributes, **options)
 
+    dumps = kernel._reader._channel.dumps
+
+    def all_noted(kind: int, requests: list[bytes]) -> Any:
+        found.extend(netlink.text(netlink.parts(each)[Elements.SET]) for each in requests)
+        return dumps(kind, requests)
+
     kernel._reader._channel.dump = noted  # type: ignore[method-assign]
+    kernel._reader._channel.dumps = all_noted  # type: ignore[method-assign,assignment]
     return found
 
 
@@ -280,6 +287,36 @@ def test_a_change_costs_the_same_in_any_cluster() -> None:
                 tracemalloc.stop()
     assert found[0] == found[1]
     assert peaks[1] < peaks[0] + 20_000, "bytes"
+
+
+def many_ports(count: int, *pods: int) -> tuple[Service, EndpointSlice]:
+    """A service with affinity and so many UDP ports, each with endpoints of another number."""
+    ports = [{"name": f"p{n}", "port": 1000 + n, "protocol": "UDP"} for n in range(count)]
+    targets = [{**port, "port": 20000 + n} for n, port in enumerate(ports)]
+    return (
+        service("many", "10.96.0.9", ports=ports, sessionAffinity="ClientIP"),
+        endpoint_slice("many", [endpoint(f"10.244.1.{pod}") for pod in pods], ports=targets),
+    )
+
+
+def test_a_service_of_many_ports_is_linear() -> None:
+    """Twice the ports, twice the calls, and no more transactions; and how many a port takes."""
+    calls: dict[str, list[int]] = {}
+    for count in (60, 120):
+        with bare_table() as table:
+            table.sync(Family.IPv4, [])
+            steps = {"new": (2, 3), "replaced": (2, 4), "more": (2, 4, 5), "fewer": (2, 4)}
+            for step, pods in steps.items():
+                for item in many_ports(count, *pods):
+                    table.store.put(item)
+                sent: list[str] = []
+                with watched(table.kernel, sent.append):
+                    used = function_calls(lambda table=table: table.sync(Family.IPv4, []))  # type: ignore[misc]
+                assert len(sent) <= 3, "chains and sets; elements; those that go late"
+                calls.setdefault(step, []).append(used)
+    for few, many in calls.values():
+        assert many < 2.05 * few
+        assert (many - few) / 60 < 420
 
 
 def many_slices(count: int) -> list[EndpointSlice]:

@@ -18,6 +18,7 @@ from tests.support.tables import bare_table, deliver
 PACKAGE = Path(nftproxy.__file__).parent
 VALUES = {
     "address.py",
+    "chunks.py",
     "model.py",
     "selection.py",
     "configuration/settings.py",

@@ -633,7 +633,8 @@ def many_ports(count: int, pods: int = 2) -> list[Object]:
 def test_what_needs_very_many_chains_lets_others_go_first(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "PREPARED", 4)
+    for limit in ("LAST", "PREPARED"):
+        monkeypatch.setattr(preparation, limit, 4)
     sync(table, *web(0))
     report = sync(table, *many_ports(10), *web(0, 3))
     assert [name.name for name in report.postponed] == ["large"]
@@ -663,7 +664,7 @@ def test_a_first_load_leaves_it_out_so_that_all_others_are_served(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it is the oldest; none of its chains is made before others answer."""
-    monkeypatch.setattr(preparation, "PREPARED", 4)
+    monkeypatch.setattr(preparation, "LAST", 4)
     monkeypatch.setattr(compilation, "PORTION", 1)
     with watched(table.kernel, (made := list[str]()).append):
         report = sync(table, *many_ports(10), *webs(3, created="2026-01-02T00:00:00Z"))
@@ -679,7 +680,8 @@ def test_a_first_load_leaves_it_out_so_that_all_others_are_served(
 def test_chains_that_the_kernel_refuses_set_their_service_aside(
     table: Table, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "PREPARED", 4)
+    for limit in ("LAST", "PREPARED"):
+        monkeypatch.setattr(preparation, limit, 4)
     sync(table, *web(0))
     with failing(table, lambda text: "default/large" in text):
         report = sync(table, *many_ports(10), *web(0, 3))
@@ -692,7 +694,8 @@ def test_reading_back_does_it_all_at_once_but_last(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the table holds of it must not be taken for something that nobody wants."""
-    monkeypatch.setattr(preparation, "PREPARED", 4)
+    for limit in ("LAST", "PREPARED"):
+        monkeypatch.setattr(preparation, limit, 4)
     sync(table, *web(0))
     assert sync(table, *many_ports(10), *web(2)).postponed
     table.distrust(program=False)

@@ -96,6 +96,8 @@ def trace(
     """
     wanted_target = parse_target(target)
     seconds = _seconds(timeout)
+    # Before the table is there: SIGTERM ends this as Ctrl-C does, and takes the table away
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         rules = LiveRuleset()
         stack.callback(rules.close)
@@ -155,7 +157,6 @@ class _TraceSession:
                 f"connections to {places}: waiting for {count}, at most {seconds:g} s", err=True
             )
         prober = Probe(frontends, count) if probe else None
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             self.tracer.watch(count, seconds, self._seen, lambda: self._tick(prober))
         finally:

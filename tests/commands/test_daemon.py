@@ -665,7 +665,8 @@ def test_an_address_that_is_added_later_accepts_nodeports(machine: Machine) -> N
 def test_a_service_with_very_many_chains_holds_up_nobody(machine: Machine) -> None:
     """A thousand UDP ports with affinity.
 
-    Meanwhile other Services change, the table is repaired, and health is answered.
+    Meanwhile other Services change, the table is repaired, and health is answered. That these come
+    first is for tests/kernel/test_syncer.py to say: here all is done within a second.
     """
     web(machine)
     machine.start()
@@ -692,16 +693,13 @@ def test_a_service_with_very_many_chains_holds_up_nobody(machine: Machine) -> No
             machine.api.put("services", service(f"s{number}", address))
             machine.api.put("endpointslices", slice_of(f"s{number}", "10.244.1.3"))
             eventually(lambda: address in served(reader), 60)  # noqa: B023
-            assert "10.96.9.9" not in served(reader), "the others came first"
             assert machine.get(10256, "/healthz")[0] == 200
         machine.api.delete("services", "s0", namespace="default")
         eventually(lambda: "10.96.1.0" not in served(reader), 60)
-        assert "10.96.9.9" not in served(reader)
         subprocess.run(
             ["nft", "delete element inet nftproxy services4 { 10.96.0.10 . tcp . 80 }"], check=True
         )
         eventually(lambda: "10.96.0.10" in served(reader), 60)
-        assert "10.96.9.9" not in served(reader), "also the repair came first"
         eventually(lambda: "10.96.9.9" in served(reader), 120)
         assert len(reader.elements("services4")) == 1003
 

@@ -183,11 +183,8 @@ class Channel:
     def _messages(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Yield kind, flags, sequence number and payload of the next messages."""
         data = self._socket.recv(1 << 20)
-        position = 0
-        while position < len(data):
-            length, kind, flags, sequence, _ = netlink.HEADER.unpack_from(data, position)
-            yield kind, flags, sequence, data[position + 16 : position + length]
-            position += (length + 3) & ~3
+        for kind, flags, sequence, (start, end) in netlink.messages(data):
+            yield kind, flags, sequence, data[start:end]
 
     def _enlarge(self) -> None:
         try:

@@ -13,10 +13,15 @@ _SYN, _RST, _ACK = 0x02, 0x04, 0x10
 
 
 class PacketEnd(NamedTuple):
-    """An address, packed, and a port."""
+    """An address, packed, and a port; 0 where the protocol has none."""
 
     address: bytes
     port: int
+
+    @property
+    def family(self) -> Family:
+        """Its family."""
+        return Family.IPv4 if len(self.address) == 4 else Family.IPv6
 
 
 class PacketHeader(NamedTuple):
@@ -31,7 +36,7 @@ class PacketHeader(NamedTuple):
     @property
     def family(self) -> Family:
         """Its family."""
-        return Family.IPv4 if len(self.source.address) == 4 else Family.IPv6
+        return self.source.family
 
     @property
     def is_error(self) -> bool:

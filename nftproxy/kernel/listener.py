@@ -78,11 +78,8 @@ class Listener:
             self._read_message(data, found)
 
     def _read_message(self, data: bytes, found: Interference) -> None:
-        position = 0
-        while position + 20 <= len(data):
-            length, kind, _, _, _ = netlink.HEADER.unpack_from(data, position)
-            message = data[position + 16 : position + length]
-            position += (length + 3) & ~3
+        for kind, _, _, (start, end) in netlink.messages(data):
+            message = data[start:end]
             number = kind & 0xFF
             if number == Message.NEW_GENERATION:  # the end of a transaction, with its author
                 if self._pending:

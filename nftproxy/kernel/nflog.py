@@ -78,24 +78,21 @@ class Nflog:
         self.socket.send(netlink.message(kind, netlink.REQUEST | netlink.ACK, number, body))
         while True:
             data = self.socket.recv(1 << 16)
-            _, kind, _, sequence, _ = netlink.HEADER.unpack_from(data)
-            if kind == netlink.ERROR and sequence == number:
-                code = -struct.unpack_from("=i", data, 16)[0]
-                if code:
-                    raise OSError(code, os.strerror(code))
-                return
+            for kind, _, sequence, (start, _) in netlink.messages(data):
+                if kind == netlink.ERROR and sequence == number:
+                    code = -struct.unpack_from("=i", data, start)[0]
+                    if code:
+                        raise OSError(code, os.strerror(code))
+                    return
 
 
 def _packets(data: bytes) -> Iterator[LoggedPacket]:
-    position = 0
-    while position + 20 <= len(data):
-        length, kind, _, _, _ = netlink.HEADER.unpack_from(data, position)
+    for kind, _, _, (start, end) in netlink.messages(data):
         if kind == netlink.LOG << 8 | LogMessage.PACKET:
-            parts = netlink.parts(data, (position + 20, position + length))
+            parts = netlink.parts(data, (start + 4, end))
             header = packet_of(parts.get(LogPart.PAYLOAD, b""))
             if header:
                 yield LoggedPacket(netlink.text(parts.get(LogPart.PREFIX, b"")), header)
-        position += (length + 3) & ~3
 
 
 def _refused(group: int, error: OSError) -> UnusableError:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from nftproxy.address import Family, unpack
 from nftproxy.errors import KernelError
+from nftproxy.kernel.headers import PacketEnd
 from nftproxy.kernel.reader import Reader
 from nftproxy.node import ctdump
-from nftproxy.node.ctdump import CtEntry, CtPlace
+from nftproxy.node.ctdump import CtEntry
 from nftproxy.routes import Frontend, Verdict
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
@@ -37,7 +38,7 @@ class Unanswered:
     def read(self) -> dict[str, Waiting]:
         """Return who waits since the reading before; KernelError if conntrack cannot be read."""
         seen: dict[bytes, CtEntry] = {}
-        count: Counter[tuple[int, CtPlace, CtPlace]] = Counter()
+        count: Counter[tuple[int, PacketEnd, PacketEnd]] = Counter()
         try:
             for identity, entry in ctdump.unanswered(self._before):
                 seen[identity] = entry
@@ -50,7 +51,7 @@ class Unanswered:
             ) from error
         self._before = seen
         found: dict[str, Waiting] = {}
-        names: dict[tuple[int, CtPlace], tuple[str, Frontend] | None] = {}
+        names: dict[tuple[int, PacketEnd], tuple[str, Frontend] | None] = {}
         for (protocol, asked, answers), number in count.items():
             if (protocol, asked) not in names:
                 names[protocol, asked] = self._service(protocol, asked)
@@ -59,21 +60,17 @@ class Unanswered:
             name, frontend = known
             one = found.setdefault(name, Waiting())
             one.endpoints[Endpoint(unpack(answers.address), answers.port)] += number
-            one.frontends.add((_family(asked), frontend))
+            one.frontends.add((asked.family, frontend))
         return found
 
-    def _service(self, protocol: int, asked: CtPlace) -> tuple[str, Frontend] | None:
+    def _service(self, protocol: int, asked: PacketEnd) -> tuple[str, Frontend] | None:
         """Return the service port that has a frontend, and the frontend as it is in the table."""
         if (proto := PROTOCOL_NAMES.get(protocol)) is None:
             return None
         for address in (unpack(asked.address), ""):
             frontend = Frontend(address, proto, asked.port)
-            name = schema.SERVICES.name(_family(asked), node_port=frontend.is_node_port)
+            name = schema.SERVICES.name(asked.family, node_port=frontend.is_node_port)
             counted = self._reader.element(name, frontend.key)
             if counted and isinstance(counted.element.value, Verdict):
                 return counted.element.value.comment, frontend
         return None
-
-
-def _family(place: CtPlace) -> Family:
-    return Family.IPv4 if len(place.address) == 4 else Family.IPv6

@@ -6,16 +6,17 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from nftproxy.kernel.headers import PacketEnd
 from nftproxy.table.netlink import (
     DONE,
     DUMP,
     ERROR,
-    HEADER,
     NETFILTER,
     REQUEST,
     attribute,
     attributes,
     message,
+    messages,
     nested,
     parts,
 )
@@ -28,20 +29,13 @@ _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1 << 1, 1 << 3, 1 << 5
 _SEEN_REPLY, _TRANSLATED = 1 << 1, 1 << 5  # IPS_SEEN_REPLY, IPS_DST_NAT
 
 
-class CtPlace(NamedTuple):
-    """An address, packed, and a port; 0 where the protocol has none."""
-
-    address: bytes
-    port: int
-
-
 class CtEntry(NamedTuple):
     """A connection: who asked whom, and who answers."""
 
     protocol: int
-    client: CtPlace
-    asked: CtPlace
-    answers: CtPlace
+    client: PacketEnd
+    asked: PacketEnd
+    answers: PacketEnd
     replied: bool
 
 
@@ -94,16 +88,13 @@ def _dump(family: int, selected: bytes) -> Iterator[tuple[bytes, int, int]]:
         ask.send(message(_GET, REQUEST | DUMP, 1, body))
         while True:
             data = ask.recv(1 << 20)
-            position = 0
-            while position < len(data):
-                length, kind, _, _, _ = HEADER.unpack_from(data, position)
+            for kind, _, _, (start, end) in messages(data):
                 if kind == DONE:
                     return
                 if kind == ERROR:
-                    code = -struct.unpack_from("=i", data, position + 16)[0]
+                    code = -struct.unpack_from("=i", data, start)[0]
                     raise OSError(code, os.strerror(code))
-                yield data, position + 20, position + length
-                position += (length + 3) & ~3
+                yield data, start + 4, end
 
 
 def _entry(whole: dict[int, bytes]) -> CtEntry:
@@ -113,13 +104,13 @@ def _entry(whole: dict[int, bytes]) -> CtEntry:
     return CtEntry(protocol, client, asked, answers, replied)
 
 
-def _ends(packed: bytes) -> tuple[int, CtPlace, CtPlace]:
+def _ends(packed: bytes) -> tuple[int, PacketEnd, PacketEnd]:
     """Return protocol, source and destination of a tuple."""
     both = parts(packed)
     ip, proto = parts(both[_IP]), parts(both[_PROTO])
     source, destination = ip.get(1) or ip[3], ip.get(2) or ip[4]
     return (
         proto[_NUMBER][0],
-        CtPlace(source, int.from_bytes(proto.get(_SOURCE_PORT, b""))),
-        CtPlace(destination, int.from_bytes(proto.get(_DESTINATION_PORT, b""))),
+        PacketEnd(source, int.from_bytes(proto.get(_SOURCE_PORT, b""))),
+        PacketEnd(destination, int.from_bytes(proto.get(_DESTINATION_PORT, b""))),
     )

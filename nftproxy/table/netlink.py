@@ -271,6 +271,17 @@ def text(data: bytes) -> str:
     return data.rstrip(b"\0").decode(errors="replace")
 
 
+def messages(data: bytes) -> Iterator[tuple[int, int, int, Place]]:
+    """Yield kind, flags, sequence number and place of the body of each message in a reading."""
+    start = 0
+    while start + 20 <= len(data):  # a header, and the four bytes that every body here begins with
+        length, kind, flags, sequence, _ = HEADER.unpack_from(data, start)
+        if length < 20:
+            return
+        yield kind, flags, sequence, (start + 16, start + length)
+        start += (length + 3) & ~3
+
+
 def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
     """Return a whole message."""
     return HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body

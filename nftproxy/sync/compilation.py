@@ -112,20 +112,18 @@ def _portions(
 
 def _together(services: dict[ObjectName, Pending]) -> set[ObjectName]:
     """Return the services with another's ClusterIP as external address, and all their rivals."""
-    claims = {name: _claims(service) for name, (service, _) in services.items() if service}
-    cluster_ips = {
-        ip: name
-        for name, (service, _) in services.items()
-        if service
-        for ip in _cluster_ips(service)
-    }
-    found: set[ObjectName] = set()
-    contested: set[str] = set()
+    there = {name: service for name, (service, _) in services.items() if service}
+    cluster_ips = {ip: name for name, service in there.items() for ip in _cluster_ips(service)}
     new = {
         name
-        for name, (service, _) in services.items()
-        if service and any(cluster_ips.get(ip, name) != name for ip in _external(service))
+        for name, service in there.items()
+        if any(cluster_ips.get(ip, name) != name for ip in _external(service))
     }
+    if not new:  # nearly always, so that a start of many services does not pay for it
+        return new
+    claims = {name: _claims(service) for name, service in there.items()}
+    found: set[ObjectName] = set()
+    contested: set[str] = set()
     while new:
         found |= new
         contested.update(*(claims[name] for name in new))

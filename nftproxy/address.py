@@ -121,6 +121,11 @@ def unpack(packed: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET, packed) if len(packed) == 4 else _ipv6_text(packed)
 
 
+def bracketed(host: str) -> str:
+    """Return a host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def collapse(networks: list[Network]) -> list[Network]:
     """Return the same addresses as sorted networks without overlap, for an interval set."""
     collapsed: list[Network] = []

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from nftproxy.address import Address, Family, Network
+from nftproxy.address import Address, Family, Network, bracketed
 from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
 from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, by_port, lists, view
 from nftproxy.table import schema
@@ -58,13 +58,7 @@ class Frontend(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        host = (
-            "*"
-            if self.is_node_port
-            else f"[{self.address}]"
-            if ":" in self.address
-            else self.address
-        )
+        host = "*" if self.is_node_port else bracketed(self.address)
         return f"{host}:{self.port}/{self.proto}"
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from nftproxy.address import Address, Family, Network, parse_address, parse_network
+from nftproxy.address import Address, Family, Network, bracketed, parse_address, parse_network
 from nftproxy.errors import AddressError
 from nftproxy.model import EndpointSlice, Proto, Service, ServicePort, SliceEndpoint, SlicePort
 
@@ -24,11 +24,7 @@ class Endpoint(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return (
-            f"[{self.address}]:{self.port}"
-            if ":" in self.address
-            else f"{self.address}:{self.port}"
-        )
+        return f"{bracketed(self.address)}:{self.port}"
 
 
 class Locality(NamedTuple):

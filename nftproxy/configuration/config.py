@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from nftproxy.address import Address, Family, parse_address
+from nftproxy.address import Address, Family, bracketed, parse_address
 from nftproxy.configuration.duration import HOUR, MILLISECOND, MINUTE, SECOND, Duration
 from nftproxy.errors import AddressError
 
@@ -252,7 +252,7 @@ def with_port(address: str, port: int) -> str:
     """
     if _host(address) is None:
         return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return f"{bracketed(address)}:{port}"
 
 
 def _host(text: str) -> Address | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from nftproxy.address import bracketed
 from nftproxy.doctor.facts import FetchedPage, Probed
 from nftproxy.kernel.snapshot import AddressKind, Shown, ShownServicePort, Snapshot
 
@@ -51,7 +52,7 @@ def _probed(port: ShownServicePort, shown: Shown) -> Probed:
 
 
 def _answer(ask: Callable[[str, int], None], address: str, port: int) -> FetchedPage:
-    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    where = f"{bracketed(address)}:{port}"
     try:
         ask(address, port)
     except TimeoutError:

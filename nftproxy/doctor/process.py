@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from nftproxy.address import bracketed
 from nftproxy.configuration import config as configuration
 from nftproxy.configuration.config import KubeProxyConfiguration
 from nftproxy.doctor.facts import Health
@@ -41,8 +42,7 @@ def get(address: str, path: str) -> tuple[int, bytes] | Unknown:
         return answer.status, answer.read(_LARGEST)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        shown = f"[{host}]" if ":" in host else host
-        return Unknown(f"http://{shown}:{port}{path} does not answer: {reason}")
+        return Unknown(f"http://{bracketed(host)}:{port}{path} does not answer: {reason}")
     finally:
         server.close()
 

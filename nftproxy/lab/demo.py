@@ -24,6 +24,7 @@ from typing import Any, Self
 import yaml
 
 from nftproxy import kubeyaml, shipped
+from nftproxy.address import bracketed
 from nftproxy.errors import NftproxyError
 from nftproxy.kernel import snapshot
 from nftproxy.kernel.reader import Reader
@@ -278,7 +279,7 @@ class Demo:
                 else self._owners.get(answer.source, "nobody's")
             )
             sources.setdefault(whose, set()).add(answer.source)
-        host = f"[{check.address}]" if ":" in check.address else check.address
+        host = bracketed(check.address)
         answered = [f"{name} {share / len(outcomes):.0%}" for name, share in sorted(shares.items())]
         answered += [
             f"{_OUTCOMES.get(kind, kind.__name__)} {number / len(outcomes):.0%}"

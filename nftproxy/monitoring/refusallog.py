@@ -13,7 +13,7 @@ from typing import Final
 
 from loguru import logger
 
-from nftproxy.address import Family, unpack
+from nftproxy.address import Family, bracketed, unpack
 from nftproxy.errors import KernelError
 from nftproxy.kernel.headers import PacketEnd, PacketHeader
 from nftproxy.kernel.nflog import LoggedPacket, Nflog
@@ -40,7 +40,7 @@ class RefusalLog:
         self._reader = Reader()
         self._owner = owner
         self._some = asyncio.Event()
-        self._before = self._unlogged()
+        self._before = self._unlogged() or Counter()
 
     async def follow(self) -> None:
         """Log until cancelled, then give the group back."""
@@ -103,14 +103,15 @@ class RefusalLog:
                 return counted.element.value.comment
         return ""
 
-    def _unlogged(self) -> Counter[Reason]:
+    def _unlogged(self) -> Counter[Reason] | None:
         with suppress(KernelError):
             return unlogged(self._reader)
-        return Counter()
+        return None
 
     def _sum_up(self) -> None:
         """Log how many refusals were too many; a counter that is smaller has started again."""
-        now = self._unlogged()
+        if (now := self._unlogged()) is None:  # the next sum has what this one could not read
+            return
         before, self._before = self._before, now
         more = {
             reason: packets - before[reason] if packets >= before[reason] else packets
@@ -135,6 +136,4 @@ def _protocol(header: PacketHeader) -> str:
 def _place(end: PacketEnd) -> str:
     """Return an address with its port, if it has one."""
     host = unpack(end.address)
-    if not end.port:
-        return host
-    return f"[{host}]:{end.port}" if ":" in host else f"{host}:{end.port}"
+    return f"{bracketed(host)}:{end.port}" if end.port else host

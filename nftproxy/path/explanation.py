@@ -4,6 +4,7 @@
 does is looked up element by element; everything else on the way is run as the kernel runs it.
 """
 
+from nftproxy.address import bracketed
 from nftproxy.path.aim import Aim, aim
 from nftproxy.path.client import family_of, find
 from nftproxy.path.cluster import Cluster, left_out
@@ -166,7 +167,7 @@ def split(place: str) -> tuple[str, int]:
 
 def str_of(address: str, port: int) -> str:
     """Return an endpoint as people write it."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return f"{bracketed(address)}:{port}"
 
 
 def _path(

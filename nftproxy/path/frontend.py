@@ -7,7 +7,7 @@ Pure except for what it asks of `Node`: single elements, one for each slot.
 
 from dataclasses import dataclass
 
-from nftproxy.address import Address, Family, Network, mask
+from nftproxy.address import Address, Network, bracketed, mask
 from nftproxy.path import held
 from nftproxy.path.aim import Aim
 from nftproxy.path.cluster import Cluster, why_none
@@ -80,7 +80,7 @@ def _slots(node: NodeView, declaration: Declaration, aimed: Aim) -> tuple[str, .
         if not there or not isinstance(value, tuple):
             break
         address, port = value
-        found.append(f"[{address}]:{port}" if aimed.family is Family.IPv6 else f"{address}:{port}")
+        found.append(f"{bracketed(str(address))}:{port}")
     return tuple(found)
 
 

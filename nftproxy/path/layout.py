@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from nftproxy.address import bracketed
 from nftproxy.path.model import Candidate, Client, Outcome, Path, Reach, Step, Target
 
 _WORDS = {
@@ -44,7 +45,7 @@ def lines(path: Path) -> Iterator[str]:
 def _target(target: Target) -> str:
     if not target.address:
         return target.service or target.asked
-    host = f"[{target.address}]" if ":" in target.address else target.address
+    host = bracketed(target.address)
     place = f"{host}:{target.port}" if target.port else host
     return "  ".join(filter(None, (target.service, f"{place}/{target.protocol}", target.kind)))
 

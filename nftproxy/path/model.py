@@ -9,6 +9,8 @@ import enum
 
 import msgspec
 
+from nftproxy.address import bracketed
+
 VERSION = 1
 """Of the JSON.
 
@@ -151,11 +153,7 @@ class Candidate(PathValue, frozen=True):
     reach: Reach | None = None  # None: not followed further
 
     def __str__(self) -> str:
-        return (
-            f"[{self.address}]:{self.port}"
-            if ":" in self.address
-            else f"{self.address}:{self.port}"
-        )
+        return f"{bracketed(self.address)}:{self.port}"
 
 
 class Reply(PathValue, frozen=True):

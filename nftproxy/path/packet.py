@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, replace
 from enum import IntFlag
 
-from nftproxy.address import unpack
+from nftproxy.address import bracketed, unpack
 from nftproxy.table.expressions import Base
 
 TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
@@ -182,7 +182,7 @@ def place(address: bytes, port: int | None) -> str:
     host = text(address)
     if not port:
         return host
-    return f"[{host}]:{port}" if len(address) == 16 else f"{host}:{port}"
+    return f"{bracketed(host)}:{port}"
 
 
 def _ipv4(packet: Packet) -> Known:

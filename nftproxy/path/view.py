@@ -6,7 +6,7 @@ Pure: types alone. `node` fills them from this machine, or from manifests.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from nftproxy.address import Family
+from nftproxy.address import Family, bracketed
 from nftproxy.path.held import Held
 from nftproxy.path.ruleset import Link, NftRule, Ruleset, Surroundings
 from nftproxy.routes import Frontend
@@ -23,8 +23,7 @@ class Entry(NamedTuple):
     @property
     def answerer(self) -> str:
         """The endpoint, as people write it."""
-        host = f"[{self.answers_from}]" if ":" in self.answers_from else self.answers_from
-        return f"{host}:{self.answers_port}"
+        return f"{bracketed(self.answers_from)}:{self.answers_port}"
 
 
 class Fill(NamedTuple):

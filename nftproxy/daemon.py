@@ -200,10 +200,7 @@ class Daemon:
             self._metrics.registry.register(collector)
 
     def _log_refusals(self) -> bool:
-        """Begin to log refusals where that is asked for.
-
-        Whether the rules have to hand them out.
-        """
+        """Begin to log refusals if asked to; return whether the rules have to hand them out."""
         if not self._launch.log_refusals:
             return False
         try:

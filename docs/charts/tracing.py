@@ -95,7 +95,7 @@ def measure(bed: Bed, address: str, service: str, rounds: int, seconds: float, r
 def tracing(bed: Bed, argv: list[str]) -> Iterator[int]:
     """Run trace for the length of a block, from when its table is there.
 
-    Nothing without a command.
+    Without a command nothing runs.
     """
     if not argv:
         yield 0

@@ -148,7 +148,7 @@ def _processor(mode: Mode) -> float:
     used = 0.0 if mode.elsewhere else sum(sum(resource.getrusage(who)[:2]) for who in _OWN)
     for pid in mode.processes():
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        # Utime, stime and those of children, proc_pid_stat(5)
+        # utime, stime and those of children, proc_pid_stat(5)
         used += sum(map(int, fields[11:15])) / _TICKS
     return used
 

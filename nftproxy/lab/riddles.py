@@ -93,9 +93,9 @@ class Stage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Lines about a riddle: what was done or said, and the text.
+    """Lines about a riddle, and whether all went as it should.
 
-    And whether all went as it should.
+    A line is what was done or said, and the text.
     """
 
     lines: tuple[tuple[str, str], ...]

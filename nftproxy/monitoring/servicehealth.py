@@ -187,7 +187,7 @@ def listen_on(
 ) -> tuple[str, ...]:
     """Return the addresses of health check node ports (contract 7.2.2).
 
-    `interfaces` None: unknown.
+    `interfaces` is None if they are unknown.
     """
     if networks is ALL or interfaces is None:
         return ("0.0.0.0" if family is Family.IPv4 else "::",)  # noqa: S104 - the contract says so

@@ -147,7 +147,7 @@ class Site:
     async def _events(self, service: str) -> AsyncGenerator[bytes]:
         """Yield an event for each reading: what has moved.
 
-        Of one service, its endpoints as well.
+        For the page of one service, its endpoints are in it as well.
         """
         yield b"retry: 2000\n\n"
         async for number in self._meter.ticks():

@@ -55,7 +55,7 @@ def chains_of(
 ) -> list[NftBaseChain]:
     """Return the chains of a hook for some families.
 
-    Those of devices only if they are on this one.
+    Chains of devices are among them only if they are on this one.
     """
     found = [
         chain for chain in chains if chain.hook == hook and chain.chain.table.family in families

@@ -91,7 +91,7 @@ EVERY = (SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS, own_node("node1"))
 def document(resource: Resource, zone: str) -> Document:
     """An object of any resource, with something in it that the kernel's elements depend on.
 
-    Of all resources, if it is the zone.
+    If that is the zone, the elements of all resources depend on it.
     """
     match resource.name:
         case "services":

@@ -1,6 +1,6 @@
-"""Somebody else changes our table: noticed and repaired. Somebody changes his own.
+"""Somebody else changes our table: that is noticed and repaired.
 
-None of our business.
+What somebody changes in a table of his own is none of our business.
 """
 
 import contextlib

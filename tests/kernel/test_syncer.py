@@ -255,7 +255,7 @@ def test_at_a_first_start_verdicts_come_together(
 def test_at_a_first_start_chains_of_services_come_together(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As each transaction with a chain has all verdicts validated, too.
+    """Each transaction with a chain has all verdicts validated, too.
 
     Elements of a service come after its own sets.
     """

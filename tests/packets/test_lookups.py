@@ -70,7 +70,7 @@ def survive(
 ) -> tuple[int, int, int]:
     """Flood a frontend while its Service goes through `states` again and again.
 
-    Packets untranslated, translated, transactions.
+    Return how many packets came out untranslated and translated, and how many transactions it took.
     """
     address, port, protocol = web.at(kind, wire)
     ip = "ip6" if wire.family is Family.IPv6 else "ip"

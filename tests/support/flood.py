@@ -1,6 +1,6 @@
 """First packets of connections, as fast as one processor makes them.
 
-Python -m tests.support.flood ADDRESS PORT PROTOCOL [SOURCE].
+Usage: python -m tests.support.flood ADDRESS PORT PROTOCOL [SOURCE].
 
 Sends the same first packet again and again until its standard input ends, then prints how many it
 sent. Something on the way must drop them all before conntrack keeps the connection, so that each is

@@ -1,6 +1,6 @@
 """A reflector at work against a stand-in server, in a world where a pause takes no time.
 
-And what it leaves in store and kernel.
+What it leaves in store and kernel can be compared with what a fresh start leaves.
 
 Each mirror keeps a table in a network namespace of its own in step, as a node does: what the
 reflector puts into the store is synced, and what the kernel then holds is read back. One resource

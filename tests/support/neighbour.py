@@ -74,7 +74,7 @@ def move_out(netns: str, table: str = "other") -> None:
 def flush_chain(netns: str, name: str) -> None:
     """Delete the rules of a chain of our table.
 
-    Nft on this machine may not survive the neighbour.
+    The nft of this machine may not survive the neighbour.
     """
     chain = netlink.named(RuleAttribute.TABLE, "nftproxy") + netlink.named(
         RuleAttribute.CHAIN, name

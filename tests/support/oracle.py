@@ -424,7 +424,7 @@ class Oracle:
 class _Claim:
     """A service port that has the destination: as its ClusterIP or as an external address.
 
-    `filtered`: by source ranges.
+    `filtered` says whether source ranges limit who may ask.
     """
 
     port: _ServicePort

@@ -198,9 +198,9 @@ class Stage:
     # ---- packets ----
 
     def _probes(self) -> list[Probe]:
-        """Return the packets of a step: all that make sense, or a random part of them.
+        """Return the packets of a step: those to suspects, if there are any.
 
-        Those to suspects, if there are any.
+        Else all that make sense, or a random part of them.
         """
         targets = sorted(self._tally.suspects) * 3
         if not targets:

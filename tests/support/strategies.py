@@ -264,10 +264,7 @@ _CONDITIONS: tuple[dict[str, bool], ...] = (
 
 @st.composite
 def endpoints(draw: Draw, *, hinted: bool) -> Place:
-    """An endpoint of a slice: a pod, or now and then a node as a hostNetwork pod has it.
-
-    And what its slice says about it.
-    """
+    """An endpoint and what its slice says about it: a pod, or a node as for hostNetwork pods."""
     place = draw(_either(*NODES)) if _rarely(draw, 6) else draw(_either(*PODS))
     node = "" if _rarely(draw, 12) else f"node{place.removeprefix('pod').removeprefix('node')[0]}"
     found = endpoint(

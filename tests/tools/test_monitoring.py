@@ -1,6 +1,6 @@
 """deploy/monitoring: alerts tested by promtool, and files that agree with each other.
 
-Test_prometheus.py runs the queries.
+The queries run in test_prometheus.py.
 """
 
 import json

@@ -83,9 +83,9 @@ def tool(name: str, *arguments: str) -> None:
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """Every module of the package without its first name, and what it imports.
+    """Every module of the package, and what it imports.
 
-    Modules of the package so too, others as `!name`.
+    Modules of the package stand without its name, others as `!name`.
     """
     paths = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
@@ -173,10 +173,7 @@ NAMES = (
     r"|pick|external|preserve|local)"
 )
 NAME = re.compile(rf"(?<![\w/-]){NAMES}(?:[46]|-?\{{)|\A{NAMES}-?\Z")
-"""How names of sets, maps and chains begin, where a family or something filled in follows.
-
-Or nothing but that.
-"""
+"""How names of sets, maps and chains begin; a family, something filled in or nothing follows."""
 NAMING = {"startswith", "removeprefix", "fullmatch", "match", "partition", "get"}
 
 

@@ -244,7 +244,7 @@ def test_names_are_bounded_and_differ_all_the_same(
 ) -> None:
     """Names of 253 characters, 20 port numbers, a day.
 
-    Libnftables aborts the process on names longer than 255.
+    On names longer than 255, libnftables aborts the process.
     """
     names: list[str] = []
     for last in "ab":

@@ -138,9 +138,9 @@ def test_long_texts_are_cut_to_what_the_server_takes() -> None:
 
 
 class ApiServer:
-    """Takes events; `trouble` says with which status each of the next requests is answered, None.
+    """Takes events; `trouble` says with which status each of the next requests is answered.
 
-    The connection is cut.
+    With None the connection is cut.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Packing keys and values loses nothing.
 
-Tests/kernel/test_packing.py compares with what libnftables writes.
+The tests in tests/kernel/test_packing.py compare with what libnftables writes.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Draw what bench.sh measured.
 
-Python3 chart.py FOLDER reads FOLDER/*.json and writes FOLDER/results.svg and results.csv.
+`python3 chart.py FOLDER` reads FOLDER/*.json and writes FOLDER/results.svg and results.csv.
 """
 
 import csv

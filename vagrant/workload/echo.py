@@ -1,6 +1,6 @@
 """An endpoint of the workload: answers TCP and UDP on port 8080 with a line of JSON.
 
-Its name, and whom it saw.
+The line has its name, and whom it saw.
 """
 
 import json

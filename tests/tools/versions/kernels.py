@@ -1,7 +1,6 @@
-"""`make test-kernels`.
+"""`make test-kernels`: the packet tests on the kernels of Debian 12 (6.1) and Debian 13 (6.12).
 
-The packet tests on the kernels of Debian 12 (6.1) and Debian 13 (6.12), in virtual machines side by
-side.
+They run in virtual machines, side by side.
 
 Exit code 1 when a test fails on any of them.
 """

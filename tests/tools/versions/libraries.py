@@ -1,6 +1,4 @@
-"""`make test-versions`.
-
-The tests of the program, with the libnftables and the Python of several Debian releases.
+"""`make test-versions`: the tests with libnftables and Python of several Debian releases.
 
 As many releases at a time as this machine has processors. Exit code 1 when a test fails in any of
 them. A release that is not released yet may be missing from a mirror: that one is named and left

@@ -55,7 +55,11 @@ _LONGEST = 86_400  # seconds
     help="End after this number of connections.",
 )
 @click.option(
-    "--timeout", default="30s", show_default=True, help="End after this time, as 30s or 2m."
+    "--timeout",
+    metavar="DURATION",
+    default="30s",
+    show_default=True,
+    help="End after this time, as 30s or 2m.",
 )
 @click.option(
     "--rate",

@@ -28,6 +28,7 @@ from nftproxy.lab.lab import Lab, tear_down
 from nftproxy.lab.namespace import enter
 from nftproxy.lab.plan import CLUSTER_CIDRS, SERVICE_CIDRS, Shape, make_plan
 from tests.support.process import network
+from tests.support.running import eventually
 
 WIRINGS = {
     "host-gw": {},
@@ -555,10 +556,7 @@ def test_servers_end_with_a_killed_test(name: str) -> None:
         spaces = namespace.names(name)
         assert len(namespace.processes(spaces)) == 1
         process.kill()
-    deadline = time.monotonic() + 5
-    while namespace.processes(spaces) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert namespace.processes(spaces) == []
+    eventually(lambda: not namespace.processes(spaces))
 
 
 def test_labs_with_similar_names_are_apart(name: str) -> None:

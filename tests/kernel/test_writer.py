@@ -4,7 +4,6 @@ kernel for the same change.
 
 import contextlib
 import string
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -22,7 +21,7 @@ from nftproxy.table import netlink, schema
 from nftproxy.table.delta import Delta
 from nftproxy.table.netlink import ElementAttribute, Elements, Message
 from tests.kernel.test_packing import everything
-from tests.support.process import PATIENCE
+from tests.support.running import eventually
 from tests.support.tables import deliver, new_namespace
 from tests.support.world import settings as node_settings
 
@@ -240,10 +239,7 @@ def test_a_transaction_of_many(pair: Pair) -> None:
         table.kernel.commit(many)
     # While the kernel moves the elements of a map that has grown, a dump lists some twice, some
     # not.
-    end = time.monotonic() + PATIENCE
-    while (one := raw(pair[0])) != (other := raw(pair[1])) and time.monotonic() < end:
-        pass
-    assert other == one
+    eventually(lambda: raw(pair[0]) == raw(pair[1]))
     for table in pair:
         table.kernel.commit_late(
             Delta(late={where: dict.fromkeys(items) for where, items in many.added.items()})

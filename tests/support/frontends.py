@@ -27,6 +27,7 @@ from nftproxy.lab.namespace import enter
 from nftproxy.model import EndpointSlice, Service
 from nftproxy.sync.report import Report
 from tests.support.objects import endpoint, endpoint_slice, service
+from tests.support.running import eventually
 from tests.support.world import World
 
 Kind = Literal["cluster", "external", "vip", "nodeport"]
@@ -246,15 +247,16 @@ def add_address(world: World, where: str, address: str) -> None:
     Of IPv6 the kernel makes the local route a moment later.
     """
     world.lab.ip(where, f"addr replace {address}/{128 if ':' in address else 32} dev lo")
-    deadline = time.monotonic() + 5
+
+    def taken() -> bool:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            probe.connect((address, 9))
+            return bool(probe.getsockname()[0] == address)
+        return False
+
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with world.lab.enter(where):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        while time.monotonic() < deadline:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-                probe.connect((address, 9))
-                if probe.getsockname()[0] == address:
-                    return
-    raise AssertionError(f"{where} does not take {address}")
+        eventually(taken, why=lambda: f"{where} does not take {address}")
 
 
 def nft(world: World, node: str, command: str) -> Any:

@@ -97,12 +97,16 @@ def running(namespace: str, settings: NodeSettings) -> Iterator[Running]:
     found.check()
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait until a condition holds; AssertionError when it does not in time.
+def eventually(
+    condition: Callable[[], object],
+    seconds: float = 10,
+    why: Callable[[], str] = lambda: "it never happened",
+) -> None:
+    """Wait until a condition is true; AssertionError that says `why` when it is not in time.
 
     The time is for slow machines, not a measurement.
     """
     deadline = time.monotonic() + seconds * SLOW
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, why()
         time.sleep(0.01)

@@ -148,9 +148,9 @@ def local_ready(
     service: Service, slices: Iterable[EndpointSlice], family: Family, node: str
 ) -> frozenset[str]:
     """Return the addresses of a Service's ready endpoints here, over all ports (contract 3.5.1)."""
-    slices = tuple(slices)
+    having = by_port(slices, family)
     backends = (
-        b for port in service.spec.ports or () for b in merge(slices, port, family, node, [])
+        b for port in service.spec.ports or () for b in merge(having(port), port, family, node, [])
     )
     return frozenset(b.endpoint.address for b in backends if b.ready and b.is_local)
 

@@ -74,7 +74,7 @@ def _compare(given: Input, kernel: Kernel) -> list[Line]:
     for family in settings.families:
         names = [name for name in kernel.sets if schema.is_compared(name, family)]
         before = {name: kernel.elements(name) for name in names}
-        basis = ReadBack({name: kernel.packed(name) for name in names})
+        basis = ReadBack(kernel.packed(names))
         accepted, _ = accepted_nodeport_addresses(
             {family: settings.nodeport_addresses[family]}, own
         )

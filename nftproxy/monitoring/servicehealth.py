@@ -13,7 +13,7 @@ from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import ALL, NodePortNetworks
 from nftproxy.model import EndpointSlice, ObjectName, Proto, Service
 from nftproxy.monitoring.response import HEADERS, Response
-from nftproxy.selection import Locality, Notes, View, lists, local_ready, view
+from nftproxy.selection import Locality, Notes, View, by_port, lists, local_ready, view
 
 Looked = Mapping[ObjectName, tuple[Service | None, tuple[EndpointSlice, ...]]]
 """The services that a sync examined, each with its slices; None for a deleted service."""
@@ -163,8 +163,9 @@ def without_local_endpoints(
     """Count the ports of policy Local whose endpoints are all elsewhere (contract 7.4.9)."""
     here = Locality(node, zone="")  # hints never decide whether there is an endpoint
     internal = external = 0
+    having = by_port(slices, family)
     for port in service.spec.ports or ():
-        chosen = lists(seen, port, slices, family, here, [])
+        chosen = lists(seen, port, having(port), family, here, [])
         if chosen.usable_anywhere and not chosen.local:
             internal += seen.internal_local
             external += seen.external_local and seen.externally_accessible(port)

@@ -34,7 +34,7 @@ from nftproxy.configuration.settings import (
 )
 from nftproxy.model import EndpointSlice, ObjectName, Proto, Service
 from nftproxy.routes import Frontend
-from nftproxy.selection import Endpoint, serving, view
+from nftproxy.selection import Endpoint, by_port, serving, view
 from nftproxy.store import Pending
 from nftproxy.table.difference import precedence
 
@@ -53,8 +53,9 @@ def udp_frontends(
     found: dict[Frontend, frozenset[Endpoint]] = {}
     if seen is None:
         return found
+    having = by_port(slices, family)
     for port in ports:
-        endpoints = frozenset(serving(slices, port, family))
+        endpoints = frozenset(serving(having(port), port, family))
         for address in (seen.cluster_ip, *seen.external_ips, *seen.vips):
             found[Frontend(address, "udp", port.port)] = endpoints
         if port.node_port:

@@ -6,11 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+from nftproxy.address import Family
 from nftproxy.errors import KernelError
 from nftproxy.routes import Affinity
 from nftproxy.table import schema
 from nftproxy.table.delta import Delta
-from nftproxy.table.plan import BATCH
+from nftproxy.table.elements import pick
+from nftproxy.table.plan import BATCH, Wanted
 
 _MEMBERS = (schema.CLUSTER_MEMBERS, schema.LOCAL_MEMBERS)
 AHEAD = 3  # transactions prepared while the kernel takes one
@@ -25,12 +27,21 @@ class FirstLoad:
 
     With each transaction that adds a verdict or a chain the kernel validates all existing verdicts,
     so verdicts wait until they are a quarter of the existing ones, and then go together, but those
-    of one service never apart. The chains and sets of ClientIP services are first. The addresses of
+    of one service never apart. Picks are first, because the kernel walks along a map for each chain
+    that looks into it; then the chains and sets of ClientIP services. The addresses of
     the Services are last: connections to an address without a verdict are refused.
     """
 
-    def __init__(self, commit: Callable[[Delta, Iterable[Affinity]], None]) -> None:
+    def __init__(
+        self,
+        family: Family,
+        commit: Callable[[Delta, Iterable[Affinity]], None],
+        make: Callable[[set[str]], None],
+    ) -> None:
+        """`commit` makes a transaction, `make` makes the picks of these names."""
+        self._family = family
         self._transact = commit
+        self._make = make
         self._thread = ThreadPoolExecutor(1, "first-load")
         self._under_way: deque[Future[None]] = deque()
         self._verdicts: list[Delta] = []
@@ -48,6 +59,17 @@ class FirstLoad:
         trace: TracebackType | None,
     ) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def prepared(self, wanted: Wanted) -> Wanted:
+        """Return services whose picks are made before any of their elements."""
+        picks = {
+            pick(route, self._family)
+            for compiled in wanted.values()
+            if compiled
+            for route in compiled.routes
+        }
+        self._submit(self._make, picks - {""})
+        return wanted
 
     def add(self, whole: Delta, affinities: Iterable[Affinity]) -> None:
         """Commit the delta of some services, which is used up.
@@ -95,8 +117,11 @@ class FirstLoad:
         self._commit(part)
 
     def _commit(self, delta: Delta, affinities: Iterable[Affinity] = ()) -> None:
+        self._submit(self._transact, delta, affinities)
+
+    def _submit(self, work: Callable[..., None], *arguments: object) -> None:
         self._wait(AHEAD)
-        self._under_way.append(self._thread.submit(self._transact, delta, affinities))
+        self._under_way.append(self._thread.submit(work, *arguments))
 
     def _wait(self, number: int) -> None:
         """Wait until at most that many transactions are under way."""

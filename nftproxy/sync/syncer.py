@@ -33,7 +33,7 @@ from nftproxy.table import schema
 from nftproxy.table.batch import Batch
 from nftproxy.table.delta import Delta
 from nftproxy.table.elements import targets
-from nftproxy.table.plan import BATCH, Basis, Empty, InStep, ReadBack, node_elements, plan
+from nftproxy.table.plan import BATCH, Basis, Empty, InStep, ReadBack, Wanted, node_elements, plan
 from nftproxy.table.program import Program
 from nftproxy.table.remembered import Change, Remembered
 
@@ -151,20 +151,20 @@ class Syncer:
             give_back()
         return report
 
-    def _plan(self, taken: Taken, basis: Basis, report: Report) -> Iterator[Batch]:
-        in_step = isinstance(basis, InStep)
+    def _plan(self, wanted: Iterable[Wanted], basis: Basis) -> Iterator[Batch]:
         alone = [partial(self._preparation.is_large, limit=preparation.LAST)]
-        if in_step:
+        if isinstance(basis, InStep):
             alone.append(partial(self._forgetting.concerns, self.remembered))
-        wanted = self._compilation.portions(taken, report, whole=in_step)
         return plan(self.remembered, wanted, basis, alone=alone)
 
     def _write(self, taken: Taken, basis: Basis, report: Report) -> None:
         """Make the changes of services, except late deletions."""
         large: list[Change] = []
+        in_step = isinstance(basis, InStep)
+        wanted = self._compilation.portions(taken, report, whole=in_step)
         with report.timed("difference"):
-            for batch in self._plan(taken, basis, report):
-                if isinstance(basis, InStep) and self._is_large(batch, preparation.PREPARED):
+            for batch in self._plan(wanted, basis):
+                if in_step and self._is_large(batch, preparation.PREPARED):
                     large += batch.changes
                 else:
                     self._apply(batch, basis, report)
@@ -176,9 +176,14 @@ class Syncer:
         large: list[Change] = []
         with (
             report.timed("difference"),
-            FirstLoad(lambda whole, affinities: self._transact(whole, affinities, report)) as first,
+            FirstLoad(
+                self.family,
+                lambda whole, affinities: self._transact(whole, affinities, report),
+                lambda picks: self._kernel.ensure_picks(picks, self._program),
+            ) as first,
         ):
-            for batch in self._plan(taken, Empty(), report):
+            wanted = self._compilation.portions(taken, report, whole=False)
+            for batch in self._plan(map(first.prepared, wanted), Empty()):
                 if self._is_large(batch, preparation.LAST):
                     large += batch.changes
                     continue
@@ -220,7 +225,7 @@ class Syncer:
         self.remembered = Remembered(self.family)
         self.remembered.untidy = True
         sets = (name for name in self._kernel.sets if schema.is_compared(name, self.family))
-        elements = {name: self._kernel.packed(name) for name in sets}
+        elements = self._kernel.packed(sets)
         return ReadBack(elements) if any(elements.values()) else Empty()
 
     def _apply(self, batch: Batch, basis: Basis, report: Report) -> None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from nftproxy.routes import Affinity, Element, Key, Route
+from nftproxy.routes import Affinity, Element, Key, Route, Value
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
-from nftproxy.table.delta import Delta
+from nftproxy.table.delta import Delta, Place
 from nftproxy.table.difference import settled
 from nftproxy.table.elements import between, elements, members, members_between, paired
 from nftproxy.table.packing import SetShape, pack_value, shape
@@ -155,14 +155,20 @@ class Comparison:
 
         An element that was read back and not claimed yet counts as old, too.
         """
-        before = {(e.where, e.key): e.value for e in old}
+        before: dict[Place, Value] = {(e.where, e.key): e.value for e in old}
         if self._reads:
-            for where, key, value in (new := list(new)):
-                if (where, key) not in before and (packed := self._claim(where, key)) is not None:
-                    before[where, key] = (
-                        value if packed == pack_value(value, _shape(where).value) else None
-                    )
+            new = [each for each in new if not self._stays(each, before)]
         found.compare(new, before)
+
+    def _stays(self, element: Element, before: dict[Place, Value]) -> bool:
+        """Whether an element was read back as it should be; another value goes into `before`."""
+        where, key, value = element
+        if (where, key) in before or (packed := self._claim(where, key)) is None:
+            return False
+        if packed == pack_value(value, _shape(where).value):
+            return True
+        before[where, key] = None
+        return False
 
     def _claim(self, where: str, key: Key) -> bytes | None:
         """Remove an element from those read back; None if it is not among them."""

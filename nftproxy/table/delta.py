@@ -5,6 +5,7 @@ two look-ups and may fall between two states.
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 from nftproxy.routes import Element, Key, Value, Verdict
 from nftproxy.table import schema
@@ -26,9 +27,8 @@ class Delta:
         return bool(self.removed or self.added or self.late)
 
     def __len__(self) -> int:
-        return sum(
-            len(keys) for part in (self.removed, self.added, self.late) for keys in part.values()
-        )
+        going = chain(self.removed.values(), self.late.values())
+        return sum(map(len, going)) + sum(map(len, self.added.values()))
 
     def add(self, element: Element) -> None:
         """Add an element."""

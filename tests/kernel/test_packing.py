@@ -63,6 +63,6 @@ def test_the_kernel_packs_as_we_do(family: Family) -> None:
                     fields.key.pack(key): pack_value(value, fields.value)
                     for key, value in elements.items()
                 }
-                assert table.kernel.packed(where) == packed, where
+                assert table.kernel.packed([where]) == {where: packed}
                 filled += bool(packed)
         assert filled > 20

@@ -276,6 +276,24 @@ def test_at_a_first_start_chains_of_services_come_together(
     assert same_as_fresh(table, *items)
 
 
+def test_at_a_first_start_picks_come_before_elements(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel walks along a whole map for each chain that looks into it."""
+    monkeypatch.setattr(plan_module, "BATCH", 5)
+    items = [item for number in range(12) for item in web(number, number + 1)]
+    made: list[str] = []
+    with watched(table.kernel, made.append):
+        assert sync(table, *items).read_back
+    chains = [number for number, text in enumerate(made) if "chain pick4-tcp-" in text]
+    elements = [number for number, text in enumerate(made) if '"endpoints4-tcp"' in text]
+    assert len(chains) == 1
+    assert made[chains[0]].count("chain pick4-tcp-") == 12
+    assert len(elements) > 5
+    assert chains[0] < elements[0]
+    assert same_as_fresh(table, *items)
+
+
 @pytest.mark.contract("2.4.5")
 def test_forgetting_comes_before_the_change(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """First nobody learns the endpoint any more, then who knows it forgets it, in portions, then

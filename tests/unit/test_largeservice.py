@@ -11,7 +11,7 @@ from nftproxy.address import Family
 from nftproxy.chunks import Chunks, difference
 from nftproxy.largeservice import LargeService
 from nftproxy.model import EndpointSlice, Service
-from nftproxy.selection import Endpoint, Locality, View, lists, view
+from nftproxy.selection import Endpoint, Locality, View, by_port, lists, view
 from nftproxy.table.slots import Slots, changed, settle
 from tests.support.objects import endpoint, endpoint_slice, service
 
@@ -165,3 +165,22 @@ def test_the_same_lists_as_from_everything(
         assert sorted(found.here) == sorted(expected.here)
         assert found.usable_anywhere == expected.usable_anywhere
         assert set(notes) == set(expected_notes)
+        having = by_port(slices, Family.IPv4)(port)
+        notes.clear()
+        assert lists(seen(web), port, having, Family.IPv4, HERE, notes) == expected
+        assert notes == expected_notes
+
+
+def test_slices_by_port() -> None:
+    """Each has one port left; another type of address is for every port to complain about."""
+    names = ("a", "b", "a")
+    both = slice_of(1, [endpoint("10.0.0.1")], 8080, names)
+    other = endpoint_slice("web", [endpoint("example.org")], name="web-2", family="FQDN")
+    web = service(ports=[{"name": name, "port": port} for name, port in (("a", 1), ("b", 2))])
+    having = by_port([both, other], Family.IPv4)
+    found = [having(port) for port in web.spec.ports or ()]
+    assert [[[p.port for p in piece.ports or ()] for piece in each] for each in found] == [
+        [[8080, 8082], [8080]],
+        [[8081], [8080]],
+    ]
+    assert all(each[-1] is other for each in found)

@@ -78,7 +78,7 @@ class Node:
         return {outcome.name for outcome in outcomes if isinstance(outcome, Answer)}
 
     def until(self, condition: Callable[[], bool]) -> None:
-        eventually(condition, 30)
+        eventually(condition)
 
     def slice_of(self, service: str, *pods: str, family: Family = V4) -> Document:
         known = {pod.name: pod for pod in self.lab.pods}

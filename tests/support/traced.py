@@ -51,7 +51,11 @@ class Traced:
             self.process = subprocess.Popen(
                 self._argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
-        eventually(lambda: bool(marks(self.where)) or self.process.poll() is not None)
+        try:
+            eventually(lambda: bool(marks(self.where)) or self.process.poll() is not None)
+        except BaseException:
+            self._kill()
+            raise
         return self
 
     def __exit__(
@@ -60,6 +64,9 @@ class Traced:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._kill()
+
+    def _kill(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()

@@ -57,6 +57,10 @@ class Program:
         self._example = lru_cache(1000)(self._texts)
         self._picks: dict[str, dict[str, str]] = {}
         self._log: list[Variables] = [{}] if settings.log_refusals else []
+        self._spared: dict[Family, list[Variables]] = {
+            family: [{"spared": str(each)} for each in settings.no_masquerade.get(family, ())]
+            for family in settings.families
+        }
         self._reasons: list[Variables] = [{"reason": each} for each in Reason if self._log]
         sample: list[str] = []
         for family in settings.families:
@@ -89,7 +93,9 @@ class Program:
         parts = [_expand(_read("hooks.nft"), self._all, each)]
         for number, family in enumerate(self.families):
             prefixes = self._lengths(family, (lengths or {}).get(family, ()))
-            text = _expand(_read("family.nft"), self._variables[family], {"length": prefixes})
+            spared = self._spared[family]
+            each = {"length": prefixes, "spared": spared, "sparing": [{}] if spared else []}
+            text = _expand(_read("family.nft"), self._variables[family], each)
             parts.append(_headless(text) if number else text)
             parts += [_headless(part) for part in self._allowed(family, prefixes).values()]
         for number, (family, proto) in enumerate(itertools.product(self.families, PROTOCOLS)):
@@ -267,7 +273,9 @@ def _expand(
             block[1].append(line.removeprefix(f"[{block[0]}] "))
             if line == "}":
                 whole, several = "\n".join(block[1]), (each or {})[block[0]]
-                lines += [_expand(whole, {**variables, **one}).rstrip("\n") for one in several]
+                lines += [
+                    _expand(whole, {**variables, **one}, each).rstrip("\n") for one in several
+                ]
                 block = None
             continue
         wanted: Sequence[Variables] = ({},)
@@ -318,6 +326,9 @@ def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int]:
         "pod network": bool(pods) and isinstance(detector, Cidr),
         "pod interface": bool(pods)
         and not isinstance(detector, Cidr),  # packets made on this node are not from a pod either
+        "masquerade": f"jump {schema.masquerade(family)}"
+        if settings.no_masquerade.get(family)
+        else f"meta mark set meta mark | {settings.masquerade_bit:#x}",
         "masquerade all": settings.masquerade_all,
         "masquerade others": not settings.masquerade_all,
         "all addresses": not listed,

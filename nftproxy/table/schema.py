@@ -331,6 +331,11 @@ def allowed(family: Family) -> str:
     return f"allowed{family.digit}"
 
 
+def masquerade(family: Family) -> str:
+    """Return the name of the chain that spares some sources."""
+    return f"masquerade{family.digit}"
+
+
 def refuse_unknown(family: Family) -> str:
     """Return the name of the chain that refuses what no frontend has."""
     return f"refuse-unknown{family.digit}"

@@ -11,12 +11,12 @@ before.
 import enum
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import msgspec
 
-from nftproxy.address import Address, Family, Network, parse_address, parse_network
+from nftproxy.address import Address, Family, Network, collapse, parse_address, parse_network
 from nftproxy.configuration import featuregates
 from nftproxy.configuration.config import (
     DETECT_LOCAL_MODES,
@@ -107,6 +107,8 @@ class NodeSettings:
     (contract 8.6.3). `detector` None means that no packet counts as sent by a local pod (contract
     4.2.5). `masquerade_bit` is the mask, not the number of the bit. Periods are seconds.
     `log_refusals` comes from the command line alone: kube-proxy's configuration has no such field.
+    `no_masquerade` are networks whose traffic to ClusterIPs keeps its source, without overlap, of
+    families that have some.
     """
 
     node_name: str
@@ -120,6 +122,7 @@ class NodeSettings:
     sync_period: float
     min_sync_period: float
     log_refusals: bool = False
+    no_masquerade: Mapping[Family, tuple[Network, ...]] = field(default_factory=dict)
 
 
 def node_name(config: KubeProxyConfiguration, hostname: str) -> str:
@@ -158,6 +161,7 @@ def node_settings(
         found.problems.extend(error.problems)
     detector = _detector(config, facts, families, found)
     networks = _nodeport_networks(config.node_port_addresses, node_ips, found)
+    no_masquerade = _no_masquerade(config, detector, found)
     if found.problems:
         raise ConfigError(found.problems)
     settings = NodeSettings(
@@ -171,6 +175,11 @@ def node_settings(
         allow_external_ips=featuregates.enabled(config.feature_gates, "AllowServiceExternalIPs"),
         sync_period=config.nftables.sync_period.seconds,
         min_sync_period=config.nftables.min_sync_period.seconds,
+        no_masquerade={
+            family: own
+            for family in families
+            if (own := tuple(network for network in no_masquerade if network.family is family))
+        },
     )
     pod_cidrs = facts.pod_cidrs if facts else ()
     doubts = startup_warnings(
@@ -353,6 +362,25 @@ def _nodeport_networks(
         except AddressError as error:
             found.problems.append(f"nodePortAddresses[{index}]: {error}")
     return networks
+
+
+def _no_masquerade(
+    config: KubeProxyConfiguration, detector: LocalDetector | None, found: Findings
+) -> list[Network]:
+    """Return the sources whose traffic to ClusterIPs is not masqueraded, without overlap."""
+    path = "nftables.noMasqueradeCIDRs"
+    networks: list[Network] = []
+    for index, text in enumerate(config.nftables.no_masquerade_cidrs):
+        try:
+            networks.append(parse_network(text))
+        except AddressError as error:
+            found.problems.append(f"{path}[{index}]: {error}")
+    if networks and detector is None and not config.nftables.masquerade_all:
+        found.warnings.append(
+            f"{path}: without clusterCIDR no traffic to ClusterIPs is masqueraded, so this has no "
+            "effect"
+        )
+    return collapse(networks)
 
 
 def _of_family(networks: Iterable[Network], family: Family) -> NodePortNetworks:

@@ -46,6 +46,11 @@ def problems(config: KubeProxyConfiguration) -> list[str]:
         *_periods(config),
         *_addresses(config),
         *_nodeport_addresses(config.node_port_addresses),
+        *(
+            problem
+            for index, text in enumerate(config.nftables.no_masquerade_cidrs)
+            for problem in _cidr(f"nftables.noMasqueradeCIDRs[{index}]", text)
+        ),
         *_detect_local(config),
         *_logging(
             config.logging, alpha=featuregates.enabled(config.feature_gates, "LoggingAlphaOptions")

@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     ),
     "pods by the node": ("--detect-local-mode", "NodeCIDR"),
     "all masqueraded": ("--masquerade-all", "--masquerade-bit", "20"),
+    "some not masqueraded": ("--no-masquerade-cidrs", "172.16.0.0/12,fd00:172::/32"),
     "NodePorts everywhere": ("--nodeport-addresses", "0.0.0.0/0,::/0"),
 }
 

@@ -50,6 +50,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "long prefix": {"detector": InterfaceNamePrefix("a" * 15)},
     "masquerade all": {"masquerade_all": True},
     "NodePorts everywhere": {"nodeports": dict.fromkeys(Family, ALL)},
+    "some not masqueraded": {"no_masquerade": ["172.16.0.0/12", "0.0.0.0/1", "::/0"]},
+    "all but some": {"masquerade_all": True, "no_masquerade": ["172.16.0.0/12", "fd00:172::/32"]},
+    "all but some IPv6": {"masquerade_all": True, "no_masquerade": ["fd00:172::/32"]},
     "refusals logged": {"log_refusals": True},
 }
 each_setting = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)

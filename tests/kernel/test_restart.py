@@ -279,6 +279,7 @@ def test_remembered_clients_are_checked(netns: str) -> None:
 OTHERS: dict[str, dict[str, Any]] = {
     "another detector": {"detector": None},
     "masquerade all": {"masquerade_all": True},
+    "some not masqueraded": {"no_masquerade": ["172.16.0.0/12", "fd00:172::/32"]},
     "NodePorts everywhere": {"nodeports": {Family.IPv4: ALL, Family.IPv6: ALL}},
     "IPv4 alone": {"families": [Family.IPv4]},
     "IPv6 first": {"families": [Family.IPv6, Family.IPv4]},

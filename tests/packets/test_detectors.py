@@ -11,6 +11,8 @@ from nftproxy.lab.plan import CLUSTER_CIDRS
 from tests.support.frontends import Kind, Web, Wire, each_external, each_wire, masked, route_outside
 from tests.support.world import CLUSTER, World
 
+CLIENTS = {"no_masquerade": ["192.168.50.200/29", "fd00:50::200/120"]}
+CLIENTS_AND_PODS = {"no_masquerade": [*CLIENTS["no_masquerade"], "10.244.1.0/24", "fd00:244::/32"]}
 NODE = Cidr(
     {Family.IPv4: parse_network("10.244.1.0/24"), Family.IPv6: parse_network("fd00:244:1::/64")}
 )
@@ -23,6 +25,7 @@ class Setup(NamedTuple):
     options: dict[str, Any]
     pods: dict[Family, set[str]]
     detects: frozenset[Family] = frozenset(Family)
+    spared: frozenset[str] = frozenset()  # whom --no-masquerade-cidrs names
 
 
 def both(*places: str) -> dict[Family, set[str]]:
@@ -45,6 +48,20 @@ SETUPS = {
     "none": Setup({"detector": None}, both(), frozenset()),
     "masqueradeAll": Setup({"detector": CLUSTER, "masquerade_all": True}, both("pod1-1", "pod2-1")),
     "masqueradeAll, none": Setup({"detector": None, "masquerade_all": True}, both(), frozenset()),
+    "ClusterCIDR, sparing": Setup(
+        {"detector": CLUSTER, **CLIENTS}, both("pod1-1", "pod2-1"), spared=frozenset({"client"})
+    ),
+    "BridgeInterface, sparing": Setup(
+        {"detector": BridgeInterface("cni0"), **CLIENTS},
+        both("pod1-1"),
+        spared=frozenset({"client"}),
+    ),
+    "none, sparing": Setup({"detector": None, **CLIENTS}, both(), frozenset()),
+    "masqueradeAll, sparing": Setup(
+        {"detector": CLUSTER, "masquerade_all": True, **CLIENTS_AND_PODS},
+        both("pod1-1", "pod2-1"),
+        spared=frozenset({"client", "pod1-1"}),
+    ),
 }
 
 
@@ -77,11 +94,12 @@ def source_seen(world: World, where: str, answered_by: str, wire: Wire, *, masqu
 def test_cluster_ip(
     world: World, setup: Setup, wire: Wire, where: str, spec: dict[str, Any]
 ) -> None:
-    """Who is no local pod is masqueraded; iTP has no influence."""
+    """Who is no local pod is masqueraded, unless spared; iTP has no influence."""
     web = Web(world)
     web.apply("pod1-2", **spec)
-    masquerade = setup.options.get("masquerade_all", False) or (
-        wire.family in setup.detects and where not in setup.pods[wire.family]
+    masquerade = where not in setup.spared and (
+        setup.options.get("masquerade_all", False)
+        or (wire.family in setup.detects and where not in setup.pods[wire.family])
     )
     answer = world.ask(where, *web.at("cluster", wire))
     assert answer.source == source_seen(world, where, "pod1-2", wire, masquerade=masquerade)

@@ -459,6 +459,13 @@ def test_the_dump_is_plain_values_that_json_can_carry() -> None:
     assert json.loads(json.dumps(config.dump(config.build()))) == DEFAULTS
 
 
+def test_the_dump_shows_fields_of_ours_that_are_set() -> None:
+    loaded, warnings = configfile.load(HEAD + "nftables: {noMasqueradeCIDRs: [172.16.0.0/12]}", "f")
+    assert warnings == []
+    assert config.dump(loaded)["nftables"]["noMasqueradeCIDRs"] == ["172.16.0.0/12"]
+    assert "noMasqueradeCIDRs" not in config.dump(config.build())["nftables"]
+
+
 def test_later_layers_win_field_by_field() -> None:
     built = config.build(
         {

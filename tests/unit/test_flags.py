@@ -96,6 +96,10 @@ SETS: dict[str, tuple[str, object]] = {
     "--show-hidden-metrics-for-version=1.35": ("showHiddenMetricsForVersion", "1.35"),
     "--proxy-mode=ipvs": ("mode", "ipvs"),
     "--masquerade-all": ("nftables.masqueradeAll", True),
+    "--no-masquerade-cidrs=172.16.0.0/12,fd00:172::/32": (
+        "nftables.noMasqueradeCIDRs",
+        ["172.16.0.0/12", "fd00:172::/32"],
+    ),
     "--iptables-masquerade-bit=3": ("iptables.masqueradeBit", 3),
     "--iptables-localhost-nodeports=false": ("iptables.localhostNodePorts", False),
     "--iptables-sync-period=1m": ("nftables.syncPeriod", "1m0s"),
@@ -156,9 +160,9 @@ NO_FIELD = {
 
 
 def field(built: KubeProxyConfiguration, path: str) -> object:
-    value = config.dump(built)
+    value: Any = config.dump(built)
     for name in path.split("."):
-        value = value[name]
+        value = value.get(name)  # one of ours that is not set is not shown
     return value
 
 
@@ -506,6 +510,7 @@ def test_run_takes_only_what_says_what_node_this_is() -> None:
             "pod_interface_name_prefix",
             "masquerade_all",
             "masquerade_bit",
+            "no_masquerade_cidrs",
         ),
         *("iptables_sync_period", "iptables_min_sync_period"),
     }

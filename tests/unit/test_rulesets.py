@@ -66,8 +66,9 @@ def test_no_name_stands_for_two_things() -> None:
         {"detector": None},
         {"detector": InterfaceNamePrefix("veth"), "masquerade_all": True},
         {"log_refusals": True},
+        {"no_masquerade": ["172.16.0.0/12", "fd00:172::/32", "192.168.0.0/16"]},
     ],
-    ids=["listed", "all addresses", "no detector", "interface", "refusals logged"],
+    ids=["listed", "all addresses", "no detector", "interface", "refusals logged", "sparing"],
 )
 def test_the_program_begins_with_the_hooks_and_says_each_header_once(
     chosen: dict[str, Any],

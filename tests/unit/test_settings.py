@@ -91,6 +91,37 @@ def test_constants_come_from_the_section_of_the_mode() -> None:
     assert (chosen.sync_period, chosen.min_sync_period) == (60.0, 1.0)
 
 
+def test_sources_that_are_not_masqueraded_are_joined() -> None:
+    """Those of a family that is not served are left out."""
+    texts = ["172.16.0.0/12", "172.16.1.1/24", "fd00::1/64", "10.0.0.0/9", "10.128.0.0/9"]
+    wanted = {"clusterCIDR": "10.244.0.0/16", "nftables": {"noMasqueradeCIDRs": texts}}
+    assert settings(wanted).no_masquerade == {
+        IPv4: networks("10.0.0.0/8", "172.16.0.0/12"),
+        IPv6: networks("fd00::/64"),
+    }
+    assert settings(wanted, supported=ONLY4).no_masquerade == {
+        IPv4: networks("10.0.0.0/8", "172.16.0.0/12")
+    }
+    assert settings({"clusterCIDR": "10.244.0.0/16"}).no_masquerade == {}
+
+
+def test_sources_that_would_not_be_masqueraded_anyway_are_a_warning() -> None:
+    section = {"noMasqueradeCIDRs": ["172.16.0.0/12"]}
+
+    def warned(section: config.Sparse, cidr: str = "") -> list[str]:
+        _, warnings = derive({"clusterCIDR": cidr, "nftables": section})
+        return [warning for warning in warnings if warning.startswith("nftables.")]
+
+    assert warned(section) == [
+        (
+            "nftables.noMasqueradeCIDRs: without clusterCIDR no traffic to ClusterIPs is "
+            "masqueraded, so this has no effect"
+        )
+    ]
+    assert warned({**section, "masqueradeAll": True}) == []
+    assert warned(section, "10.244.0.0/16") == []
+
+
 @pytest.mark.contract("8.6.1")
 @pytest.mark.parametrize(
     ("override", "hostname", "expected"),

@@ -133,6 +133,14 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
             "nodePortAddresses[2]: 'x' is not a CIDR such as 10.0.0.0/8 or fd00::/64",
         ],
     ),
+    "sources that are no CIDR": (
+        "8.3.8",
+        {"nftables": {"noMasqueradeCIDRs": ["172.16.0.0/12", "x", "fd00::/129"]}},
+        [
+            "nftables.noMasqueradeCIDRs[1]: 'x' is not a CIDR such as 10.0.0.0/8 or fd00::/64",
+            "nftables.noMasqueradeCIDRs[2]: 'fd00::/129' has an impossible prefix length",
+        ],
+    ),
     "primary and a CIDR": (
         "8.3.8",
         {"nodePortAddresses": ["10.0.0.0/8", "primary"]},

@@ -133,6 +133,7 @@ class Nftables(Section, frozen=True, kw_only=True):
 
     masquerade_bit: Int32 = 14
     masquerade_all: bool = False
+    reset_gone_endpoints: bool = False  # ours: kube-proxy has no such field
     sync_period: Duration = Duration(30 * SECOND)
     min_sync_period: Duration = Duration(50 * MILLISECOND)
 
@@ -226,12 +227,14 @@ def dump(config: KubeProxyConfiguration) -> dict[str, Any]:
     """Return the configuration as a v1alpha1 object of plain values, with every field.
 
     Sync periods and masqueradeAll are shown in the section of the mode in use only (contract
-    8.1.5); the others read "not set".
+    8.1.5); the others read "not set". A field that kube-proxy does not have is shown if it is set.
     """
     unused = {"masqueradeAll": False, "syncPeriod": "0s", "minSyncPeriod": "0s"}
     # By JSON, which has no tuples
     fields = msgspec.json.decode(msgspec.json.encode(config, enc_hook=str))
     fields["iptables"].update(unused)
+    if not config.nftables.reset_gone_endpoints:
+        del fields["nftables"]["resetGoneEndpoints"]
     fields["ipvs"].update({name: value for name, value in unused.items() if name in fields["ipvs"]})
     return {"apiVersion": API_VERSION, "kind": KIND, **fields}
 

@@ -144,6 +144,10 @@ FLAGS: Final = (
     Flag("masquerade-all", BOOL, "nftables.masqueradeAll", "false",
          "Masquerade all traffic to ClusterIPs, so that endpoints see the node as its source; "
          "needed only where endpoints cannot route their answers back."),
+    Flag("reset-gone-endpoints", BOOL, "nftables.resetGoneEndpoints", "false",
+         "Reset connections to endpoints that have left all EndpointSlices, so that clients of a "
+         "pod or node that vanished need not wait for minutes. Endpoints that terminate are still "
+         "listed and never reset. kube-proxy has no such flag."),
     Flag("iptables-masquerade-bit", INT, "iptables.masqueradeBit", "14",
          "Accepted without effect: it is for the iptables mode; set nftables.masqueradeBit in the "
          "file instead."),
@@ -219,7 +223,7 @@ FLAGS: Final = (
     Flag("boot-id-file", TEXT, "", "", "Accepted without effect.", metavar="FILE"),
     Flag("machine-id-file", TEXT, "", "", "Accepted without effect.", metavar="FILE"),
 )
-"""kube-proxy's flags, except --version and --help."""
+"""kube-proxy's flags, except --version and --help, and those of ours that set a field."""
 
 _OURS: Final = Flag("masquerade-bit", INT, "nftables.masqueradeBit", "14",
     "The bit of the packet mark that means: masquerade this connection. 0 to 31; change it if "
@@ -230,7 +234,8 @@ _FILE: Final = (
 _NODE_FLAGS: Final = {  # name of kube-proxy's flag -> shorter name of ours
     "config": "", "hostname-override": "node-name", "cluster-cidr": "", "detect-local-mode": "",
     "pod-bridge-interface": "", "pod-interface-name-prefix": "", "nodeport-addresses": "",
-    "bind-address": "", "masquerade-all": "", "masquerade-bit": "", "feature-gates": "",
+    "bind-address": "", "masquerade-all": "", "reset-gone-endpoints": "", "masquerade-bit": "",
+    "feature-gates": "",
     "iptables-sync-period": "sync-period", "iptables-min-sync-period": "min-sync-period",
 }
 NODE_FLAGS: Final = tuple(

@@ -107,6 +107,7 @@ class NodeSettings:
     (contract 8.6.3). `detector` None means that no packet counts as sent by a local pod (contract
     4.2.5). `masquerade_bit` is the mask, not the number of the bit. Periods are seconds.
     `log_refusals` comes from the command line alone: kube-proxy's configuration has no such field.
+    `reset_gone`: whether clients of endpoints that have left all slices are reset.
     """
 
     node_name: str
@@ -120,6 +121,7 @@ class NodeSettings:
     sync_period: float
     min_sync_period: float
     log_refusals: bool = False
+    reset_gone: bool = False
 
 
 def node_name(config: KubeProxyConfiguration, hostname: str) -> str:
@@ -171,6 +173,7 @@ def node_settings(
         allow_external_ips=featuregates.enabled(config.feature_gates, "AllowServiceExternalIPs"),
         sync_period=config.nftables.sync_period.seconds,
         min_sync_period=config.nftables.min_sync_period.seconds,
+        reset_gone=config.nftables.reset_gone_endpoints,
     )
     pod_cidrs = facts.pod_cidrs if facts else ()
     doubts = startup_warnings(

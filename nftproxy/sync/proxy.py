@@ -6,6 +6,7 @@ load of an empty table has a second one, which commits. The event loop's thread 
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +20,7 @@ from nftproxy.errors import BlockedError, KernelError
 from nftproxy.kernel.listener import InterferenceKind, Listener
 from nftproxy.node import interfaces
 from nftproxy.sync.report import Report
+from nftproxy.sync.resets import Resets
 from nftproxy.sync.runner import Runner
 from nftproxy.sync.table import Table
 
@@ -74,6 +76,7 @@ class Proxy:
         self._interference = InterferenceKind.NOTHING
         self._repair: asyncio.TimerHandle | None = None
         self._repaired = -REPAIR_PERIOD
+        self._looked = asyncio.Event()  # a sync has looked which endpoints are gone
         settings = table.settings
         self.runners = {
             family: Runner(
@@ -118,6 +121,8 @@ class Proxy:
                         self._observer.queued(family)
                     tasks.create_task(runner.run_forever())
                 tasks.create_task(self._tidy_forever())
+                if self._table.resets:
+                    tasks.create_task(self._reset_forever(self._table.resets))
         finally:
             loop.remove_reader(netlink)
             netlink.close()
@@ -144,6 +149,7 @@ class Proxy:
         except BaseException:
             self._observer.failed(family, clock() - started, full=full)
             raise
+        self._looked.set()
         seconds = clock() - started
         if report.written or report.read_back:
             logger.info(
@@ -208,6 +214,28 @@ class Proxy:
             for family in self.runners:
                 self._request(family)
         self._observer.noticed(self._table.blocked)
+
+    async def _reset_forever(self, resets: Resets) -> None:
+        """Write which endpoints are gone, each a moment after it has left all slices."""
+        said = ""
+        while True:
+            await self._looked.wait()
+            self._looked.clear()
+            while (due := resets.due) is not None:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                try:
+                    await self.in_worker(resets.apply)
+                except KernelError as error:
+                    if str(error) != said:
+                        said = str(error)
+                        logger.error(
+                            "clients of endpoints that are gone are not told, until the next "
+                            "sync: {} ({})",
+                            error,
+                            error.hint,
+                        )
+                    break
+                said = ""
 
     def _busy(self) -> bool:
         return any(runner.busy for runner in self.runners.values())

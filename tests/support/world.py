@@ -50,6 +50,7 @@ def settings(
     nodeports: Mapping[Family, NodePortNetworks] | None = None,
     allow_external_ips: bool = True,
     log_refusals: bool = False,
+    reset_gone: bool = False,
 ) -> NodeSettings:
     """Node settings; NodePorts on the node's own addresses unless told otherwise."""
     addresses = addresses or {Family.IPv4: "192.168.50.11", Family.IPv6: "fd00:50::11"}
@@ -67,6 +68,7 @@ def settings(
         sync_period=30,
         min_sync_period=0.05,
         log_refusals=log_refusals,
+        reset_gone=reset_gone,
     )
 
 

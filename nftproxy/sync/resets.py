@@ -1,0 +1,171 @@
+"""Endpoints that are gone: into the table, so that their clients are reset, and out of it again.
+
+What has left all slices is written when it has stayed away for a moment: a controller that rewrites
+the slices of a Service may list a live endpoint nowhere between two requests. An address that is
+used again is removed before the sync writes anything else, so before its first connection. The base
+chains are there only while something is gone; `Table.tidy` removes them as it removes unused picks.
+Nothing here exists without --reset-gone-endpoints.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from loguru import logger
+
+from nftproxy.address import Family, bracketed
+from nftproxy.departures import Departures, Place
+from nftproxy.kernel.transactions import Kernel
+from nftproxy.model import ObjectName
+from nftproxy.routes import Element
+from nftproxy.store import Pending
+from nftproxy.table import schema
+from nftproxy.table.batch import Packed
+from nftproxy.table.delta import Delta
+from nftproxy.table.packing import shape
+from nftproxy.table.program import Program
+
+SETTLE = 0.03  # seconds that an endpoint is in no slice before it counts as gone
+TIMEOUT = 1200.0  # as in rulesets/gone.nft: TCP sends again for 15 minutes
+LIMIT = 32_768  # gone endpoints of a family; the set has room for as many that have just expired
+_LISTS = (schema.ENDPOINTS, schema.LOCAL_ENDPOINTS)
+_NAMED = 3  # endpoints in a log line
+
+
+class _Side:
+    """The state of one family."""
+
+    def __init__(self, family: Family) -> None:
+        self.where = schema.GONE.name(family)
+        self.departures = Departures(family)
+        self.leaving: dict[Place, float] = {}  # in no slice, and when that makes it gone
+        self.gone: dict[Place, float] = {}  # in the table, and when it has expired there
+        self.back: set[Place] = set()  # used again, and still to be removed from the table
+        self.held: set[Place] = set()  # endpoints that the table had when this process started
+        self.fresh = True  # before the first look
+
+
+class Resets:
+    """The gone endpoints of all families; all methods belong to the thread that syncs."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        program: Program,
+        families: Iterable[Family],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.due: float | None = None  # when `apply` has something to do; for any thread
+        self._kernel = kernel
+        self._program = program
+        self._clock = clock
+        self._until = 0.0  # when everything has expired
+        self._sides = {family: _Side(family) for family in families}
+
+    @property
+    def over(self) -> bool:
+        """Whether the base chains are there for nothing; for any thread."""
+        there = any(name in self._kernel.chains for name in self._program.resets())
+        return there and self._clock() > self._until
+
+    def read_back(self, family: Family, elements: Packed) -> None:
+        """Read what is gone from the table, and at a start which endpoints it still has."""
+        side = self._sides[family]
+        expiry = self._clock() + TIMEOUT
+        side.gone = {
+            (str(address), str(proto), int(port)): expiry
+            for address, proto, port in self._kernel.keys(side.where)
+        }
+        self._until = max(self._until, expiry if side.gone else 0)
+        if side.fresh:
+            side.held = set(_places(elements))
+
+    def look(self, family: Family, services: Mapping[ObjectName, Pending], *, read: bool) -> None:
+        """Enter what a sync is about to apply; `read`: after reading back.
+
+        Endpoints that are used again leave the table at once.
+        """
+        side, now = self._sides[family], self._clock()
+        listed = side.departures
+        moves = listed.saw(services)
+        left = moves.left | {
+            place for place in side.held if not listed.lists(place) and not listed.knows(place[0])
+        }
+        side.held, side.fresh = set(), False
+        for place in left - side.gone.keys():
+            if len(side.leaving) < LIMIT:
+                side.leaving.setdefault(place, now + SETTLE)
+        for place in [place for place in side.leaving if place[0] in moves.came]:
+            del side.leaving[place]
+        side.back |= {place for place in side.gone if place[0] in moves.came}
+        if read:
+            side.back = {place for place in side.gone if listed.lists(place)}
+        if side.back:
+            self._kernel.forget(side.where, dict.fromkeys(side.back))
+            for place in side.back:
+                side.gone.pop(place, None)
+            side.back = set()
+        self._plan(now if read and side.gone else None)
+
+    def apply(self) -> None:
+        """Write what is gone by now; KernelError if that fails, then the next look plans it."""
+        self.due, now = None, self._clock()
+        ready: list[tuple[_Side, list[Place]]] = []
+        delta = Delta()
+        for side in self._sides.values():
+            side.gone = {place: expiry for place, expiry in side.gone.items() if expiry > now}
+            places = [place for place, due in side.leaving.items() if due <= now]
+            fitting = places[: LIMIT - len(side.gone)]
+            for place in places[len(fitting) :]:
+                del side.leaving[place]
+            if len(fitting) < len(places):
+                logger.warning(
+                    "{} endpoints more than {} are gone: their clients are not told",
+                    len(places) - len(fitting),
+                    LIMIT,
+                )
+            for place in fitting:
+                delta.add(Element(side.where, place))
+            ready.append((side, fitting))
+        if delta or any(side.gone for side in self._sides.values()):
+            self._kernel.add_missing(self._program.resets())
+        if delta:
+            self._kernel.commit(delta)
+            self._until = now + TIMEOUT
+        for side, places in ready:
+            side.gone.update(dict.fromkeys(places, now + TIMEOUT))
+            for place in places:
+                del side.leaving[place]
+        if delta:
+            _say([place for _, places in ready for place in places])
+        self._plan()
+
+    def needed(self) -> set[str]:
+        """Return the names of the base chains; none once the sets are empty."""
+        now = self._clock()
+        names = set(self._program.resets())
+        if now <= self._until:
+            return names
+        if any(self._kernel.keys(side.where) for side in self._sides.values()):
+            self._until = now + 1  # the kernel's clock is the one that counts
+            return names
+        return set()
+
+    def _plan(self, now: float | None = None) -> None:
+        moments = [moment for side in self._sides.values() for moment in side.leaving.values()]
+        self.due = min([*moments, *([] if now is None else [now])], default=None)
+
+
+def _places(elements: Packed) -> Iterable[Place]:
+    """Yield the endpoints in the lists of a table, as read back."""
+    for where, items in elements.items():
+        place, held = schema.parse(where), shape(where)
+        if place and place.declaration in _LISTS and held and held.value:
+            for packed in set(items.values()):
+                address, port = held.value.unpack(packed)
+                yield str(address), place.detail, int(port)
+
+
+def _say(places: list[Place]) -> None:
+    named = [f"{bracketed(address)}:{port}/{proto}" for address, proto, port in places[:_NAMED]]
+    more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
+    logger.info("gone: {}{}; connections to them are reset", ", ".join(named), more)

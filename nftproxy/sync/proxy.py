@@ -149,7 +149,6 @@ class Proxy:
         except BaseException:
             self._observer.failed(family, clock() - started, full=full)
             raise
-        self._looked.set()
         seconds = clock() - started
         if report.written or report.read_back:
             logger.info(
@@ -163,6 +162,9 @@ class Proxy:
                 " (read back)" if report.read_back else "",
             )
         await self._observer.synced(report, seconds)
+        if resets := self._table.resets:
+            await self.in_worker(lambda: resets.synced(family))
+            self._looked.set()
         return report
 
     def _own_addresses(self) -> list[Address]:

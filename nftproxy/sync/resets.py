@@ -37,7 +37,8 @@ class _Side:
     def __init__(self, family: Family) -> None:
         self.where = schema.GONE.name(family)
         self.departures = Departures(family)
-        self.leaving: dict[Place, float] = {}  # in no slice, and when that makes it gone
+        self.left: dict[Place, float] = {}  # in no slice, and since when; its sync is under way
+        self.leaving: dict[Place, float] = {}  # the same after the sync, and when it is gone
         self.gone: dict[Place, float] = {}  # in the table, and when it has expired there
         self.back: set[Place] = set()  # used again, and still to be removed from the table
         self.held: set[Place] = set()  # endpoints that the table had when this process started
@@ -59,6 +60,7 @@ class Resets:
         self._program = program
         self._clock = clock
         self._until = 0.0  # when everything has expired
+        self._found = False  # elements from before, for which the base chains may be missing
         self._sides = {family: _Side(family) for family in families}
 
     @property
@@ -75,7 +77,9 @@ class Resets:
             (str(address), str(proto), int(port)): expiry
             for address, proto, port in self._kernel.keys(side.where)
         }
-        self._until = max(self._until, expiry if side.gone else 0)
+        if side.gone:
+            self._until = expiry
+            self._found = True
         if side.fresh:
             side.held = set(_places(elements))
 
@@ -91,11 +95,11 @@ class Resets:
             place for place in side.held if not listed.lists(place) and not listed.knows(place[0])
         }
         side.held, side.fresh = set(), False
-        for place in left - side.gone.keys():
-            if len(side.leaving) < LIMIT:
-                side.leaving.setdefault(place, now + SETTLE)
-        for place in [place for place in side.leaving if place[0] in moves.came]:
-            del side.leaving[place]
+        for place in left - side.gone.keys() - side.leaving.keys():
+            side.left.setdefault(place, now)
+        for places in (side.left, side.leaving):
+            for place in [place for place in places if place[0] in moves.came]:
+                del places[place]
         side.back |= {place for place in side.gone if place[0] in moves.came}
         if read:
             side.back = {place for place in side.gone if listed.lists(place)}
@@ -104,7 +108,19 @@ class Resets:
             for place in side.back:
                 side.gone.pop(place, None)
             side.back = set()
-        self._plan(now if read and side.gone else None)
+        self._plan()
+
+    def synced(self, family: Family) -> None:
+        """Note that a sync is done, and with it the clean-up of its UDP flows.
+
+        So these go on with another endpoint before anything is answered in place of the old one.
+        """
+        side = self._sides[family]
+        for place, since in side.left.items():
+            if len(side.leaving) < LIMIT:
+                side.leaving[place] = since + SETTLE
+        side.left.clear()
+        self._plan()
 
     def apply(self) -> None:
         """Write what is gone by now; KernelError if that fails, then the next look plans it."""
@@ -126,8 +142,9 @@ class Resets:
             for place in fitting:
                 delta.add(Element(side.where, place))
             ready.append((side, fitting))
-        if delta or any(side.gone for side in self._sides.values()):
+        if delta or self._found:
             self._kernel.add_missing(self._program.resets())
+            self._found = False
         if delta:
             self._kernel.commit(delta)
             self._until = now + TIMEOUT
@@ -150,9 +167,9 @@ class Resets:
             return names
         return set()
 
-    def _plan(self, now: float | None = None) -> None:
+    def _plan(self) -> None:
         moments = [moment for side in self._sides.values() for moment in side.leaving.values()]
-        self.due = min([*moments, *([] if now is None else [now])], default=None)
+        self.due = min([*moments, *([self._clock()] if self._found else [])], default=None)
 
 
 def _places(elements: Packed) -> Iterable[Place]:

@@ -15,6 +15,8 @@ from msgspec import structs
 from nftproxy.address import Family
 from nftproxy.lab.client import Answer, Connection, Refused, Unreachable
 from nftproxy.sync import resets
+from nftproxy.sync.table import Table
+from nftproxy.table.delta import Delta
 from nftproxy.table.program import Program
 from tests.support.frontends import (
     Kind,
@@ -58,12 +60,19 @@ def web(world: World) -> Iterator[Web]:
     forget(world)
 
 
+def apply(table: Table) -> None:
+    """Do what follows a sync."""
+    assert table.resets
+    for family in Family:
+        table.resets.synced(family)
+    table.resets.apply()
+
+
 def settle(world: World) -> None:
     """Let pass the moment after which what has left is gone, and write it."""
     time.sleep(resets.SETTLE)
     for table in world.tables.values():
-        assert table.resets
-        table.resets.apply()
+        apply(table)
 
 
 def forget(world: World) -> None:
@@ -208,8 +217,7 @@ def test_an_endpoint_that_comes_back_at_once_never_left(
             slowly.setattr(resets, "SETTLE", 60.0)
             world.delete(*web.slices())
             for table in world.tables.values():
-                assert table.resets
-                table.resets.apply()
+                apply(table)
             assert connection.again() == connection.answer
             world.apply(*web.slices("pod1-1", suffix="-new"))
         for table in world.tables.values():
@@ -311,8 +319,9 @@ def test_what_leaves_during_a_restart_is_gone(world: World, web: Web, wire: Wire
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(hold(world, web, "pod1-3", "cluster", wire)) for _ in range(12)]
         table = world.start("node1")
-        for item in (web.service(), *web.slices("pod2-1")):
-            table.store.put(item)
+        table.store.put(web.service())
+        for piece in web.slices("pod2-1"):
+            table.store.put(piece)
         world.sync()
         settle(world)
         for connection in held:
@@ -326,8 +335,9 @@ def test_what_comes_back_during_a_restart_is_not_gone(world: World, web: Web, wi
     world.delete(*web.slices())
     settle(world)
     table = world.start("node1")
-    for item in (web.service(), *web.slices("pod1-1")):
-        table.store.put(item)
+    table.store.put(web.service())
+    for piece in web.slices("pod1-1"):
+        table.store.put(piece)
     world.sync()
     with hold(world, web, "pod1-3", "cluster", wire) as connection:
         assert connection.again() == connection.answer
@@ -395,13 +405,17 @@ def test_ten_thousand_endpoints_that_vanish_are_one_transaction(
     world.apply(web.service(), *pieces)
     world.delete(*pieces)
     table = world.tables["node1"]
-    assert table.resets
     time.sleep(resets.SETTLE)
     commits = []
     commit = table.kernel.commit
-    monkeypatch.setattr(table.kernel, "commit", lambda delta: (commits.append(1), commit(delta)))
-    table.resets.apply()
-    assert len(commits) == 1
+
+    def counted(delta: Delta) -> None:
+        commits.append(len(delta))
+        commit(delta)
+
+    monkeypatch.setattr(table.kernel, "commit", counted)
+    apply(table)
+    assert commits == [10_000]
     assert len(table.kernel.keys("gone4")) == 10_000
     world.delete(web.service())
 

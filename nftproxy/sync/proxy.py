@@ -231,8 +231,8 @@ class Proxy:
                     if str(error) != said:
                         said = str(error)
                         logger.error(
-                            "clients of endpoints that are gone are not told, until the next "
-                            "sync: {} ({})",
+                            "connections to endpoints that are gone are not reset; tried again "
+                            "after the next sync: {} ({})",
                             error,
                             error.hint,
                         )

@@ -135,7 +135,7 @@ class Resets:
                 del side.leaving[place]
             if len(fitting) < len(places):
                 logger.warning(
-                    "{} endpoints more than {} are gone: their clients are not told",
+                    "{} endpoints more than {} are gone: connections to them are not reset",
                     len(places) - len(fitting),
                     LIMIT,
                 )

@@ -14,6 +14,10 @@ from msgspec import structs
 
 from nftproxy.address import Family
 from nftproxy.lab.client import Answer, Connection, Refused, Unreachable
+from nftproxy.path.explanation import explain
+from nftproxy.path.model import Reach
+from nftproxy.path.node import LiveNode
+from nftproxy.path.request import request
 from nftproxy.sync import resets
 from nftproxy.sync.table import Table
 from nftproxy.table.delta import Delta
@@ -298,6 +302,21 @@ def test_in_quiet_times_no_chain_is_there(world: World, web: Web) -> None:
     forget(world)
     assert hooks(world) == quiet
     assert not table.untidy
+
+
+def test_explain_finds_nothing_wrong_while_something_is_gone(world: World, web: Web) -> None:
+    other = Web(world)
+    other.apply("pod1-1")
+    web.apply("pod2-1")
+    other.delete()
+    settle(world)
+    assert "gone-prerouting" in hooks(world)
+    wire = Wire(Family.IPv4, "TCP")
+    with world.lab.enter("node1"), LiveNode("node1") as live:
+        for client in ("node", world.address("pod1-3"), world.address("client")):
+            path = explain(request(f"default/{web.name}:tcp", client, ""), live, None)
+            assert (path.reach, path.causes) == (Reach.YES, ())
+    assert web.answers("pod1-3", "cluster", wire, times=3) == {"pod2-1"}
 
 
 @each_wire

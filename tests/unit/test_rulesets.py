@@ -66,8 +66,9 @@ def test_no_name_stands_for_two_things() -> None:
         {"detector": None},
         {"detector": InterfaceNamePrefix("veth"), "masquerade_all": True},
         {"log_refusals": True},
+        {"reset_gone": True},
     ],
-    ids=["listed", "all addresses", "no detector", "interface", "refusals logged"],
+    ids=["listed", "all addresses", "no detector", "interface", "refusals logged", "gone reset"],
 )
 def test_the_program_begins_with_the_hooks_and_says_each_header_once(
     chosen: dict[str, Any],

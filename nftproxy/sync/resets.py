@@ -77,9 +77,7 @@ class Resets:
             (str(address), str(proto), int(port)): expiry
             for address, proto, port in self._kernel.keys(side.where)
         }
-        if side.gone:
-            self._until = expiry
-            self._found = True
+        self._found = True
         if side.fresh:
             side.held = set(_places(elements))
 
@@ -108,6 +106,9 @@ class Resets:
             for place in side.back:
                 side.gone.pop(place, None)
             side.back = set()
+            self._renew()
+        elif read:
+            self._renew()
         self._plan()
 
     def synced(self, family: Family) -> None:
@@ -147,11 +148,11 @@ class Resets:
             self._found = False
         if delta:
             self._kernel.commit(delta)
-            self._until = now + TIMEOUT
         for side, places in ready:
             side.gone.update(dict.fromkeys(places, now + TIMEOUT))
             for place in places:
                 del side.leaving[place]
+        self._renew()
         if delta:
             _say([place for _, places in ready for place in places])
         self._plan()
@@ -166,6 +167,12 @@ class Resets:
             self._until = now + 1  # the kernel's clock is the one that counts
             return names
         return set()
+
+    def _renew(self) -> None:
+        """Compute when everything has expired, and whether base chains may be missing."""
+        expiries = (max(side.gone.values(), default=0.0) for side in self._sides.values())
+        self._until = max(expiries)
+        self._found = self._found and bool(self._until)
 
     def _plan(self) -> None:
         moments = [moment for side in self._sides.values() for moment in side.leaving.values()]

@@ -31,7 +31,7 @@ _LISTS = (schema.ENDPOINTS, schema.LOCAL_ENDPOINTS)
 _NAMED = 3  # endpoints in a log line
 
 
-class _Side:
+class _Gone:
     """The state of one family."""
 
     def __init__(self, family: Family) -> None:
@@ -61,7 +61,7 @@ class Resets:
         self._clock = clock
         self._until = 0.0  # when everything has expired
         self._found = False  # elements from before, for which the base chains may be missing
-        self._sides = {family: _Side(family) for family in families}
+        self._sides = {family: _Gone(family) for family in families}
 
     @property
     def over(self) -> bool:
@@ -126,7 +126,7 @@ class Resets:
     def apply(self) -> None:
         """Write what is gone by now; KernelError if that fails, then the next look plans it."""
         self.due, now = None, self._clock()
-        ready: list[tuple[_Side, list[Place]]] = []
+        ready: list[tuple[_Gone, list[Place]]] = []
         delta = Delta()
         for side in self._sides.values():
             side.gone = {place: expiry for place, expiry in side.gone.items() if expiry > now}

@@ -4,6 +4,9 @@ The pods here live on and would answer: what a client gets comes from this node,
 """
 
 import contextlib
+import errno
+import select
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -174,6 +177,26 @@ def test_connections_to_the_other_endpoints_go_on(world: World, web: Web, wire: 
             gone = connection.answer.name == "pod1-1"
             assert connection.again() == (RESET[wire.protocol] if gone else connection.answer)
         assert {connection.answer.name for connection in held} == {"pod1-1", "pod2-1"}
+
+
+def test_a_connection_that_waits_for_an_endpoint_that_is_gone_is_refused(
+    world: World, web: Web
+) -> None:
+    """Its second SYN is answered: it has an endpoint already, which never answered the first."""
+    members = [endpoint("10.244.2.250", "node2")]
+    piece = endpoint_slice(web.name, members, port_name="tcp")
+    world.apply(web.service(), piece)
+    with world.lab.enter("pod1-3"), socket.socket() as client:
+        client.settimeout(0)
+        client.connect_ex(web.at("cluster", Wire(Family.IPv4, "TCP"))[:2])
+        before = rule_counters(world, "node1", "reset-gone4")[0]
+        world.delete(piece)
+        settle(world)
+        waiting = select.poll()
+        waiting.register(client, select.POLLOUT)
+        assert waiting.poll(60_000)
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+    assert rule_counters(world, "node1", "reset-gone4")[0] == before + 1
 
 
 # ---- who is not gone -----------------------------------------------------------------------------

@@ -191,6 +191,12 @@ class Hints(Wire, frozen=True):
     for_nodes: tuple[Hint, ...] | None = None
 
 
+class TargetRef(Wire, frozen=True):
+    """The object, mostly a pod, that an endpoint is."""
+
+    uid: str | None = None
+
+
 class SliceEndpoint(Wire, frozen=True):
     """One endpoint of an EndpointSlice; only the first address is used (contract 3.1.5)."""
 
@@ -198,6 +204,7 @@ class SliceEndpoint(Wire, frozen=True):
     conditions: Conditions | None = None
     node_name: str | None = None
     hints: Hints | None = None
+    target_ref: TargetRef | None = None
 
 
 class EndpointSlice(Wire, frozen=True):

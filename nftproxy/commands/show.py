@@ -30,6 +30,7 @@ _POLICIES = {
     Policy.PRESERVE: "endpoints on this node; pods and this node get any (policy Local)",
 }
 
+_NAMED = 10  # gone endpoints that are named
 
 _EXAMPLES = """\b
 For example:
@@ -132,6 +133,13 @@ def _overview(seen: Snapshot) -> None:
     if seen.service_cidrs:
         click.echo(
             f"Other addresses in {', '.join(seen.service_cidrs)} are dropped: no service has them."
+        )
+    if seen.gone_endpoints:
+        named = ", ".join(seen.gone_endpoints[:_NAMED])
+        more = len(seen.gone_endpoints) - _NAMED
+        click.echo(
+            f"Connections to endpoints that are gone are reset: {named}"
+            f"{f' and {more} more' if more > 0 else ''}"
         )
 
 

@@ -135,6 +135,7 @@ class Nftables(Section, frozen=True, kw_only=True):
     masquerade_all: bool = False
     # Ours: kube-proxy has no such field
     no_masquerade_cidrs: tuple[str, ...] = msgspec.field(default=(), name="noMasqueradeCIDRs")
+    reset_gone_endpoints: bool = False  # ours, too
     sync_period: Duration = Duration(30 * SECOND)
     min_sync_period: Duration = Duration(50 * MILLISECOND)
 
@@ -236,6 +237,8 @@ def dump(config: KubeProxyConfiguration) -> dict[str, Any]:
     fields["iptables"].update(unused)
     if not config.nftables.no_masquerade_cidrs:
         del fields["nftables"]["noMasqueradeCIDRs"]
+    if not config.nftables.reset_gone_endpoints:
+        del fields["nftables"]["resetGoneEndpoints"]
     fields["ipvs"].update({name: value for name, value in unused.items() if name in fields["ipvs"]})
     return {"apiVersion": API_VERSION, "kind": KIND, **fields}
 

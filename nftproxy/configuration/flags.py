@@ -149,6 +149,10 @@ FLAGS: Final = (
          "--masquerade-all; endpoints must route their answers back through this node. NodePorts, "
          "load-balancer addresses and external IPs stay masqueraded. kube-proxy has no such flag.",
          metavar="CIDR,..."),
+    Flag("reset-gone-endpoints", BOOL, "nftables.resetGoneEndpoints", "false",
+         "Reset connections to endpoints that have left all EndpointSlices, so that clients of a "
+         "pod or node that vanished need not wait for minutes. Endpoints that terminate are still "
+         "listed and never reset. kube-proxy has no such flag."),
     Flag("iptables-masquerade-bit", INT, "iptables.masqueradeBit", "14",
          "Accepted without effect: it is for the iptables mode; set nftables.masqueradeBit in the "
          "file instead."),
@@ -235,7 +239,8 @@ _FILE: Final = (
 _NODE_FLAGS: Final = {  # name of kube-proxy's flag -> shorter name of ours
     "config": "", "hostname-override": "node-name", "cluster-cidr": "", "detect-local-mode": "",
     "pod-bridge-interface": "", "pod-interface-name-prefix": "", "nodeport-addresses": "",
-    "bind-address": "", "masquerade-all": "", "no-masquerade-cidrs": "", "masquerade-bit": "",
+    "bind-address": "", "masquerade-all": "", "no-masquerade-cidrs": "",
+    "reset-gone-endpoints": "", "masquerade-bit": "",
     "feature-gates": "",
     "iptables-sync-period": "sync-period", "iptables-min-sync-period": "min-sync-period",
 }

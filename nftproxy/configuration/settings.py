@@ -109,6 +109,7 @@ class NodeSettings:
     `log_refusals` comes from the command line alone: kube-proxy's configuration has no such field.
     `no_masquerade` are networks whose traffic to ClusterIPs keeps its source, without overlap, of
     families that have some.
+    `reset_gone`: whether clients of endpoints that have left all slices are reset.
     """
 
     node_name: str
@@ -123,6 +124,7 @@ class NodeSettings:
     min_sync_period: float
     log_refusals: bool = False
     no_masquerade: Mapping[Family, tuple[Network, ...]] = field(default_factory=dict)
+    reset_gone: bool = False
 
 
 def node_name(config: KubeProxyConfiguration, hostname: str) -> str:
@@ -180,6 +182,7 @@ def node_settings(
             for family in families
             if (own := tuple(network for network in no_masquerade if network.family is family))
         },
+        reset_gone=config.nftables.reset_gone_endpoints,
     )
     pod_cidrs = facts.pod_cidrs if facts else ()
     doubts = startup_warnings(

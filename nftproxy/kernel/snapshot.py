@@ -126,13 +126,14 @@ class _Found:
 class Snapshot(ShownValue, frozen=True):
     """The whole table.
 
-    Services, the addresses that accept NodePorts ("all": every one but loopback), and service
-    CIDRs.
+    Services, the addresses that accept NodePorts ("all": every one but loopback), service CIDRs,
+    and the endpoints that are gone, each with its protocol, where their clients are reset.
     """
 
     services: tuple[ShownServicePort, ...]
     nodeport_addresses: dict[Family, tuple[str, ...] | Literal["all"]]
     service_cidrs: tuple[str, ...]
+    gone_endpoints: tuple[str, ...] | None = None
 
 
 def take_snapshot(reader: Reader) -> Snapshot | None:
@@ -145,6 +146,7 @@ def take_snapshot(reader: Reader) -> Snapshot | None:
     names = reader.sets()
     nodeports: dict[Family, tuple[str, ...] | Literal["all"]] = {}
     cidrs: list[str] = []
+    gone: list[str] | None = None
     for family in (f for f in Family if schema.NODEPORT_IPS.name(f) in names):
         where = schema.NODEPORT_IPS.name(family)
         nodeports[family] = (
@@ -155,8 +157,14 @@ def take_snapshot(reader: Reader) -> Snapshot | None:
         cidrs += [
             str(network) for network in reader.networks(schema.SERVICE_CIDRS.name(family), family)
         ]
+        if (where := schema.GONE.name(family)) in names:
+            found = [Frontend.of_key(item.element.key) for item in _counted(reader, where)]
+            gone = [*(gone or ()), *sorted(map(str, found))]
     return Snapshot(
-        services({where: list(_counted(reader, where)) for where in names}), nodeports, tuple(cidrs)
+        services({where: list(_counted(reader, where)) for where in names}),
+        nodeports,
+        tuple(cidrs),
+        None if gone is None else tuple(gone),
     )
 
 

@@ -13,7 +13,7 @@ thread safe: one lock guards it, and its calls release the GIL.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
@@ -267,6 +267,14 @@ class Kernel:
         """
         with self._lock:
             self._ensure(program, names, (), ())
+
+    def add_missing(self, chains: Mapping[str, str]) -> None:
+        """Make those of some chains that are missing, by name; one transaction, or none."""
+        with self._lock:
+            missing = {name: text for name, text in chains.items() if name not in self.chains}
+            if missing:
+                self._transact(table(missing.values()))
+                self.chains |= missing.keys()
 
     def lacks(self, affinity: Affinity) -> bool:
         """Whether chains of a ClientIP service port are missing.

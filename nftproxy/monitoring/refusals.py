@@ -8,7 +8,7 @@ is counted twice. A counter that is smaller than before has started again.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from nftproxy.address import Family
 from nftproxy.errors import MissingError
@@ -27,6 +27,7 @@ MEANINGS: Final = {
 """The reasons in words."""
 
 Subject = tuple[Family, Reason]
+Label = TypeVar("Label", bound=str)
 
 
 def reason_of(value: Value) -> Reason:
@@ -52,6 +53,22 @@ def rule_counters(reader: Reader, families: Iterable[Family]) -> dict[Subject, i
     return found
 
 
+def reset_counters(reader: Reader, families: Iterable[Family]) -> dict[tuple[Family, str], int]:
+    """Read the counters of the rules that answer packets to endpoints that are gone, by protocol.
+
+    Nothing without --reset-gone-endpoints.
+    """
+    found: dict[tuple[Family, str], int] = {}
+    for family in families:
+        with suppress(MissingError):
+            counters = reader.rule_counters(schema.reset_gone(family))
+            found |= {
+                (family, proto): packets
+                for proto, packets in zip(schema.PROTOCOLS, counters, strict=False)
+            }
+    return found
+
+
 def unlogged(reader: Reader) -> Counter[Reason]:
     """Read how many refusals were too many to be logged; nothing where none is logged."""
     found: Counter[Reason] = Counter()
@@ -61,16 +78,16 @@ def unlogged(reader: Reader) -> Counter[Reason]:
     return found
 
 
-class Refusals:
-    """Totals that only grow, from counters that may start again."""
+class Refusals(Generic[Label]):
+    """Totals by family and label that only grow, from counters that may start again."""
 
-    def __init__(self, start: Mapping[Subject, int]) -> None:
-        self.totals: Counter[Subject] = Counter()
+    def __init__(self, start: Mapping[tuple[Family, Label], int]) -> None:
+        self.totals: Counter[tuple[Family, Label]] = Counter()
         self._last = dict(start)
 
-    def enter(self, counters: Mapping[Subject, int]) -> Counter[Subject]:
+    def enter(self, counters: Mapping[tuple[Family, Label], int]) -> Counter[tuple[Family, Label]]:
         """Add the growth of rule counters since the last reading, and return it."""
-        grown: Counter[Subject] = Counter()
+        grown: Counter[tuple[Family, Label]] = Counter()
         for subject, packets in counters.items():
             before = self._last.get(subject, 0)
             if step := packets - before if packets >= before else packets:
@@ -79,7 +96,7 @@ class Refusals:
         self.totals += grown
         return grown
 
-    def add(self, subject: Subject, packets: int) -> None:
+    def add(self, subject: tuple[Family, Label], packets: int) -> None:
         """Add packets that elements counted."""
         if packets:
             self.totals[subject] += packets

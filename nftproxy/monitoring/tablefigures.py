@@ -19,7 +19,7 @@ from nftproxy.address import Family
 from nftproxy.errors import KernelError, MissingError
 from nftproxy.kernel.reader import Counted, Reader
 from nftproxy.monitoring.connections import STEPS, Figure, Ledger
-from nftproxy.monitoring.refusals import Refusals, rule_counters
+from nftproxy.monitoring.refusals import Refusals, reset_counters, rule_counters
 from nftproxy.table import schema
 from nftproxy.table.schema import PROTOCOLS, Per, Reason
 
@@ -61,6 +61,7 @@ class TableFigures(Collector):
         ]
         self._ledger.open(self._read())
         self._refusals = Refusals(rule_counters(self._reader, self._families))
+        self._resets = Refusals(reset_counters(self._reader, self._families))
 
     def close(self) -> None:
         """Close the socket."""
@@ -68,7 +69,7 @@ class TableFigures(Collector):
 
     def describe(self) -> list[Metric]:
         """Name the metrics without reading anything."""
-        return [*self._figures(), self._refused(), *self._gauges()]
+        return [*self._figures(), self._refused(), self._reset(), *self._gauges()]
 
     def collect(self) -> Iterator[Metric]:
         """Read the table and yield the figures."""
@@ -77,6 +78,7 @@ class TableFigures(Collector):
                 if self._reader.table_exists():
                     self._ledger.enter(self._read())
                     self._refusals.enter(rule_counters(self._reader, self._families))
+                    self._resets.enter(reset_counters(self._reader, self._families))
                     self._sizes = self._count()
                 else:
                     self._ledger.lost()
@@ -84,6 +86,7 @@ class TableFigures(Collector):
                 self._failures += 1
             yield from self._figures()
             yield self._refused()
+            yield self._reset()
             yield from self._gauges()
 
     def _read(self) -> Iterator[tuple[str, Iterator[Counted]]]:
@@ -136,6 +139,17 @@ class TableFigures(Collector):
             for reason in Reason:
                 refused.add_metric((str(family), str(reason)), totals[family, reason])
         return refused
+
+    def _reset(self) -> Metric:
+        reset = CounterMetricFamily(
+            "nftproxy_gone_endpoint_packets",
+            "Packets of connections to endpoints that are gone, each answered with a reset or, "
+            "except for TCP, with port unreachable.",
+            labels=("ip_family", "protocol"),
+        )
+        for (family, proto), packets in sorted(self._resets.totals.items()):
+            reset.add_metric((str(family), proto), packets)
+        return reset
 
     def _gauges(self) -> list[Metric]:
         sizes = GaugeMetricFamily(

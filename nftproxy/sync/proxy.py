@@ -6,6 +6,7 @@ load of an empty table has a second one, which commits. The event loop's thread 
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +20,7 @@ from nftproxy.errors import BlockedError, KernelError
 from nftproxy.kernel.listener import InterferenceKind, Listener
 from nftproxy.node import interfaces
 from nftproxy.sync.report import Report
+from nftproxy.sync.resets import Resets
 from nftproxy.sync.runner import Runner
 from nftproxy.sync.table import Table
 
@@ -74,6 +76,7 @@ class Proxy:
         self._interference = InterferenceKind.NOTHING
         self._repair: asyncio.TimerHandle | None = None
         self._repaired = -REPAIR_PERIOD
+        self._looked = asyncio.Event()  # a sync has looked which endpoints are gone
         settings = table.settings
         self.runners = {
             family: Runner(
@@ -118,6 +121,8 @@ class Proxy:
                         self._observer.queued(family)
                     tasks.create_task(runner.run_forever())
                 tasks.create_task(self._tidy_forever())
+                if self._table.resets:
+                    tasks.create_task(self._reset_forever(self._table.resets))
         finally:
             loop.remove_reader(netlink)
             netlink.close()
@@ -157,6 +162,9 @@ class Proxy:
                 " (read back)" if report.read_back else "",
             )
         await self._observer.synced(report, seconds)
+        if resets := self._table.resets:
+            await self.in_worker(lambda: resets.synced(family))
+            self._looked.set()
         return report
 
     def _own_addresses(self) -> list[Address]:
@@ -208,6 +216,28 @@ class Proxy:
             for family in self.runners:
                 self._request(family)
         self._observer.noticed(self._table.blocked)
+
+    async def _reset_forever(self, resets: Resets) -> None:
+        """Write which endpoints are gone, each a moment after it has left all slices."""
+        said = ""
+        while True:
+            await self._looked.wait()
+            self._looked.clear()
+            while (due := resets.due) is not None:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                try:
+                    await self.in_worker(resets.apply)
+                except KernelError as error:
+                    if str(error) != said:
+                        said = str(error)
+                        logger.error(
+                            "connections to endpoints that are gone are not reset; tried again "
+                            "after the next sync: {} ({})",
+                            error,
+                            error.hint,
+                        )
+                    break
+                said = ""
 
     def _busy(self) -> bool:
         return any(runner.busy for runner in self.runners.values())

@@ -29,6 +29,7 @@ from nftproxy.sync.firstload import FirstLoad, FirstLoadError
 from nftproxy.sync.forgetting import Forgetting
 from nftproxy.sync.preparation import Preparation
 from nftproxy.sync.report import Report
+from nftproxy.sync.resets import Resets
 from nftproxy.table import schema
 from nftproxy.table.batch import Batch
 from nftproxy.table.delta import Delta
@@ -45,7 +46,13 @@ class Syncer:
     """
 
     def __init__(
-        self, family: Family, settings: NodeSettings, program: Program, kernel: Kernel, store: Store
+        self,
+        family: Family,
+        settings: NodeSettings,
+        program: Program,
+        kernel: Kernel,
+        store: Store,
+        resets: Resets | None = None,
     ) -> None:
         self.family = family
         self.remembered = Remembered(family)
@@ -53,6 +60,7 @@ class Syncer:
         self._program = program
         self._kernel = kernel
         self._store = store
+        self._resets = resets
         # Of the program that `remembered` is about; -1: the table has to be read back
         self._generation = -1
         self._compilation = Compilation(family, settings)
@@ -123,10 +131,17 @@ class Syncer:
         report = Report(self.family, services=len(taken.services), looked_at=taken.services)
         accepted: tuple[Address, ...] | None = None
         if self.in_step:
+            if self._resets:
+                self._resets.look(self.family, taken.services, read=False)
             self._write(taken, InStep(), report)
         else:
             with report.timed("read_back"):
                 basis = self._read_back(report)
+                if self._resets:
+                    self._resets.read_back(
+                        self.family, basis.elements if isinstance(basis, ReadBack) else {}
+                    )
+                    self._resets.look(self.family, taken.services, read=True)
             generation, before = self._kernel.generation, set(self._kernel.sets)
             with uncollected():
                 if careful or isinstance(basis, ReadBack):

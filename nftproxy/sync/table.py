@@ -13,6 +13,7 @@ from nftproxy.errors import BlockedError, KernelError
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.store import Store
 from nftproxy.sync.report import Report
+from nftproxy.sync.resets import Resets
 from nftproxy.sync.syncer import Syncer
 from nftproxy.table import schema
 from nftproxy.table.plan import node_elements
@@ -33,8 +34,11 @@ class Table:
         self._accepted: dict[
             Family, tuple[Address, ...]
         ] = {}  # the addresses that accept NodePorts, as in the table
+        self.resets = (
+            Resets(kernel, self.program, settings.families) if settings.reset_gone else None
+        )
         self.syncers = {
-            family: Syncer(family, settings, self.program, kernel, store)
+            family: Syncer(family, settings, self.program, kernel, store, self.resets)
             for family in settings.families
         }
 
@@ -87,6 +91,8 @@ class Table:
     @property
     def untidy(self) -> bool:
         """Whether chains or sets may be unused."""
+        if self.resets and self.resets.over:
+            return True
         return any(syncer.remembered.untidy for syncer in self.syncers.values())
 
     def tidy(self, busy: Callable[[], bool] = lambda: False) -> bool:
@@ -97,6 +103,8 @@ class Table:
         if self.kernel.blocked or not all(syncer.in_step for syncer in self.syncers.values()):
             return True
         used = self.program.names()
+        if self.resets:
+            used |= self.resets.needed()
         for syncer in self.syncers.values():
             if (needed := syncer.needed(busy)) is None:
                 return True

@@ -59,13 +59,14 @@ class Program:
         self._all = self._variables[settings.families[0]]
         self._example = lru_cache(1000)(self._texts)
         self._picks: dict[str, dict[str, str]] = {}
+        self._resets = settings.reset_gone
         self._log: list[Variables] = [{}] if settings.log_refusals else []
         self._spared: dict[Family, list[Variables]] = {
             family: [{"spared": str(each)} for each in settings.no_masquerade.get(family, ())]
             for family in settings.families
         }
         self._reasons: list[Variables] = [{"reason": each} for each in Reason if self._log]
-        sample: list[str] = []
+        sample = list(self.resets().values())
         for family in settings.families:
             affinity = Affinity("", family, "tcp", 1, (Endpoint("", 1),), (), ())
             sample += self._of_service(affinity).values()
@@ -104,6 +105,9 @@ class Program:
             text = _expand(_read("family.nft"), self._variables[family], each)
             parts.append(_headless(text) if number else text)
             parts += [_headless(part) for part in self._allowed(family, prefixes).values()]
+        for number, variables in enumerate(self._variables.values() if self._resets else ()):
+            text = _expand(_read("gone.nft"), variables)
+            parts.append(_headless(text) if number else text)
         for number, (family, proto) in enumerate(itertools.product(self.families, PROTOCOLS)):
             text = _expand(_read("protocol.nft"), {**self._variables[family], "proto": proto})
             parts.append(_headless(text) if number else text)
@@ -218,6 +222,11 @@ class Program:
             "with address": not picked.node_port,
             "local list": picked.own,
         }
+
+    def resets(self) -> dict[str, str]:
+        """Return the base chains that are there only while endpoints are gone, by name."""
+        each = {"family": list(self._variables.values())}
+        return blocks(_expand(_read("gone-hooks.nft"), self._all, each)) if self._resets else {}
 
     def sources(self, family: Family, lengths: Iterable[int]) -> dict[str, str]:
         """Return the sets of allowed sources for these prefix lengths, and their chain."""

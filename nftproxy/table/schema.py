@@ -95,6 +95,7 @@ NO_ENDPOINTS = Declaration("no_endpoints", _FRONTEND, VERDICT, twin=True, counte
 HAIRPIN = Declaration("hairpin", "aaps")
 MEMBERS = Declaration("members", "aps")
 LEARN = Declaration("learn", _FRONTEND, VERDICT, twin=True)
+GONE = Declaration("gone", "aps", of_node=True)
 ENDPOINTS = Declaration(
     "endpoints", _SLOT, _ENDPOINT, Per.PROTOCOL, twin=True, counter=True, late=True
 )
@@ -371,6 +372,11 @@ def masquerade(family: Family) -> str:
 def refuse_unknown(family: Family) -> str:
     """Return the name of the chain that refuses what no frontend has."""
     return f"refuse-unknown{family.digit}"
+
+
+def reset_gone(family: Family) -> str:
+    """Return the name of the chain that resets connections to endpoints that are gone."""
+    return f"reset-gone{family.digit}"
 
 
 def log(reason: Reason) -> str:

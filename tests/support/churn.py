@@ -3,11 +3,14 @@ hundred times a second.
 
 A few *steady* services have a ready endpoint on each node the whole time. Whatever else happens, no
 connection to one may be refused or lost, each must reach an endpoint that the service had at that
-moment, and open connections must go on (contract 2.9.1). Every steady service has endpoint ports of
-its own, so an answer tells whose endpoint it is. The clients run in a process of their own (`python
--m tests.support.churn`, orders on its input), so that they and the changes really happen at once.
+moment, and open connections must go on (contract 2.9.1). With --reset-gone-endpoints, which
+restarts switch off and on, those to a pod that has left all slices may be cut, and no other. Every
+steady service has endpoint ports of its own, so an answer tells whose endpoint it is. The clients
+run in a process of their own (`python -m tests.support.churn`, orders on its input), so that they
+and the changes really happen at once.
 """
 
+import itertools
 import json
 import random
 import socket
@@ -36,6 +39,7 @@ ANCHORS = ("pod1-1", "pod2-1")
 OTHERS = ("pod1-3", "pod2-3", "node2")
 PATIENCE = 3.0 * SLOW
 HELD = 8  # connections each client keeps open
+LATE = 0.5 * SLOW  # seconds after which every table knows of a change
 
 
 class Frontend(NamedTuple):
@@ -57,6 +61,18 @@ class Reached(NamedTuple):
     port: int
 
 
+class Cut(NamedTuple):
+    """An open connection that did not go on.
+
+    When, of which service, to whom, and what is said about it.
+    """
+
+    moment: float
+    steady: int
+    address: str
+    text: str
+
+
 class Version(NamedTuple):
     """What endpoints a steady service had, from the moment it was told to the moment when the next
     version was in place.
@@ -74,13 +90,14 @@ class Outcome:
     changes: Counter[str] = field(default_factory=Counter)
     connections: int = 0
     continued: int = 0  # how often an open connection was used again
+    reset: int = 0  # open connections to a pod that had left all slices
     problems: list[str] = field(default_factory=list)
 
 
 def churn(seconds: float, rate: float, seed: int) -> Outcome:
     """Change things `rate` times a second for some time, with clients connecting all along."""
     ports = sorted({port for number in range(STEADY + 1) for port in _target_ports(number)})
-    with World(lab={"pods": 3, "ports": ports, "echo": "process"}) as world:
+    with World(lab={"pods": 3, "ports": ports, "echo": "process"}, reset_gone=True) as world:
         world.lab.listen("node2", ports)
         cluster = _Cluster(world, random.Random(seed))
         cluster.begin()
@@ -102,7 +119,11 @@ def _target_ports(number: int) -> tuple[int, int]:
 
 def _judge(cluster: "_Cluster", report: dict[str, Any]) -> Outcome:
     outcome = Outcome(cluster.changes, len(report["reached"]), report["continued"])
-    for moment, text in (*cluster.problems, *report["problems"]):
+    cuts = [Cut(*each) for each in report["cuts"]]
+    live = [cut for cut in cuts if not cluster.may_cut(cut)]
+    outcome.reset = len(cuts) - len(live)
+    problems = [(cut.moment, cut.text) for cut in live]
+    for moment, text in (*cluster.problems, *report["problems"], *problems):
         before = ", ".join(
             f"{name} {(moment - at) * 1000:.0f} ms before"
             for at, name in cluster.log
@@ -207,11 +228,17 @@ class _Steady:
                     {"ready": True} if condition == "ready" else {"ready": False, "serving": True}
                 )
                 more["terminating"] = condition == "leaving"
+                more["pod"] = f"{self.name}-{place}"
                 if self.hinted:
                     more["zones"] = ["a" if on == "node1" else "b"]
                 endpoints.append(endpoint(world.address(place, family), on, **more))
             found.append(endpoint_slice(self.name, endpoints, ports=ports, family=family))
         return found
+
+    def addresses(self, world: World) -> Iterator[str]:
+        """Yield the addresses in its slices, in whatever condition."""
+        for place in (*ANCHORS, *self.others):
+            yield from (world.address(place, family) for family in Family)
 
     def endpoints(self, world: World) -> frozenset[tuple[str, int]]:
         """Return the endpoints that may be used: those that are ready."""
@@ -237,6 +264,8 @@ class _Cluster:
         self._random = chance
         self._steady = [_Steady(number) for number in range(STEADY)]
         self._objects: dict[tuple[type, Any], Object] = {}
+        # Which service lists which addresses, and since when
+        self._listed: list[tuple[float, frozenset[tuple[int, str]]]] = []
         self._zones = {"node1": "a", "node2": "b"}
         self._reloaded = False
 
@@ -247,6 +276,7 @@ class _Cluster:
             self.versions[steady.number].append(
                 Version(0, float("inf"), steady.endpoints(self._world))
             )
+        self._note_listed()
         self._tell_zones()
         self._world.sync()
 
@@ -263,8 +293,35 @@ class _Cluster:
             self.log.append((time.monotonic(), kind))
             try:
                 _KINDS[kind][0](self)
+                self._reset()
             except AssertionError as error:  # of World.sync: the kernel refused something
                 self.problems.append((time.monotonic(), str(error)))
+
+    def may_cut(self, cut: Cut) -> bool:
+        """Whether its pod was in no slice, as far as the tables may have known."""
+        changes = [*self._listed, (float("inf"), frozenset[tuple[int, str]]())]
+        return any(
+            (cut.steady, cut.address) not in listed
+            for (begin, listed), (end, _) in itertools.pairwise(changes)
+            if begin <= cut.moment and end >= cut.moment - LATE
+        )
+
+    def _note_listed(self) -> None:
+        found = {
+            (steady.number, each)
+            for steady in self._steady
+            for each in steady.addresses(self._world)
+        }
+        self._listed.append((time.monotonic(), frozenset(found)))
+
+    def _reset(self) -> None:
+        """Do what a running proxy does when an endpoint has stayed away for a moment."""
+        for table in self._world.tables.values():
+            if resets := table.resets:
+                for family in Family:
+                    resets.synced(family)
+                if resets.due is not None and resets.due <= time.monotonic():
+                    resets.apply()
 
     def _put(self, *items: Object) -> None:
         for item in items:
@@ -281,6 +338,7 @@ class _Cluster:
         """Tell everybody about a steady service and sync."""
         versions = self.versions[steady.number]
         begin = time.monotonic()
+        self._note_listed()
         self._put(steady.service(), *steady.slices(self._world))
         self._world.sync()
         versions[-1] = versions[-1]._replace(end=time.monotonic())
@@ -366,12 +424,17 @@ class _Cluster:
 
     def _restart(self) -> None:
         """Start a node's proxy again, now and then with other settings, so that it loads another
-        program.
+        program, with or without resets.
         """
         name = self._random.choice(list(self._world.tables))
         self._reloaded = self._reloaded != (self._random.random() < 0.5)
         detector: LocalDetector = CLUSTER
-        table = self._world.start(name, detector=detector, masquerade_all=self._reloaded)
+        table = self._world.start(
+            name,
+            detector=detector,
+            masquerade_all=self._reloaded,
+            reset_gone=self._random.random() < 0.7,
+        )
         for item in self._objects.values():
             table.store.put(item)
         self._tell_zones()
@@ -449,6 +512,7 @@ class _Client:
     def __init__(self, namespace: str, frontends: list[Frontend], stop: threading.Event) -> None:
         self.reached: list[Reached] = []
         self.problems: list[tuple[float, str]] = []
+        self.cuts: list[Cut] = []
         self.continued = 0
         self._namespace = namespace
         self._frontends = frontends
@@ -490,10 +554,9 @@ class _Client:
         outcome = connection.again(PATIENCE)
         self.continued += 1
         if outcome != connection.answer:
-            self._problem(
-                time.monotonic(),
-                f"{frontend}: an open connection to {connection.answer.address} was cut: {outcome}",
-            )
+            to = connection.answer.address
+            text = f"{self._namespace}: {frontend}: an open connection to {to} was cut: {outcome}"
+            self.cuts.append(Cut(time.monotonic(), frontend.steady, to, text))
             self._held.remove((frontend, connection))
             connection.close()
 
@@ -530,6 +593,7 @@ def main() -> None:
             "reached": [each for client in clients for each in client.reached],
             "continued": sum(client.continued for client in clients),
             "problems": [each for client in clients for each in client.problems],
+            "cuts": [each for client in clients for each in client.cuts],
         },
         sys.stdout,
     )

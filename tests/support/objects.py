@@ -55,7 +55,8 @@ def service(
 def endpoint(address: str, node: str = "", **more: Any) -> dict[str, Any]:
     """An endpoint of a slice.
 
-    `ready`, `serving`, `terminating` are its conditions, `zones` and `nodes` its hints.
+    `ready`, `serving`, `terminating` are its conditions, `zones` and `nodes` its hints, `pod` the
+    uid of its pod.
     """
     conditions = {key: more[key] for key in ("ready", "serving", "terminating") if key in more}
     hints = {
@@ -68,6 +69,7 @@ def endpoint(address: str, node: str = "", **more: Any) -> dict[str, Any]:
         "conditions": conditions or {"ready": True},
         **({"nodeName": node} if node else {}),
         **({"hints": hints} if hints else {}),
+        **({"targetRef": {"kind": "Pod", "uid": more["pod"]}} if "pod" in more else {}),
     }
 
 

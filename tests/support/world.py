@@ -51,6 +51,7 @@ def settings(
     allow_external_ips: bool = True,
     log_refusals: bool = False,
     no_masquerade: Iterable[str] = (),
+    reset_gone: bool = False,
 ) -> NodeSettings:
     """Node settings; NodePorts on the node's own addresses unless told otherwise."""
     addresses = addresses or {Family.IPv4: "192.168.50.11", Family.IPv6: "fd00:50::11"}
@@ -72,6 +73,7 @@ def settings(
             family: tuple(n for n in map(parse_network, no_masquerade) if n.family is family)
             for family in own
         },
+        reset_gone=reset_gone,
     )
 
 

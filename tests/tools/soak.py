@@ -27,7 +27,7 @@ def soak(seconds: float, seed: int) -> bool:
     """Run for some time; return whether nothing was found."""
     begin = time.monotonic()
     search = Search(seed)
-    connections = changes = 0
+    connections = changes = resets = 0
     print(f"seed {seed}", flush=True)
     while (left := begin + seconds - time.monotonic()) > 0:
         try:
@@ -52,6 +52,7 @@ def soak(seconds: float, seed: int) -> bool:
             outcome = churn(min(CHURN, left), RATE, search.seed)
             connections += outcome.connections
             changes += outcome.changes.total()
+            resets += outcome.reset
             if outcome.problems:
                 print(
                     f"churn, seed {search.seed}: {len(outcome.problems)} problems",
@@ -62,7 +63,8 @@ def soak(seconds: float, seed: int) -> bool:
                 return False
             print(
                 f"{time.monotonic() - begin:5.0f} s: {connections} connections during {changes} "
-                "changes, none refused or lost",
+                f"changes, none refused or lost; {resets} to pods that were gone were reset, no "
+                "other",
                 flush=True,
             )
     print(

@@ -67,8 +67,12 @@ def test_no_name_stands_for_two_things() -> None:
         {"detector": InterfaceNamePrefix("veth"), "masquerade_all": True},
         {"log_refusals": True},
         {"no_masquerade": ["172.16.0.0/12", "fd00:172::/32", "192.168.0.0/16"]},
+        {"reset_gone": True},
     ],
-    ids=["listed", "all addresses", "no detector", "interface", "refusals logged", "sparing"],
+    ids=[
+        *("listed", "all addresses", "no detector", "interface"),
+        *("refusals logged", "sparing", "gone reset"),
+    ],
 )
 def test_the_program_begins_with_the_hooks_and_says_each_header_once(
     chosen: dict[str, Any],

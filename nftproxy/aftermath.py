@@ -15,8 +15,14 @@ from nftproxy.configuration.settings import NodeSettings
 from nftproxy.errors import BlockedError, NftproxyError
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import ObjectName
-from nftproxy.monitoring.events import HEALTH_CHECK_PORT_FAILED, EventKind, Regarding
+from nftproxy.monitoring.events import (
+    ANNOTATION_IGNORED,
+    HEALTH_CHECK_PORT_FAILED,
+    EventKind,
+    Regarding,
+)
 from nftproxy.monitoring.http.servicehealth import HealthCheckPorts
+from nftproxy.monitoring.ignored import Ignored
 from nftproxy.monitoring.metrics import Metrics
 from nftproxy.monitoring.proxyhealth import ProxyHealth
 from nftproxy.monitoring.servicehealth import Standing, listen_on
@@ -80,6 +86,8 @@ class Aftermath(Observer):
         self._conntrack = conntrack
         self._health = health
         self._metrics = metrics
+        self._record = record
+        self._ignored = Ignored()
 
         def healthy() -> bool:
             return health.healthy or not judged
@@ -118,6 +126,8 @@ class Aftermath(Observer):
         changed = side.standing.look(report.looked_at, notes)
         for note in notes:
             logger.error("{}", note)
+        for service, note in self._ignored.look(report.looked_at):
+            self._record(ANNOTATION_IGNORED, Regarding.service(service), note)
         side.flows.saw(report.looked_at, report.refused, everything=report.read_back)
         self._metrics.sync_done(
             report,

@@ -62,11 +62,12 @@ class Labels(Wire, frozen=True, rename=None):
 
 
 class Annotations(Wire, frozen=True, rename=None):
-    """The one annotation that is read (contract 7.4.16)."""
+    """The annotations that are read (contract 7.4.16), ours among them (`annotations`)."""
 
     trigger_time: str | None = msgspec.field(
         default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
     )
+    affinity_scope: str | None = msgspec.field(default=None, name="nftproxy.io/affinity-scope")
 
 
 class Meta(Wire, frozen=True):

@@ -14,6 +14,7 @@ import msgspec
 from nftproxy.address import Address, Family, Network, bracketed
 from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
 from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, by_port, lists, view
+from nftproxy.sharing import Part, Shared, grouped
 from nftproxy.table import schema
 from nftproxy.table.schema import Policy
 
@@ -118,16 +119,19 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     local: Sequence[Endpoint]
     # How its frontends are entered: policy, and whether as a NodePort
     entries: tuple[tuple[Policy, bool], ...]
+    part: Part | None = None  # of the memory that the ports of its Service share
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The port numbers of the endpoints, nearly always one."""
+        """The port numbers of the endpoints that it has memories for, nearly always one."""
+        if self.part:
+            return ()
         return tuple(sorted({e.port for each in (self.cluster, self.local) for e in each}))
 
     @property
     def ports_name(self) -> str:
         """The port numbers as in chain names."""
-        return schema.ports(self.ports)
+        return self.part.lookup if self.part else schema.ports(self.ports)
 
     @property
     def picks(self) -> tuple[str, ...]:
@@ -152,7 +156,13 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
         cluster = any(policy.uses_cluster for policy, _ in self.entries)
         local = any(policy.uses_local for policy, _ in self.entries)
         return schema.learn(
-            self.family, self.timeout, self.ports_name, self.name, cluster=cluster, local=local
+            self.family,
+            self.timeout,
+            self.part.groups if self.part else self.ports_name,
+            self.part.service if self.part else self.name,
+            cluster=cluster,
+            local=local,
+            shared=self.part is not None,
         )
 
     @property
@@ -195,6 +205,7 @@ class Compiled(msgspec.Struct, frozen=True, gc=False):
     affinities: tuple[Affinity, ...]
     # Address, the same address, protocol, port of the endpoints on this node
     hairpins: tuple[Key, ...]
+    shared: Shared | None = None  # the memory of the affinities, if it is not one for each port
 
 
 class Context(NamedTuple):
@@ -232,15 +243,29 @@ def compile_service(
     ports = service.spec.ports or ()
     having = by_port(slices, context.family) if choose is lists and len(ports) > 1 else None
     routes: dict[Frontend, Route] = {}
-    affinities: list[Affinity] = []
     hairpins: dict[Key, None] = {}
-    for port in ports:
-        of_port = having(port) if having else slices
-        chosen = choose(seen, port, of_port, context.family, context.here, notes)
-        proto = port.protocol.nft
-        affinity = _affinity(service.metadata.key, port, seen, chosen, context.family)
-        if affinity:
-            affinities.append(affinity)
+    chosen_lists = [
+        choose(
+            seen,
+            port,
+            having(port) if having else slices,
+            context.family,
+            context.here,
+            notes,
+        )
+        for port in ports
+    ]
+    remembering = [
+        _affinity(service.metadata.key, port, seen, chosen, context.family)
+        for port, chosen in zip(ports, chosen_lists, strict=True)
+    ]
+    affinities = [affinity for affinity in remembering if affinity]
+    shared: Shared | None = None
+    if seen.affinity_shared and affinities:
+        affinities, shared = _sharing(service.metadata.key, affinities)
+    following = iter(affinities)
+    for port, chosen, own in zip(ports, chosen_lists, remembering, strict=True):
+        proto, affinity = port.protocol.nft, next(following) if own else None
         hairpins.update(dict.fromkeys((e.address, e.address, proto, e.port) for e in chosen.here))
         for route in _routes(service.metadata.key, seen, port, chosen, affinity, context):
             routes.setdefault(route.frontend, _logged(route) if context.log_refusals else route)
@@ -250,6 +275,7 @@ def compile_service(
         tuple(routes.values()),
         tuple(affinities),
         tuple(hairpins),
+        shared,
     )
 
 
@@ -337,6 +363,18 @@ def _affinity(
     return Affinity(
         name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local, tuple(entries)
     )
+
+
+def _sharing(service: ObjectName, own: list[Affinity]) -> tuple[list[Affinity], Shared]:
+    """Return the affinities of a Service whose ports share a memory, and that memory."""
+    name, first = schema.bounded(str(service)), own[0]
+    cluster, of_cluster = grouped(name, [affinity.cluster for affinity in own])
+    local, of_local = grouped(name, [affinity.local for affinity in own])
+    joined = [
+        msgspec.structs.replace(affinity, part=Part.of(name, in_cluster, in_local))
+        for affinity, in_cluster, in_local in zip(own, of_cluster, of_local, strict=True)
+    ]
+    return joined, Shared(first.family, name, first.timeout, cluster, local)
 
 
 def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from nftproxy import annotations
 from nftproxy.address import Address, Family, Network, bracketed, parse_address, parse_network
 from nftproxy.errors import AddressError
 from nftproxy.model import EndpointSlice, Proto, Service, ServicePort, SliceEndpoint, SlicePort
@@ -47,6 +48,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     internal_local: bool
     external_local: bool
     affinity_seconds: int | None
+    affinity_shared: bool  # by all ports
 
     def externally_accessible(self, port: ServicePort) -> bool:
         """Whether clients outside the cluster can reach the port (contract 2.2.1)."""
@@ -101,6 +103,7 @@ def view(
     policy_counts = spec.type in {"LoadBalancer", "NodePort"} or bool(spec.external_ips)
     config = spec.session_affinity_config and spec.session_affinity_config.client_ip
     seconds = (config and config.timeout_seconds) or DEFAULT_AFFINITY_SECONDS
+    scope = annotations.affinity_scope(service, notes)
     return View(
         cluster_ip=cluster_ip,
         external_ips=_addresses(spec.external_ips or (), family, "spec.externalIPs", notes)
@@ -111,6 +114,7 @@ def view(
         internal_local=spec.internal_traffic_policy == "Local",
         external_local=spec.external_traffic_policy == "Local" and policy_counts,
         affinity_seconds=seconds if spec.session_affinity == "ClientIP" else None,
+        affinity_shared=scope is annotations.AffinityScope.SERVICE,
     )
 
 

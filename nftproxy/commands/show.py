@@ -201,8 +201,9 @@ def _words(shown: Shown) -> Iterator[str]:
         yield f"{shown.refused.reason}: {whom}"
     if shown.affinity:
         clients = sum(shown.affinity.clients.values())
+        scope = " on all ports of the Service" if shown.affinity.shared else ""
         yield (
-            f"a client keeps its endpoint for {shown.affinity.timeout_seconds} s ({clients} "
+            f"a client keeps its endpoint{scope} for {shown.affinity.timeout_seconds} s ({clients} "
             "remembered)"
         )
     if shown.sources is not None:

@@ -64,11 +64,12 @@ class ShownRefusal(ShownValue, frozen=True):
 class ShownAffinity(ShownValue, frozen=True):
     """ClientIP affinity of a service port in one family.
 
-    `clients` counts those remembered, by endpoint.
+    `clients` counts those remembered, by endpoint; `shared` means by all ports of the Service.
     """
 
     timeout_seconds: int
     clients: dict[str, int]
+    shared: bool = False
 
 
 class Shown(ShownValue, frozen=True):
@@ -211,6 +212,10 @@ def services(elements: Mapping[str, Iterable[Counted]]) -> tuple[ShownServicePor
             continue
         if place.declaration is schema.CLUSTER_IPS:
             cluster_ips.update(str(item.element.key[0]) for item in items)
+        elif place.declaration.learnt and place.declaration.per is schema.Per.GROUP:
+            clients[place.family, place.service] += Counter(
+                str(item.element.value) for item in items
+            )
         elif place.declaration.learnt:
             name, port = place.memory
             clients[place.family, name] += Counter(
@@ -322,5 +327,12 @@ def _affinity(
     verdict, _ = one.steps.get(schema.LEARN, (Verdict(""), 0))
     if not (learn := schema.parse_learn(verdict.target)):
         return None
-    timeout, name = learn
-    return ShownAffinity(timeout, dict(sorted(clients.get((family, name), {}).items())))
+    known: Mapping[str, int] = clients.get((family, learn.owner), {})
+    if learn.shared:  # by address; the lowest port number is the one that clients get
+        endpoints = {
+            listed.address: str(listed.endpoint)
+            for slots in one.slots.values()
+            for listed in sorted(slots.values(), key=lambda each: each.port, reverse=True)
+        }
+        known = {endpoints[each]: count for each, count in known.items() if each in endpoints}
+    return ShownAffinity(learn.timeout, dict(sorted(known.items())), learn.shared)

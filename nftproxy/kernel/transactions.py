@@ -316,6 +316,18 @@ class Kernel:
                 lambda: self._writer.forget(where, entries),
             )
 
+    def remember(self, where: str, entries: dict[Key, Value], timeout: int) -> None:
+        """Add clients to a memory, for some seconds.
+
+        If the kernel refuses that, because it has learnt one of them meanwhile or the memory is
+        full, they are new clients: that costs affinity, not service.
+        """
+        with self._lock, suppress(KernelError):
+            self._json(
+                lambda: [{"add": _ending(where, entries, timeout)}],
+                lambda: self._writer.remember(where, entries, timeout),
+            )
+
     def delete_table(self) -> bool:
         """Remove the table with all its content; return whether it existed."""
         found = self.delete_foreign_table("inet", "nftproxy")
@@ -471,6 +483,15 @@ def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str
             "elem": [_json(key, value) for key, value in items.items()],
         }
     }
+
+
+def _ending(where: str, items: dict[Key, Value], timeout: int) -> dict[str, object]:
+    """Return an element command for clients that are forgotten after some seconds."""
+    elements = [
+        ({"elem": {"val": client, "timeout": timeout}}, address)
+        for (client,), address in items.items()
+    ]
+    return {"element": {**_ELEMENT, "name": where, "elem": elements}}
 
 
 def _json(key: Key, value: Value) -> object:

@@ -72,6 +72,13 @@ class Writer:
             ]
         )
 
+    def remember(self, where: str, entries: Mapping[Key, Value], timeout: int) -> None:
+        """Add entries that end after some seconds."""
+        known = _shape(where)
+        ends = attribute(ElementAttribute.TIMEOUT, (timeout * 1000).to_bytes(8))
+        packed = [_element(known, *item, more=ends) for item in entries.items()]
+        self._transact([*_changes(Message.NEW_ELEMENTS, where, packed)])
+
     def replace(self, where: str, elements: Iterable[str | Network]) -> None:
         """Replace the addresses of a set, or the networks of an interval set."""
         flush = Modification(
@@ -149,9 +156,9 @@ def _changes(kind: Message, where: str, elements: Iterable[bytes]) -> Iterator[M
         yield Modification(kind, head + nested(Elements.LIST, b"".join(part)), flags)
 
 
-def _element(known: SetShape, key: Key, value: Value) -> bytes:
+def _element(known: SetShape, key: Key, value: Value, more: bytes = b"") -> bytes:
     """Return an element; a key alone for one of a set, or to delete."""
-    packed = _keyed(known.key.pack(key))
+    packed = _keyed(known.key.pack(key)) + more
     if value is None:
         return nested(netlink.LIST_ITEM, packed)
     if known.value is not None:

@@ -49,6 +49,8 @@ HEALTH_SERVER_FAILED: Final = EventKind(
 METRICS_SERVER_FAILED: Final = EventKind("FailedToStartMetricServer", "Warning", "StartKubeProxy")
 HEALTH_CHECK_PORT_FAILED: Final = EventKind("FailedToStartServiceHealthcheck", "Warning", "Listen")
 
+ANNOTATION_IGNORED: Final = EventKind("AnnotationIgnored", "Warning", "Sync")
+
 
 class Regarding(msgspec.Struct, frozen=True, omit_defaults=True):
     """The object an event is about."""

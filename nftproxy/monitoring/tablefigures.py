@@ -25,7 +25,7 @@ from nftproxy.table.schema import PROTOCOLS, Per, Reason
 
 LIMIT = 10_000  # series of connections
 _LABELS = ("ip_family", "namespace", "service", "port")
-_PER_SERVICE = (Per.SERVICE_PORT, Per.ENDPOINT_PORT)
+_PER_SERVICE = (Per.SERVICE_PORT, Per.ENDPOINT_PORT, Per.GROUP)
 _HELP = {
     Figure.CONNECTIONS: "New connections (TCP, SCTP) and flows (UDP) to a frontend that were sent "
     "to an endpoint.",

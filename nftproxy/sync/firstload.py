@@ -14,7 +14,6 @@ from nftproxy.table.delta import Delta
 from nftproxy.table.elements import pick
 from nftproxy.table.plan import BATCH, Wanted
 
-_MEMBERS = (schema.CLUSTER_MEMBERS, schema.LOCAL_MEMBERS)
 AHEAD = 3  # transactions prepared while the kernel takes one
 
 
@@ -82,7 +81,7 @@ class FirstLoad:
         verdicts, addresses = Delta(), Delta()
         for where in [
             *whole.verdict_maps(),
-            *(w for w in whole.added if schema.declaration(w) in _MEMBERS),
+            *(w for w in whole.added if schema.declaration(w) in schema.WHO_IS_LEARNT),
         ]:
             verdicts.take_additions(whole, where)
         for where in [

@@ -6,11 +6,13 @@ found it there, its clients forget it. Then the change itself is made.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from nftproxy.address import Family
 from nftproxy.chunks import difference
 from nftproxy.kernel.transactions import Kernel
-from nftproxy.routes import Affinity
+from nftproxy.routes import Affinity, Key, Value
+from nftproxy.sharing import Shared
 from nftproxy.table import schema
 from nftproxy.table.delta import Delta
 from nftproxy.table.remembered import Change, Remembered
@@ -37,7 +39,7 @@ class Forgetting:
                 or set(new.ports) - set(old.ports)
             ):
                 return True
-        return False
+        return any(self._moves(old, new) for old, new in _shared(change, remembered))
 
     def forget_departed(
         self, change: Change, remembered: Remembered, whole: Delta, commit: Callable[[Delta], None]
@@ -48,7 +50,7 @@ class Forgetting:
         remembered.
         """
         departed = Delta()
-        departed.take_removed(whole, (schema.CLUSTER_MEMBERS, schema.LOCAL_MEMBERS))
+        departed.take_removed(whole, schema.WHO_IS_LEARNT)
         if departed:
             commit(departed)
         self._forget(
@@ -56,8 +58,9 @@ class Forgetting:
             for old, new in _before_after(change, remembered)
             for memory in new.memories({*new.ports, *(old.ports if old else ())})
         )
+        self._settle(new for _, new in _shared(change, remembered))
 
-    def forget_strangers(self, affinities: Iterable[Affinity], sets: set[str]) -> None:
+    def forget_strangers(self, remembered: Remembered, sets: set[str]) -> None:
         """Make clients forget every address that is no endpoint, after reading back.
 
         Only memories among `sets`, which existed before, hold any; each costs the kernel a walk
@@ -65,10 +68,11 @@ class Forgetting:
         """
         self._forget(
             memory
-            for affinity in affinities
+            for affinity in remembered.affinities
             for memory in affinity.memories(affinity.ports)
             if memory[0] in sets
         )
+        self._settle(each.shared for each in remembered.services.values() if each.shared)
 
     def _forget(self, memories: Iterable[tuple[str, frozenset[str]]]) -> None:
         """Delete the clients' memory of addresses that are not those of members."""
@@ -76,9 +80,83 @@ class Forgetting:
         while some := dict(itertools.islice(there, AT_ONCE)):
             for where, known in self._kernel.elements_of(list(some)).items():
                 stale = {key: value for key, value in known.items() if value not in some[where]}
-                entries = iter(stale.items())
-                while part := dict(itertools.islice(entries, FORGET)):
+                for part in _parts(stale):
                     self._kernel.forget(where, part)
+
+    def _moves(self, old: Shared | None, new: Shared) -> bool:
+        """Whether a memory that ports share may hold an address that does not belong there."""
+        if old is new:
+            return False
+        before, after = old.places() if old else {}, new.places()
+        if any(after.get(place) != memory for place, memory in before.items()):
+            return True
+        there = set(before.values())
+        return any(memory not in there and memory in self._kernel.sets for memory in after.values())
+
+    def _settle(self, memories: Iterable[Shared]) -> None:
+        """Move what clients remember to where the group of the endpoint is looked up.
+
+        They forget what is no endpoint. A client that is moved begins its time again.
+        """
+        there: dict[tuple[schema.Declaration, Family, str], list[str]] | None = None
+        for shared in memories:
+            there = _memories(self._kernel.sets) if there is None else there
+            places = shared.places()
+            for _, declaration, _ in shared.lists():
+                names = there.get((declaration, shared.family, shared.service), [])
+                known = self._kernel.elements_of(names)
+                for where in names:
+                    moves = {
+                        (client, address): places.get((declaration, str(address)), "")
+                        for client, address in known[where].items()
+                    }
+                    self._move(where, moves, known, shared.timeout)
+
+    def _move(
+        self,
+        where: str,
+        moves: Mapping[tuple[Key, Value], str],
+        known: Mapping[str, dict[Key, Value]],
+        timeout: int,
+    ) -> None:
+        """Move clients from a memory to others; one that is known there stays as it is.
+
+        `moves` says where each remembered client and its address belong, if anywhere.
+        """
+        stale = {entry: place for entry, place in moves.items() if place != where}
+        for place in {place for place in stale.values() if place in known}:
+            clients = dict(entry for entry, to in stale.items() if to == place)
+            new = {client: clients[client] for client in clients.keys() - known[place].keys()}
+            for part in _parts(new):
+                self._kernel.remember(place, part, timeout)
+            known[place].update(new)
+        for part in _parts(dict(list(stale))):
+            self._kernel.forget(where, part)
+
+
+def _memories(sets: Iterable[str]) -> dict[tuple[schema.Declaration, Family, str], list[str]]:
+    """Return the memories of each list of each Service whose ports share one."""
+    found: dict[tuple[schema.Declaration, Family, str], list[str]] = {}
+    for name in sorted(sets):
+        place = schema.parse(name)
+        if place and place.declaration.learnt and place.declaration.per is schema.Per.GROUP:
+            key = place.declaration, place.family, place.service
+            found.setdefault(key, []).append(name)
+    return found
+
+
+def _parts(entries: dict[Key, Value]) -> Iterator[dict[Key, Value]]:
+    items = iter(entries.items())
+    while part := dict(itertools.islice(items, FORGET)):
+        yield part
+
+
+def _shared(change: Change, remembered: Remembered) -> Iterator[tuple[Shared | None, Shared]]:
+    """Yield the memories that ports share and that a change leaves, each with its former state."""
+    for name, new in change.services.items():
+        if new and new.shared:
+            old = remembered.services.get(name)
+            yield old.shared if old else None, new.shared
 
 
 def _before_after(
@@ -88,5 +166,10 @@ def _before_after(
     for name, new in change.services.items():
         if new and new.affinities:
             old = remembered.services.get(name)
-            known = {a.name: a for a in old.affinities} if old else {}
-            yield from ((known.get(affinity.name), affinity) for affinity in new.affinities)
+            # Memories of their own are not known while the ports share one
+            known = {a.name: a for a in old.affinities if not a.part} if old else {}
+            yield from (
+                (known.get(affinity.name), affinity)
+                for affinity in new.affinities
+                if not affinity.part
+            )

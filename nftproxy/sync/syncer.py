@@ -134,7 +134,7 @@ class Syncer:
                 else:
                     self._load(taken, report)
             with report.timed("difference"):
-                self._forgetting.forget_strangers(self.remembered.affinities, before)
+                self._forgetting.forget_strangers(self.remembered, before)
             self._generation = generation
             if self._settings.nodeport_addresses[self.family] is ALL:
                 accepted = ()  # no rule looks there, but an older process may have left some
@@ -252,6 +252,9 @@ class Syncer:
         (change,) = batch.changes
         if self._forgetting.concerns(self.remembered, change):
             try:
+                if any(new and new.shared for new in change.services.values()):
+                    # Clients move to its memories
+                    self._kernel.ensure_for(Delta(), self._program, batch.affinities)
                 self._forgetting.forget_departed(
                     change,
                     self.remembered,

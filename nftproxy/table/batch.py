@@ -5,12 +5,19 @@ from dataclasses import dataclass
 
 import msgspec
 
-from nftproxy.routes import Affinity, Element, Key, Route, Value
+from nftproxy.routes import Affinity, Compiled, Element, Key, Route, Value
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
 from nftproxy.table.delta import Delta, Place
 from nftproxy.table.difference import settled
-from nftproxy.table.elements import between, elements, members, members_between, paired
+from nftproxy.table.elements import (
+    between,
+    elements,
+    members,
+    members_between,
+    memory_members,
+    paired,
+)
 from nftproxy.table.packing import SetShape, pack_value, shape
 from nftproxy.table.remembered import Change, Remembered, claims
 
@@ -69,6 +76,7 @@ class Comparison:
             old = self._remembered.services.get(name)
             before += old.affinities if old else ()
             after += new.affinities if new else ()
+            self._of_memories(found, old, new)
         for was, becomes in change.routes.values():
             if was is None and not reads and becomes is not None:
                 for element in elements(becomes, family):
@@ -99,6 +107,16 @@ class Comparison:
         for pair in paired(before, after):
             gone, come = members_between(*pair)
             self._compare(found, come, gone)
+
+    def _of_memories(self, found: Delta, old: Compiled | None, new: Compiled | None) -> None:
+        """Add the step between the members of memories that the ports of a Service share."""
+        before, after = old and old.shared, new and new.shared
+        if (before or after) and (self._reads or before != after):
+            self._compare(
+                found,
+                memory_members(after) if after else (),
+                memory_members(before) if before else (),
+            )
 
     def shared(self, changes: Iterable[Change]) -> Delta:
         """Return the elements that several services may have.

@@ -3,11 +3,13 @@
 Pure. A route's elements follow from it alone; those that several services may have are separate.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from nftproxy.address import Family
 from nftproxy.chunks import difference
 from nftproxy.routes import Affinity, Compiled, Element, Refusal, Route, Verdict
+from nftproxy.selection import Endpoint
+from nftproxy.sharing import Shared
 from nftproxy.table import schema
 from nftproxy.table.slots import changed
 
@@ -96,18 +98,33 @@ def members_between(
     old: Affinity | None, new: Affinity | None
 ) -> tuple[list[Element], list[Element]]:
     """Return the members that only one of two states of a service port has."""
+    old, new = (each if each and not each.part else None for each in (old, new))
     before: list[Element] = []
     after: list[Element] = []
-    for declaration, had, has in (
-        (schema.CLUSTER_MEMBERS, old and old.cluster, new and new.cluster),
-        (schema.LOCAL_MEMBERS, old and old.local, new and new.local),
+    for declaration, (gone, come) in zip(
+        (schema.CLUSTER_MEMBERS, schema.LOCAL_MEMBERS), _endpoints_between(old, new), strict=True
     ):
-        gone, come = difference(had or (), has or ())
         for affinity, endpoints, found in ((old, gone, before), (new, come, after)):
             if affinity and endpoints:
                 where = declaration.name(affinity.family, affinity.name)
                 found.extend(Element(where, tuple(member)) for member in endpoints)
     return before, after
+
+
+def _endpoints_between(
+    old: Affinity | None, new: Affinity | None
+) -> Iterator[tuple[Sequence[Endpoint], Sequence[Endpoint]]]:
+    """Yield for each list the endpoints that only one of two states of a service port has."""
+    yield difference((old and old.cluster) or (), (new and new.cluster) or ())
+    yield difference((old and old.local) or (), (new and new.local) or ())
+
+
+def memory_members(shared: Shared) -> Iterator[Element]:
+    """Yield the members of a memory that the ports of a Service share."""
+    for declaration, _, groups in shared.lists():
+        for group in groups:
+            where = declaration.name(shared.family, group.name)
+            yield from (Element(where, (address,)) for address in group.addresses)
 
 
 def paired(
@@ -148,10 +165,8 @@ def shared_between(
     for keys, found in zip(difference(old.hairpins, new.hairpins), (before, after), strict=True):
         found.extend(Element(hairpin, key) for key in keys)
     for pair in paired(old.affinities, new.affinities):
-        for affinity, which, found in zip(
-            pair, members_between(*pair), (before, after), strict=True
-        ):
-            if affinity:
-                proto = affinity.proto
-                found.extend(Element(members, (e.key[0], proto, e.key[1])) for e in which)
+        for lists in _endpoints_between(*pair):
+            for affinity, which, found in zip(pair, lists, (before, after), strict=True):
+                if affinity:
+                    found.extend(Element(members, (e[0], affinity.proto, e[1])) for e in which)
     return before, after

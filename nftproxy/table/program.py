@@ -21,6 +21,7 @@ from nftproxy.address import Address, Family, mask
 from nftproxy.configuration.settings import ALL, Cidr, NodeSettings
 from nftproxy.routes import Affinity
 from nftproxy.selection import Endpoint
+from nftproxy.sharing import Part
 from nftproxy.table import schema
 from nftproxy.table.schema import (
     LOG_BURST,
@@ -43,6 +44,8 @@ _LOOPBACK = {Family.IPv4: "127.0.0.0/8", Family.IPv6: "::1"}
 
 _ID, _PORT = "\0", 999983
 """A name and a port number that no Service has, nor any number in the text of a rule."""
+_LOOKUP, _NUMBER, _UNKNOWN = "\1", "\2", -1
+"""The same for ports that share a memory, whose names have digits that may be any number."""
 
 Variables = Mapping[str, str | int]
 
@@ -66,11 +69,14 @@ class Program:
         for family in settings.families:
             affinity = Affinity("", family, "tcp", 1, (Endpoint("", 1),), (), ())
             sample += self._of_service(affinity).values()
+            shared = msgspec.structs.replace(affinity, part=Part.of("", (("", 1),), (("", 1),)))
+            sample += self._of_service(shared).values()
             for node_port in (False, True):
                 # Goes to every other kind
                 picked = schema.pick(Policy.PRESERVE, family, "tcp", 1, 1, node_port=node_port)
                 sample += self.pick(picked).values()
                 sample += self._of_service(affinity, self._numbers(picked)).values()
+                sample += self._of_service(shared, self._numbers(picked)).values()
         body = self.text()
         self.digest = hashlib.sha256("\n".join([body, *sample]).encode()).hexdigest()[:16]
 
@@ -138,19 +144,12 @@ class Program:
         This includes picks. Thousands of service ports differ in their names and in the port
         number of their endpoints alone: these are filled into the text of an example.
         """
-        ports = affinity.ports
-        port = ports[0] if len(ports) == 1 else None
-        example = msgspec.structs.replace(affinity, name=_ID)
-        if port is not None:
-            cluster, local = (
-                (Endpoint("", _PORT),) * len(each) for each in (affinity.cluster, affinity.local)
-            )
-            example = msgspec.structs.replace(example, cluster=cluster, local=local)
+        example, fillings = _example(affinity)
 
         def filled(text: str) -> str:
-            if port is not None:
-                text = text.replace(str(_PORT), str(port))
-            return text.replace(_ID, affinity.name)
+            for stands, real in fillings.items():
+                text = text.replace(stands, real)
+            return text
 
         return {filled(name): filled(text) for name, text in self._example(example).items()}
 
@@ -181,13 +180,23 @@ class Program:
             "id": affinity.name,
             "ports": affinity.ports_name,
             "timeout": affinity.timeout,
+            "service": affinity.part.service if affinity.part else "",
+            "groups": affinity.part.groups if affinity.part else "",
         }
-        ports = [{"port": port} for port in affinity.ports]
+        cluster, local = (affinity.part.cluster, affinity.part.local) if affinity.part else ((), ())
+        each: dict[str, Sequence[Variables]] = {
+            "port": [{"port": port} for port in affinity.ports],
+            "own group": _numbered(cluster),
+            "own local group": _numbered(local),
+            "group": [{"peers": name} for name, _ in cluster],
+            "local group": [{"peers": name} for name, _ in local],
+            "memory": [{"peers": name} for name in dict.fromkeys([n for n, _ in cluster + local])],
+        }
         return {
             name: block
             for template, text in blocks(_read("affinity.nft")).items()
             if schema.is_sticky(template) == bool(numbers)
-            for name, block in blocks(_expand(text, variables, {"port": ports})).items()
+            for name, block in blocks(_expand(text, variables, each)).items()
         }
 
     def _numbers(self, name: str) -> Variables | None:
@@ -230,6 +239,41 @@ class Program:
         return [
             {"length": length, "netmask": mask(ones, length).text} for length in sorted(lengths)
         ]
+
+
+def _example(affinity: Affinity) -> tuple[Affinity, dict[str, str]]:
+    """Return what stands for a ClientIP service port and others like it, and what to fill in."""
+    ports, part = affinity.ports, affinity.part
+    cluster, local = (
+        (Endpoint("", _PORT),) * len(each) for each in (affinity.cluster, affinity.local)
+    )
+    fillings = {_ID: affinity.name}
+    if part:
+        numbers = {number for _, number in part.cluster + part.local if number}
+        if len(numbers) == 1:
+            fillings |= {_NUMBER: str(numbers.pop()), _LOOKUP: part.lookup}
+            in_cluster, in_local = (
+                tuple((name, _UNKNOWN if number else 0) for name, number in each)
+                for each in (part.cluster, part.local)
+            )
+            part = msgspec.structs.replace(part, lookup=_LOOKUP, cluster=in_cluster, local=in_local)
+    elif len(ports) == 1:
+        fillings = {str(_PORT): str(ports[0]), **fillings}
+    else:
+        cluster, local = tuple(affinity.cluster), tuple(affinity.local)
+    return (
+        msgspec.structs.replace(affinity, name=_ID, cluster=cluster, local=local, part=part),
+        fillings,
+    )
+
+
+def _numbered(groups: Iterable[tuple[str, int]]) -> list[Variables]:
+    """Return the groups that a service port has, each with its port number."""
+    return [
+        {"peers": name, "port": _NUMBER if number == _UNKNOWN else number}
+        for name, number in groups
+        if number
+    ]
 
 
 def is_pick(name: str) -> bool:

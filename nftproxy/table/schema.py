@@ -53,6 +53,7 @@ class Per(enum.Enum):
     LENGTH = "-$length"  # prefix length of source ranges
     SERVICE_PORT = "-$id"  # with ClientIP affinity
     ENDPOINT_PORT = "-$id-$port"  # port number of the endpoints of such a service port
+    GROUP = "-$peers"  # of endpoints of a Service whose ports share a memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +106,12 @@ CLUSTER_MEMBERS = Declaration("cluster_members", _ENDPOINT, per=Per.SERVICE_PORT
 LOCAL_MEMBERS = Declaration("local_members", _ENDPOINT, per=Per.SERVICE_PORT)
 AFFINITY = Declaration("affinity", "a", "a", Per.ENDPOINT_PORT, learnt=True)
 LOCAL_AFFINITY = Declaration("local_affinity", "a", "a", Per.ENDPOINT_PORT, learnt=True)
+SERVICE_MEMBERS = Declaration("service_members", "a", per=Per.GROUP)
+LOCAL_SERVICE_MEMBERS = Declaration("local_service_members", "a", per=Per.GROUP)
+SERVICE_AFFINITY = Declaration("service_affinity", "a", "a", Per.GROUP, learnt=True)
+LOCAL_SERVICE_AFFINITY = Declaration("local_service_affinity", "a", "a", Per.GROUP, learnt=True)
+WHO_IS_LEARNT = (CLUSTER_MEMBERS, LOCAL_MEMBERS, SERVICE_MEMBERS, LOCAL_SERVICE_MEMBERS)
+"""The sets of those that the kernel may remember, for each ClientIP service port or Service."""
 
 DECLARATIONS = {
     each.base: each for each in list(globals().values()) if isinstance(each, Declaration)
@@ -115,6 +122,7 @@ _DETAILS = {
     Per.LENGTH: re.compile("[0-9]+"),
     Per.SERVICE_PORT: re.compile(".+", re.DOTALL),
     Per.ENDPOINT_PORT: re.compile(".+-[0-9]+", re.DOTALL),
+    Per.GROUP: re.compile(".+-[0-9.]+", re.DOTALL),
 }
 _FAMILIES = {family.digit: family for family in Family}
 
@@ -139,6 +147,11 @@ class ParsedName(NamedTuple):
         """The service port and the endpoints' port number in the name of a map of clients."""
         service_port, _, port = self.detail.rpartition("-")
         return service_port, int(port)
+
+    @property
+    def service(self) -> str:
+        """The Service in the name of a set or map of a group of endpoints."""
+        return self.detail.rpartition("-")[0]
 
 
 @lru_cache(4096)
@@ -246,7 +259,7 @@ _PICK = re.compile(
 )
 _STICKY = "sticky-"
 _ENTRY = re.compile(rf"(?:{_STICKY})?(?:{_SIDE})?({'|'.join(_POLICIES)})")
-_LEARN = re.compile(r"learn(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
+_LEARN = re.compile(r"learn(_service)?(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
 _PROGRAM = "program-"
 
 # libnftables aborts the process on names of more than 255 characters. The longest starts with this,
@@ -313,17 +326,36 @@ def is_sticky(chain: str) -> bool:
 
 
 def learn(
-    family: Family, timeout: int, ports: str, service_port: str, *, cluster: bool, local: bool
+    family: Family,
+    timeout: int,
+    ports: str,
+    owner: str,
+    *,
+    cluster: bool,
+    local: bool,
+    shared: bool = False,
 ) -> str:
-    """Return the name of the chain that remembers clients, for the lists that are used."""
-    step = "learn_both" if cluster and local else "learn_local" if local else "learn"
-    return f"{step}{family.digit}-{timeout}-{ports}-{service_port}"
+    """Return the name of the chain that remembers clients, for the lists that are used.
+
+    `owner` is a service port, or the Service whose ports share a memory.
+    """
+    lists = "_both" if cluster and local else "_local" if local else ""
+    step = f"learn{'_service' if shared else ''}{lists}"
+    return f"{step}{family.digit}-{timeout}-{ports}-{owner}"
 
 
-def parse_learn(chain: str) -> tuple[int, str] | None:
-    """Return timeout and service port of a chain that remembers clients; None for other chains."""
+class Learn(NamedTuple):
+    """The content of the name of a chain that remembers clients."""
+
+    timeout: int
+    owner: str  # a service port, or a Service
+    shared: bool
+
+
+def parse_learn(chain: str) -> Learn | None:
+    """Return the content of the name of a chain that remembers clients; None for other chains."""
     match = _LEARN.fullmatch(chain)
-    return (int(match[1]), match[2]) if match else None
+    return Learn(int(match[2]), match[3], bool(match[1])) if match else None
 
 
 def allowed(family: Family) -> str:
@@ -361,9 +393,22 @@ def ports(numbers: Iterable[int]) -> str:
     return bounded(".".join(map(str, numbers)), PORTS_LIMIT)
 
 
+def group(service: str, numbers: Iterable[int]) -> str:
+    """Return the name of a group of endpoints: their port number for each port of the Service."""
+    return f"{service}-{ports(numbers)}"
+
+
+def looked_up(numbers: Iterable[int], groups: str) -> str:
+    """Return port numbers as in names, with a digest of the groups that they are looked up in."""
+    shown = "".join(f"{number}." for number in sorted(numbers))
+    return f"{shown[: PORTS_LIMIT - 20]}{_digest(groups)}"
+
+
 def bounded(text: str, limit: int = NAME_LIMIT) -> str:
     """Shorten a part of a name; a digest distinguishes the cut parts (contract 5.6.3)."""
-    if len(text) <= limit:
-        return text
-    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
-    return f"{text[: limit - 21]}.{digest:020}"
+    return text if len(text) <= limit else f"{text[: limit - 21]}.{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    """Return 20 decimal digits."""
+    return f"{int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]):020}"

@@ -333,6 +333,28 @@ def test_the_starting_event(machine: Machine) -> None:
     assert written["reportingController"] == "kube-proxy"
 
 
+def test_an_annotation_with_an_unknown_value_is_an_event_and_a_log_line(machine: Machine) -> None:
+    """Once, though both families read it; the Service works all the same."""
+    marked = service()
+    marked["metadata"]["annotations"] = {"nftproxy.io/affinity-scope": "Service"}
+    marked["spec"]["sessionAffinity"] = "ClientIP"
+    machine.api.put("services", marked)
+    machine.api.put("endpointslices", slice_of("web", "10.244.1.2"))
+    machine.start()
+    note = (
+        "annotation nftproxy.io/affinity-scope: 'Service' is not one of port, service; port applies"
+    )
+
+    def written() -> list[str]:
+        found = [e for e in machine.api.written if e.get("reason") == "AnnotationIgnored"]
+        assert all((e["regarding"]["name"], e["type"]) == ("web", "Warning") for e in found)
+        return [each["note"] for each in found]
+
+    eventually(lambda: written() == [note])
+    assert machine.services() == {"10.96.0.10"}
+    assert f"Service default/web IPv4: {note}" in machine.said()
+
+
 @pytest.mark.contract("7.1.2", "7.1.4", "1.2.1")
 def test_livez_answers_while_the_api_server_does_not(machine: Machine) -> None:
     machine.api.shut()

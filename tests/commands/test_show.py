@@ -156,6 +156,23 @@ def test_remembered_clients_by_endpoint() -> None:
     assert affinity.clients == {"10.244.1.2:8080": 3, "10.244.2.2:8080": 2}
 
 
+def test_remembered_clients_of_a_service_whose_ports_share_a_memory() -> None:
+    done = compiled(
+        service(sessionAffinity="ClientIP", annotations={"nftproxy.io/affinity-scope": "service"}),
+        ("10.244.1.2", "node1"),
+        ("10.244.2.2", "node2"),
+    )
+    found = table(done)
+    memory = "service_affinity4-default/web-8080"
+    found[memory] = [
+        Counted(Element(memory, (f"10.0.0.{n}",), f"10.244.{1 + n % 2}.2"), 0) for n in range(5)
+    ]
+    shown = only(services(found), "10.96.0.10:80/tcp")
+    assert shown.affinity
+    assert shown.affinity.shared
+    assert shown.affinity.clients == {"10.244.1.2:8080": 3, "10.244.2.2:8080": 2}
+
+
 def test_what_is_left_of_a_frontend_between_two_transactions_is_no_service() -> None:
     slot = Element("endpoints4-tcp", ("10.96.0.10", 80, 0), ("10.244.1.2", 8080))
     assert services({"endpoints4-tcp": [Counted(slot, 0)]}) == ()

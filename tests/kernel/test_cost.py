@@ -285,17 +285,29 @@ def test_a_change_costs_the_same_in_any_cluster() -> None:
     assert peaks[1] < peaks[0] + 20_000, "bytes"
 
 
-def many_ports(count: int, *pods: int) -> tuple[Service, EndpointSlice]:
+WHOLE = {"nftproxy.io/affinity-scope": "service"}
+
+
+def many_ports(
+    count: int, *pods: int, annotations: dict[str, str] | None = None
+) -> tuple[Service, EndpointSlice]:
     """A service with affinity and so many UDP ports, each with endpoints of another number."""
     ports = [{"name": f"p{n}", "port": 1000 + n, "protocol": "UDP"} for n in range(count)]
     targets = [{**port, "port": 20000 + n} for n, port in enumerate(ports)]
     return (
-        service("many", "10.96.0.9", ports=ports, sessionAffinity="ClientIP"),
+        service(
+            "many",
+            "10.96.0.9",
+            ports=ports,
+            sessionAffinity="ClientIP",
+            annotations=annotations or {},
+        ),
         endpoint_slice("many", [endpoint(f"10.244.1.{pod}") for pod in pods], ports=targets),
     )
 
 
-def test_a_service_of_many_ports_is_linear() -> None:
+@pytest.mark.parametrize("annotations", [{}, WHOLE], ids=["port", "service"])
+def test_a_service_of_many_ports_is_linear(annotations: dict[str, str]) -> None:
     """Twice the ports, twice the calls, and no more transactions; and how many a port takes."""
     calls: dict[str, list[int]] = {}
     for count in (60, 120):
@@ -303,7 +315,7 @@ def test_a_service_of_many_ports_is_linear() -> None:
             table.sync(Family.IPv4, [])
             steps = {"new": (2, 3), "replaced": (2, 4), "more": (2, 4, 5), "fewer": (2, 4)}
             for step, pods in steps.items():
-                for item in many_ports(count, *pods):
+                for item in many_ports(count, *pods, annotations=annotations):
                     table.store.put(item)
                 sent: list[str] = []
                 with watched(table.kernel, sent.append):
@@ -313,6 +325,17 @@ def test_a_service_of_many_ports_is_linear() -> None:
     for few, many in calls.values():
         assert many < 2.05 * few
         assert (many - few) / 60 < 420
+
+
+def test_ports_that_share_a_memory_have_one_object_each() -> None:
+    """The chain that looks there; what remembers, memory and members are the Service's."""
+    with bare_table() as table:
+        table.sync(Family.IPv4, [])
+        for item in many_ports(40, 2, 3, annotations=WHOLE):
+            table.store.put(item)
+        table.sync(Family.IPv4, [])
+        own = [name for name in table.kernel.chains | table.kernel.sets if "default/many" in name]
+        assert len(own) == 40 + 3
 
 
 def many_slices(count: int) -> list[EndpointSlice]:

@@ -25,6 +25,7 @@ def everything(family: Family) -> list[Object]:
     )
     allowed = ["198.51.100.0/24", "192.0.2.1/32"] if four else ["2001:db8::/32"]
     local = {"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"}
+    whole = {"nftproxy.io/affinity-scope": "service"}
     specs: list[tuple[dict[str, Any], list[str]]] = [
         ({}, ["node1", "node2", "node3"]),
         ({"protocol": "UDP", "node_port": 30001}, ["node1", "node2"]),
@@ -34,6 +35,10 @@ def everything(family: Family) -> list[Object]:
         ({"externalIPs": [f"{vip}4"], "node_port": 30005}, []),
         ({"sessionAffinity": "ClientIP", "node_port": 30006}, ["node1", "node2"]),
         ({"sessionAffinity": "ClientIP", "vips": [f"{vip}5"], **local}, ["node1", "node2"]),
+        (
+            {"sessionAffinity": "ClientIP", "annotations": whole, "vips": [f"{vip}6"], **local},
+            ["node1", "node2"],
+        ),
     ]
     found: list[Object] = []
     for number, (spec, nodes) in enumerate(specs):

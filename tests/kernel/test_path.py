@@ -18,9 +18,11 @@ from tests.support.tables import bare_table, deliver
 PACKAGE = Path(nftproxy.__file__).parent
 VALUES = {
     "address.py",
+    "annotations.py",
     "chunks.py",
     "model.py",
     "selection.py",
+    "sharing.py",
     "configuration/settings.py",
     "sync/report.py",
     "table/schema.py",

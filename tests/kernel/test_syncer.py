@@ -637,13 +637,19 @@ def test_a_restart_never_gives_a_cluster_ip_to_the_intruder(
 # --- a Service with very many chains --------------------------------------------------------------
 
 
-def many_ports(count: int, pods: int = 2) -> list[Object]:
+def many_ports(count: int, pods: int = 2, scope: str = "port") -> list[Object]:
     """A Service with so many UDP ports and affinity, and its slice."""
     ports = [{"name": f"p{n}", "port": 1000 + n, "protocol": "UDP"} for n in range(count)]
     members = [endpoint(f"10.244.9.{pod + 2}") for pod in range(pods)]
     targets = [{"name": port["name"], "port": 8053, "protocol": "UDP"} for port in ports]
     return [
-        service("large", "10.96.9.9", ports=ports, sessionAffinity="ClientIP"),
+        service(
+            "large",
+            "10.96.9.9",
+            ports=ports,
+            sessionAffinity="ClientIP",
+            annotations={"nftproxy.io/affinity-scope": scope},
+        ),
         endpoint_slice("large", members, ports=targets),
     ]
 
@@ -676,6 +682,24 @@ def test_what_needs_very_many_chains_lets_others_go_first(
         "another number of endpoints needs other chains"
     )
     assert not sync(table, *many_ports(10)).postponed, "the old ones are still there"
+
+
+def test_ports_that_share_a_memory_let_others_go_first_too(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("LAST", "PREPARED"):
+        monkeypatch.setattr(preparation, limit, 4)
+    sync(table, *web(0))
+    report = sync(table, *many_ports(10, scope="service"), *web(0, 3))
+    assert [name.name for name in report.postponed] == ["large"]
+    assert len(contents(table)["endpoints4-tcp"]) == 3
+    while sync(table).postponed:
+        pass
+    assert len(contents(table)["endpoints4-udp"]) == 20
+    assert same_as_fresh(table, *many_ports(10, scope="service"), *web(0, 3))
+    while sync(table, *many_ports(10)).postponed:
+        pass
+    assert same_as_fresh(table, *many_ports(10), *web(0, 3))
 
 
 def test_a_first_load_leaves_it_out_so_that_all_others_are_served(

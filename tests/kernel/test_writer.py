@@ -244,3 +244,19 @@ def test_a_transaction_of_many(pair: Pair) -> None:
         table.kernel.commit_late(
             Delta(late={where: dict.fromkeys(items) for where, items in many.added.items()})
         )
+
+
+def test_clients_that_are_remembered_are_forgotten_in_time(pair: Pair) -> None:
+    """By either way the same, and those that are known stay as they are."""
+    family = pair[0].settings.families[0]
+    four = family is Family.IPv4
+    clients = [("192.0.2.1" if four else "2001:db8::1"), ("192.0.2.2" if four else "2001:db8::2")]
+    one, other = ("10.244.1.80", "10.244.1.81") if four else ("fd00:244:1::80", "fd00:244:1::81")
+    where = f"service_affinity{family.digit}-default/web8-8080"
+    for table in pair:
+        table.kernel.remember(where, {(clients[0],): one}, 600)
+        table.kernel.remember(where, {(clients[0],): other, (clients[1],): other}, 600)
+        assert table.kernel.elements(where) == {(clients[0],): one}
+        (element,) = raw(table)[where].values()
+        assert int.from_bytes(element[ElementAttribute.TIMEOUT]) == 600_000
+        table.kernel.forget(where, {(clients[0],): one})

@@ -16,7 +16,8 @@ def service(
     """A Service in namespace `default`; `spec` is in the API's spelling.
 
     Special names in `spec`: `protocol`, `node_port` and `port_name` for the port, `vips` for
-    load-balancer addresses, `created` for the creation time. `ports` replaces the one port.
+    load-balancer addresses, `created` for the creation time, `annotations`. `ports` replaces the
+    one port.
     """
     ips = [cluster_ip] if isinstance(cluster_ip, str) else list(cluster_ip)
     one = {
@@ -28,10 +29,16 @@ def service(
         one["nodePort"] = node_port
     vips = spec.pop("vips", ())
     created = spec.pop("created", "2026-01-01T00:00:00Z")
+    annotations = spec.pop("annotations", {})
     document = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": name, "namespace": "default", "creationTimestamp": created},
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "creationTimestamp": created,
+            **({"annotations": annotations} if annotations else {}),
+        },
         "spec": {
             "type": "LoadBalancer" if vips else "NodePort" if node_port else "ClusterIP",
             "clusterIP": ips[0],

@@ -15,10 +15,10 @@ from tests.support.paths import ROOT
 PACKAGE = ROOT / "nftproxy"
 
 LAYERS = [
-    "address chunks columns errors kubeyaml log model shipped",
+    "address annotations chunks columns errors kubeyaml log model shipped",
     "configuration",
     "store selection largeservice",
-    "table routes",
+    "table routes sharing",
     "sources kernel",
     "node",
     "sync",
@@ -31,7 +31,7 @@ LAYERS = [
 
 Each imports from its own layer, without a circle, and from those below.
 """
-PURE = {"chunks", "largeservice", "store", "selection", "routes", "table"}
+PURE = {"annotations", "chunks", "largeservice", "store", "selection", "routes", "sharing", "table"}
 IMPURE = {
     "asyncio",
     "loguru",

@@ -58,7 +58,7 @@ def test_the_rulesets_declare_what_the_schema_says() -> None:
     found = {}
     for path in shipped.folder("rulesets").glob("*.nft"):
         for block in re.findall(
-            r"^(?:\[port\] )?((?:set|map) .+?^})", path.read_text(), re.MULTILINE | re.DOTALL
+            r"^(?:\[\w+\] )?((?:set|map) .+?^})", path.read_text(), re.MULTILINE | re.DOTALL
         ):
             found[block.split()[1]] = declared(block)
     wanted = {
@@ -77,6 +77,7 @@ DETAILS: dict[Per, tuple[tuple[str | int, ...], ...]] = {
     Per.LENGTH: ((24,), (128,)),
     Per.SERVICE_PORT: (("default/web/tcp/http",), ("default/endpoints4/tcp/",)),
     Per.ENDPOINT_PORT: (("default/web-1/tcp/http", 8080), ("default/affinity6-1/tcp/", 1)),
+    Per.GROUP: (("default/web-1", "8080"), ("default/affinity6-1", "8080.0.9376")),
 }
 
 
@@ -89,6 +90,8 @@ def test_a_name_is_parsed_as_it_was_made(each: Declaration, family: Family) -> N
             assert place == (each, family, node_port, "-".join(map(str, details)))
             if place and each.per is Per.ENDPOINT_PORT:
                 assert place.memory == details
+            if place and each.per is Per.GROUP:
+                assert place.service == details[0]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,11 @@ def test_chains_of_programs_and_of_those_who_learn() -> None:
         name = schema.learn(
             Family.IPv4, 10800, "80.81", "default/web-1/tcp/http", cluster=cluster, local=local
         )
-        assert schema.parse_learn(name) == (10800, "default/web-1/tcp/http")
+        assert schema.parse_learn(name) == (10800, "default/web-1/tcp/http", False)
+        name = schema.learn(
+            Family.IPv4, 60, "80", "default/web-1", cluster=cluster, local=local, shared=True
+        )
+        assert schema.parse_learn(name) == (60, "default/web-1", True)
     assert schema.parse_learn("learn4") is None
     assert schema.parse_program(schema.program("0123")) == "0123"
     assert schema.parse_program("pick4-tcp-1") == ""

@@ -185,9 +185,9 @@ def passes_by(client: str, endpoint: str) -> Cause:
     """Return the cause for an answer that need not come back through this node."""
     said = f"The source stays {client}, and {endpoint} is on another machine: its answer may go"
     whole = f"{said} straight to {client}, past this node, untranslated."
-    how = "it must hold the Pods' addresses and no others"
+    how = "Check the cluster CIDR, which must hold the Pods' addresses and no others, and"
     return Cause(
-        "asymmetric-return", f"{whole} Check the cluster CIDR: {how}.", ("nftproxy run --help",)
+        "asymmetric-return", f"{whole} {how} --no-masquerade-cidrs.", ("nftproxy run --help",)
     )
 
 

@@ -41,7 +41,7 @@ OWN = "its own"
 class Expectation:
     """Connections of one kind and their expected outcome.
 
-    All of `by` must answer, or one of them with `one`.
+    All of `by` must answer, or one of them with `one`. `also` are other ports, asked in turn.
     """
 
     origin: str
@@ -52,6 +52,7 @@ class Expectation:
     protocol: str = "TCP"
     one: bool = False
     times: int = 60  # three endpoints: a round misses one of them once in 10^10 times
+    also: tuple[tuple[int, str], ...] = ()
     drops: str = ""  # the node whose counter must prove that silence is a drop
 
     def expected(self) -> str:
@@ -152,6 +153,17 @@ def walk(demo: "Demo") -> Iterator[DemoStep]:
             Expectation("client", node1, 30080, Refused, times=2),
         ),
         before=Demo.empty,
+    )
+    meeting = {"pod1-2", "pod2-1", "pod2-2"}
+    both = ((5004, "UDP"),)
+    yield DemoStep(
+        "Session affinity for all ports of a Service: affinity-service.yaml",
+        "With the annotation nftproxy.io/affinity-scope: service, a client has one endpoint for "
+        "TCP and UDP.",
+        (
+            Expectation("pod2-3", "10.96.0.70", 443, meeting, one=True, also=both),
+            Expectation("pod1-3", "10.96.0.70", 443, meeting, one=True, also=both),
+        ),
     )
 
 
@@ -262,11 +274,10 @@ class Demo:
         """Connect, and compare with the expected outcome."""
         dropped = self._dropped(check.drops) if check.drops else 0
         timeout = 0.3 if check.by is Silent else 1.0
+        ports = [(check.port, check.protocol), *check.also]
         outcomes = [
-            self.lab.connect(
-                check.origin, check.address, check.port, check.protocol, timeout=timeout
-            )
-            for _ in range(check.times)
+            self.lab.connect(check.origin, check.address, *ports[n % len(ports)], timeout=timeout)
+            for n in range(check.times)
         ]
         answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         shares = Counter(answer.name for answer in answers)
@@ -287,7 +298,7 @@ class Demo:
         ]
         row = (
             check.origin,
-            f"{host}:{check.port}/{check.protocol.lower()}",
+            f"{host}:{', '.join(f'{port}/{protocol.lower()}' for port, protocol in ports)}",
             ", ".join(answered),
             ", ".join(
                 f"{', '.join(sorted(addresses))} ({whose})" for whose, addresses in sources.items()

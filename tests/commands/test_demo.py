@@ -55,15 +55,16 @@ def test_the_walk(name: str, tmp_path: Path) -> None:
             "affinity",
             "An endpoint is removed",
             "No endpoints",
+            "for all ports",
         ),
         1,
     ):
         assert titles[number - 1].startswith(f"{number}  ")
         assert word in titles[number - 1]
-    assert titles[-1].startswith("20 checks in ")
+    assert titles[-1].startswith("22 checks in ")
     assert titles[-1].endswith("every packet went where it should")
     assert "WRONG" not in done.stdout
-    assert done.stdout.count("FROM") == 8
+    assert done.stdout.count("FROM") == 9
     assert ", 0 failed\n" in done.stdout
     assert (left_of(name), list(tmp_path.iterdir())) == ([], [])
 

@@ -130,7 +130,7 @@ class Forgetting:
             for part in _parts(new):
                 self._kernel.remember(place, part, timeout)
             known[place].update(new)
-        for part in _parts(dict(stale)):
+        for part in _parts(dict(list(stale))):
             self._kernel.forget(where, part)
 
 

@@ -353,6 +353,18 @@ class _Cluster:
         steady.hinted = self._random.random() < 0.2
         self._renew(steady)
 
+    def _roll(self) -> None:
+        """Replace some pods of a service: each drains, is gone, and another has its address."""
+        steady = self._random.choice(self._steady)
+        for place in self._random.sample(OTHERS, 2):
+            for condition in ("ready", "leaving", "", "ready"):
+                steady.others.pop(place, None)
+                if condition:
+                    steady.others[place] = condition
+                self._renew(steady)
+                time.sleep(0.05)
+                self._reset()
+
     def _change_target_port(self) -> None:
         steady = self._random.choice(self._steady)
         steady.target = 1 - steady.target
@@ -455,6 +467,7 @@ _KINDS: dict[str, tuple[Callable[[_Cluster], None], float]] = {
     "endpoints": (_Cluster._change_endpoints, 40),
     "policy": (_Cluster._change_policy, 20),
     "other service": (_Cluster._change_other, 20),
+    "rolling update": (_Cluster._roll, 15),
     "target port": (_Cluster._change_target_port, 8),
     "ports": (_Cluster._change_ports, 5),
     "service CIDRs": (_Cluster._change_cidrs, 2),

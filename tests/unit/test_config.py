@@ -526,6 +526,7 @@ sections = st.builds(
         config.Nftables,
         masquerade_bit=int32,
         masquerade_all=st.booleans(),
+        reset_gone_endpoints=st.booleans(),
         sync_period=periods,
         min_sync_period=periods,
     ),

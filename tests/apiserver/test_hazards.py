@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from nftproxy.model import ObjectName, Service
 from nftproxy.sources import reflector as reflector_module
+from nftproxy.sources import wire
 from nftproxy.sources.apiserver import connect
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource, own_node
 from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER, STEADY
@@ -26,8 +27,6 @@ from tests.support.fake_apiserver import (
     FakeApiServer,
     Hazard,
     Request,
-    event,
-    initial_events_end,
     recorded,
     refused,
 )
@@ -106,13 +105,13 @@ def document(resource: Resource, zone: str) -> Document:
             return {"metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": zone}}}
 
 
-@pytest.fixture
-def server() -> Iterator[FakeApiServer]:
+@pytest.fixture(params=["json", "protobuf"])
+def server(request: pytest.FixtureRequest) -> Iterator[FakeApiServer]:
     """A server with two services that cannot stream lists.
 
     Hazards of lists are met by requests of their own.
     """
-    with FakeApiServer(streams_lists=False) as server:
+    with FakeApiServer(streams_lists=False, protobuf=request.param == "protobuf") as server:
         server.begin_with("endpointslices", *map(endpoint_slice, NAMES))
         server.put("services", service("one"))
         server.put("services", service("two"))
@@ -269,7 +268,7 @@ def test_streaming_list_never_complete(server: FakeApiServer, ending: str) -> No
 
     def incomplete(exchange: Exchange) -> None:
         exchange.begin()
-        exchange.chunk(event("ADDED", service("one")))
+        exchange.chunk(exchange.event("ADDED", service("one")))
         exchange.end() if ending == "closes" else exchange.hold()
 
     server.expect("services", incomplete, verb="watch")
@@ -282,15 +281,20 @@ def test_streaming_list_never_complete(server: FakeApiServer, ending: str) -> No
 def test_streaming_list_changes_while_it_lasts(server: FakeApiServer) -> None:
     def busy(exchange: Exchange) -> None:
         exchange.begin()
-        exchange.chunk(event("ADDED", service("one")) + event("ADDED", service("gone")))
         exchange.chunk(
-            event("MODIFIED", service("one", "10.96.9.9")) + event("DELETED", service("gone"))
+            exchange.event("ADDED", service("one")) + exchange.event("ADDED", service("gone"))
         )
         exchange.chunk(
-            initial_events_end(server.version)
-            + event("MODIFIED", server.collections["services"].objects["default", "one"])
+            exchange.event("MODIFIED", service("one", "10.96.9.9"))
+            + exchange.event("DELETED", service("gone"))
         )
-        exchange.chunk(event("ADDED", server.collections["services"].objects["default", "two"]))
+        exchange.chunk(
+            exchange.initial_events_end(server.version)
+            + exchange.event("MODIFIED", server.collections["services"].objects["default", "one"])
+        )
+        exchange.chunk(
+            exchange.event("ADDED", server.collections["services"].objects["default", "two"])
+        )
         exchange.hold()
 
     server.streams_lists = True
@@ -380,7 +384,9 @@ def test_stream_is_garbage(server: FakeApiServer, garbage: bytes) -> None:
     def talk(exchange: Exchange) -> None:
         exchange.begin()
         exchange.chunk(
-            event("DELETED", service("one")) + garbage + event("DELETED", service("two"))
+            exchange.event("DELETED", service("one"))
+            + garbage
+            + exchange.event("DELETED", service("two"))
         )
         exchange.hold()
 
@@ -393,7 +399,7 @@ def test_stream_is_garbage(server: FakeApiServer, garbage: bytes) -> None:
 
 
 def test_line_without_end(server: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflector_module, "LONGEST_LINE", 100_000)
+    monkeypatch.setattr(wire, "LONGEST_MESSAGE", 100_000)
 
     def endless(exchange: Exchange) -> None:
         exchange.begin()
@@ -405,7 +411,7 @@ def test_line_without_end(server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
         server.expect("services", endless, verb="watch")
         server.end_watches("services")
         mirror.until(lambda: len(server.asked("services", "list")) == 2)
-        assert any("line of more than" in line for line in lines)
+        assert any("of more than" in line for line in lines)
 
 
 # Silence
@@ -539,7 +545,7 @@ def test_gone_event(server: FakeApiServer) -> None:
         server.delete("services", "one")
         server.put("services", service("three"))
         exchange.begin()
-        exchange.chunk(event("ERROR", gone))
+        exchange.chunk(exchange.event("ERROR", gone))
         exchange.end()
 
     with mirroring(server, SERVICES) as mirror:
@@ -565,7 +571,7 @@ def test_error_event_asks_to_wait(server: FakeApiServer) -> None:
     def later(exchange: Exchange) -> None:
         exchange.begin()
         exchange.chunk(
-            event(
+            exchange.event(
                 "ERROR",
                 {
                     "metadata": {},
@@ -889,5 +895,5 @@ def test_any_story_ends_like_a_fresh_start(
 
 def _half_a_list(exchange: Exchange) -> None:
     exchange.begin()
-    exchange.chunk(event("ADDED", service("half"))[:-20])
+    exchange.chunk(exchange.event("ADDED", service("half"))[:-20])
     exchange.cut()

@@ -16,7 +16,6 @@ from nftproxy.sources.wire import (
     Status,
     WireError,
     status,
-    version_of,
 )
 from tests.support.paths import RECORDINGS
 
@@ -151,7 +150,7 @@ def test_items_null() -> None:
     ids=["broken_object", "none", "garbage"],
 )
 def test_version_of(given: bytes, expected: str) -> None:
-    assert version_of(given) == expected
+    assert Decoder.version(given) == expected
 
 
 @pytest.mark.parametrize(

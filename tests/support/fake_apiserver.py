@@ -102,14 +102,14 @@ class Exchange:
 
     def encoded(self, kind: str, document: Document) -> bytes:
         if not self.protobuf:
-            return json.dumps({"kind": kind, **document}).encode()
+            return _compact({"kind": kind, **document})
         from tests.support import protobuf
 
         return protobuf.enveloped(kind, document)
 
     def event(self, type_: str, document: Document) -> bytes:
         if not self.protobuf:
-            return json.dumps({"type": type_, "object": document}).encode() + b"\n"
+            return _compact({"type": type_, "object": document}) + b"\n"
         from tests.support import protobuf
 
         return protobuf.event(type_, "Status" if type_ == "ERROR" else self.kind, document)
@@ -125,6 +125,7 @@ class Exchange:
             f"Content-Length: {len(body)}",
             *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items()),
         ]
+        self.server.sent += len(body)
         self.connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 
     def begin(self) -> None:
@@ -133,6 +134,7 @@ class Exchange:
         self.connection.sendall(head.encode())
 
     def chunk(self, content: bytes) -> None:
+        self.server.sent += len(content)
         self.connection.sendall(b"%x\r\n%s\r\n" % (len(content), content))
 
     def end(self) -> None:
@@ -197,6 +199,7 @@ class FakeApiServer:
         self.requests: list[Request] = []
         self.written: list[Document] = []
         self.version = 100
+        self.sent = 0  # bytes, without the heads of answers
         self.streams_lists = streams_lists
         self.protobuf = protobuf
         self.token: str | None = None  # what Authorization has to be, if anything
@@ -471,6 +474,10 @@ def recorded(name: str) -> Hazard:
     head, _, body = (RECORDINGS / name).read_bytes().replace(b"\r\n", b"\n").partition(b"\n\n")
     code = int(head.split()[1])
     return lambda exchange: exchange.answer(code, body, Content_Type="application/json")
+
+
+def _compact(document: Document) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def _key(document: Document) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from nftproxy.sources.apiserver import connect
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource, own_node
 from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER, STEADY
 from nftproxy.table.delta import Delta
+from tests.support import protobuf
 from tests.support.fake_apiserver import (
     Document,
     Exchange,
@@ -398,6 +399,36 @@ def test_stream_is_garbage(server: FakeApiServer, garbage: bytes) -> None:
         mirror.until(lambda: mirror.knows("one"))
 
 
+@pytest.mark.parametrize(
+    ("garbage", "said"),
+    [
+        (b"\xff\xff\xff\xff", "more than 16 MiB"),
+        (protobuf.framed(b"\xff\xff"), "no watch event"),
+        (protobuf.event("ADDED", "Node", {"metadata": {"name": "one"}}), "has to be"),
+        (protobuf.framed(protobuf.encode("WatchEvent", {"type": "ADDED"})), "begins with"),
+    ],
+    ids=["length", "event", "kind", "magic"],
+)
+def test_stream_is_garbage_of_protobuf(garbage: bytes, said: str) -> None:
+    """One line in the log, and a list; what came before the garbage counts until then."""
+
+    def talk(exchange: Exchange) -> None:
+        exchange.begin()
+        exchange.chunk(exchange.event("DELETED", service("one")) + garbage)
+        exchange.hold()
+
+    with FakeApiServer(streams_lists=False, protobuf=True) as server, logged() as lines:
+        server.begin_with("endpointslices", *map(endpoint_slice, NAMES))
+        server.put("services", service("one"))
+        with mirroring(server, SERVICES) as mirror:
+            watching(mirror)
+            server.expect("services", talk, verb="watch")
+            server.end_watches("services")
+            mirror.until(lambda: len(server.asked("services", "list")) == 2)
+            mirror.until(lambda: mirror.knows("one"))
+        assert len([line for line in lines if said in line]) == 1
+
+
 def test_line_without_end(server: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "LONGEST_MESSAGE", 100_000)
 
@@ -757,7 +788,7 @@ def test_undecodable_object_replaces_a_good_one(server: FakeApiServer, streams: 
         good = contents(mirror.store)[ObjectName("default", "one")]
         server.put(
             "services",
-            {"metadata": {"name": "one", "namespace": "default"}, "spec": {"clusterIP": 5}},
+            {"metadata": {"name": "one", "namespace": "default"}, "spec": {"type": "Magic"}},
         )
         server.put("services", service("three"))
         mirror.until(lambda: mirror.knows("three"))
@@ -806,9 +837,10 @@ def test_undecodable_object_without_a_name(server: FakeApiServer) -> None:
 
 @pytest.mark.contract("1.1.5")
 @pytest.mark.parametrize("streams", [False, True], ids=["list", "streaming_list"])
+@pytest.mark.parametrize("protobuf", [False, True], ids=["json", "protobuf"])
 @pytest.mark.parametrize("resource", [SERVICES, ENDPOINT_SLICES], ids=lambda each: each.name)
-def test_recorded_watch(resource: Any, streams: bool) -> None:
-    with FakeApiServer(streams_lists=streams) as server:
+def test_recorded_watch(resource: Any, streams: bool, protobuf: bool) -> None:
+    with FakeApiServer(streams_lists=streams, protobuf=protobuf) as server:
         for each in EVERY:
             server.load(each.name, f"{each.name}-list.json")
         with mirroring(server, resource) as mirror:
@@ -857,12 +889,16 @@ TROUBLES = st.sampled_from(["cut", "end", "forget", "503", "mid-line", "bookmark
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(story=st.lists(st.one_of(CHANGES, TROUBLES), max_size=12), streams=st.booleans())
+@given(
+    story=st.lists(st.one_of(CHANGES, TROUBLES), max_size=12),
+    streams=st.booleans(),
+    protobuf=st.booleans(),
+)
 def test_any_story_ends_like_a_fresh_start(
-    story: list[tuple[str, str, int] | str], streams: bool
+    story: list[tuple[str, str, int] | str], streams: bool, protobuf: bool
 ) -> None:
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(FakeApiServer(streams_lists=streams))
+        server = stack.enter_context(FakeApiServer(streams_lists=streams, protobuf=protobuf))
         server.begin_with("endpointslices", *map(endpoint_slice, NAMES))
         mirror = stack.enter_context(mirroring(server, SERVICES))
         mirror.until(lambda: mirror.changes)

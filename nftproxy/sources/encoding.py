@@ -36,7 +36,7 @@ class Decoders:
 
     def __init__(self, kind: type[Object]) -> None:
         self._kind = kind
-        self._json = wire.Decoder(kind)
+        self._json = wire.JsonDecoder(kind)
         self._protobuf: Decoder | None = None
 
     def of(self, content_type: str) -> Decoder:
@@ -46,7 +46,7 @@ class Decoders:
         if self._protobuf is None:
             from nftproxy.sources import protobuf
 
-            self._protobuf = protobuf.Decoder(self._kind)
+            self._protobuf = protobuf.ProtobufDecoder(self._kind)
         return self._protobuf
 
 

@@ -85,7 +85,7 @@ def _classes() -> dict[str, Any]:
     file = descriptor_pb2.FileDescriptorProto(
         name="nftproxy.proto",
         package=_PACKAGE,
-        # Fields that are absent are told from empty ones, and a text has to be UTF-8.
+        # An absent field differs from an empty one, and a text has to be UTF-8.
         syntax="editions",
         edition=descriptor_pb2.EDITION_2023,
     )

@@ -41,7 +41,7 @@ _named: Final = parser("Named")
 _status: Final = parser("Status")
 
 
-class Decoder:
+class ProtobufDecoder:
     """Decodes the lists and events of one kind of object."""
 
     def __init__(self, kind: type[Object]) -> None:

@@ -147,7 +147,7 @@ _versioned: Final = msgspec.json.Decoder(_Versioned)
 _status: Final = msgspec.json.Decoder(Status)
 
 
-class Decoder:
+class JsonDecoder:
     """Decodes the lists and events of one kind of object."""
 
     def __init__(self, kind: type[Object]) -> None:

@@ -315,7 +315,8 @@ def test_the_server_offers_streaming_lists_and_bookmarks(
         ) as answer:
             cluster.apply(NODE | {"metadata": {"name": "another"}})
             received = [
-                wire.Decoder(Node).event(line) for line in b"".join(answer.chunks()).splitlines()
+                wire.JsonDecoder(Node).event(line)
+                for line in b"".join(answer.chunks()).splitlines()
             ]
         connection.close()
     assert {type(each) for each in received} == {wire.Bookmark}

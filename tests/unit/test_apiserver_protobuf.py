@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nftproxy.model import EndpointSlice, Node, Object, ObjectName, Service, ServiceCIDR
 from nftproxy.sources import encoding, protobuf, wire
-from nftproxy.sources.protobuf import Decoder
+from nftproxy.sources.protobuf import ProtobufDecoder
 from nftproxy.sources.wire import Bookmark, Broken, Changed, Removed, Status, WireError
 from tests.support import protobuf as encoder
 from tests.support.paths import RECORDINGS
@@ -35,8 +35,8 @@ WEB = {"name": "web", "namespace": "demo", "resourceVersion": "7"}
 def test_recorded_list(recording: str) -> None:
     kind, recorded = LISTS[recording], (RECORDINGS / recording).read_bytes()
     answer = encoder.enveloped(f"{kind.__name__}List", json.loads(recorded))
-    page = Decoder(kind).page(answer)
-    assert page == wire.Decoder(kind).page(recorded)
+    page = ProtobufDecoder(kind).page(answer)
+    assert page == wire.JsonDecoder(kind).page(recorded)
     assert page.items
     assert len(answer) < len(recorded)
 
@@ -56,7 +56,7 @@ def test_recorded_watch(recording: str, kind: type[Object]) -> None:
         encoder.event(each["type"], kind.__name__, each["object"])
         for each in map(json.loads, lines)
     )
-    told, decoder = wire.Decoder(kind), Decoder(kind)
+    told, decoder = wire.JsonDecoder(kind), ProtobufDecoder(kind)
     for step in (1, 7, 1000, len(stream)):
         messages, rest = [], b""
         for begin in range(0, len(stream), step):
@@ -217,9 +217,9 @@ def test_any_object_is_the_same_in_both_encodings(given: tuple[str, list[Documen
     name, documents = given
     kind = KINDS[name]
     listed = {"metadata": {"resourceVersion": "7", "continue": "next"}, "items": documents}
-    told = wire.Decoder(kind).page(json.dumps(listed).encode())
+    told = wire.JsonDecoder(kind).page(json.dumps(listed).encode())
     assert told.broken == []
-    assert Decoder(kind).page(encoder.enveloped(f"{name}List", listed)) == told
+    assert ProtobufDecoder(kind).page(encoder.enveloped(f"{name}List", listed)) == told
 
 
 def test_every_field_of_the_model_is_asked_for_above() -> None:
@@ -263,7 +263,7 @@ def test_one_broken_object_costs_no_other() -> None:
     text = encoder.encode("Service", {"metadata": WEB, "spec": {"clusterIP": "xxxx"}})
     late = encoder.CLASSES["Service"].FromString(good)
     late.metadata.creationTimestamp.seconds = 2**62
-    page = Decoder(Service).page(
+    page = ProtobufDecoder(Service).page(
         _listed(
             good,
             port,
@@ -291,7 +291,9 @@ def test_what_is_shared_has_an_end() -> None:
     for number in range(1, 60000, 13):
         ports = [{"name": f"p{number}", "port": number}, {"name": "x" * 60, "port": 1}]
         spec = {"ports": [*ports, {"name": "long", "port": 1, "appProtocol": "x" * 300}]}
-        Decoder(Service).page(_listed(encoder.encode("Service", {"metadata": WEB, "spec": spec})))
+        ProtobufDecoder(Service).page(
+            _listed(encoder.encode("Service", {"metadata": WEB, "spec": spec}))
+        )
     shared = objects._service_port
     assert 0 < len(shared) <= objects._MOST_SHARED
     assert max(map(len, shared)) <= objects._LONGEST_SHARED
@@ -311,14 +313,14 @@ def test_what_is_shared_has_an_end() -> None:
 )
 def test_no_list(answer: bytes, problem: str) -> None:
     with pytest.raises(WireError, match="the answer is no list of Service objects") as found:
-        Decoder(Service).page(answer)
+        ProtobufDecoder(Service).page(answer)
     assert problem in str(found.value)
 
 
 def test_a_kind_of_another_group_is_refused() -> None:
     answer = encoder.envelope(b"", "EndpointSliceList").replace(b"discovery", b"discoverx")
     with pytest.raises(WireError, match=r"'discoverx\.k8s\.io/v1 EndpointSliceList' stands where"):
-        Decoder(EndpointSlice).page(answer)
+        ProtobufDecoder(EndpointSlice).page(answer)
 
 
 def _event(type_: str, object_: bytes) -> bytes:
@@ -342,7 +344,7 @@ def _event(type_: str, object_: bytes) -> bytes:
             _event("MODIFIED", encoder.enveloped("Service", {"metadata": {"name": "A"}})),
             Broken(
                 ObjectName("default", "A"),
-                wire.Decoder(Service)
+                wire.JsonDecoder(Service)
                 .event(b'{"type":"ADDED","object":{"metadata":{"name":"A"}}}')
                 .problem,  # type: ignore[union-attr]
             ),
@@ -350,7 +352,7 @@ def _event(type_: str, object_: bytes) -> bytes:
     ],
 )
 def test_event(message: bytes, expected: wire.Event) -> None:
-    assert Decoder(Service).event(message) == expected
+    assert ProtobufDecoder(Service).event(message) == expected
 
 
 @pytest.mark.parametrize(
@@ -367,12 +369,12 @@ def test_event(message: bytes, expected: wire.Event) -> None:
 )
 def test_no_event(message: bytes) -> None:
     with pytest.raises(WireError):
-        Decoder(Service).event(message)
-    assert Decoder(Service).version(message) == ""
+        ProtobufDecoder(Service).event(message)
+    assert ProtobufDecoder(Service).version(message) == ""
 
 
 def test_a_length_that_is_too_long_is_refused_at_once() -> None:
-    decoder = Decoder(Service)
+    decoder = ProtobufDecoder(Service)
     assert decoder.split(b"\x00\x00") == ([], b"\x00\x00")
     assert decoder.split(b"\x01\x00\x00\x00ab") == ([], b"\x01\x00\x00\x00ab")
     with pytest.raises(WireError, match="more than 16 MiB"):
@@ -392,14 +394,14 @@ def test_garbage_is_an_error_and_never_a_crash(data: st.DataObject) -> None:
     end = data.draw(st.integers(0, len(page)))
     for answer in (bytes(bad), page[:end], bytes(bad) + page[:end]):
         try:
-            found = Decoder(Service).page(answer)
+            found = ProtobufDecoder(Service).page(answer)
         except WireError:
             continue
         assert all(isinstance(item, Service) for item in found.items)
         msgspec.json.encode(found.items)  # has no text that is none
     for message in (data.draw(st.binary(max_size=50)), _event("ADDED", bytes(bad))):
         with pytest.raises(WireError):
-            Decoder(Service).event(message)
+            ProtobufDecoder(Service).event(message)
 
 
 # ---- what an answer is ----
@@ -423,17 +425,19 @@ def test_status(body: bytes, expected: str) -> None:
 
 def test_an_error_in_a_stream_says_how_long_to_wait() -> None:
     said = {"code": 429, "reason": "TooManyRequests", "details": {"retryAfterSeconds": 7}}
-    found = Decoder(Service).event(_event("ERROR", encoder.enveloped("Status", said)))
+    found = ProtobufDecoder(Service).event(_event("ERROR", encoder.enveloped("Status", said)))
     assert isinstance(found, Status)
     assert (found.code, found.details and found.details.retry_after_seconds) == (429, 7)
 
 
 def test_the_content_type_says_which_decoder() -> None:
     decoders = encoding.Decoders(Service)
-    assert isinstance(decoders.of("application/vnd.kubernetes.protobuf;stream=watch"), Decoder)
-    assert isinstance(decoders.of("application/vnd.kubernetes.protobuf"), Decoder)
+    assert isinstance(
+        decoders.of("application/vnd.kubernetes.protobuf;stream=watch"), ProtobufDecoder
+    )
+    assert isinstance(decoders.of("application/vnd.kubernetes.protobuf"), ProtobufDecoder)
     for other in ("application/json", "application/json;charset=utf-8", "text/plain", ""):
-        assert isinstance(decoders.of(other), wire.Decoder)
+        assert isinstance(decoders.of(other), wire.JsonDecoder)
 
 
 @pytest.mark.parametrize(
@@ -463,6 +467,6 @@ def test_without_its_c_core_protobuf_is_not_asked_for(monkeypatch: pytest.Monkey
 
 def test_events_are_changes() -> None:
     message = _event("ADDED", encoder.enveloped("Service", {"metadata": WEB}))
-    event = Decoder(Service).event(message)
+    event = ProtobufDecoder(Service).event(message)
     assert isinstance(event, Changed)
-    assert Decoder(Service).version(message) == "7"
+    assert ProtobufDecoder(Service).version(message) == "7"

@@ -67,10 +67,13 @@ async def _serve(start: Any, master: str) -> None:
     from nftproxy.monitoring.events import ApiSink, Events
     from nftproxy.monitoring.metrics import Metrics
     from nftproxy.sources.apiserver import connect
+    from nftproxy.sources.encoding import accepted
     from nftproxy.sources.kubesource import KubeSource
 
     metrics = Metrics(sorted(start.supported), start.config.feature_gates)
-    connection = connect(start.config.client_connection.kubeconfig, master, observer=metrics)
+    client = start.config.client_connection
+    accept = accepted(client.accept_content_types or client.content_type)
+    connection = connect(client.kubeconfig, master, accept=accept, observer=metrics)
     events = Events(ApiSink(connection), start.hostname)
 
     def sourcing(store: Any, **told: Any) -> KubeSource:

@@ -259,7 +259,11 @@ class ApiSink:
         kind = "application/merge-patch+json" if write.method == "PATCH" else "application/json"
         body = msgspec.json.encode(write.body)
         with self._connection.request(
-            write.method, write.path, body=body, content_type=kind, silence=self._timeout
+            write.method,
+            write.path,
+            body=body,
+            headers={"Content-Type": kind},
+            silence=self._timeout,
         ) as answer:
             answer.body()
         if answer.status == 401:

@@ -27,6 +27,7 @@ import urllib3
 from loguru import logger
 
 from nftproxy.errors import ConfigError, NftproxyError
+from nftproxy.sources.encoding import JSON
 
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
@@ -84,6 +85,7 @@ class ApiAnswer:
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         self._response = response
         self.status = response.status
+        self.content_type = response.headers.get("Content-Type", "")
 
     def __enter__(self) -> Self:
         return self
@@ -137,20 +139,32 @@ class ApiConnection:
         self,
         load: "Callable[[], Configuration]",
         *,
+        accept: str = JSON,
         observer: RequestObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read configuration and credentials by `load`; ConfigError if that fails at the start."""
+        """Read configuration and credentials by `load`; ConfigError if that fails at the start.
+
+        `accept` is what readers that know both encodings ask for.
+        """
         self._load = load
+        self.accept = accept
         self.observer = observer or NoObserver()
         self._clock = clock
         self._lock = threading.Lock()
         self._outdated = False
         self._session = self._open()
 
-    def get(self, path: str, query: Mapping[str, str], *, silence: float) -> ApiAnswer:
+    def get(
+        self,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        silence: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> ApiAnswer:
         """Send a GET; TransportError without an answer, SilentError after `silence` seconds."""
-        return self.request("GET", path, query, silence=silence)
+        return self.request("GET", path, query, silence=silence, headers=headers)
 
     def request(
         self,
@@ -159,7 +173,7 @@ class ApiConnection:
         query: Mapping[str, str] | None = None,
         *,
         body: bytes | None = None,
-        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
         silence: float = 30.0,
     ) -> ApiAnswer:
         """Send a request and return the answer, whatever its status.
@@ -167,7 +181,6 @@ class ApiConnection:
         Errors are as for `get`; `silence` applies to each read, too.
         """
         session = self._current()
-        headers = {**session.headers, **({} if body is None else {"Content-Type": content_type})}
         code, begin = "<error>", time.monotonic()
         try:
             with _explained():
@@ -175,7 +188,7 @@ class ApiConnection:
                     method,
                     session.base + path + ("?" + urlencode(query) if query else ""),
                     body=body,
-                    headers=headers,
+                    headers={**session.headers, **(headers or {})},
                     preload_content=False,
                     redirect=False,
                     retries=False,
@@ -223,7 +236,7 @@ class ApiConnection:
         except _TROUBLE as error:  # missing or invalid certificate files
             raise ConfigError([f"certificates for the API server: {_reason(error)}"]) from error
         pool.connection_pool_kw["socket_options"] = _SOCKET_OPTIONS
-        headers = {"Accept": "application/json", "User-Agent": f"nftproxy/{version('nftproxy')}"}
+        headers = {"Accept": JSON, "User-Agent": f"nftproxy/{version('nftproxy')}"}
         settings: dict[str, Any] = dict(configuration.auth_settings())
         for each in settings.values():
             headers[each["key"]] = each["value"].strip()  # token files often end in a newline
@@ -235,6 +248,7 @@ def connect(
     kubeconfig: str,
     master: str,
     *,
+    accept: str = JSON,
     observer: RequestObserver | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ApiConnection:
@@ -243,7 +257,9 @@ def connect(
     `kubeconfig` is a file, `master` a URL that replaces the server in it. If both are empty, the
     pod's service account counts.
     """
-    return ApiConnection(lambda: _configuration(kubeconfig, master), observer=observer, clock=clock)
+    return ApiConnection(
+        lambda: _configuration(kubeconfig, master), accept=accept, observer=observer, clock=clock
+    )
 
 
 def _configuration(kubeconfig: str, master: str) -> "Configuration":

@@ -4,7 +4,7 @@ What always holds: only the server's answers change the store, so an outage leav
 list replaces a kind as a whole, which removes objects deleted meanwhile. A watch continues exactly
 where the last one ended, so nothing is lost or repeated. An object that cannot be decoded is
 skipped with one line in the log, and its last version stays in use until it is corrected or
-deleted. `retry` decides what follows an end, `wire` decodes bytes.
+deleted. `retry` decides what follows an end, `encoding` knows what decodes bytes.
 """
 
 import contextlib
@@ -18,11 +18,20 @@ from typing import Final, Protocol
 from loguru import logger
 
 from nftproxy.model import Object, ObjectName
-from nftproxy.sources import retry, wire
+from nftproxy.sources import retry
 from nftproxy.sources.apiserver import ApiAnswer, ApiConnection, SilentError, TransportError
+from nftproxy.sources.encoding import Decoder, Decoders, status
 from nftproxy.sources.resources import Resource
 from nftproxy.sources.retry import FailureCause, RetryOutcome, RetryState
-from nftproxy.sources.wire import Bookmark, Broken, Changed, Removed, Status, WireError
+from nftproxy.sources.wire import (
+    Bookmark,
+    Broken,
+    Changed,
+    Removed,
+    Status,
+    Version,
+    WireError,
+)
 
 PAGE_SIZE: Final = 500
 """Objects per page of a list.
@@ -31,11 +40,9 @@ About 1 MB of JSON, decoded in 5 ms, during which nothing else in this process r
 """
 
 LIST_SILENCE: Final = 30.0
-LONGEST_LINE: Final = 16 * 1024 * 1024
-"""Ten times what etcd accepts for an object.
 
-A stream without line ends must not fill the memory.
-"""
+# The server compresses lists of more than 128 kB, to a tenth, and no streams.
+_COMPRESSED: Final = {"Accept-Encoding": "gzip"}
 
 
 class Sink(Protocol):
@@ -97,7 +104,7 @@ class Reflector:
         self._sink = sink
         self._changed = changed
         self._environment = environment
-        self._decoder = wire.Decoder(resource.kind)
+        self._decoders = Decoders(resource.kind)
         self._state = RetryState()
         self._stopping = threading.Event()
         self._answer: ApiAnswer | None = None
@@ -160,12 +167,12 @@ class Reflector:
         broken: list[Broken] = []
         query = {**self.resource.selectors, "limit": str(PAGE_SIZE)}
         while True:
-            with self._ask(query, LIST_SILENCE) as answer:
+            with self._ask(query, LIST_SILENCE, **_COMPRESSED) as answer:
                 if (
                     answer.status != 200
                 ):  # also 410, when the token of the next page has expired: start again
                     return _refusal(answer)
-                page = self._decoder.page(answer.body())
+                page = self._decoders.of(answer.content_type).page(answer.body())
             items += page.items
             broken += page.broken
             if not page.token:
@@ -180,16 +187,17 @@ class Reflector:
         with self._ask(query, self.resource.silence) as answer:
             if answer.status != 200:
                 return _refusal(answer)
-            lines = _lines(answer)
+            decoder = self._decoders.of(answer.content_type)
+            messages = _messages(answer, decoder)
             if self._state.version is None:
-                trouble = self._initial_events(lines)
+                trouble = self._initial_events(decoder, messages)
                 if trouble:
                     return trouble
             elif self._complaint and not self._complaint.standing:
                 self._recovered()
             self._begun = self._environment.clock()
-            for batch in lines:
-                trouble = self._apply_events(batch)
+            for batch in messages:
+                trouble = self._apply_events(decoder, batch)
                 if trouble:
                     return trouble
         return RetryOutcome(FailureCause.ENDED, "the API server ends each watch at once")
@@ -210,13 +218,15 @@ class Reflector:
             return query | {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         return query | {"resourceVersion": self._state.version}
 
-    def _initial_events(self, lines: Iterator[list[bytes]]) -> RetryOutcome | None:
+    def _initial_events(
+        self, decoder: Decoder, messages: Iterator[list[bytes]]
+    ) -> RetryOutcome | None:
         """Gather a streaming list; put it into the store when complete, with the batch's rest."""
         items: dict[ObjectName, Object] = {}
         broken: dict[ObjectName | None, Broken] = {}
-        for batch in lines:
-            for number, line in enumerate(batch):
-                match self._decoder.event(line):
+        for batch in messages:
+            for number, message in enumerate(batch):
+                match decoder.event(message):
                     case Changed(item):
                         items[item.metadata.key] = item
                         broken.pop(item.metadata.key, None)
@@ -227,14 +237,12 @@ class Reflector:
                         broken.pop(key, None)
                     case Bookmark(version, complete=True):
                         self._replace(list(items.values()), broken.values(), version)
-                        return self._apply_events(batch[number + 1 :])
+                        return self._apply_events(decoder, batch[number + 1 :])
                     case Status() as event:
                         return _failure(event)
         return RetryOutcome(FailureCause.ENDED, "the stream ended before its list was complete")
 
-    def _replace(
-        self, items: list[Object], broken: Collection[Broken], version: wire.Version
-    ) -> None:
+    def _replace(self, items: list[Object], broken: Collection[Broken], version: Version) -> None:
         """Put a complete list into the store."""
         if not version:
             raise WireError("the list has no resourceVersion")
@@ -247,12 +255,12 @@ class Reflector:
         self._recovered()
         self._changed()
 
-    def _apply_events(self, batch: list[bytes]) -> RetryOutcome | None:
-        """Apply the events of a batch of lines; return the first error among them, if any."""
+    def _apply_events(self, decoder: Decoder, batch: list[bytes]) -> RetryOutcome | None:
+        """Apply the events of a batch; return the first error among them, if any."""
         changed = False
         try:
-            for line in batch:
-                match self._decoder.event(line):
+            for message in batch:
+                match decoder.event(message):
                     case Changed(item):
                         changed |= self._sink.put(item)
                     case Removed(key):
@@ -268,14 +276,17 @@ class Reflector:
             if changed:
                 self._changed()
         # Only now: the server has to repeat events that were not applied.
-        if batch and (version := wire.version_of(batch[-1])):
+        if batch and (version := decoder.version(batch[-1])):
             self._state = replace(self._state, version=version)
         return None
 
     @contextlib.contextmanager
-    def _ask(self, query: dict[str, str], silence: float) -> Iterator[ApiAnswer]:
+    def _ask(self, query: dict[str, str], silence: float, **headers: str) -> Iterator[ApiAnswer]:
         """Send a request and hold its answer where `stop` finds it."""
-        with self._connection.get(self.resource.path, query, silence=silence) as answer:
+        headers["Accept"] = self._connection.accept
+        with self._connection.get(
+            self.resource.path, query, silence=silence, headers=headers
+        ) as answer:
             self._answer = answer
             try:
                 if self._stopping.is_set():  # `stop` came before there was an answer
@@ -326,24 +337,20 @@ class Reflector:
         )
 
 
-def _lines(answer: ApiAnswer) -> Iterator[list[bytes]]:
-    """Yield the complete lines of a stream, as many at a time as have arrived.
+def _messages(answer: ApiAnswer, decoder: Decoder) -> Iterator[list[bytes]]:
+    """Yield the complete messages of a stream, as many at a time as have arrived.
 
-    An unfinished last line is dropped.
+    An unfinished last one is dropped.
     """
     rest = b""
     for piece in answer.chunks():
-        rest += piece
-        if b"\n" in piece:
-            *lines, rest = rest.split(b"\n")
-            yield [line for line in lines if line.strip()]
-        elif len(rest) > LONGEST_LINE:
-            raise WireError(f"the stream has a line of more than {LONGEST_LINE >> 20} MiB")
+        messages, rest = decoder.split(rest + piece)
+        yield messages
 
 
 def _refusal(answer: ApiAnswer) -> RetryOutcome:
     """Return the outcome of an answer with another status than 200."""
-    said = wire.status(answer.status, answer.body())
+    said = status(answer.status, answer.content_type, answer.body())
     return RetryOutcome(
         FailureCause.REFUSED,
         f"the API server answers {said}",

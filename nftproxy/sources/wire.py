@@ -1,8 +1,9 @@
-"""Lists and watch events as the API server sends them: bytes in, objects of `model` out.
+"""Lists and watch events as the API server sends them in JSON: bytes in, objects of `model` out.
 
 A fault in one object affects that object only: it becomes `Broken`, with its name where it has one.
-An answer that is no list or no event is a `WireError`. Only this module knows the parts of an
-answer that matter to the protocol alone (resource versions, continue tokens, bookmarks, Status).
+An answer that is no list or no event is a `WireError`. Only this module and `protobuf`, which does
+the same for the other encoding, know the parts of an answer that matter to the protocol alone
+(resource versions, continue tokens, bookmarks, Status).
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,13 @@ Version = str
 
 # Invalid UTF-8 in a text and absurd nesting have exceptions of their own.
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
+INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
+
+LONGEST_MESSAGE: Final = 16 * 1024 * 1024
+"""Ten times what etcd accepts for an object.
+
+A stream whose event does not end must not fill the memory.
+"""
 
 
 class WireError(SourceError):
@@ -140,7 +147,7 @@ _versioned: Final = msgspec.json.Decoder(_Versioned)
 _status: Final = msgspec.json.Decoder(Status)
 
 
-class Decoder:
+class JsonDecoder:
     """Decodes the lists and events of one kind of object."""
 
     def __init__(self, kind: type[Object]) -> None:
@@ -163,6 +170,22 @@ class Decoder:
             return Changed(self._event.decode(line).object)
         except _UNDECODABLE:
             return self._other_event(line)
+
+    @staticmethod
+    def version(line: bytes) -> Version:
+        """Return the resource version in a line of a watch, or an empty text."""
+        try:
+            return _versioned.decode(line).object.metadata.resource_version
+        except _UNDECODABLE:
+            return ""
+
+    @staticmethod
+    def split(stream: bytes) -> tuple[list[bytes], bytes]:
+        """Return the complete lines at the start of a stream, and the rest."""
+        end = stream.rfind(b"\n") + 1
+        if len(stream) - end > LONGEST_MESSAGE:
+            raise WireError(f"the stream has a line of more than {LONGEST_MESSAGE >> 20} MiB")
+        return [line for line in stream[:end].split(b"\n") if line.strip()], stream[end:]
 
     def _page_piecemeal(self, answer: bytes) -> Page:
         """Decode the objects of a list one by one, because at least one of them is broken."""
@@ -192,7 +215,7 @@ class Decoder:
                     meta = _named.decode(event.object).metadata
                     return Bookmark(
                         meta.resource_version,
-                        complete=_INITIAL_EVENTS_END in (meta.annotations or ()),
+                        complete=INITIAL_EVENTS_END in (meta.annotations or ()),
                     )
                 case "ERROR":
                     return _status.decode(event.object)
@@ -215,14 +238,6 @@ class Decoder:
             return Broken(_key(_named.decode(raw)), problem)
         except _UNDECODABLE:
             return Broken(None, problem)
-
-
-def version_of(line: bytes) -> Version:
-    """Return the resource version in a line of a watch, or an empty text."""
-    try:
-        return _versioned.decode(line).object.metadata.resource_version
-    except _UNDECODABLE:
-        return ""
 
 
 def status(code: int, body: bytes) -> Status:

@@ -3,6 +3,7 @@
 Everything else we know of them is recordings and documentation.
 """
 
+import contextlib
 import json
 import signal
 import threading
@@ -15,8 +16,9 @@ from nftproxy.address import Family
 from nftproxy.model import Node
 from nftproxy.sources import kubesource, wire
 from nftproxy.sources.apiserver import connect
+from nftproxy.sources.encoding import JSON, PROTOBUF, Decoders
 from nftproxy.sources.kubesource import KubeSource
-from nftproxy.sources.resources import own_node
+from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, own_node
 from nftproxy.store import Store
 from tests.support.cluster import Cluster, Document, needs_cluster
 from tests.support.mirror import contents, impatient, logged
@@ -91,7 +93,10 @@ class Running:
         self.counter = Counter(self.condition)
         with cluster.entered():
             connection = connect(
-                str(cluster.kubeconfig("system:kube-proxy")), "", observer=self.counter
+                str(cluster.kubeconfig("system:kube-proxy")),
+                "",
+                accept=f"{PROTOBUF}, {JSON}",
+                observer=self.counter,
             )
             self.source = KubeSource(
                 connection, self.store, "node1", changed=self._notify, node_changed=self._notify
@@ -134,6 +139,59 @@ def fresh_start(cluster: Cluster) -> set[str]:
         return running.names()
     finally:
         running.source.stop()
+
+
+def test_both_encodings_tell_the_same(cluster: Cluster, running: Running) -> None:
+    """In pages, compressed or not, and in streams; protobuf takes fewer bytes."""
+    ports = [{"name": f"p{each}", "port": each, "nodePort": 30000 + each} for each in range(80, 99)]
+    cluster.apply(
+        *(service(f"many{each}", ports=[{"port": 80}]) for each in range(250)),
+        service("web", type="NodePort", ports=ports, externalIPs=["192.0.2.1"]),
+        service(
+            "balanced",
+            type="LoadBalancer",
+            externalTrafficPolicy="Local",
+            sessionAffinity="ClientIP",
+            loadBalancerSourceRanges=["10.0.0.0/8"],
+        ),
+        endpoint_slice("web-4", "web", "192.0.2.1", "192.0.2.2"),
+    )
+    running.until(lambda: {"web", "balanced", "web-4"} <= running.names())
+    streaming = {
+        "watch": "true",
+        "timeoutSeconds": "1",
+        "allowWatchBookmarks": "true",
+        "sendInitialEvents": "true",
+        "resourceVersionMatch": "NotOlderThan",
+    }
+    with (
+        cluster.entered(),
+        contextlib.closing(connect(str(cluster.kubeconfig()), "")) as connection,
+    ):
+        for each in (SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS, own_node("node1")):
+            listed, streamed, compressed, lengths = [], [], [], []
+            for accept in (JSON, f"{PROTOBUF}, {JSON}"):
+                for headers in ({}, {"Accept-Encoding": "gzip"}):
+                    headers["Accept"] = accept
+                    with connection.get(each.path, {}, silence=10, headers=headers) as answer:
+                        assert accept.startswith(answer.content_type)
+                        compressed.append(answer._response.headers.get("Content-Encoding"))
+                        body, decoder = answer.body(), Decoders(each.kind).of(answer.content_type)
+                        listed.append(decoder.page(body))
+                        lengths.append(len(body))
+                with connection.get(
+                    each.path, streaming, silence=10, headers={"Accept": accept}
+                ) as answer:
+                    decoder = Decoders(each.kind).of(answer.content_type)
+                    messages, rest = decoder.split(b"".join(answer.chunks()))
+                assert rest == b""
+                streamed.append([decoder.event(message) for message in messages])
+            assert all(page == listed[0] for page in listed)
+            assert all(len(events) > 1 for events in streamed)
+            assert sorted(map(str, streamed[0][:-1])) == sorted(map(str, streamed[1][:-1]))
+            assert lengths[2] < lengths[0]
+            big = "gzip" if each is SERVICES else None
+            assert compressed == [None, big, None, big]
 
 
 @pytest.mark.contract("10.2.1", "1.1.4")
@@ -257,7 +315,8 @@ def test_the_server_offers_streaming_lists_and_bookmarks(
         ) as answer:
             cluster.apply(NODE | {"metadata": {"name": "another"}})
             received = [
-                wire.Decoder(Node).event(line) for line in b"".join(answer.chunks()).splitlines()
+                wire.JsonDecoder(Node).event(line)
+                for line in b"".join(answer.chunks()).splitlines()
             ]
         connection.close()
     assert {type(each) for each in received} == {wire.Bookmark}

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 
 from nftproxy.model import ObjectName, Service
 from nftproxy.sources import reflector as reflector_module
+from nftproxy.sources import wire
 from nftproxy.sources.apiserver import connect
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource, own_node
 from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER, STEADY
 from nftproxy.table.delta import Delta
+from tests.support import protobuf
 from tests.support.fake_apiserver import (
     Document,
     Exchange,
     FakeApiServer,
     Hazard,
     Request,
-    event,
-    initial_events_end,
     recorded,
     refused,
 )
@@ -106,13 +106,13 @@ def document(resource: Resource, zone: str) -> Document:
             return {"metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": zone}}}
 
 
-@pytest.fixture
-def server() -> Iterator[FakeApiServer]:
+@pytest.fixture(params=["json", "protobuf"])
+def server(request: pytest.FixtureRequest) -> Iterator[FakeApiServer]:
     """A server with two services that cannot stream lists.
 
     Hazards of lists are met by requests of their own.
     """
-    with FakeApiServer(streams_lists=False) as server:
+    with FakeApiServer(streams_lists=False, protobuf=request.param == "protobuf") as server:
         server.begin_with("endpointslices", *map(endpoint_slice, NAMES))
         server.put("services", service("one"))
         server.put("services", service("two"))
@@ -269,7 +269,7 @@ def test_streaming_list_never_complete(server: FakeApiServer, ending: str) -> No
 
     def incomplete(exchange: Exchange) -> None:
         exchange.begin()
-        exchange.chunk(event("ADDED", service("one")))
+        exchange.chunk(exchange.event("ADDED", service("one")))
         exchange.end() if ending == "closes" else exchange.hold()
 
     server.expect("services", incomplete, verb="watch")
@@ -282,15 +282,20 @@ def test_streaming_list_never_complete(server: FakeApiServer, ending: str) -> No
 def test_streaming_list_changes_while_it_lasts(server: FakeApiServer) -> None:
     def busy(exchange: Exchange) -> None:
         exchange.begin()
-        exchange.chunk(event("ADDED", service("one")) + event("ADDED", service("gone")))
         exchange.chunk(
-            event("MODIFIED", service("one", "10.96.9.9")) + event("DELETED", service("gone"))
+            exchange.event("ADDED", service("one")) + exchange.event("ADDED", service("gone"))
         )
         exchange.chunk(
-            initial_events_end(server.version)
-            + event("MODIFIED", server.collections["services"].objects["default", "one"])
+            exchange.event("MODIFIED", service("one", "10.96.9.9"))
+            + exchange.event("DELETED", service("gone"))
         )
-        exchange.chunk(event("ADDED", server.collections["services"].objects["default", "two"]))
+        exchange.chunk(
+            exchange.initial_events_end(server.version)
+            + exchange.event("MODIFIED", server.collections["services"].objects["default", "one"])
+        )
+        exchange.chunk(
+            exchange.event("ADDED", server.collections["services"].objects["default", "two"])
+        )
         exchange.hold()
 
     server.streams_lists = True
@@ -380,7 +385,9 @@ def test_stream_is_garbage(server: FakeApiServer, garbage: bytes) -> None:
     def talk(exchange: Exchange) -> None:
         exchange.begin()
         exchange.chunk(
-            event("DELETED", service("one")) + garbage + event("DELETED", service("two"))
+            exchange.event("DELETED", service("one"))
+            + garbage
+            + exchange.event("DELETED", service("two"))
         )
         exchange.hold()
 
@@ -392,8 +399,38 @@ def test_stream_is_garbage(server: FakeApiServer, garbage: bytes) -> None:
         mirror.until(lambda: mirror.knows("one"))
 
 
+@pytest.mark.parametrize(
+    ("garbage", "said"),
+    [
+        (b"\xff\xff\xff\xff", "more than 16 MiB"),
+        (protobuf.framed(b"\xff\xff"), "no watch event"),
+        (protobuf.event("ADDED", "Node", {"metadata": {"name": "one"}}), "has to be"),
+        (protobuf.framed(protobuf.encode("WatchEvent", {"type": "ADDED"})), "begins with"),
+    ],
+    ids=["length", "event", "kind", "magic"],
+)
+def test_stream_is_garbage_of_protobuf(garbage: bytes, said: str) -> None:
+    """One line in the log, and a list; what came before the garbage counts until then."""
+
+    def talk(exchange: Exchange) -> None:
+        exchange.begin()
+        exchange.chunk(exchange.event("DELETED", service("one")) + garbage)
+        exchange.hold()
+
+    with FakeApiServer(streams_lists=False, protobuf=True) as server, logged() as lines:
+        server.begin_with("endpointslices", *map(endpoint_slice, NAMES))
+        server.put("services", service("one"))
+        with mirroring(server, SERVICES) as mirror:
+            watching(mirror)
+            server.expect("services", talk, verb="watch")
+            server.end_watches("services")
+            mirror.until(lambda: len(server.asked("services", "list")) == 2)
+            mirror.until(lambda: mirror.knows("one"))
+        assert len([line for line in lines if said in line]) == 1
+
+
 def test_line_without_end(server: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflector_module, "LONGEST_LINE", 100_000)
+    monkeypatch.setattr(wire, "LONGEST_MESSAGE", 100_000)
 
     def endless(exchange: Exchange) -> None:
         exchange.begin()
@@ -405,7 +442,7 @@ def test_line_without_end(server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
         server.expect("services", endless, verb="watch")
         server.end_watches("services")
         mirror.until(lambda: len(server.asked("services", "list")) == 2)
-        assert any("line of more than" in line for line in lines)
+        assert any("of more than" in line for line in lines)
 
 
 # Silence
@@ -539,7 +576,7 @@ def test_gone_event(server: FakeApiServer) -> None:
         server.delete("services", "one")
         server.put("services", service("three"))
         exchange.begin()
-        exchange.chunk(event("ERROR", gone))
+        exchange.chunk(exchange.event("ERROR", gone))
         exchange.end()
 
     with mirroring(server, SERVICES) as mirror:
@@ -565,7 +602,7 @@ def test_error_event_asks_to_wait(server: FakeApiServer) -> None:
     def later(exchange: Exchange) -> None:
         exchange.begin()
         exchange.chunk(
-            event(
+            exchange.event(
                 "ERROR",
                 {
                     "metadata": {},
@@ -751,7 +788,7 @@ def test_undecodable_object_replaces_a_good_one(server: FakeApiServer, streams: 
         good = contents(mirror.store)[ObjectName("default", "one")]
         server.put(
             "services",
-            {"metadata": {"name": "one", "namespace": "default"}, "spec": {"clusterIP": 5}},
+            {"metadata": {"name": "one", "namespace": "default"}, "spec": {"type": "Magic"}},
         )
         server.put("services", service("three"))
         mirror.until(lambda: mirror.knows("three"))
@@ -800,9 +837,10 @@ def test_undecodable_object_without_a_name(server: FakeApiServer) -> None:
 
 @pytest.mark.contract("1.1.5")
 @pytest.mark.parametrize("streams", [False, True], ids=["list", "streaming_list"])
+@pytest.mark.parametrize("protobuf", [False, True], ids=["json", "protobuf"])
 @pytest.mark.parametrize("resource", [SERVICES, ENDPOINT_SLICES], ids=lambda each: each.name)
-def test_recorded_watch(resource: Any, streams: bool) -> None:
-    with FakeApiServer(streams_lists=streams) as server:
+def test_recorded_watch(resource: Any, streams: bool, protobuf: bool) -> None:
+    with FakeApiServer(streams_lists=streams, protobuf=protobuf) as server:
         for each in EVERY:
             server.load(each.name, f"{each.name}-list.json")
         with mirroring(server, resource) as mirror:
@@ -851,12 +889,16 @@ TROUBLES = st.sampled_from(["cut", "end", "forget", "503", "mid-line", "bookmark
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(story=st.lists(st.one_of(CHANGES, TROUBLES), max_size=12), streams=st.booleans())
+@given(
+    story=st.lists(st.one_of(CHANGES, TROUBLES), max_size=12),
+    streams=st.booleans(),
+    protobuf=st.booleans(),
+)
 def test_any_story_ends_like_a_fresh_start(
-    story: list[tuple[str, str, int] | str], streams: bool
+    story: list[tuple[str, str, int] | str], streams: bool, protobuf: bool
 ) -> None:
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(FakeApiServer(streams_lists=streams))
+        server = stack.enter_context(FakeApiServer(streams_lists=streams, protobuf=protobuf))
         server.begin_with("endpointslices", *map(endpoint_slice, NAMES))
         mirror = stack.enter_context(mirroring(server, SERVICES))
         mirror.until(lambda: mirror.changes)
@@ -889,5 +931,5 @@ def test_any_story_ends_like_a_fresh_start(
 
 def _half_a_list(exchange: Exchange) -> None:
     exchange.begin()
-    exchange.chunk(event("ADDED", service("half"))[:-20])
+    exchange.chunk(exchange.event("ADDED", service("half"))[:-20])
     exchange.cut()

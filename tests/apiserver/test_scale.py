@@ -14,7 +14,7 @@ import pytest
 from nftproxy.address import Family
 from nftproxy.sources.apiserver import connect
 from nftproxy.sources.kubesource import KubeSource
-from nftproxy.sources.wire import Decoder
+from nftproxy.sources.wire import JsonDecoder
 from nftproxy.store import Store
 from tests.support.fake_apiserver import TIMEOUT, Document, FakeApiServer
 from tests.support.mirror import Time, contents
@@ -92,8 +92,8 @@ def test_work_and_memory(streams: bool, monkeypatch: pytest.MonkeyPatch) -> None
     def never(*_: object) -> Any:
         raise AssertionError("the slow path is for objects that are broken")
 
-    monkeypatch.setattr(Decoder, "_page_piecemeal", never)
-    monkeypatch.setattr(Decoder, "_decode", never)
+    monkeypatch.setattr(JsonDecoder, "_page_piecemeal", never)
+    monkeypatch.setattr(JsonDecoder, "_decode", never)
     changes: list[int] = []
     with FakeApiServer(streams_lists=streams) as server:
         for number in range(COUNT):

@@ -18,7 +18,7 @@ from nftproxy.kernel.reader import Reader
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.lab import Lab
 from nftproxy.lab.namespace import enter
-from tests.support.fake_apiserver import Exchange
+from tests.support.fake_apiserver import JSON, PROTOBUF, Exchange
 from tests.support.machine import KUBE_PROXY, QUIET, Machine, node, service, slice_of, started
 from tests.support.running import eventually
 from tests.support.world import unique_name
@@ -49,6 +49,29 @@ def test_serves_until_told_to_stop_and_leaves_the_rules(
     before = machine.elements()
     assert machine.end(number) == 0
     assert machine.elements() == before
+
+
+@pytest.mark.parametrize(
+    ("connection", "accept"),
+    [
+        ({}, f"{PROTOBUF}, {JSON}"),
+        ({"contentType": JSON}, JSON),
+        ({"acceptContentTypes": JSON, "contentType": PROTOBUF}, JSON),
+    ],
+    ids=["default", "content_type", "accept_content_types"],
+)
+@pytest.mark.parametrize("offered", [True, False], ids=["offered", "not_offered"])
+def test_the_content_type_chooses_how_the_api_server_is_read(
+    machine: Machine, connection: dict[str, str], accept: str, *, offered: bool
+) -> None:
+    machine.api.protobuf = offered
+    web(machine)
+    machine.start(clientConnection=connection)
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    machine.api.put("services", service("more", "10.96.0.11"))
+    machine.api.put("endpointslices", slice_of("more", "10.244.1.3"))
+    eventually(lambda: machine.services() == {"10.96.0.10", "10.96.0.11"})
+    assert {each.accept for each in machine.api.requests} == {accept}
 
 
 @pytest.mark.contract("1.2.4", "1.2.5", "1.3.6")

@@ -21,7 +21,7 @@ from nftproxy.kernel.library import Library
 from nftproxy.lab.client import Answer
 from nftproxy.model import KINDS, Object
 from nftproxy.sources.manifests import Manifests
-from nftproxy.sources.wire import Decoder, WireError
+from nftproxy.sources.wire import JsonDecoder, WireError
 from tests.support.checked import check_text
 from tests.support.hostile import BAD, PLACES, Document, from_files, from_the_api, junk, spoilt
 from tests.support.objects import endpoint, endpoint_slice, service
@@ -168,7 +168,7 @@ def test_no_message_is_as_long_as_what_it_quotes(tmp_path: Path) -> None:
         [(("Service", ("status", "loadBalancer", "ingress", 0, "ipMode")), "x" * 100_000)]
     )
     [broken] = (
-        Decoder(KINDS["Service"])
+        JsonDecoder(KINDS["Service"])
         .page(json.dumps({"metadata": {}, "items": [documents[0]]}).encode())
         .broken
     )
@@ -191,7 +191,7 @@ def test_no_message_is_as_long_as_what_it_quotes(tmp_path: Path) -> None:
 )
 def test_an_answer_may_be_anything(answer: bytes) -> None:
     for kind in KINDS.values():
-        for decode in (Decoder(kind).page, Decoder(kind).event):
+        for decode in (JsonDecoder(kind).page, JsonDecoder(kind).event):
             with contextlib.suppress(WireError):
                 decode(answer)
 

@@ -2,12 +2,14 @@
 
 Plain sockets, real HTTP/1.1, state like etcd's, and bad manners on request.
 
-It lists (in pages, too), watches and streams lists as a real one does. A *hazard* is a function
+It lists (in pages, too), watches and streams lists as a real one does, in JSON, or in protobuf for
+clients that ask for it. A *hazard* is a function
 that answers one request instead; it is put in a queue per resource, and is used up by the first
 request that it is meant for.
 """
 
 import contextlib
+import gzip
 import json
 import socket
 import ssl
@@ -25,6 +27,15 @@ PATHS = {
     "/api/v1/nodes": "nodes",
     "/apis/networking.k8s.io/v1/servicecidrs": "servicecidrs",
 }
+KINDS = {
+    "services": "Service",
+    "endpointslices": "EndpointSlice",
+    "nodes": "Node",
+    "servicecidrs": "ServiceCIDR",
+}
+JSON = "application/json"
+PROTOBUF = "application/vnd.kubernetes.protobuf"
+COMPRESSED_FROM = 128 * 1024
 TIMEOUT = 10.0
 
 Document = dict[str, Any]
@@ -35,6 +46,8 @@ class Request:
     resource: str
     query: dict[str, str]
     token: str
+    accept: str = JSON
+    gzip: bool = False
 
     @property
     def verb(self) -> str:
@@ -50,7 +63,7 @@ class Collection:
     """The objects of a resource, and what happened to them since the server cares to remember."""
 
     objects: dict[tuple[str, str], Document] = field(default_factory=dict)
-    history: list[tuple[int, bytes]] = field(default_factory=list)
+    history: list[tuple[int, str, Document]] = field(default_factory=list)
     forgotten: int = 0  # changes up to this version are not in the history any more
     ended: int = 0  # counts the commands to end all watches
     ended_at: int = 0  # the version at the last of them
@@ -69,21 +82,59 @@ class Exchange:
     def collection(self) -> Collection:
         return self.server.collections[self.request.resource]
 
+    @property
+    def kind(self) -> str:
+        return KINDS[self.request.resource]
+
+    @property
+    def protobuf(self) -> bool:
+        """Whether the answer is in protobuf."""
+        return self.server.protobuf and self.request.accept.startswith(PROTOBUF)
+
+    def answer_with(self, status: int, kind: str, document: Document, **headers: str) -> None:
+        """Answer with an object or a list, encoded and compressed as a real server does it."""
+        headers["Content_Type"] = PROTOBUF if self.protobuf else JSON
+        body = self.encoded(kind, document)
+        if self.request.gzip and len(body) > COMPRESSED_FROM:
+            headers["Content_Encoding"] = "gzip"
+            body = gzip.compress(body, 1)
+        self.answer(status, body, **headers)
+
+    def encoded(self, kind: str, document: Document) -> bytes:
+        if not self.protobuf:
+            return _compact({"kind": kind, **document})
+        from tests.support import protobuf
+
+        return protobuf.enveloped(kind, document)
+
+    def event(self, type_: str, document: Document) -> bytes:
+        if not self.protobuf:
+            return _compact({"type": type_, "object": document}) + b"\n"
+        from tests.support import protobuf
+
+        return protobuf.event(type_, "Status" if type_ == "ERROR" else self.kind, document)
+
+    def initial_events_end(self, version: int) -> bytes:
+        annotations = {"k8s.io/initial-events-end": "true"}
+        meta = {"resourceVersion": str(version), "annotations": annotations}
+        return self.event("BOOKMARK", {"kind": self.kind, "metadata": meta})
+
     def answer(self, status: int, body: bytes, **headers: str) -> None:
         lines = [
             f"HTTP/1.1 {status} x",
             f"Content-Length: {len(body)}",
             *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items()),
         ]
+        self.server.sent += len(body)
         self.connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 
     def begin(self) -> None:
-        self.connection.sendall(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: "
-            b"chunked\r\n\r\n"
-        )
+        kind = f"{PROTOBUF};stream=watch" if self.protobuf else JSON
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.connection.sendall(head.encode())
 
     def chunk(self, content: bytes) -> None:
+        self.server.sent += len(content)
         self.connection.sendall(b"%x\r\n%s\r\n" % (len(content), content))
 
     def end(self) -> None:
@@ -112,9 +163,9 @@ class Exchange:
             with self.server.condition:
                 ended = collection.ended != self.ended
                 new = [
-                    (v, line)
-                    for v, line in collection.history
-                    if v > at and not (ended and v > collection.ended_at)
+                    each
+                    for each in collection.history
+                    if each[0] > at and not (ended and each[0] > collection.ended_at)
                 ]
                 if self.server.stopped:
                     raise ConnectionAbortedError
@@ -122,8 +173,9 @@ class Exchange:
                     return
                 if not new:
                     self.server.condition.wait(TIMEOUT)
-            for at, line in new:  # noqa: B007 - `at` is where the next round begins
-                yield line
+            for version, type_, document in new:
+                at = version  # where the next round begins
+                yield self.event(type_, document)
 
 
 Hazard = Callable[[Exchange], None]
@@ -135,13 +187,21 @@ class FakeApiServer:
     `condition` is notified of requests and changes.
     """
 
-    def __init__(self, *, streams_lists: bool = True, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        streams_lists: bool = True,
+        protobuf: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.condition = threading.Condition()
         self.collections = {name: Collection() for name in PATHS.values()}
         self.requests: list[Request] = []
         self.written: list[Document] = []
         self.version = 100
+        self.sent = 0  # bytes, without the heads of answers
         self.streams_lists = streams_lists
+        self.protobuf = protobuf
         self.token: str | None = None  # what Authorization has to be, if anything
         self.stopped = False
         self._hazards: list[tuple[str, str, Hazard, list[int]]] = []
@@ -303,7 +363,11 @@ class FakeApiServer:
                     connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}")
                     continue
                 request = Request(
-                    PATHS[url.path], dict(parse_qsl(url.query)), headers.get("authorization", "")
+                    PATHS[url.path],
+                    dict(parse_qsl(url.query)),
+                    headers.get("authorization", ""),
+                    headers.get("accept", JSON),
+                    "gzip" in headers.get("accept-encoding", ""),
                 )
                 self._handle(request, connection)
         self._connections.discard(connection)
@@ -349,7 +413,7 @@ class FakeApiServer:
                 del collection.objects[_key(document)]
             elif kind != "BOOKMARK":
                 collection.objects[_key(document)] = document
-            collection.history.append((version, event(kind, document)))
+            collection.history.append((version, kind, document))
             self.condition.notify_all()
 
 
@@ -369,12 +433,8 @@ def list_objects(exchange: Exchange) -> None:
         "resourceVersion": version,
         **({"continue": f"{end}/{version}"} if end < len(documents) else {}),
     }
-    exchange.answer(
-        200,
-        json.dumps(
-            {"kind": "List", "metadata": meta, "items": documents[int(begin) : end]}
-        ).encode(),
-    )
+    items = documents[int(begin) : end]
+    exchange.answer_with(200, f"{exchange.kind}List", {"metadata": meta, "items": items})
 
 
 def stream_list(exchange: Exchange) -> None:
@@ -385,8 +445,8 @@ def stream_list(exchange: Exchange) -> None:
         documents = list(exchange.collection.objects.values())
     exchange.begin()
     for document in documents:
-        exchange.chunk(event("ADDED", document))
-    exchange.chunk(initial_events_end(version))
+        exchange.chunk(exchange.event("ADDED", document))
+    exchange.chunk(exchange.initial_events_end(version))
     for line in exchange.events(version):
         exchange.chunk(line)
     exchange.end()
@@ -403,25 +463,10 @@ def watch(exchange: Exchange) -> None:
     exchange.end()
 
 
-def event(kind: str, document: Document) -> bytes:
-    return json.dumps({"type": kind, "object": document}).encode() + b"\n"
-
-
-def initial_events_end(version: int) -> bytes:
-    meta = {"resourceVersion": str(version), "annotations": {"k8s.io/initial-events-end": "true"}}
-    return event("BOOKMARK", {"kind": "Service", "metadata": meta})
-
-
 def refused(code: int, *, reason: str = "", message: str = "", **headers: str) -> Hazard:
     """Return a hazard that answers with an error."""
-    status = {
-        "kind": "Status",
-        "status": "Failure",
-        "code": code,
-        "reason": reason,
-        "message": message,
-    }
-    return lambda exchange: exchange.answer(code, json.dumps(status).encode(), **headers)
+    status = {"status": "Failure", "code": code, "reason": reason, "message": message}
+    return lambda exchange: exchange.answer_with(code, "Status", status, **headers)
 
 
 def recorded(name: str) -> Hazard:
@@ -429,6 +474,10 @@ def recorded(name: str) -> Hazard:
     head, _, body = (RECORDINGS / name).read_bytes().replace(b"\r\n", b"\n").partition(b"\n\n")
     code = int(head.split()[1])
     return lambda exchange: exchange.answer(code, body, Content_Type="application/json")
+
+
+def _compact(document: Document) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def _key(document: Document) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nftproxy.model import KINDS, Object
 from nftproxy.sources.manifests import Manifests
-from nftproxy.sources.wire import Decoder
+from nftproxy.sources.wire import JsonDecoder
 
 Document = dict[str, Any]
 Place = tuple[str, tuple[str | int, ...]]
@@ -163,7 +163,9 @@ def from_the_api(documents: list[Document]) -> list[Object]:
     """
     found: list[Object] = []
     for kind, document in zip(BAD, documents, strict=True):
-        page = Decoder(KINDS[kind]).page(json.dumps({"metadata": {}, "items": [document]}).encode())
+        page = JsonDecoder(KINDS[kind]).page(
+            json.dumps({"metadata": {}, "items": [document]}).encode()
+        )
         assert len(page.items) + len(page.broken) == 1
         assert all(len(str(broken)) < 1000 for broken in page.broken)
         found += page.items

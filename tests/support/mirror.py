@@ -22,6 +22,7 @@ from loguru import logger
 from nftproxy.address import Family
 from nftproxy.model import Object, ObjectName
 from nftproxy.sources.apiserver import ApiConnection, connect
+from nftproxy.sources.encoding import JSON, PROTOBUF
 from nftproxy.sources.reflector import Environment, Reflector
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource
 from nftproxy.store import Store
@@ -113,7 +114,7 @@ class Mirror:
         self.synced = Synced(table)
         self.changes = 0
         self.time = Time(server.condition)
-        self.connection = connection or connect("", server.url)
+        self.connection = connection or connect("", server.url, accept=f"{PROTOBUF}, {JSON}")
         self.reflector = Reflector(
             resource, self.connection, self.store, self._changed, self.time.environment
         )

@@ -10,13 +10,12 @@ from nftproxy.sources.wire import (
     Bookmark,
     Broken,
     Changed,
-    Decoder,
     Event,
+    JsonDecoder,
     Removed,
     Status,
     WireError,
     status,
-    version_of,
 )
 from tests.support.paths import RECORDINGS
 
@@ -38,7 +37,7 @@ def line(kind: str, thing: Any) -> bytes:
 )
 def test_recorded_list(recording: str, kind: type[Object]) -> None:
     recorded = json.loads((RECORDINGS / recording).read_bytes())
-    page = Decoder(kind).page((RECORDINGS / recording).read_bytes())
+    page = JsonDecoder(kind).page((RECORDINGS / recording).read_bytes())
     assert page.broken == []
     assert page.token == ""
     assert page.version == recorded["metadata"]["resourceVersion"]
@@ -49,7 +48,7 @@ def test_recorded_list(recording: str, kind: type[Object]) -> None:
 
 
 def test_recorded_pages_are_the_beginning_of_the_recorded_list() -> None:
-    decoder = Decoder(Service)
+    decoder = JsonDecoder(Service)
     pages = [
         decoder.page((RECORDINGS / f"services-page{number}.json").read_bytes()) for number in (1, 2)
     ]
@@ -60,7 +59,7 @@ def test_recorded_pages_are_the_beginning_of_the_recorded_list() -> None:
 
 def test_recorded_streaming_list() -> None:
     *objects, last = (RECORDINGS / "services-watchlist.jsonl").read_bytes().splitlines()
-    decoder = Decoder(Service)
+    decoder = JsonDecoder(Service)
     assert all(isinstance(decoder.event(each), Changed) for each in objects)
     assert decoder.event(last) == Bookmark("265", complete=True)
 
@@ -87,7 +86,7 @@ def test_recorded_streaming_list() -> None:
     ids=["deleted", "deleted_without_namespace", "bookmark", "error", "broken", "nameless"],
 )
 def test_event(given: bytes, expected: Event) -> None:
-    assert Decoder(Service).event(given) == expected
+    assert JsonDecoder(Service).event(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_event(given: bytes, expected: Event) -> None:
 )
 def test_no_event(given: bytes) -> None:
     with pytest.raises(WireError):
-        Decoder(Service).event(given)
+        JsonDecoder(Service).event(given)
 
 
 def test_one_broken_object_costs_no_other() -> None:
@@ -125,7 +124,7 @@ def test_one_broken_object_costs_no_other() -> None:
         {"metadata": {"name": name}, "spec": {"ports": [{"port": port}]}}
         for name, port in (("a", 80), ("b", 0), ("c", 90))
     ]
-    page = Decoder(Service).page(
+    page = JsonDecoder(Service).page(
         json.dumps(
             {"metadata": {"resourceVersion": "5", "continue": "more"}, "items": items}
         ).encode()
@@ -138,7 +137,9 @@ def test_one_broken_object_costs_no_other() -> None:
 
 
 def test_items_null() -> None:
-    assert Decoder(Service).page(b'{"metadata":{"resourceVersion":"5"},"items":null}').items == []
+    assert (
+        JsonDecoder(Service).page(b'{"metadata":{"resourceVersion":"5"},"items":null}').items == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_items_null() -> None:
     ids=["broken_object", "none", "garbage"],
 )
 def test_version_of(given: bytes, expected: str) -> None:
-    assert version_of(given) == expected
+    assert JsonDecoder.version(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,6 @@ def test_status(body: bytes, expected: str) -> None:
 
 
 def test_a_name_cannot_break_the_log() -> None:
-    event = Decoder(Service).event(line("ADDED", {"metadata": {"name": "a\nb" * 1000}}))
+    event = JsonDecoder(Service).event(line("ADDED", {"metadata": {"name": "a\nb" * 1000}}))
     assert len(str(event)) < 400
     assert "\n" not in str(event)

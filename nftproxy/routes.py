@@ -14,7 +14,7 @@ import msgspec
 from nftproxy.address import Address, Family, Network, bracketed
 from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
 from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, by_port, lists, view
-from nftproxy.sharing import Part, Shared, grouped
+from nftproxy.sharing import SharedPart, Shared, grouped
 from nftproxy.table import schema
 from nftproxy.table.schema import Policy
 
@@ -119,7 +119,7 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     local: Sequence[Endpoint]
     # How its frontends are entered: policy, and whether as a NodePort
     entries: tuple[tuple[Policy, bool], ...]
-    part: Part | None = None  # of the memory that the ports of its Service share
+    part: SharedPart | None = None  # of the memory that the ports of its Service share
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -371,7 +371,7 @@ def _sharing(service: ObjectName, own: list[Affinity]) -> tuple[list[Affinity], 
     cluster, of_cluster = grouped(name, [affinity.cluster for affinity in own])
     local, of_local = grouped(name, [affinity.local for affinity in own])
     joined = [
-        msgspec.structs.replace(affinity, part=Part.of(name, in_cluster, in_local))
+        msgspec.structs.replace(affinity, part=SharedPart.of(name, in_cluster, in_local))
         for affinity, in_cluster, in_local in zip(own, of_cluster, of_local, strict=True)
     ]
     return joined, Shared(first.family, name, first.timeout, cluster, local)

@@ -50,7 +50,7 @@ class Shared(msgspec.Struct, frozen=True, gc=False):
         }
 
 
-class Part(msgspec.Struct, frozen=True, gc=False):
+class SharedPart(msgspec.Struct, frozen=True, gc=False):
     """What one service port has of the memory that the ports of its Service share.
 
     All groups of each list, in the order in which a client is looked up, each with the port number
@@ -66,7 +66,7 @@ class Part(msgspec.Struct, frozen=True, gc=False):
     @classmethod
     def of(
         cls, service: str, cluster: tuple[tuple[str, int], ...], local: tuple[tuple[str, int], ...]
-    ) -> "Part":
+    ) -> "SharedPart":
         """Return the part with such groups."""
         numbers = {number for _, number in cluster + local if number}
         lists = [" ".join(f"{name}:{number}" for name, number in each) for each in (cluster, local)]

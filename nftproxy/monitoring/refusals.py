@@ -8,7 +8,7 @@ is counted twice. A counter that is smaller than before has started again.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from nftproxy.address import Family
 from nftproxy.errors import MissingError
@@ -27,6 +27,9 @@ MEANINGS: Final = {
 """The reasons in words."""
 
 Subject = tuple[Family, Reason]
+
+
+Subjects = TypeVar("Subjects")
 
 
 def reason_of(value: Value) -> Reason:
@@ -61,16 +64,16 @@ def unlogged(reader: Reader) -> Counter[Reason]:
     return found
 
 
-class Refusals:
+class Refusals(Generic[Subjects]):
     """Totals that only grow, from counters that may start again."""
 
-    def __init__(self, start: Mapping[Subject, int]) -> None:
-        self.totals: Counter[Subject] = Counter()
+    def __init__(self, start: Mapping[Subjects, int]) -> None:
+        self.totals: Counter[Subjects] = Counter()
         self._last = dict(start)
 
-    def enter(self, counters: Mapping[Subject, int]) -> Counter[Subject]:
+    def enter(self, counters: Mapping[Subjects, int]) -> Counter[Subjects]:
         """Add the growth of rule counters since the last reading, and return it."""
-        grown: Counter[Subject] = Counter()
+        grown: Counter[Subjects] = Counter()
         for subject, packets in counters.items():
             before = self._last.get(subject, 0)
             if step := packets - before if packets >= before else packets:
@@ -79,7 +82,7 @@ class Refusals:
         self.totals += grown
         return grown
 
-    def add(self, subject: Subject, packets: int) -> None:
+    def add(self, subject: Subjects, packets: int) -> None:
         """Add packets that elements counted."""
         if packets:
             self.totals[subject] += packets

@@ -189,8 +189,7 @@ class Syncer:
                     continue
                 with report.timed("kernel"):
                     first.add(batch.delta, batch.affinities)
-                report.rivals(batch.changes, self.remembered)
-                self.remembered.accept(batch.changes, batch.delta)
+                self._accept(batch, report)
             with report.timed("kernel"):
                 first.finish()
         self._leave(large, report)
@@ -245,7 +244,12 @@ class Syncer:
             for half in batch.halves():
                 self._apply(half, basis, report)
             return
+        self._accept(batch, report)
+
+    def _accept(self, batch: Batch, report: Report) -> None:
         report.rivals(batch.changes, self.remembered)
+        if self.family in self._settings.forwarded:
+            report.forwards(batch.changes)
         self.remembered.accept(batch.changes, batch.delta)
 
     def _forget_departed(self, batch: Batch, report: Report) -> None:

@@ -57,6 +57,7 @@ class Program:
         self._example = lru_cache(1000)(self._texts)
         self._picks: dict[str, dict[str, str]] = {}
         self._log: list[Variables] = [{}] if settings.log_refusals else []
+        self._localhost: list[Variables] = [{}] if settings.serves_localhost else []
         self._reasons: list[Variables] = [{"reason": each} for each in Reason if self._log]
         sample: list[str] = []
         for family in settings.families:
@@ -89,7 +90,8 @@ class Program:
         parts = [_expand(_read("hooks.nft"), self._all, each)]
         for number, family in enumerate(self.families):
             prefixes = self._lengths(family, (lengths or {}).get(family, ()))
-            text = _expand(_read("family.nft"), self._variables[family], {"length": prefixes})
+            each_of_family = {"length": prefixes, "localhost": self._localhost}
+            text = _expand(_read("family.nft"), self._variables[family], each_of_family)
             parts.append(_headless(text) if number else text)
             parts += [_headless(part) for part in self._allowed(family, prefixes).values()]
         for number, (family, proto) in enumerate(itertools.product(self.families, PROTOCOLS)):
@@ -323,6 +325,7 @@ def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int]:
         "all addresses": not listed,
         "listed addresses": listed,
         "log": settings.log_refusals,
+        "localhost": settings.serves_localhost,
         "group": LOG_GROUP,
         "lines": LOG_LINES,
         "burst": LOG_BURST,

@@ -87,6 +87,7 @@ _FRONTEND, _SLOT, _ENDPOINT = "aps", "asn", "as"
 CLUSTER_IPS = Declaration("cluster_ips", "a")
 SERVICE_CIDRS = Declaration("service_cidrs", "a", of_node=True, interval=True)
 NODEPORT_IPS = Declaration("nodeport_ips", "a", of_node=True)
+LOCALHOST_NODEPORTS = Declaration("localhost_nodeports", "ps")
 FIREWALL = Declaration("firewall", _FRONTEND, VERDICT)
 SERVICES = Declaration("services", _FRONTEND, VERDICT, twin=True, counter=True)
 NEW_CLIENTS = Declaration("new_clients", _FRONTEND, twin=True, counter=True)
@@ -334,6 +335,11 @@ def allowed(family: Family) -> str:
 def refuse_unknown(family: Family) -> str:
     """Return the name of the chain that refuses what no frontend has."""
     return f"refuse-unknown{family.digit}"
+
+
+def refuse_localhost(family: Family) -> str:
+    """Return the name of the chain that refuses NodePorts on loopback addresses."""
+    return f"refuse-localhost{family.digit}"
 
 
 def log(reason: Reason) -> str:

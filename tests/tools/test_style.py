@@ -20,7 +20,7 @@ LAYERS = [
     "store selection largeservice",
     "table routes",
     "sources kernel",
-    "node",
+    "node forwarder",
     "sync",
     "monitoring",
     "aftermath daemon path page",

@@ -58,7 +58,9 @@ def test_the_rulesets_declare_what_the_schema_says() -> None:
     found = {}
     for path in shipped.folder("rulesets").glob("*.nft"):
         for block in re.findall(
-            r"^(?:\[port\] )?((?:set|map) .+?^})", path.read_text(), re.MULTILINE | re.DOTALL
+            r"^(?:\[(?:port|localhost)\] )?((?:set|map) .+?^})",
+            path.read_text(),
+            re.MULTILINE | re.DOTALL,
         ):
             found[block.split()[1]] = declared(block)
     wanted = {

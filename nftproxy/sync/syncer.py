@@ -58,6 +58,7 @@ class Syncer:
         self._compilation = Compilation(family, settings)
         self._forgetting = Forgetting(kernel)
         self._preparation = Preparation(kernel, program)
+        self._forwards = family in settings.forwarded
         self._names: dict[
             Affinity, tuple[str, ...]
         ] = {}  # of chains and sets of ClientIP service ports
@@ -248,7 +249,7 @@ class Syncer:
 
     def _accept(self, batch: Batch, report: Report) -> None:
         report.rivals(batch.changes, self.remembered)
-        if self.family in self._settings.forwarded:
+        if self._forwards:
             report.forwards(batch.changes)
         self.remembered.accept(batch.changes, batch.delta)
 

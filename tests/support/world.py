@@ -15,7 +15,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from nftproxy.address import Address, Family, parse_address, parse_network
-from nftproxy.configuration.settings import ALL, Cidr, LocalDetector, NodePortNetworks, NodeSettings
+from nftproxy.configuration.settings import (
+    ALL,
+    Cidr,
+    LocalDetector,
+    NodePortNetworks,
+    NodeSettings,
+    OnLocalhost,
+)
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.client import Answer, Outcome
 from nftproxy.lab.lab import Lab
@@ -50,6 +57,7 @@ def settings(
     nodeports: Mapping[Family, NodePortNetworks] | None = None,
     allow_external_ips: bool = True,
     log_refusals: bool = False,
+    on_localhost: OnLocalhost = OnLocalhost.UNTOUCHED,
 ) -> NodeSettings:
     """Node settings; NodePorts on the node's own addresses unless told otherwise."""
     addresses = addresses or {Family.IPv4: "192.168.50.11", Family.IPv6: "fd00:50::11"}
@@ -67,6 +75,7 @@ def settings(
         sync_period=30,
         min_sync_period=0.05,
         log_refusals=log_refusals,
+        on_localhost=dict.fromkeys(own, on_localhost),
     )
 
 

@@ -216,7 +216,7 @@ def _by_address(request: Request, address: str, node: NodeView, cluster: Cluster
 
 
 def _on_localhost(node: NodeView, family: Family, frontend: Frontend, address: str) -> str:
-    """Return what becomes of a NodePort on a loopback address; empty where it is none."""
+    """Return what becomes of a NodePort on a loopback address; empty if nothing does."""
     match node.on_localhost(family, frontend):
         case OnLocalhost.REFUSED:
             return (

@@ -31,6 +31,18 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "pods by the node": ("--detect-local-mode", "NodeCIDR"),
     "all masqueraded": ("--masquerade-all", "--masquerade-bit", "20"),
     "NodePorts everywhere": ("--nodeport-addresses", "0.0.0.0/0,::/0"),
+    "NodePorts on localhost": (
+        "--nodeport-addresses",
+        "primary,localhost",
+        "--feature-gates",
+        "KubeProxyNFTablesLocalhostNodePorts=true",
+    ),
+    "NodePorts refused on localhost": (
+        "--nodeport-addresses",
+        "all",
+        "--feature-gates",
+        "KubeProxyNFTablesLocalhostNodePorts=true",
+    ),
 }
 
 

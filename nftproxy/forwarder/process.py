@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+import msgspec
 from loguru import logger
 
 from nftproxy.address import Family
@@ -112,8 +113,8 @@ class LocalForwarder:
         while True:
             try:
                 await self._serve()
-            except OSError as error:
-                logger.error("the forwarder of NodePorts on localhost cannot be started: {}", error)
+            except (OSError, ValueError, msgspec.DecodeError) as error:  # or what cannot be read
+                logger.error("the forwarder of NodePorts on localhost fails: {}", error)
             self._forget()
             await asyncio.sleep(AGAIN)
 

@@ -1,6 +1,7 @@
 """NodePorts on loopback addresses: what the forwarder does with connections (contract 2.10)."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import resource
@@ -15,6 +16,7 @@ import pytest
 
 from nftproxy.address import Family
 from nftproxy.forwarder.bounds import Bounds
+from nftproxy.forwarder.messages import LocalFrontend
 from nftproxy.lab.namespace import enter
 from tests.support.forwarding import (
     PLACE,
@@ -26,6 +28,7 @@ from tests.support.forwarding import (
     names_itself,
 )
 from tests.support.running import eventually
+from tests.support.world import SLOW
 
 PORT = 30080
 RESET = struct.pack("ii", 1, 0)
@@ -415,19 +418,58 @@ def test_nobody_who_fills_one_nodeport_keeps_others_out_of_another(netns: str) -
 @pytest.mark.contract("2.10.7")
 def test_a_connection_that_nobody_uses_ends(netns: str) -> None:
     with (
-        bounded(netns, idle=0.5) as forwarding,
+        bounded(netns, idle=2 * SLOW) as forwarding,
         EndpointProcess(netns, echo) as endpoint,
     ):
         forwarding.put(PORT, endpoint.place)
         unused = forwarding.connect(PORT)
-        with forwarding.connect(PORT) as used:
-            for _ in range(10):
+        unused.settimeout(0.1)
+        with unused, forwarding.connect(PORT) as used:
+            cut = False
+            while not cut:
                 used.sendall(b"x")
                 assert used.recv(1) == b"x"
-                time.sleep(0.1)
-            assert is_cut(unused)
+                try:
+                    unused.recv(1)
+                except TimeoutError:
+                    continue
+                except ConnectionResetError:
+                    cut = True
             used.sendall(b"x")
             assert used.recv(1) == b"x"
+
+
+class Short:
+    """A listening socket of a process that has no descriptors left until there are some."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self.fileno = listening.fileno
+        self.close = listening.close
+        self.refused = 0
+        self.over = threading.Event()
+        self._listening = listening
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if not self.over.is_set():
+            self.refused += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._listening.accept()
+
+
+@pytest.mark.contract("2.10.7")
+def test_without_descriptors_it_waits_for_some(forwarding: Forwarding) -> None:
+    """The socket stays readable all the time: a loop without pauses would do nothing else."""
+    with EndpointProcess(forwarding.netns, echo) as endpoint:
+        forwarding.put(PORT, endpoint.place)
+        listener = forwarding.ports._listeners[LocalFrontend(Family.IPv4, PORT)]
+        short = Short(listener._socket)
+        listener._socket = short  # type: ignore[assignment]
+        with forwarding.connect(PORT) as client:
+            eventually(lambda: short.refused > 1)
+            assert short.refused < 5
+            short.over.set()
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
 
 
 @pytest.mark.contract("2.10.8")

@@ -13,6 +13,7 @@ from loguru import logger
 from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import NodeSettings
 from nftproxy.errors import BlockedError, NftproxyError
+from nftproxy.forwarder.process import LocalForwarder, LocalNodePorts
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import ObjectName
 from nftproxy.monitoring.events import (
@@ -47,6 +48,7 @@ class _Side:
         record: Record,
     ) -> None:
         self.standing = Standing(family, settings.node_name)
+        self.local_ports = LocalNodePorts(family)
         self.flows = UdpFlows(family, external_ips=settings.allow_external_ips)
         self.notes: list[str] = []
         self.networks = settings.nodeport_addresses[family]
@@ -74,12 +76,13 @@ class Aftermath(Observer):
         metrics: Metrics,
         record: Record,
         judged: bool,
+        forwarder: LocalForwarder | None = None,
     ) -> None:
         """Prepare; open nothing before the first sync.
 
         `own` are the addresses of this machine's interfaces, looked up once at the start (contract
         7.2.2). `judged` is true if there is a health server. Without one, health check node ports
-        count the proxy as healthy (7.2.8).
+        count the proxy as healthy (7.2.8). `forwarder` is for NodePorts on loopback addresses.
         """
         self.proxy: Proxy  # set by the caller, which makes the proxy
         self._kernel = kernel
@@ -88,6 +91,7 @@ class Aftermath(Observer):
         self._metrics = metrics
         self._record = record
         self._ignored = Ignored()
+        self._forwarder = forwarder
 
         def healthy() -> bool:
             return health.healthy or not judged
@@ -137,6 +141,12 @@ class Aftermath(Observer):
             without_local_endpoints=side.standing.without_local_endpoints,
         )
         self._health.updated(family)
+        if self._forwarder:
+            self._forwarder.put(
+                side.local_ports.changed(
+                    report.node_ports, read_back=report.read_back, whole=not report.postponed
+                )
+            )
         await side.ports.update(changed)
         if side.moved:
             side.moved = False  # first: they may change again meanwhile

@@ -32,8 +32,14 @@ from nftproxy.aftermath import Aftermath
 from nftproxy.configuration import config as configuration
 from nftproxy.configuration.config import KubeProxyConfiguration
 from nftproxy.configuration.featuregates import enabled
-from nftproxy.configuration.settings import NodeSettings, node_addresses, node_settings
+from nftproxy.configuration.settings import (
+    NodeSettings,
+    node_addresses,
+    node_ips,
+    node_settings,
+)
 from nftproxy.errors import AddressError, NftproxyError, UnusableError
+from nftproxy.forwarder.process import LocalForwarder
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import Meta, Node
 from nftproxy.monitoring.events import (
@@ -47,6 +53,7 @@ from nftproxy.monitoring.events import (
 from nftproxy.monitoring.http.bind import serve
 from nftproxy.monitoring.http.pages import About, metrics_server
 from nftproxy.monitoring.http.proxyhealth import health_server
+from nftproxy.monitoring.localhost import LocalhostRefusals
 from nftproxy.monitoring.metrics import Metrics
 from nftproxy.monitoring.proxyhealth import ProxyHealth
 from nftproxy.monitoring.refusallog import RefusalLog
@@ -119,6 +126,7 @@ class Daemon:
         self._addresses: dict[Family, Address] | None = (
             None  # of the Node, as last seen; None before the start
         )
+        self._node_ips: tuple[Address, ...] | None = None  # of the Node at the start, if needed
 
     async def run(self) -> None:
         """Serve until a signal.
@@ -165,10 +173,14 @@ class Daemon:
             kernel = stack.enter_context(Kernel())
             kernel.require()
             await self._count_connections(settings, stack)
+            if settings.serves_localhost:
+                refused = stack.enter_context(closing(LocalhostRefusals(settings.families)))
+                self._metrics.registry.register(refused)
             settings = replace(settings, log_refusals=self._log_refusals())
             conntrack = stack.enter_context(closing(Conntrack()))
             own = await asyncio.to_thread(interfaces.addresses)
             judged = bool(self._config.healthz_bind_address)
+            forwarder = self._forward(settings)
             after = Aftermath(
                 settings,
                 own,
@@ -178,6 +190,7 @@ class Daemon:
                 metrics=self._metrics,
                 record=self._record,
                 judged=judged,
+                forwarder=forwarder,
             )
             stack.enter_context(closing(after))
             self._proxy = after.proxy = Proxy(Table(settings, self._store, kernel), after)
@@ -198,6 +211,14 @@ class Daemon:
             )
             collector = stack.enter_context(closing(await asyncio.to_thread(make)))
             self._metrics.registry.register(collector)
+
+    def _forward(self, settings: NodeSettings) -> LocalForwarder | None:
+        """Start the forwarder of NodePorts on loopback addresses if it is asked for."""
+        if not settings.forwarded:
+            return None
+        forwarder = LocalForwarder(sorted(settings.forwarded), self._metrics.local_listeners)
+        self._spawn(forwarder.run())
+        return forwarder
 
     def _log_refusals(self) -> bool:
         """Begin to log refusals if asked to; return whether the rules have to hand them out."""
@@ -235,6 +256,10 @@ class Daemon:
         for warning in warnings:
             logger.warning("{}", warning)
         self._addresses = node_addresses(self._config.bind_address, facts(node))
+        if source.node_required:
+            self._node_ips = node_ips(facts(node))
+            if latest := self._store.node:  # what changed before is not reported again
+                self._node_changed(latest)
         sysctl.set_oom_score(self._config.oom_score_adj)
         self._set_limits()
         require_kernel(platform.release(), os.environ)
@@ -329,17 +354,49 @@ class Daemon:
         if self._proxy:
             self._proxy.changed()
 
-    def _node_changed(self, node: Node) -> None:
-        """End the process if pod CIDRs change that the detector NodeCIDR uses (contract 1.4.2)."""
-        self._log_addresses(node)
+    def _node_changed(self, node: Node | None) -> None:
+        """End the process if its Node no longer is what it started with.
+
+        That is: pod CIDRs that the detector NodeCIDR uses, addresses, and whether there is one
+        (contract 1.4.2 to 1.4.4).
+        """
+        if node is None:
+            self._end_without_node()
+            return
+        self._follow_addresses(node)
         if self._pod_cidrs is not None and (node.spec.pod_cidrs or ()) != self._pod_cidrs:
             hint = "this process ends, to be started again with the new ones"
             self._finish(
                 NftproxyError(f"the pod CIDRs of Node {node.metadata.name} have changed", hint=hint)
             )
 
+    def _end_without_node(self) -> None:
+        if self._node_ips is not None:
+            hint = "this process ends, to be started again and wait for a Node of that name"
+            self._finish(NftproxyError(f"Node {self._launch.node_name} was deleted", hint=hint))
+
+    def _follow_addresses(self, node: Node) -> None:
+        """End the process if its Node's addresses change; a host without a cluster logs it.
+
+        A Node that has lost all addresses is no reason: the next process could only wait for one
+        (contract 1.4.3).
+        """
+        if self._node_ips is not None:
+            now = node_ips(facts(node))
+            if now and now != self._node_ips:
+                before = " and ".join(each.text for each in self._node_ips) or "none"
+                self._finish(
+                    NftproxyError(
+                        f"the addresses of Node {node.metadata.name} have changed from {before} to "
+                        f"{' and '.join(each.text for each in now)}",
+                        hint="this process ends, to be started again with the new ones",
+                    )
+                )
+        else:
+            self._log_addresses(node)
+
     def _log_addresses(self, node: Node) -> None:
-        """Log changed addresses of the Node: those of the start stay in use (contract 1.4.3)."""
+        """Log changed addresses of the Node: those of the start stay in use."""
         if self._addresses is None:
             return
         before, self._addresses = (

@@ -14,7 +14,7 @@ import msgspec
 from nftproxy.address import Address, Family, Network, bracketed
 from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
 from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, by_port, lists, view
-from nftproxy.sharing import SharedPart, Shared, grouped
+from nftproxy.sharing import Shared, SharedPart, grouped
 from nftproxy.table import schema
 from nftproxy.table.schema import Policy
 
@@ -194,6 +194,7 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     sources: tuple[Network, ...] | None = (
         None  # allowed clients of a load-balancer address; None: all
     )
+    refused_on_localhost: bool = False  # a NodePort that loopback addresses refuse
 
 
 class Compiled(msgspec.Struct, frozen=True, gc=False):
@@ -219,6 +220,7 @@ class Context(NamedTuple):
     node_ip: str  # canonical; empty when unknown
     external_ips: bool = True
     log_refusals: bool = False
+    refused_on_localhost: frozenset[str] = frozenset()  # protocols of NodePorts
 
 
 Choose = Callable[[View, ServicePort, tuple[EndpointSlice, ...], Family, Locality, Notes], Lists]
@@ -302,7 +304,10 @@ def _routes(
     for address in seen.external_ips:
         yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity)
     if port.node_port:
-        yield _route(name, Frontend.node_port(proto, port.node_port), external, chosen, affinity)
+        route = _route(name, Frontend.node_port(proto, port.node_port), external, chosen, affinity)
+        if proto in context.refused_on_localhost:
+            route = msgspec.structs.replace(route, refused_on_localhost=True)
+        yield route
 
 
 def _internal(seen: View) -> Policy:

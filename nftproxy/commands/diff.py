@@ -76,7 +76,7 @@ def _compare(given: Input, kernel: Kernel) -> list[Line]:
         before = {name: kernel.elements(name) for name in names}
         basis = ReadBack(kernel.packed(names))
         accepted, _ = accepted_nodeport_addresses(
-            {family: settings.nodeport_addresses[family]}, own
+            {family: settings.nodeport_addresses[family]}, own, settings.forwarded
         )
         found = preview.preview(settings, given.store, family, accepted.get(family), basis)
         for where in sorted({*found.delta.removed, *found.delta.late, *found.delta.added}):

@@ -8,7 +8,7 @@ import click
 
 from nftproxy.address import Address, Family
 from nftproxy.configuration.flags import node_options
-from nftproxy.configuration.settings import ALL, NodeSettings
+from nftproxy.configuration.settings import ALL, NodeSettings, is_loopback
 from nftproxy.errors import ConfigError
 from nftproxy.model import Service, ServiceCIDR
 from nftproxy.sources.assignment import assign
@@ -83,15 +83,15 @@ def accepted_addresses(settings: NodeSettings) -> tuple[dict[Family, list[Addres
     doubts: list[str] = []
     for family, networks in settings.nodeport_addresses.items():
         if networks is not ALL:
+            # NodePorts on loopback addresses are no elements
+            others = [each for each in networks if not is_loopback(Address(family, each.text))]
             addresses[family] = [
-                Address(family, network.text)
-                for network in networks
-                if network.length == family.bits
+                Address(family, network.text) for network in others if network.length == family.bits
             ]
             doubts += [
                 f"nodePortAddresses: which addresses of {network} this node has is not known here; "
                 f"{schema.NODEPORT_IPS.name(family)} has none of them"
-                for network in networks
+                for network in others
                 if network.length != family.bits
             ]
     return addresses, doubts

@@ -26,7 +26,13 @@ API_VERSION: Final = "kubeproxy.config.k8s.io/v1alpha1"
 KIND: Final = "KubeProxyConfiguration"
 
 PRIMARY: Final = "primary"
-"""The word in nodePortAddresses that stands for the node's own addresses (contract 2.6.1)."""
+LOCALHOST: Final = "localhost"
+EVERYWHERE: Final = "all"
+KEYWORDS: Final = (PRIMARY, LOCALHOST, EVERYWHERE)
+"""The words in nodePortAddresses.
+
+They stand for the node's own addresses, those of loopback, and all (contract 2.6.1).
+"""
 
 DETECT_LOCAL_MODES: Final = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 

@@ -1,4 +1,4 @@
-"""Feature gates of Kubernetes 1.36: known names, those with an effect here, and their values.
+"""Feature gates of Kubernetes 1.36 and 1.37: known names, those that matter here, and values.
 
 All Kubernetes components share one set of names, and clusters often pass the same `featureGates` to
 each of them. So kube-proxy knows, and nftproxy accepts, the gates of other components, too; they
@@ -29,61 +29,71 @@ GATES: Final[Mapping[str, Gate]] = {
     "ComponentFlagz": Gate(default=True, stage="beta"),
     "ComponentStatusz": Gate(default=True, stage="beta"),
     "ContextualLogging": Gate(default=True, stage="beta"),
+    "KubeProxyIPVS": Gate(default=True, stage="deprecated"),
+    "KubeProxyNFTablesLocalhostNodePorts": Gate(default=False, stage="alpha"),
     "LoggingAlphaOptions": Gate(default=False, stage="alpha"),
     "LoggingBetaOptions": Gate(default=True, stage="beta"),
     "MultiCIDRServiceAllocator": Gate(default=True, stage="stable"),
+    "NFTablesNetlink": Gate(default=True, stage="beta"),
     "NFTablesProxyMode": Gate(default=True, stage="stable"),
-    "NativeHistograms": Gate(default=False, stage="alpha"),
+    "NativeHistograms": Gate(default=True, stage="beta"),
     "PreferSameTrafficDistribution": Gate(default=True, stage="stable"),
 }
 
 ELSEWHERE: Final = frozenset(
     """
-    APIResponseCompression APIServerIdentity APIServerTracing APIServingWithRoutine
-    AggregatedDiscoveryRemoveBetaType AllowDNSOnlyNodeCSR
+    APIResponseCompression APIServerIdentity APIServerTracing APIServerWebhookAuthenticationToken
+    APIServingWithRoutine AggregatedDiscoveryRemoveBetaType AllowDNSOnlyNodeCSR
     AllowInsecureKubeletCertificateSigningRequests AllowOverwriteTerminationGracePeriodSeconds
     AllowParsingUserUIDFromCertAuth AllowUnsafeMalformedObjectDeletion
-    AnonymousAuthConfigurableEndpoints AnyVolumeDataSource AtomicFIFO AuthorizeNodeWithSelectors
-    AuthorizePodWebsocketUpgradeCreatePermission AuthorizeWithSelectors BtreeWatchCache
-    CBORServingAndStorage CPUManagerPolicyAlphaOptions CPUManagerPolicyBetaOptions
+    AnonymousAuthConfigurableEndpoints AnyVolumeDataSource AtomicFIFO AtomicWriteVolumeUserFields
+    AuthorizeNodeWithSelectors AuthorizePodWebsocketUpgradeCreatePermission AuthorizeWithSelectors
+    BtreeWatchCache CBORServingAndStorage CPUManagerPolicyAlphaOptions CPUManagerPolicyBetaOptions
     CPUManagerPolicyOptions CRDObservedGenerationTracking CRDValidationRatcheting CRIListStreaming
     CSIServiceAccountTokenSecrets CSIVolumeHealth ChangeContainerStatusOnKubeletRestart
     ClearingNominatedNodeNameAfterBinding ClientsAllowCARotation ClientsAllowCBOR
     ClientsAllowTLSCacheGC ClientsPreferCBOR CloudControllerManagerWatchBasedRoutesReconciliation
-    CloudControllerManagerWebhook ClusterTrustBundle ClusterTrustBundleProjection
-    ConcurrentWatchObjectDecode ConsistentListFromCache ConstrainedImpersonation ContainerCheckpoint
-    ContainerRestartRules ContainerStopSignals ControllerManagerReleaseLeaderElectionLockOnExit
-    CoordinatedLeaderElection CrossNamespaceVolumeDataSource CustomCPUCFSQuotaPeriod
-    CustomResourceFieldSelectors DRAAdminAccess DRAConsumableCapacity DRADeviceBindingConditions
-    DRADeviceTaintRules DRADeviceTaints DRAExtendedResource DRAListTypeAttributes
-    DRANodeAllocatableResources DRAPartitionableDevices DRAPrioritizedList
+    CloudControllerManagerWebhook ClusterTrustBundle ClusterTrustBundleProjection CompositePodGroup
+    ConcurrentWatchObjectDecode ConsistentListFromCache ConsistentListFromCacheSkipTimeoutFallback
+    ConstrainedImpersonation ContainerCheckpoint ContainerRestartRules ContainerStopSignals
+    ControllerManagerReleaseLeaderElectionLockOnExit CoordinatedLeaderElection
+    CrossNamespaceVolumeDataSource CustomCPUCFSQuotaPeriod CustomResourceFieldSelectors
+    DRAAdminAccess DRAConsumableCapacity DRADerivedAttributes DRADeviceBindingConditions
+    DRADeviceCompatibilityGroups DRADeviceTaintRules DRADeviceTaints DRAExtendedResource
+    DRAListTypeAttributes DRANodeAllocatableResources DRAOptionalNodeOperations
+    DRAPartitionableDevices DRAPartitionableDevicesType DRAPrioritizedList
     DRAResourceClaimDeviceStatus DRAResourceClaimGranularStatusAuthorization DRAResourcePoolStatus
     DRASchedulerFilterTimeout DRAWorkloadResourceClaims DeclarativeValidation
-    DeclarativeValidationBeta DeclarativeValidationTakeover DeploymentReplicaSetTerminatingReplicas
-    DetectCacheInconsistency DisableAllocatorDualWrite DisableCPUQuotaWithExclusiveCPUs
-    DisableNodeKubeProxyVersion DynamicResourceAllocation EnvFiles EventedPLEG ExecProbeTimeout
-    ExtendWebSocketsToKubelet ExternalServiceAccountTokenSigner GangScheduling GenericWorkload
+    DeclarativeValidationBeta DeclarativeValidationTakeover DefaultPodSysctls
+    DeploymentReplicaSetTerminatingReplicas DetectCacheInconsistency DisableAllocatorDualWrite
+    DisableCPUQuotaWithExclusiveCPUs DisableNodeKubeProxyVersion DynamicResourceAllocation
+    EmptyDirVolumeMode EnvFiles EtcdRangeStream EventedPLEG EvictionRequestAPI
+    ExcludeAdmissionWebhookVirtualResources ExecProbeTimeout ExtendWebSocketsToKubelet
+    ExternalServiceAccountTokenSigner GRPCContainerProbeTLS GangScheduling GenericWorkload
     GitRepoVolumeDriver GracefulNodeShutdown GracefulNodeShutdownBasedOnPodPriority
-    HPAConfigurableTolerance HPAScaleToZero HonorPVReclaimPolicy HostnameOverride ImageMaximumGCAge
-    ImageVolume ImageVolumeWithDigest InOrderInformers InOrderInformersBatchProcess
+    H2CContainerProbe HPAConfigurableTolerance HPAOptimizedSelectorStore HPAScaleToZero
+    HonorPVReclaimPolicy HostnameOverride HugepageAwareEviction ImageMaximumGCAge ImageVolume
+    ImageVolumeWithDigest InOrderInformers InOrderInformersBatchProcess
     InPlacePodLevelResourcesVerticalScaling InPlacePodVerticalScaling
     InPlacePodVerticalScalingAllocatedStatus InPlacePodVerticalScalingExclusiveCPUs
     InPlacePodVerticalScalingExclusiveMemory InPlacePodVerticalScalingInitContainers
-    InformerResourceVersion JobBackoffLimitPerIndex JobManagedBy JobPodReplacementPolicy
-    JobSuccessPolicy KMSv1 KubeletCgroupDriverFromCRI KubeletCrashLoopBackOffMax
-    KubeletEnsureSecretPulledImages KubeletFineGrainedAuthz KubeletInUserNamespace KubeletPSI
-    KubeletPodResourcesDynamicResources KubeletPodResourcesGet KubeletPodResourcesListUseActivePods
-    KubeletRegistrationGetOnExistsOnly KubeletSeparateDiskGC
-    KubeletServiceAccountTokenForCredentialProviders KubeletTracing ListFromCacheSnapshot
-    LocalStorageCapacityIsolationFSQuotaMonitoring LogarithmicScaleDown
+    InPlacePodVerticalScalingMemoryBackedVolumes InPlacePodVerticalScalingSchedulerPreemption
+    InformerResourceVersion InterPodAffinityHostnameFastPath JobBackoffLimitPerIndex JobManagedBy
+    JobPodReplacementPolicy JobSuccessPolicy KMSv1 KubeletAllocatedPodsEndpoint
+    KubeletCgroupDriverFromCRI KubeletCrashLoopBackOffMax KubeletEnsureSecretPulledImages
+    KubeletFineGrainedAuthz KubeletInUserNamespace KubeletPSI KubeletPodResourcesDynamicResources
+    KubeletPodResourcesGet KubeletPodResourcesListUseActivePods KubeletRegistrationGetOnExistsOnly
+    KubeletSeparateDiskGC KubeletServiceAccountTokenForCredentialProviders KubeletTracing
+    ListFromCacheSnapshot LocalStorageCapacityIsolationFSQuotaMonitoring LogarithmicScaleDown
     ManifestBasedAdmissionControlConfig MatchLabelKeysInPodAffinity
     MatchLabelKeysInPodTopologySpread MatchLabelKeysInPodTopologySpreadSelectorMerge
     MaxUnavailableStatefulSet MemoryQoS MutableCSINodeAllocatableCount MutablePVNodeAffinity
     MutablePodResourcesForSuspendedJobs MutableSchedulingDirectivesForSuspendedJobs
-    MutatingAdmissionPolicy NodeDeclaredFeatures NodeInclusionPolicyInPodTopologySpread NodeLogQuery
-    NodeSwap NominatedNodeNameForExpectation OpenAPIEnums OpportunisticBatching
-    OrderedNamespaceDeletion PLEGOnDemandRelist PersistentVolumeClaimUnusedSinceTime
-    PodAndContainerStatsFromCRI PodCertificateRequest PodDeletionCost PodLevelResourceManagers
+    MutatingAdmissionPolicy NodeControllerLeaseCircuitBreaker NodeDeclaredFeatures
+    NodeInclusionPolicyInPodTopologySpread NodeLifecycleConditions NodeLogQuery NodeSwap
+    NominatedNodeNameForExpectation OpenAPIEnums OpportunisticBatching OrderedNamespaceDeletion
+    PLEGOnDemandRelist PersistentVolumeClaimUnusedSinceTime PodAndContainerStatsFromCRI
+    PodCertificateRequest PodDeletionCost PodGroupPreemptionPolicy PodLevelResourceManagers
     PodLevelResources PodLifecycleSleepAction PodLifecycleSleepActionAllowZero
     PodLogsQuerySplitStreams PodObservedGenerationTracking PodReadyToStartContainersCondition
     PodSchedulingReadiness PodTopologyLabelsAdmission PodsAPI PortForwardWebsockets
@@ -94,12 +104,13 @@ ELSEWHERE: Final = frozenset(
     ResourceHealthStatus ResourceHealthStatusMessage RestartAllContainersOnContainerExits
     RetryGenerateName RotateKubeletServerCertificate RuntimeClassInImageCriApi SELinuxChangePolicy
     SELinuxMount SELinuxMountReadWriteOncePod SchedulerAsyncAPICalls SchedulerAsyncPreemption
-    SchedulerPopFromBackoffQ SchedulerQueueingHints SeparateCacheWatchRPC
+    SchedulerPopFromBackoffQ SchedulerPreQueueingHints SchedulerQueueingHints SeparateCacheWatchRPC
     SeparateTaintEvictionController ServiceAccountNodeAudienceRestriction ServiceAccountTokenJTI
     ServiceAccountTokenNodeBinding ServiceAccountTokenNodeBindingValidation
     ServiceAccountTokenPodNodeInfo ServiceTrafficDistribution ShardedListAndWatch SidecarContainers
-    SizeBasedListCostEstimate StaleControllerConsistencyDaemonSet StaleControllerConsistencyJob
-    StaleControllerConsistencyReplicaSet StaleControllerConsistencyStatefulSet
+    SizeBasedListCostEstimate StaleControllerConsistencyDaemonSet StaleControllerConsistencyHPA
+    StaleControllerConsistencyJob StaleControllerConsistencyReplicaSet
+    StaleControllerConsistencyStatefulSet StatefulSetRecreateStrategy
     StatefulSetSemanticRevisionComparison StorageCapacityScoring StorageNamespaceIndex
     StorageVersionAPI StorageVersionHash StorageVersionMigrator StreamingCollectionEncodingToJSON
     StreamingCollectionEncodingToProtobuf StrictIPCIDRValidation
@@ -110,16 +121,16 @@ ELSEWHERE: Final = frozenset(
     TopologyManagerPolicyBetaOptions TopologyManagerPolicyOptions
     TranslateStreamCloseWebsocketRequests UnauthenticatedHTTP2DOSMitigation
     UnknownVersionInteroperabilityProxy UnlockWhileProcessingFIFO UserNamespacesHostNetworkSupport
-    UserNamespacesSupport VolumeAttributesClass VolumeLimitScaling
-    WatchCacheInitializationPostStartHook WatchList WatchListClient WinDSR WinOverlay
-    WindowsCPUAndMemoryAffinity WindowsGracefulNodeShutdown WindowsHostNetwork
-    WorkloadAwarePreemption WorkloadWithJob
-    """.split()  # noqa: SIM905 - a list literal would put 233 names on 233 lines
+    UserNamespacesSupport VolumeAttributesClass VolumeBindMountOptions VolumeLimitScaling
+    WatchCacheInitializationPostStartHook WatchList WatchListClient WatchListCompression
+    WebhookRoundTripLoadBalancing WinDSR WinOverlay WindowsCPUAndMemoryAffinity
+    WindowsGracefulNodeShutdown WindowsHostNetwork WorkloadAwarePreemption WorkloadWithJob
+    """.split()  # noqa: SIM905 - a list literal would put 263 names on as many lines
 )
 """Gates of other components.
 
-Those that a 1.36 component lists in its help, and the stable and deprecated ones that it hides
-there.
+Those that a 1.36 component lists in its help, the stable and deprecated ones that it hides there,
+and those that are new in 1.37. What 1.37 has removed is still known, as the API server may be 1.36.
 """
 
 

@@ -159,7 +159,7 @@ FLAGS: Final = (
          "Accepted without effect: it is for the iptables mode; set nftables.masqueradeBit in the "
          "file instead."),
     Flag("iptables-localhost-nodeports", BOOL, "iptables.localhostNodePorts", "true",
-         "Accepted without effect: NodePorts are never served on localhost in nftables mode."),
+         "Accepted without effect: it is for iptables mode. See --nodeport-addresses."),
     Flag("iptables-sync-period", DURATION, "nftables.syncPeriod", "30s",
          "Retry a failed sync after this long at the latest; twice as long without success is "
          "unhealthy."),
@@ -188,8 +188,9 @@ FLAGS: Final = (
          "The addresses of all pods, one CIDR or one for each family. Traffic to ClusterIPs from "
          "other sources is masqueraded. Without this flag nothing is.", metavar="CIDR[,CIDR]"),
     Flag("nodeport-addresses", WORDS, "nodePortAddresses", "primary",
-         "Which of the machine's addresses accept NodePorts: CIDRs, or the word primary for the "
-         "node's own addresses.", metavar="CIDR,..."),
+         "Which of the machine's addresses accept NodePorts: CIDRs, and the words primary (the "
+         "node's own addresses), localhost and all, in any combination. On localhost they need "
+         "the feature gate KubeProxyNFTablesLocalhostNodePorts.", metavar="CIDR|WORD,..."),
     Flag("oom-score-adj", INT, "oomScoreAdj", "-999",
          "How likely the kernel kills this process when memory runs out, -1000 to 1000."),
     Flag("conntrack-max-per-core", INT, "conntrack.maxPerCore", "32768",

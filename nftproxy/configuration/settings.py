@@ -9,7 +9,7 @@ before.
 """
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -20,6 +20,8 @@ from nftproxy.address import Address, Family, Network, collapse, parse_address, 
 from nftproxy.configuration import featuregates
 from nftproxy.configuration.config import (
     DETECT_LOCAL_MODES,
+    EVERYWHERE,
+    LOCALHOST,
     PRIMARY,
     Findings,
     KubeProxyConfiguration,
@@ -35,6 +37,9 @@ _LOOPBACK: Final = {
     Family.IPv4: Network(Family.IPv4, "127.0.0.0", 8),
     Family.IPv6: Network(Family.IPv6, "::1", 128),
 }
+_LISTENED: Final = _START_VALUES
+"""The loopback addresses on which NodePorts are forwarded."""
+LOCALHOST_GATE: Final = "KubeProxyNFTablesLocalhostNodePorts"
 _UNSPECIFIED: Final = {Address(Family.IPv4, "0.0.0.0"), Address(Family.IPv6, "::")}  # noqa: S104 - compared, not bound
 
 
@@ -56,6 +61,25 @@ ALL: Final = _Every.ALL
 """NodePorts are accepted on every local address except loopback (contract 2.6.4)."""
 
 NodePortNetworks = Literal[_Every.ALL] | tuple[Network, ...]
+
+
+class OnLocalhost(enum.Enum):
+    """What becomes of NodePorts on the loopback addresses of a family (contract 2.10)."""
+
+    UNTOUCHED = "untouched"  # they are no NodePorts: a process may listen there
+    REFUSED = "refused"
+    FORWARDED = "forwarded"  # those for TCP; others are refused
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """The protocols that are refused, in nft's spelling."""
+        match self:
+            case OnLocalhost.UNTOUCHED:
+                return frozenset()
+            case OnLocalhost.REFUSED:
+                return frozenset({"tcp", "udp", "sctp"})
+            case OnLocalhost.FORWARDED:
+                return frozenset({"udp", "sctp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +149,21 @@ class NodeSettings:
     log_refusals: bool = False
     no_masquerade: Mapping[Family, tuple[Network, ...]] = field(default_factory=dict)
     reset_gone: bool = False
+    on_localhost: Mapping[Family, OnLocalhost] = field(
+        default_factory=lambda: dict.fromkeys(Family, OnLocalhost.UNTOUCHED)
+    )
+
+    @property
+    def serves_localhost(self) -> bool:
+        """Whether loopback addresses have NodePorts, forwarded or refused."""
+        return any(each is not OnLocalhost.UNTOUCHED for each in self.on_localhost.values())
+
+    @property
+    def forwarded(self) -> frozenset[Family]:
+        """The families whose NodePorts are forwarded on a loopback address."""
+        return frozenset(
+            family for family, each in self.on_localhost.items() if each is OnLocalhost.FORWARDED
+        )
 
 
 def node_name(config: KubeProxyConfiguration, hostname: str) -> str:
@@ -183,6 +222,7 @@ def node_settings(
             if (own := tuple(network for network in no_masquerade if network.family is family))
         },
         reset_gone=config.nftables.reset_gone_endpoints,
+        on_localhost=_on_localhost(config, families, networks, found.warnings),
     )
     pod_cidrs = facts.pod_cidrs if facts else ()
     doubts = startup_warnings(
@@ -192,11 +232,14 @@ def node_settings(
 
 
 def accepted_nodeport_addresses(
-    wanted: Mapping[Family, NodePortNetworks], interfaces: Iterable[Address]
+    wanted: Mapping[Family, NodePortNetworks],
+    interfaces: Iterable[Address],
+    forwarded: Collection[Family] = (),
 ) -> tuple[dict[Family, tuple[Address, ...]], list[str]]:
     """Return the interface addresses that accept NodePorts, and an error for each loopback one.
 
     A family whose NodePorts are on ALL addresses needs no list and is left out (contract 2.6.5).
+    Loopback addresses of families that are `forwarded` are no error, as they were asked for.
     """
     accepted: dict[Family, tuple[Address, ...]] = {}
     errors: list[str] = []
@@ -210,12 +253,20 @@ def accepted_nodeport_addresses(
             if any(network.contains(address) for network in networks)
         ]
         errors += [
-            f"nodePortAddresses: {address.text} is a loopback address; NodePorts never work there"
+            f"nodePortAddresses: {address.text} is a loopback address; NodePorts do not work there"
             for address in matches
-            if is_loopback(address)
+            if is_loopback(address) and family not in forwarded
         ]
         accepted[family] = tuple(address for address in matches if not is_loopback(address))
     return accepted, errors
+
+
+def node_ips(facts: NodeFacts | None) -> tuple[Address, ...]:
+    """Return the Node's first address, and its first one of the other family (contract 8.6.2)."""
+    found: dict[Family, Address] = {}
+    for address in _raw_node_ips(facts) if facts else ():
+        found.setdefault(address.family, address)
+    return tuple(found.values())
 
 
 def node_addresses(bind_address: str, facts: NodeFacts | None) -> dict[Family, Address]:
@@ -351,7 +402,7 @@ def _first_networks(
 def _nodeport_networks(
     texts: Iterable[str], node_ips: Mapping[Family, Address], found: Findings
 ) -> list[Network]:
-    """Return nodePortAddresses as networks, with addresses for `primary` (contract 2.6.2)."""
+    """Return nodePortAddresses as networks, with those that words stand for (contract 2.6.2)."""
     networks: list[Network] = []
     for index, text in enumerate(texts):
         if text == PRIMARY:
@@ -359,11 +410,15 @@ def _nodeport_networks(
             networks += [
                 Network(address.family, address.text, address.family.bits) for address in addresses
             ]
-            continue
-        try:
-            networks.append(parse_network(text))
-        except AddressError as error:
-            found.problems.append(f"nodePortAddresses[{index}]: {error}")
+        elif text == LOCALHOST:
+            networks += _LOOPBACK.values()
+        elif text == EVERYWHERE:
+            networks += [Network(address.family, address.text, 0) for address in _UNSPECIFIED]
+        else:
+            try:
+                networks.append(parse_network(text))
+            except AddressError as error:
+                found.problems.append(f"nodePortAddresses[{index}]: {error}")
     return networks
 
 
@@ -384,6 +439,42 @@ def _no_masquerade(
             "effect"
         )
     return collapse(networks)
+
+
+def _on_localhost(
+    config: KubeProxyConfiguration,
+    families: Iterable[Family],
+    networks: Iterable[Network],
+    warnings: list[str],
+) -> dict[Family, OnLocalhost]:
+    """Return what becomes of NodePorts on loopback addresses: the gate, and whether asked for.
+
+    Asked for is a network of loopback addresses alone, with the one that is listened on. All
+    addresses are not: these are where kernel rules work (contract 2.10.1, 2.10.2).
+    """
+    asked = {
+        network.family
+        for network in networks
+        if is_loopback(Address(network.family, network.text))
+        and network.contains(_LISTENED[network.family])
+    }
+    gate = featuregates.enabled(config.feature_gates, LOCALHOST_GATE)
+    if asked and not gate:
+        warnings.append(
+            "nodePortAddresses: NodePorts on loopback addresses need the feature gate "
+            f"{LOCALHOST_GATE}; nothing is accepted there"
+        )
+    if gate and not asked:
+        warnings.append(
+            f"featureGates.{LOCALHOST_GATE}: on, but nodePortAddresses names no loopback address; "
+            "NodePorts are refused there"
+        )
+    if not gate:
+        return dict.fromkeys(families, OnLocalhost.UNTOUCHED)
+    return {
+        family: OnLocalhost.FORWARDED if family in asked else OnLocalhost.REFUSED
+        for family in families
+    }
 
 
 def _of_family(networks: Iterable[Network], family: Family) -> NodePortNetworks:

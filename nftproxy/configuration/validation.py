@@ -14,7 +14,7 @@ from nftproxy.address import Address, Family, Network, parse_address, parse_netw
 from nftproxy.configuration import featuregates
 from nftproxy.configuration.config import (
     DETECT_LOCAL_MODES,
-    PRIMARY,
+    KEYWORDS,
     KubeProxyConfiguration,
     Logging,
 )
@@ -22,7 +22,7 @@ from nftproxy.configuration.duration import Duration
 from nftproxy.errors import AddressError, ConfigError
 
 _MODES: Final = ("iptables", "ipvs", "nftables")
-_HIDDEN_METRICS_VERSION: Final = "1.35"  # the minor version before that of our metrics
+_HIDDEN_METRICS_VERSION: Final = "1.36"  # the minor version before that of our metrics
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ allows 15 characters
 _QUANTITY: Final = re.compile(r"\+?[0-9]+(\.[0-9]*)?([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]+)?")
 
@@ -67,7 +67,7 @@ def startup_warnings(
 ) -> list[str]:
     """Return warnings for a node that serves `families`, the primary first (contract 8.3.12).
 
-    `nodeport_networks` is nodePortAddresses with addresses in place of `primary`, `pod_cidrs` is
+    `nodeport_networks` is nodePortAddresses with networks in place of words, `pod_cidrs` is
     the Node's.
     """
     primary = families[0]
@@ -211,17 +211,13 @@ def _addresses(config: KubeProxyConfiguration) -> list[str]:
 
 
 def _nodeport_addresses(texts: Sequence[str]) -> list[str]:
-    """Check for CIDRs, or the one word `primary` (contract 8.3.8)."""
-    if list(texts) == [PRIMARY]:
-        return []
-    found = []
-    for index, text in enumerate(texts):
-        path = f"nodePortAddresses[{index}]"
-        if text == PRIMARY:
-            found.append(f"{path}: {PRIMARY} cannot be combined with anything else")
-        else:
-            found += _cidr(path, text)
-    return found
+    """Check for CIDRs and keywords, in any combination (contract 8.3.8)."""
+    return [
+        f"{problem}, nor one of the words {', '.join(KEYWORDS)}"
+        for index, text in enumerate(texts)
+        if text not in KEYWORDS
+        for problem in _cidr(f"nodePortAddresses[{index}]", text)
+    ]
 
 
 def _detect_local(config: KubeProxyConfiguration) -> list[str]:

@@ -24,11 +24,12 @@ from prometheus_client import (
 
 from nftproxy.address import Family
 from nftproxy.configuration import featuregates
+from nftproxy.configuration.settings import LOCALHOST_GATE
 from nftproxy.model import EndpointSlice, ObjectName
 from nftproxy.monitoring.trigger import TriggerTimes
 from nftproxy.sync.report import Report
 
-KUBERNETES = (1, 36, 2)
+KUBERNETES = (1, 37, 0)
 """The release of kube-proxy that this one replaces."""
 
 EXPONENTIAL = tuple(0.001 * 2**step for step in range(15))
@@ -64,6 +65,8 @@ class Metrics:
         self._make_sync()
         self._make_rest()
         self._make_own()
+        if featuregates.enabled(gates, LOCALHOST_GATE):
+            self._make_localhost()
         _describe(self.registry, gates)
         ProcessCollector(registry=self.registry)
 
@@ -163,6 +166,11 @@ class Metrics:
     def repaired(self, family: Family) -> None:
         """Count a repaired change of our table by another program."""
         self._repairs.labels(family).inc()
+
+    def local_listeners(self, family: Family, listeners: int, failed: int) -> None:
+        """Note how many NodePorts listen on a loopback address, and how many tries failed."""
+        self._local_listeners.labels(family).set(listeners)
+        self._local_failures.labels(family).inc(failed)
 
     def _sync_took(self, family: Family, seconds: float, *, full: bool) -> None:
         self._took.labels(family).observe(seconds)
@@ -306,6 +314,18 @@ class Metrics:
                 self._refused,
             ):
                 each.labels(family)
+
+    def _make_localhost(self) -> None:
+        base = "nftables_localhost_nodeport"
+        self._local_listeners = self._gauge(
+            f"{base}_listeners", "NodePorts that listen on the loopback address."
+        )
+        self._local_failures = self._counter(
+            f"{base}_listener_creation_failures",
+            "Failed tries to listen on the loopback address for a NodePort.",
+        )
+        for family in self._families:
+            self.local_listeners(family, 0, 0)
 
     def _histogram(
         self, name: str, text: str, buckets: tuple[float, ...] = EXPONENTIAL

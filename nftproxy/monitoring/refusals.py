@@ -27,7 +27,9 @@ MEANINGS: Final = {
 """The reasons in words."""
 
 Subject = tuple[Family, Reason]
-Label = TypeVar("Label", bound=str)
+
+
+Subjects = TypeVar("Subjects")
 
 
 def reason_of(value: Value) -> Reason:
@@ -78,16 +80,16 @@ def unlogged(reader: Reader) -> Counter[Reason]:
     return found
 
 
-class Refusals(Generic[Label]):
-    """Totals by family and label that only grow, from counters that may start again."""
+class Refusals(Generic[Subjects]):
+    """Totals that only grow, from counters that may start again."""
 
-    def __init__(self, start: Mapping[tuple[Family, Label], int]) -> None:
-        self.totals: Counter[tuple[Family, Label]] = Counter()
+    def __init__(self, start: Mapping[Subjects, int]) -> None:
+        self.totals: Counter[Subjects] = Counter()
         self._last = dict(start)
 
-    def enter(self, counters: Mapping[tuple[Family, Label], int]) -> Counter[tuple[Family, Label]]:
+    def enter(self, counters: Mapping[Subjects, int]) -> Counter[Subjects]:
         """Add the growth of rule counters since the last reading, and return it."""
-        grown: Counter[tuple[Family, Label]] = Counter()
+        grown: Counter[Subjects] = Counter()
         for subject, packets in counters.items():
             before = self._last.get(subject, 0)
             if step := packets - before if packets >= before else packets:
@@ -96,7 +98,7 @@ class Refusals(Generic[Label]):
         self.totals += grown
         return grown
 
-    def add(self, subject: tuple[Family, Label], packets: int) -> None:
+    def add(self, subject: Subjects, packets: int) -> None:
         """Add packets that elements counted."""
         if packets:
             self.totals[subject] += packets

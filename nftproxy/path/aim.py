@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nftproxy.address import Family, pack, parse_address
+from nftproxy.configuration.settings import OnLocalhost
 from nftproxy.model import ObjectName, Service, ServicePort
 from nftproxy.path import held
 from nftproxy.path.cluster import Cluster, is_others
@@ -201,6 +202,8 @@ def _by_address(request: Request, address: str, node: NodeView, cluster: Cluster
             loopback = address.startswith("127.") or address == "::1"
             if (accepted is None and not loopback) or address in (accepted or ()):
                 return at
+            if loopback and (said := _on_localhost(node, family, frontend, address)):
+                return Aim(at.target, family, causes=(Cause("node-port-address", said),))
             where = "every address of this node but loopback"
             where = where if accepted is None else ", ".join(accepted) or "no address"
             said = (
@@ -210,6 +213,22 @@ def _by_address(request: Request, address: str, node: NodeView, cluster: Cluster
             commands = tuple(f"nftproxy explain {one}:{port}" for one in (accepted or [])[:1])
             return Aim(at.target, family, causes=(Cause("node-port-address", said, commands),))
     return _unknown_address(request, address, node, cluster, is_own=is_own)
+
+
+def _on_localhost(node: NodeView, family: Family, frontend: Frontend, address: str) -> str:
+    """Return what becomes of a NodePort on a loopback address; empty if nothing does."""
+    match node.on_localhost(family, frontend):
+        case OnLocalhost.REFUSED:
+            return (
+                f"NodePort {frontend.port} is refused on loopback addresses: nftproxy forwards "
+                "there TCP alone, and only if nodePortAddresses names localhost."
+            )
+        case OnLocalhost.FORWARDED if address in {"127.0.0.1", "::1"}:
+            return (
+                f"nftproxy itself listens on {address} for NodePort {frontend.port} and connects "
+                "to an endpoint; no rule has a part in it, and its log says what hinders it."
+            )
+    return ""
 
 
 def _unknown_address(

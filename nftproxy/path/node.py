@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from nftproxy.address import Family
+from nftproxy.configuration.settings import OnLocalhost
 from nftproxy.errors import KernelError, MissingError, UnusableError
 from nftproxy.kernel.channel import Channel
 from nftproxy.kernel.reader import Reader
@@ -127,6 +128,14 @@ class LiveNode:
             return []
         return found if found or self._reader.looks_up(where) else None
 
+    def on_localhost(self, family: Family, frontend: Frontend) -> OnLocalhost:
+        """Return what becomes of a NodePort on loopback addresses."""
+        where = schema.LOCALHOST_NODEPORTS.name(family)
+        if where not in self._reader.sets():
+            return OnLocalhost.UNTOUCHED
+        refused, _ = self.held.get(where, frontend.key)
+        return OnLocalhost.REFUSED if refused else OnLocalhost.FORWARDED
+
     def other_proxies(self) -> list[str]:
         """Return the tables and chains of other proxies on this node."""
         bases = self.rules.base_chains()
@@ -214,6 +223,10 @@ class PlannedNode:
     def accepted(self, family: Family) -> list[str] | None:
         """Return the addresses that accept NodePorts; None if all but loopback do."""
         return self._accepted.get(family, [])
+
+    def on_localhost(self, family: Family, frontend: Frontend) -> OnLocalhost:  # noqa: ARG002
+        """Return that of the usual settings."""
+        return OnLocalhost.UNTOUCHED
 
     def other_proxies(self) -> list[str]:
         """Return nothing."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from nftproxy.address import Family, bracketed
+from nftproxy.configuration.settings import OnLocalhost
 from nftproxy.path.held import Held
 from nftproxy.path.ruleset import Link, NftRule, Ruleset, Surroundings
 from nftproxy.routes import Frontend
@@ -108,6 +109,9 @@ class NodeView(Protocol):
 
     def accepted(self, family: Family) -> list[str] | None:
         """Return the addresses that accept NodePorts; None if all but loopback do."""
+
+    def on_localhost(self, family: Family, frontend: Frontend) -> OnLocalhost:
+        """Return what becomes of a NodePort on loopback addresses."""
 
     def other_proxies(self) -> list[str]:
         """Return the tables and chains of other proxies on this node."""

@@ -32,7 +32,7 @@ class FileSource:
         node_name: str,
         *,
         changed: Callable[[], None],
-        node_changed: Callable[[Node], None],
+        node_changed: Callable[[Node | None], None],
     ) -> None:
         """Prepare; nothing is read before `follow`."""
         self._manifests = manifests

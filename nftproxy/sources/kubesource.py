@@ -36,14 +36,14 @@ class KubeSource:
         node_name: str,
         *,
         changed: Callable[[], None],
-        node_changed: Callable[[Node], None] = lambda _: None,
+        node_changed: Callable[[Node | None], None] = lambda _: None,
         environment: Environment | None = None,
     ) -> None:
         """Prepare; no request is sent before `start`.
 
         `changed` is called when there may be something to sync, and not before the store is
         complete (contract 1.3.6); `node_changed` with each version of the Node that differs from
-        the one before. Both are called from threads of the source.
+        the one before, and None when it was deleted. Both are called from threads of the source.
         """
         self._connection = connection
         self._store = store
@@ -105,10 +105,11 @@ class KubeSource:
 class _NodeSink:
     """In front of the store for the one Node.
 
-    Lets others wait for it, and logs its deletion (contract 1.4.4).
+    Lets others wait for it, and reports its deletion, also one that only a new list shows (contract
+    1.4.4).
     """
 
-    def __init__(self, store: Store, name: str, changed: Callable[[Node], None]) -> None:
+    def __init__(self, store: Store, name: str, changed: Callable[[Node | None], None]) -> None:
         self._store = store
         self._name = name
         self._changed = changed
@@ -128,9 +129,7 @@ class _NodeSink:
         return zone_changed
 
     def remove(self, kind: type[Object], key: ObjectName, /) -> bool:
-        logger.warning(
-            "Node {} was deleted; its last known addresses and zone stay in use", key.name
-        )
+        self._changed(None)
         return self._store.remove(kind, key)
 
     def replace(
@@ -140,6 +139,8 @@ class _NodeSink:
         self._store.delivered(kind)
         if not changed and not keep:
             logger.warning("the API server knows no Node {}", self._name)
+            if self._store.node is not None:
+                self._changed(None)
         with self._condition:
             self._answered = True
             self._condition.notify_all()

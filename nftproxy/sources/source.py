@@ -27,10 +27,15 @@ class Sourcing(Protocol):
     """Makes a source that delivers into a store."""
 
     def __call__(
-        self, store: Store, *, changed: Callable[[], None], node_changed: Callable[[Node], None]
+        self,
+        store: Store,
+        *,
+        changed: Callable[[], None],
+        node_changed: Callable[[Node | None], None],
     ) -> Source:
         """Return it; nothing is read before `follow`.
 
         `changed` is called when there may be something to sync, `node_changed` with each version of
-        the Node that differs from the one before. Both may be called from any thread.
+        the Node that differs from the one before, and None when it was deleted. Both may be called
+        from any thread.
         """

@@ -47,6 +47,7 @@ class Compilation:
             node_ip,
             external_ips=self._settings.allow_external_ips,
             log_refusals=self._settings.log_refusals,
+            refused_on_localhost=self._settings.on_localhost[self._family].refused,
         )
         wanted: dict[ObjectName, Compiled | None] = {}
         for name, (service, slices) in services.items():

@@ -10,7 +10,7 @@ from loguru import logger
 from nftproxy.address import Family
 from nftproxy.errors import BlockedError, KernelError
 from nftproxy.model import ObjectName
-from nftproxy.routes import Frontend
+from nftproxy.routes import Frontend, Route
 from nftproxy.store import Pending
 from nftproxy.table.remembered import Change, Remembered
 
@@ -28,6 +28,9 @@ class Report:
     looked_at: dict[ObjectName, Pending] = field(default_factory=dict)
     # Not yet looked at; the next sync continues with them
     postponed: dict[ObjectName, Pending] = field(default_factory=dict)
+    # Changed NodePorts for TCP where these are forwarded on localhost, None for removed ones; with
+    # `read_back` these are all, except those of postponed services
+    node_ports: dict[int, Route | None] = field(default_factory=dict)
     # Seconds for compile, read_back, difference, kernel
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -60,6 +63,13 @@ class Report:
                 self.family,
                 error,
             )
+
+    def forwards(self, changes: Iterable[Change]) -> None:
+        """Note the NodePorts for TCP that changed."""
+        for change in changes:
+            for frontend, (_, after) in change.routes.items():
+                if frontend.is_node_port and frontend.proto == "tcp":
+                    self.node_ports[frontend.port] = after
 
     def rivals(self, changes: Iterable[Change], remembered: Remembered) -> None:
         """Log which services claim the same frontends, once until it changes (contract 2.2.3)."""

@@ -66,6 +66,7 @@ class Syncer:
         self._compilation = Compilation(family, settings)
         self._forgetting = Forgetting(kernel)
         self._preparation = Preparation(kernel, program)
+        self._forwards = family in settings.forwarded
         self._names: dict[
             Affinity, tuple[str, ...]
         ] = {}  # of chains and sets of ClientIP service ports
@@ -204,8 +205,7 @@ class Syncer:
                     continue
                 with report.timed("kernel"):
                     first.add(batch.delta, batch.affinities)
-                report.rivals(batch.changes, self.remembered)
-                self.remembered.accept(batch.changes, batch.delta)
+                self._accept(batch, report)
             with report.timed("kernel"):
                 first.finish()
         self._leave(large, report)
@@ -260,7 +260,12 @@ class Syncer:
             for half in batch.halves():
                 self._apply(half, basis, report)
             return
+        self._accept(batch, report)
+
+    def _accept(self, batch: Batch, report: Report) -> None:
         report.rivals(batch.changes, self.remembered)
+        if self._forwards:
+            report.forwards(batch.changes)
         self.remembered.accept(batch.changes, batch.delta)
 
     def _forget_departed(self, batch: Batch, report: Report) -> None:

@@ -47,7 +47,9 @@ class Table:
         syncer = self.syncers[family]
         report = syncer.sync()
         accepted, errors = accepted_nodeport_addresses(
-            {family: self.settings.nodeport_addresses[family]}, own_addresses
+            {family: self.settings.nodeport_addresses[family]},
+            own_addresses,
+            self.settings.forwarded,
         )
         for error in errors:
             logger.error("{}", error)

@@ -45,6 +45,8 @@ def heads(route: Route, family: Family) -> list[Element]:
     if affinity:
         found.append(Element(maps.new_clients, frontend.key))
         found.append(Element(maps.learn, frontend.key, Verdict("goto", affinity.learn)))
+    if route.refused_on_localhost:
+        found.append(Element(schema.LOCALHOST_NODEPORTS.name(family), frontend.key))
     if route.sources is not None:
         found.append(
             Element(

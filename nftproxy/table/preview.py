@@ -53,6 +53,7 @@ def preview(
         settings.node_ips[family].text,
         external_ips=settings.allow_external_ips,
         log_refusals=settings.log_refusals,
+        refused_on_localhost=settings.on_localhost[family].refused,
     )
     notes: list[str] = []
     wanted = {}

@@ -21,7 +21,7 @@ from nftproxy.address import Address, Family, mask
 from nftproxy.configuration.settings import ALL, Cidr, NodeSettings
 from nftproxy.routes import Affinity
 from nftproxy.selection import Endpoint
-from nftproxy.sharing import Part
+from nftproxy.sharing import SharedPart
 from nftproxy.table import schema
 from nftproxy.table.schema import (
     LOG_BURST,
@@ -65,12 +65,15 @@ class Program:
             family: [{"spared": str(each)} for each in settings.no_masquerade.get(family, ())]
             for family in settings.families
         }
+        self._localhost: list[Variables] = [{}] if settings.serves_localhost else []
         self._reasons: list[Variables] = [{"reason": each} for each in Reason if self._log]
         sample = list(self.resets().values())
         for family in settings.families:
             affinity = Affinity("", family, "tcp", 1, (Endpoint("", 1),), (), ())
             sample += self._of_service(affinity).values()
-            shared = msgspec.structs.replace(affinity, part=Part.of("", (("", 1),), (("", 1),)))
+            shared = msgspec.structs.replace(
+                affinity, part=SharedPart.of("", (("", 1),), (("", 1),))
+            )
             sample += self._of_service(shared).values()
             for node_port in (False, True):
                 # Goes to every other kind
@@ -101,7 +104,12 @@ class Program:
         for number, family in enumerate(self.families):
             prefixes = self._lengths(family, (lengths or {}).get(family, ()))
             spared = self._spared[family]
-            each = {"length": prefixes, "spared": spared, "sparing": [{}] if spared else []}
+            each = {
+                "length": prefixes,
+                "spared": spared,
+                "sparing": [{}] if spared else [],
+                "localhost": self._localhost,
+            }
             text = _expand(_read("family.nft"), self._variables[family], each)
             parts.append(_headless(text) if number else text)
             parts += [_headless(part) for part in self._allowed(family, prefixes).values()]
@@ -387,6 +395,7 @@ def _variables(settings: NodeSettings, family: Family) -> dict[str, str | int]:
         "all addresses": not listed,
         "listed addresses": listed,
         "log": settings.log_refusals,
+        "localhost": settings.serves_localhost,
         "group": LOG_GROUP,
         "lines": LOG_LINES,
         "burst": LOG_BURST,

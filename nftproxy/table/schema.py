@@ -88,6 +88,7 @@ _FRONTEND, _SLOT, _ENDPOINT = "aps", "asn", "as"
 CLUSTER_IPS = Declaration("cluster_ips", "a")
 SERVICE_CIDRS = Declaration("service_cidrs", "a", of_node=True, interval=True)
 NODEPORT_IPS = Declaration("nodeport_ips", "a", of_node=True)
+LOCALHOST_NODEPORTS = Declaration("localhost_nodeports", "ps")
 FIREWALL = Declaration("firewall", _FRONTEND, VERDICT)
 SERVICES = Declaration("services", _FRONTEND, VERDICT, twin=True, counter=True)
 NEW_CLIENTS = Declaration("new_clients", _FRONTEND, twin=True, counter=True)
@@ -377,6 +378,11 @@ def refuse_unknown(family: Family) -> str:
 def reset_gone(family: Family) -> str:
     """Return the name of the chain that resets connections to endpoints that are gone."""
     return f"reset-gone{family.digit}"
+
+
+def refuse_localhost(family: Family) -> str:
+    """Return the name of the chain that refuses NodePorts on loopback addresses."""
+    return f"refuse-localhost{family.digit}"
 
 
 def log(reason: Reason) -> str:

@@ -40,7 +40,7 @@ class Running:
         self.store = table.store
         self.synced = Synced(table)
         self.time = Time(server.condition)
-        self.nodes: list[Node] = []
+        self.nodes: list[Node | None] = []
         self.changes = 0
         self.source = KubeSource(
             connect("", server.url),
@@ -63,7 +63,7 @@ class Running:
             self.changes += 1
             self.server.condition.notify_all()
 
-    def _node_changed(self, item: Node) -> None:
+    def _node_changed(self, item: Node | None) -> None:
         with self.server.condition:
             self.nodes.append(item)
             self.server.condition.notify_all()
@@ -214,14 +214,23 @@ class TestWaitForNode:
 
 
 @pytest.mark.contract("1.4.4")
-def test_a_deleted_node_stays_known(server: FakeApiServer) -> None:
-    with logged(condition=server.condition) as lines, following(server) as running:
+def test_a_deleted_node_is_reported(server: FakeApiServer) -> None:
+    with following(server) as running:
         running.until(lambda: running.nodes)
         server.delete("nodes", "node1")
-        running.until(lambda: any("node1 was deleted" in line for line in lines))
-        assert running.store.node is not None
+        running.until(lambda: running.nodes[-1] is None)
         server.put("nodes", node(podCIDRs=["10.244.9.0/24"]))
-        running.until(lambda: len(running.nodes) == 2)
+        running.until(lambda: len(running.nodes) == 3)
+
+
+@pytest.mark.contract("1.4.4")
+def test_a_node_that_was_deleted_during_an_outage_is_reported(server: FakeApiServer) -> None:
+    with working(server) as running:
+        running.until(lambda: running.nodes)
+        server.shut()
+        server.delete("nodes", "node1")
+        server.listen()
+        running.until(lambda: running.nodes[-1] is None)
 
 
 @pytest.mark.contract("1.4.1", "1.4.2")
@@ -234,7 +243,10 @@ def test_node_changes_are_told_once(server: FakeApiServer, running: Running) -> 
         "nodes", {"metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": "a"}}}
     )
     running.until(lambda: running.store._zone == "a")
-    assert [each.spec.pod_cidrs for each in running.nodes[1:]] == [("10.244.1.0/24",), None]
+    assert [each and each.spec.pod_cidrs for each in running.nodes[1:]] == [
+        ("10.244.1.0/24",),
+        None,
+    ]
     running.until(lambda: running.changes > changes)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -420,26 +421,79 @@ def test_a_second_instance_ends_with_one_clear_line(machine: Machine) -> None:
     assert machine.services() == {"10.96.0.10"}
 
 
-@pytest.mark.contract("1.4.3")
-def test_a_node_that_changes_its_address_is_told_of_and_served_as_before(machine: Machine) -> None:
+def with_addresses(*addresses: str, kind: str = "InternalIP") -> dict[str, Any]:
+    """The Node with these addresses."""
+    return node() | {"status": {"addresses": [{"type": kind, "address": a} for a in addresses]}}
+
+
+@pytest.mark.contract("1.4.3", "1.2.7")
+def test_a_changed_address_of_the_node_ends_the_process_and_the_next_one_uses_it(
+    machine: Machine,
+) -> None:
     web(machine)
     machine.start(nodePortAddresses=["primary"])
     eventually(lambda: set(machine.elements().get("nodeport_ips4", {})) == {("192.0.2.10",)})
     subprocess.run(
         ["ip", "-n", machine.netns, "addr", "add", "192.0.2.20/32", "dev", "lo"], check=True
     )
-    moved = node()
-    moved["status"] = {"addresses": [{"type": "InternalIP", "address": "192.0.2.20"}]}
-    machine.api.put("nodes", moved)
-    eventually(lambda: "address changed" in machine.said())
-    assert "Node node1: its IPv4 address changed from 192.0.2.10 to 192.0.2.20" in machine.said()
-    assert "Restart nftproxy to use the new one" in machine.said()
-    machine.api.put("nodes", {**moved, "metadata": {"name": "node1", "labels": {"color": "blue"}}})
+    machine.api.put("nodes", with_addresses("192.0.2.20"))
+    assert machine.code() == 1
+    assert (
+        "error: the addresses of Node node1 have changed from 192.0.2.10 to 192.0.2.20"
+        in machine.said()
+    )
+    assert "this process ends, to be started again with the new ones" in machine.said()
+    assert machine.services() == {"10.96.0.10"}, "the table stays"
+    machine.start(nodePortAddresses=["primary"])
+    eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.20",)})
+
+
+@pytest.mark.contract("1.4.3")
+@pytest.mark.parametrize(
+    "addresses",
+    [("192.0.2.10", "fd00::10"), ("fd00::10", "192.0.2.10")],
+    ids=["another family", "another primary family"],
+)
+def test_these_are_changed_addresses(machine: Machine, addresses: tuple[str, ...]) -> None:
+    web(machine)
+    machine.start()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    machine.api.put("nodes", with_addresses(*addresses))
+    assert machine.code() == 1
+    assert "the addresses of Node node1 have changed" in machine.said()
+
+
+@pytest.mark.contract("1.4.3")
+def test_these_are_no_changed_addresses(machine: Machine) -> None:
+    web(machine)
+    machine.start()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    same = with_addresses("192.0.2.10")
+    for changed in (
+        with_addresses("192.0.2.10", "192.0.2.20"),
+        same | {"metadata": {"name": "node1", "labels": {"color": "blue"}}},
+        with_addresses(),
+        with_addresses("node1.example", kind="Hostname"),
+        same,
+    ):
+        machine.api.put("nodes", changed)
     machine.api.put("services", service("more", "10.96.0.11"))
     machine.api.put("endpointslices", slice_of("more", "10.244.1.3"))
     eventually(lambda: machine.services() == {"10.96.0.10", "10.96.0.11"})
-    assert set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",)}
-    assert machine.said().count("address changed") == 1
+    assert machine.process
+    assert machine.process.poll() is None
+    assert machine.end() == 0
+
+
+@pytest.mark.contract("1.4.4")
+def test_a_deleted_node_ends_the_process(machine: Machine) -> None:
+    web(machine)
+    machine.start()
+    eventually(lambda: machine.services() == {"10.96.0.10"})
+    machine.api.delete("nodes", "node1")
+    assert machine.code() == 1
+    assert "error: Node node1 was deleted" in machine.said()
+    assert machine.services() == {"10.96.0.10"}, "the table stays"
 
 
 @pytest.mark.contract("8.3.1")
@@ -485,13 +539,11 @@ def test_a_gate_that_nobody_knows_ends_the_process(machine: Machine, where: str)
     assert "featureGates.Bogus: unknown feature gate" in machine.said()
 
 
-@pytest.mark.contract("1.4.4")
-def test_an_outage_and_a_vanished_node_change_nothing(machine: Machine) -> None:
+def test_an_outage_changes_nothing(machine: Machine) -> None:
     web(machine)
     machine.start()
     eventually(lambda: machine.services() == {"10.96.0.10"})
     before = machine.elements()
-    machine.api.delete("nodes", "node1")
     machine.api.shut()
     eventually(lambda: "Connection refused" in machine.said())
     assert machine.elements() == before
@@ -721,3 +773,201 @@ def test_health_check_ports_without_a_health_server(machine: Machine) -> None:
     with pytest.raises(ConnectionRefusedError):
         machine.get(10256, "/livez")
     assert "nftproxy_map_elements" not in machine.get(10249, "/metrics")[2]
+
+
+GATE = {"KubeProxyNFTablesLocalhostNodePorts": True}
+
+
+@contextlib.contextmanager
+def endpoint(machine: Machine, address: str, port: int, answer: bytes) -> Iterator[None]:
+    """A process that listens in the machine and answers each connection."""
+    with enter(machine.netns):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listening = socket.create_server((address, port), family=family, backlog=64)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with listening.accept()[0] as connection:
+                    connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listening.close()
+
+
+def heard(machine: Machine, port: int, host: str = "127.0.0.1") -> bytes | None:
+    """What somebody answers there, nothing if it is reset; None if it is refused."""
+    with enter(machine.netns):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        client = socket.socket(family)
+    with client:
+        client.settimeout(10)
+        try:
+            client.connect((host, port))
+            return client.recv(100)
+        except ConnectionRefusedError:
+            return None
+        except ConnectionResetError:  # of a forwarder that just ends
+            return b""
+
+
+def node_port_service(**spec: Any) -> dict[str, Any]:
+    ports = [
+        {"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080},
+        {"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053},
+    ]
+    return service(spec={"type": "NodePort", "ports": ports, **spec})
+
+
+def metric(machine: Machine, name: str, **labels: str) -> float | None:
+    """A metric of NodePorts on localhost; None if it, or anybody who shows it, is not there."""
+    shown = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    text = ""
+    with contextlib.suppress(OSError):
+        text = machine.get(10249, "/metrics")[2]
+    for line in text.splitlines():
+        if line.startswith(f"kubeproxy_nftables_localhost_nodeport_{name}{{{shown}}} "):
+            return float(line.split()[-1])
+    return None
+
+
+@pytest.mark.contract("2.10.1", "2.10.2", "2.10.3", "7.4.19", "7.4.20")
+def test_nodeports_on_localhost(machine: Machine) -> None:
+    """From the configuration to the end: forwarded, refused again with the Service, and closed."""
+    machine.api.put("services", node_port_service())
+    machine.api.put("endpointslices", slice_of("web", "192.0.2.10"))
+    with endpoint(machine, "192.0.2.10", 8080, b"pod"):
+        machine.start(featureGates=GATE, nodePortAddresses=["primary", "localhost"])
+        eventually(lambda: heard(machine, 30080) == b"pod")
+        assert heard(machine, 30080, "192.0.2.10") == b"pod", "by the rules"
+        assert heard(machine, 30080, "::1") is None, "no endpoint of this family"
+        assert metric(machine, "listeners", ip_family="IPv4") == 1
+        assert metric(machine, "listeners", ip_family="IPv6") == 0
+        assert metric(machine, "listener_creation_failures_total", ip_family="IPv4") == 0
+        machine.api.put("endpointslices", slice_of("web"))
+        eventually(lambda: heard(machine, 30080) is None)
+        machine.api.put("endpointslices", slice_of("web", "192.0.2.10"))
+        eventually(lambda: heard(machine, 30080) == b"pod")
+        machine.api.delete("services", "web", "default")
+        eventually(lambda: heard(machine, 30080) is None)
+        machine.api.put("services", node_port_service())
+        eventually(lambda: heard(machine, 30080) == b"pod")
+        assert machine.end() == 0
+        assert heard(machine, 30080) is None, "closed at the end"
+    assert "ERROR" not in machine.said()
+
+
+@pytest.mark.contract("2.10.4")
+def test_policy_local_on_localhost_means_endpoints_of_this_node(machine: Machine) -> None:
+    machine.api.put("services", node_port_service(externalTrafficPolicy="Local"))
+    both = slice_of("web", "192.0.2.10", "192.0.2.11")
+    both["endpoints"][1]["nodeName"] = "node2"
+    subprocess.run(
+        ["ip", "-n", machine.netns, "addr", "add", "192.0.2.11/32", "dev", "lo"], check=True
+    )
+    machine.api.put("endpointslices", both)
+    with (
+        endpoint(machine, "192.0.2.10", 8080, b"here"),
+        endpoint(machine, "192.0.2.11", 8080, b"elsewhere"),
+    ):
+        machine.start(featureGates=GATE, nodePortAddresses=["localhost"])
+        eventually(lambda: heard(machine, 30080) == b"here")
+        assert {heard(machine, 30080) for _ in range(20)} == {b"here"}
+        both["endpoints"] = both["endpoints"][1:]
+        machine.api.put("endpointslices", both)
+        eventually(lambda: heard(machine, 30080) is None)
+
+
+@pytest.mark.contract("2.10.9", "7.4.21")
+def test_what_is_not_forwarded_is_refused_on_localhost_and_counted(machine: Machine) -> None:
+    machine.api.put("services", node_port_service())
+    machine.api.put("endpointslices", slice_of("web", "192.0.2.10"))
+    machine.start(featureGates=GATE, nodePortAddresses=["primary", "localhost"])
+    eventually(lambda: metric(machine, "listeners", ip_family="IPv4") == 1)
+    refused = {"ip_family": "IPv4", "protocol": "UDP"}
+    with enter(machine.netns):
+        hidden = socket.socket(type=socket.SOCK_DGRAM)
+        client = socket.socket(type=socket.SOCK_DGRAM)
+    with hidden, client:
+        hidden.bind(("127.0.0.1", 30053))
+        client.settimeout(10)
+        client.connect(("127.0.0.1", 30053))
+        client.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+        hidden.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            hidden.recv(1)
+    assert metric(machine, "rejected_packets_total", **refused) == 1
+    for proto in ("TCP", "SCTP"):
+        assert metric(machine, "rejected_packets_total", ip_family="IPv4", protocol=proto) == 0
+
+
+@pytest.mark.contract("2.10.1", "2.10.9", "2.10.10")
+def test_a_restart_decides_alone_what_localhost_does(machine: Machine) -> None:
+    """Refused, forwarded, refused, untouched: nothing is left of the process before."""
+    machine.api.put("services", node_port_service())
+    machine.api.put("endpointslices", slice_of("web", "192.0.2.10"))
+
+    rejected = {"ip_family": "IPv4", "protocol": "TCP"}
+
+    def started(*addresses: str, gate: bool = True) -> None:
+        machine.start(featureGates=GATE if gate else {}, nodePortAddresses=list(addresses))
+        synced = 'sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1.0'
+        eventually(machine.answers(10249, "/metrics"))
+        eventually(lambda: synced in machine.get(10249, "/metrics")[2])
+
+    with endpoint(machine, "192.0.2.10", 8080, b"pod"):
+        for _ in range(2):
+            started("primary")
+            assert "nodePortAddresses names no loopback address" in machine.said()
+            assert heard(machine, 30080) is None
+            assert metric(machine, "rejected_packets_total", **rejected) == 1
+            machine.end()
+            started("primary", "localhost")
+            eventually(lambda: heard(machine, 30080) == b"pod")
+            machine.end()
+    started("primary", "localhost", gate=False)
+    assert "need the feature gate KubeProxyNFTablesLocalhostNodePorts" in machine.said()
+    assert metric(machine, "listeners", ip_family="IPv4") is None
+    with endpoint(machine, "127.0.0.1", 30080, b"a process of this machine"):
+        assert heard(machine, 30080) == b"a process of this machine"
+
+
+@pytest.mark.contract("2.10.8", "7.4.20")
+def test_a_nodeport_on_localhost_that_is_taken(machine: Machine) -> None:
+    machine.api.put("services", node_port_service())
+    machine.api.put("endpointslices", slice_of("web", "192.0.2.10"))
+    with endpoint(machine, "127.0.0.1", 30080, b"somebody else"):
+        machine.start(featureGates=GATE, nodePortAddresses=["localhost"])
+        eventually(lambda: "30080 of default/web:http cannot be listened on" in machine.said())
+        assert metric(machine, "listener_creation_failures_total", ip_family="IPv4") == 1
+        assert metric(machine, "listeners", ip_family="IPv4") == 0
+        assert heard(machine, 30080) == b"somebody else"
+
+
+def test_a_forwarder_that_dies_is_started_again(machine: Machine) -> None:
+    machine.api.put("services", node_port_service())
+    machine.api.put("endpointslices", slice_of("web", "192.0.2.10"))
+    with endpoint(machine, "192.0.2.10", 8080, b"pod"):
+        machine.start(featureGates=GATE, nodePortAddresses=["localhost"])
+        eventually(lambda: heard(machine, 30080) == b"pod")
+        assert machine.process
+        children = Path(f"/proc/{machine.process.pid}/task/{machine.process.pid}/children")
+        (child,) = [
+            int(pid)
+            for pid in children.read_text().split()
+            if b"nftproxy.forwarder" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(child, signal.SIGKILL)
+        eventually(lambda: "the forwarder of NodePorts on localhost ended" in machine.said())
+        eventually(lambda: heard(machine, 30080) == b"pod")
+        machine.process.kill()
+        machine.code()
+        eventually(lambda: heard(machine, 30080) is None)  # it never outlives its proxy

@@ -347,8 +347,8 @@ def test_what_this_is() -> None:
     } <= names
     build = next(name for name in found if name.startswith("kubernetes_build_info"))
     assert 'major="1"' in build
-    assert 'minor="36"' in build
-    assert 'git_version="v1.36.2+nftproxy.' in build
+    assert 'minor="37"' in build
+    assert 'git_version="v1.37.0+nftproxy.' in build
     assert found[build] == 1
     assert found['kubernetes_feature_enabled{name="ComponentFlagz",stage="BETA"}'] == 0
     assert found['kubernetes_feature_enabled{name="LoggingAlphaOptions",stage="ALPHA"}'] == 1

@@ -32,6 +32,18 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "all masqueraded": ("--masquerade-all", "--masquerade-bit", "20"),
     "some not masqueraded": ("--no-masquerade-cidrs", "172.16.0.0/12,fd00:172::/32"),
     "NodePorts everywhere": ("--nodeport-addresses", "0.0.0.0/0,::/0"),
+    "NodePorts on localhost": (
+        "--nodeport-addresses",
+        "primary,localhost",
+        "--feature-gates",
+        "KubeProxyNFTablesLocalhostNodePorts=true",
+    ),
+    "NodePorts refused on localhost": (
+        "--nodeport-addresses",
+        "all",
+        "--feature-gates",
+        "KubeProxyNFTablesLocalhostNodePorts=true",
+    ),
 }
 
 

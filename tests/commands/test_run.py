@@ -488,6 +488,22 @@ def test_the_node_of_the_manifests_counts(folder: Path) -> None:
         run.until(lambda: set(reader.elements("nodeport_ips4")) == {("192.0.2.10",)})
 
 
+def test_a_node_that_changes_its_address_in_the_manifests_ends_nothing(folder: Path) -> None:
+    def node(address: str) -> dict[str, Any]:
+        addresses = [{"type": "InternalIP", "address": address}]
+        found = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}}
+        return found | {"status": {"addresses": addresses}}
+
+    write(folder / "node.yaml", node("192.0.2.10"))
+    with network() as where, Run(where, folder) as run, reading(where) as reader:
+        run.until_started()
+        write(folder / "node.yaml", node("192.0.2.20"))
+        run.until(lambda: bool(run.logged("its IPv4 address changed from 192.0.2.10")))
+        (folder / "node.yaml").unlink()
+        write(folder / "web.yaml", service(), endpoints("10.244.1.9"))
+        run.until(partial(is_first, reader, ("10.244.1.9", 8080)))
+
+
 def test_what_cannot_have_any_effect_is_named_once(running: Run, folder: Path) -> None:
     chart = service("chart", "10.96.0.11")
     for name in ("clusterIP", "clusterIPs"):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nftproxy.address import Family, parse_network
-from nftproxy.configuration.settings import Cidr
+from nftproxy.configuration.settings import Cidr, OnLocalhost
 from nftproxy.lab.client import Answer, Outcome, Refused, Silent
 from nftproxy.lab.namespace import enter
 from nftproxy.model import EndpointSlice, Node, Object, Service, ServiceCIDR
@@ -250,6 +250,21 @@ def test_9_source_ranges(world: World) -> None:
     objects = web(world, "pod1-1", **ranges)  # what the command does
     assert ask(world, "203.0.113.10:80", CLIENT, *objects).reach is Reach.YES
     assert isinstance(world.connect("client", "203.0.113.10", 80), Answer)
+
+
+def test_10_node_port_on_localhost(world: World) -> None:
+    """Refused there, or forwarded by a process; explain says which."""
+    for choice, said in (
+        (OnLocalhost.REFUSED, "NodePort 30080 is refused on loopback addresses"),
+        (OnLocalhost.FORWARDED, "nftproxy itself listens on 127.0.0.1 for NodePort 30080"),
+        (OnLocalhost.UNTOUCHED, "NodePort 30080 is not accepted on 127.0.0.1"),
+    ):
+        world.start("node1", on_localhost=choice)
+        web(world, "pod1-1", node_port=30080)
+        world.tables["node1"].tidy()
+        path = ask(world, "127.0.0.1:30080")
+        assert codes(path) == ["node-port-address"]
+        assert said in path.causes[0].text
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.244.1.1"])

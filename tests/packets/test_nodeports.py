@@ -1,13 +1,17 @@
 """Which addresses of a node accept NodePorts (contract 2.6)."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nftproxy.address import Family, parse_address, parse_network
-from nftproxy.configuration.settings import ALL, NodePortNetworks
+from nftproxy.configuration.settings import ALL, NodePortNetworks, OnLocalhost
+from nftproxy.kernel.reader import Reader
 from nftproxy.lab.client import Answer, Refused
+from nftproxy.lab.namespace import enter
+from nftproxy.table import schema
 from tests.support.frontends import (
     SILENCE,
     WIRES,
@@ -121,6 +125,69 @@ def test_never_on_loopback(world: World, wire: Wire, endpoints: tuple[str, ...])
     assert web.refusal_counter("nodeport", wire) == before
     if wire.family is Family.IPv4:  # any of them
         assert world.ask("node1", "127.1.2.3", web.node_port, wire.protocol).name == "node1"
+
+
+@pytest.fixture(scope="module", params=[OnLocalhost.REFUSED, OnLocalhost.FORWARDED])
+def localhost(request: pytest.FixtureRequest) -> Iterator[World]:
+    """NodePorts on all addresses, and refused or forwarded on those of loopback."""
+    everywhere = dict.fromkeys(Family, ALL)
+    with World(lab={"pods": 1}, nodeports=everywhere, on_localhost=request.param) as world:
+        yield world
+
+
+@pytest.mark.contract("2.10.9", "2.10.1")
+@each_wire
+@pytest.mark.parametrize("endpoints", [("pod1-1",), ()], ids=["with endpoints", "without"])
+def test_refused_on_loopback(localhost: World, wire: Wire, endpoints: tuple[str, ...]) -> None:
+    """A process of the node that listens there gets nothing, and other addresses are as ever."""
+    web = Web(localhost)
+    web.apply(*endpoints)
+    localhost.lab.listen("node1", [web.node_port], [wire.protocol], [wire.family])
+    choice = localhost.tables["node1"].settings.on_localhost[wire.family]
+    refused = wire.protocol.lower() in choice.refused
+    assert refused == (choice is OnLocalhost.REFUSED or wire.protocol != "TCP")
+    addresses = [LOOPBACK[wire.family], *(["127.1.2.3"] if wire.family is Family.IPv4 else [])]
+    for address in addresses:
+        before = rejected(localhost, wire)
+        outcome = localhost.connect("node1", address, web.node_port, wire.protocol)
+        if refused:
+            assert outcome == Refused()
+            assert rejected(localhost, wire) == before + 1
+        else:
+            assert isinstance(outcome, Answer)
+            assert outcome.name == "node1", "a forwarder would listen there"
+            assert rejected(localhost, wire) == before
+    outcome = localhost.connect("node1", *web.at("nodeport", wire))
+    assert outcome == Refused() if not endpoints else isinstance(outcome, Answer)
+
+
+def rejected(world: World, wire: Wire) -> int:
+    """The packets that loopback addresses refused, by protocol."""
+    with enter(world.lab.place("node1").namespace):
+        reader = Reader()
+    with contextlib.closing(reader):
+        counters = reader.rule_counters(schema.refuse_localhost(wire.family))
+    return dict(zip(schema.PROTOCOLS, counters, strict=True))[wire.protocol.lower()]
+
+
+@pytest.mark.contract("2.10.10")
+def test_nothing_of_it_is_left_when_it_is_off_or_another(localhost: World) -> None:
+    """Each process starts from what the one before has left in the table."""
+    web = Web(localhost)
+    web.apply("pod1-1")
+    key = ("tcp", web.node_port)
+
+    def held() -> bool:
+        table = localhost.tables["node1"]
+        name = schema.LOCALHOST_NODEPORTS.name(Family.IPv4)
+        return name in table.program.names() and key in set(table.kernel.keys(name))
+
+    settings = localhost.tables["node1"].settings
+    for choice in (OnLocalhost.REFUSED, OnLocalhost.FORWARDED, OnLocalhost.UNTOUCHED) * 2:
+        localhost.start("node1", on_localhost=choice)
+        web.apply("pod1-1")
+        assert held() is (choice is OnLocalhost.REFUSED)
+    localhost.start("node1", on_localhost=settings.on_localhost[Family.IPv4])
 
 
 @pytest.mark.contract("2.6.9")

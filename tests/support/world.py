@@ -15,7 +15,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from nftproxy.address import Address, Family, parse_address, parse_network
-from nftproxy.configuration.settings import ALL, Cidr, LocalDetector, NodePortNetworks, NodeSettings
+from nftproxy.configuration.settings import (
+    ALL,
+    Cidr,
+    LocalDetector,
+    NodePortNetworks,
+    NodeSettings,
+    OnLocalhost,
+)
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.client import Answer, Outcome
 from nftproxy.lab.lab import Lab
@@ -52,6 +59,7 @@ def settings(
     log_refusals: bool = False,
     no_masquerade: Iterable[str] = (),
     reset_gone: bool = False,
+    on_localhost: OnLocalhost = OnLocalhost.UNTOUCHED,
 ) -> NodeSettings:
     """Node settings; NodePorts on the node's own addresses unless told otherwise."""
     addresses = addresses or {Family.IPv4: "192.168.50.11", Family.IPv6: "fd00:50::11"}
@@ -74,6 +82,7 @@ def settings(
             for family in own
         },
         reset_gone=reset_gone,
+        on_localhost=dict.fromkeys(own, on_localhost),
     )
 
 

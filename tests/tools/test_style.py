@@ -20,7 +20,7 @@ LAYERS = [
     "store selection largeservice departures",
     "table routes sharing",
     "sources kernel",
-    "node",
+    "node forwarder",
     "sync",
     "monitoring",
     "aftermath daemon path page",

@@ -13,10 +13,12 @@ from nftproxy.configuration.settings import (
     NodeFacts,
     NodePortNetworks,
     NodeSettings,
+    OnLocalhost,
     accepted_nodeport_addresses,
     node_name,
     node_settings,
 )
+from nftproxy.configuration.settings import LOCALHOST_GATE as GATE
 from nftproxy.errors import ConfigError
 from nftproxy.node import host
 
@@ -248,6 +250,21 @@ NODEPORTS: dict[
         networks("fd00::/64"),
     ),
     "no CIDR of a family": ("2.6.3", ["fd00::/64"], [V4], ALL, networks("fd00::/64")),
+    "localhost": (
+        "2.6.1",
+        ["localhost"],
+        [V4],
+        networks("127.0.0.0/8"),
+        networks("::1/128"),
+    ),
+    "all": ("2.6.1", ["primary", "all"], [V4, V6], ALL, ALL),
+    "words and networks": (
+        "2.6.1",
+        ["192.168.1.0/24", "primary", "localhost"],
+        [V4, V6],
+        networks("192.168.1.0/24", "10.0.0.1/32", "127.0.0.0/8"),
+        networks("fd00::1/128", "::1/128"),
+    ),
     "a zero-length prefix": (
         "2.6.3",
         ["10.0.0.0/8", "0.0.0.0/0", "fd00::/64", "::/0"],
@@ -302,11 +319,68 @@ def test_accepted_nodeport_addresses() -> None:
             IPv6: (Address(IPv6, "fd00::5"),),
         },
         [
-            "nodePortAddresses: 127.0.0.1 is a loopback address; NodePorts never work there",
-            "nodePortAddresses: 127.1.2.3 is a loopback address; NodePorts never work there",
-            "nodePortAddresses: ::1 is a loopback address; NodePorts never work there",
+            "nodePortAddresses: 127.0.0.1 is a loopback address; NodePorts do not work there",
+            "nodePortAddresses: 127.1.2.3 is a loopback address; NodePorts do not work there",
+            "nodePortAddresses: ::1 is a loopback address; NodePorts do not work there",
         ],
     )
+
+
+@pytest.mark.contract("2.10.2")
+def test_loopback_addresses_that_are_forwarded_are_no_error() -> None:
+    wanted = {IPv4: networks("127.0.0.0/8"), IPv6: networks("::1/128")}
+    own = [parse_address(text) for text in ("127.0.0.1", "::1", "10.0.0.1")]
+    _, errors = accepted_nodeport_addresses(wanted, own, [IPv4])
+    assert errors == ["nodePortAddresses: ::1 is a loopback address; NodePorts do not work there"]
+    assert accepted_nodeport_addresses(wanted, own, BOTH)[0] == {IPv4: (), IPv6: ()}
+
+
+UNTOUCHED, REFUSED, FORWARDED = OnLocalhost
+LOCALHOST: dict[str, tuple[str, dict[str, bool], list[str], OnLocalhost, OnLocalhost]] = {
+    "without the gate": ("2.10.1", {}, ["primary", "localhost"], UNTOUCHED, UNTOUCHED),
+    "the gate alone": ("2.10.1", {GATE: True}, [], REFUSED, REFUSED),
+    "the word": ("2.10.2", {GATE: True}, ["primary", "localhost"], FORWARDED, FORWARDED),
+    "the word alone": ("2.10.2", {GATE: True}, ["localhost"], FORWARDED, FORWARDED),
+    "all is not asked for": ("2.10.2", {GATE: True}, ["all"], REFUSED, REFUSED),
+    "all and the word": ("2.10.2", {GATE: True}, ["all", "localhost"], FORWARDED, FORWARDED),
+    "everything by number is not asked for": (
+        "2.10.2",
+        {GATE: True},
+        ["0.0.0.0/0", "::/0", "126.0.0.0/7"],
+        REFUSED,
+        REFUSED,
+    ),
+    "one family": ("2.10.2", {GATE: True}, ["primary", "127.0.0.1/32"], FORWARDED, REFUSED),
+    "the other family": ("2.10.2", {GATE: True}, ["primary", "::1/128"], REFUSED, FORWARDED),
+    "the network": ("2.10.2", {GATE: True}, ["127.0.0.0/8"], FORWARDED, REFUSED),
+    "an address that nobody listens on": (
+        "2.10.2",
+        {GATE: True},
+        ["127.0.0.2/32"],
+        REFUSED,
+        REFUSED,
+    ),
+    "all alpha gates": ("2.10.1", {"AllAlpha": True}, ["localhost"], FORWARDED, FORWARDED),
+}
+
+
+@pytest.mark.parametrize(
+    ("gates", "texts", "v4", "v6"),
+    [
+        pytest.param(*case[1:], id=name, marks=pytest.mark.contract(case[0]))
+        for name, case in LOCALHOST.items()
+    ],
+)
+def test_what_becomes_of_nodeports_on_localhost(
+    gates: dict[str, bool], texts: list[str], v4: OnLocalhost, v6: OnLocalhost
+) -> None:
+    found, warnings = derive(
+        {"featureGates": gates, "nodePortAddresses": texts, "clusterCIDR": "10.1.0.0/16"}, V4, V6
+    )
+    assert found.on_localhost == {IPv4: v4, IPv6: v6}
+    doubtful = [line for line in warnings if GATE in line]
+    asked = "localhost" in texts
+    assert len(doubtful) == (UNTOUCHED in (v4, v6) or not (asked or FORWARDED in (v4, v6)))
 
 
 @pytest.mark.contract("2.6.4", "2.6.6")

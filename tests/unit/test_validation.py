@@ -13,6 +13,9 @@ def problems(fields: config.Sparse) -> list[str]:
     return validation.problems(config.build(fields))
 
 
+NO_NETWORK = (
+    "is not a CIDR such as 10.0.0.0/8 or fd00::/64, nor one of the words primary, localhost, all"
+)
 FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
     "unknown gate": (
         "8.3.1",
@@ -129,8 +132,8 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
         "8.3.8",
         {"nodePortAddresses": ["10.0.0.0/8", "10.0.0.1", "x"]},
         [
-            "nodePortAddresses[1]: '10.0.0.1' is not a CIDR such as 10.0.0.0/8 or fd00::/64",
-            "nodePortAddresses[2]: 'x' is not a CIDR such as 10.0.0.0/8 or fd00::/64",
+            f"nodePortAddresses[1]: '10.0.0.1' {NO_NETWORK}",
+            f"nodePortAddresses[2]: 'x' {NO_NETWORK}",
         ],
     ),
     "sources that are no CIDR": (
@@ -141,18 +144,10 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
             "nftables.noMasqueradeCIDRs[2]: 'fd00::/129' has an impossible prefix length",
         ],
     ),
-    "primary and a CIDR": (
+    "a word in other letters": (
         "8.3.8",
-        {"nodePortAddresses": ["10.0.0.0/8", "primary"]},
-        ["nodePortAddresses[1]: primary cannot be combined with anything else"],
-    ),
-    "primary twice": (
-        "8.3.8",
-        {"nodePortAddresses": ["primary", "primary"]},
-        [
-            "nodePortAddresses[0]: primary cannot be combined with anything else",
-            "nodePortAddresses[1]: primary cannot be combined with anything else",
-        ],
+        {"nodePortAddresses": ["primary", "Localhost"]},
+        [f"nodePortAddresses[1]: 'Localhost' {NO_NETWORK}"],
     ),
     "unknown detector": (
         "8.3.9",
@@ -258,7 +253,7 @@ FAULTS: dict[str, tuple[str, config.Sparse, list[str]]] = {
     "hidden metrics of another version": (
         "8.2",
         {"showHiddenMetricsForVersion": "1.30"},
-        ["showHiddenMetricsForVersion: '1.30' is not 1.35, the only version possible"],
+        ["showHiddenMetricsForVersion: '1.30' is not 1.36, the only version possible"],
     ),
 }
 
@@ -279,7 +274,7 @@ SOUND: dict[str, tuple[str, config.Sparse]] = {
     "a locked gate at its value": ("8.3.1", {"featureGates": {"MultiCIDRServiceAllocator": True}}),
     "a gate of another component": (
         "8.3.1",
-        {"featureGates": {"MemoryQoS": True, "SidecarContainers": True}},
+        {"featureGates": {"MemoryQoS": True, "SidecarContainers": True, "EtcdRangeStream": True}},
     ),
     "a stable gate, which no component lists in its help": (
         "8.3.1",
@@ -309,6 +304,10 @@ SOUND: dict[str, tuple[str, config.Sparse]] = {
     "a bare IPv6 address": ("8.3.6", {"bindAddress": "::"}),
     "no health server": ("8.3.7", {"healthzBindAddress": ""}),
     "a zero-length prefix": ("8.3.8", {"nodePortAddresses": ["0.0.0.0/0", "::/0"]}),
+    "words and networks together": (
+        "8.3.8",
+        {"nodePortAddresses": ["primary", "10.0.0.0/8", "localhost", "all", "primary"]},
+    ),
     "one network of either family": ("8.3.9", {"clusterCIDR": "fd00::/64"}),
     "one network of each family": ("8.3.9", {"clusterCIDR": "fd00::/64,10.0.0.0/8"}),
     "clusterCIDR is not looked at with NodeCIDR": (
@@ -342,7 +341,7 @@ SOUND: dict[str, tuple[str, config.Sparse]] = {
         "8.3.11",
         {"logging": {"vmodule": [{"filePattern": "a", "verbosity": 1}]}},
     ),
-    "hidden metrics of the previous version": ("8.2", {"showHiddenMetricsForVersion": "1.35"}),
+    "hidden metrics of the previous version": ("8.2", {"showHiddenMetricsForVersion": "1.36"}),
 }
 
 
@@ -417,9 +416,17 @@ def test_a_sound_configuration_passes() -> None:
         ({}, "AllowServiceExternalIPs", True),
         ({"AllowServiceExternalIPs": False}, "AllowServiceExternalIPs", False),
         ({"AllAlpha": False, "AllBeta": False}, "AllowServiceExternalIPs", True),
-        ({}, "NativeHistograms", False),
-        ({"AllAlpha": True}, "NativeHistograms", True),
-        ({"AllAlpha": True, "NativeHistograms": False}, "NativeHistograms", False),
+        ({}, "NativeHistograms", True),
+        ({"AllBeta": False}, "NativeHistograms", False),
+        ({}, "KubeProxyNFTablesLocalhostNodePorts", False),
+        ({"AllAlpha": True}, "KubeProxyNFTablesLocalhostNodePorts", True),
+        (
+            {"AllAlpha": True, "KubeProxyNFTablesLocalhostNodePorts": False},
+            "KubeProxyNFTablesLocalhostNodePorts",
+            False,
+        ),
+        ({}, "KubeProxyIPVS", True),
+        ({"AllBeta": False}, "NFTablesNetlink", False),
         ({"AllBeta": False}, "ComponentFlagz", False),
         ({"AllBeta": False, "ComponentStatusz": True}, "ComponentStatusz", True),
         ({"AllBeta": False}, "NFTablesProxyMode", True),

@@ -10,7 +10,7 @@ ever rewritten under the same program.
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from string import Template
 
@@ -67,7 +67,8 @@ class Program:
                 picked = schema.pick(Policy.PRESERVE, family, "tcp", 1, 1, node_port=node_port)
                 sample += self.pick(picked).values()
                 sample += self._of_service(affinity, self._numbers(picked)).values()
-        body = self.text()
+        self.optional = schema.optional(self.families)
+        body = self.text(optional=self.optional)
         self.digest = hashlib.sha256("\n".join([body, *sample]).encode()).hexdigest()[:16]
 
     @property
@@ -75,21 +76,31 @@ class Program:
         """The name of the empty chain that names the program in the table."""
         return schema.program(self.digest)
 
-    def text(self, lengths: Mapping[Family, Iterable[int]] | None = None) -> str:
-        """Return the body of the table without parts made on demand, except look-ups for `lengths`.
+    def text(
+        self,
+        lengths: Mapping[Family, Iterable[int]] | None = None,
+        optional: Collection[str] = (),
+    ) -> str:
+        """Return the body of the table without parts made on demand, except those asked for.
 
-        These are prefix lengths of source ranges. Hooks are first, as a packet meets them; the
-        heads of the files stand once.
+        These are look-ups for prefix lengths of source ranges, and optional chains among the names
+        in `optional`. Hooks are first, as a packet meets them; the heads of the files stand once.
         """
+        remembering = {family: schema.remember(family) in optional for family in self.families}
         each: dict[str, Sequence[Variables]] = {
             "family": list(self._variables.values()),
+            "sources": [{}] if any(name in optional for name in schema.SOURCE_RANGES) else [],
+            "remembering": [
+                self._variables[family] for family in filter(remembering.get, remembering)
+            ],
             "log": self._log,
             "reason": self._reasons,
         }
         parts = [_expand(_read("hooks.nft"), self._all, each)]
         for number, family in enumerate(self.families):
             prefixes = self._lengths(family, (lengths or {}).get(family, ()))
-            text = _expand(_read("family.nft"), self._variables[family], {"length": prefixes})
+            each = {"length": prefixes, "remembering": [{}] if remembering[family] else []}
+            text = _expand(_read("family.nft"), self._variables[family], each)
             parts.append(_headless(text) if number else text)
             parts += [_headless(part) for part in self._allowed(family, prefixes).values()]
         for number, (family, proto) in enumerate(itertools.product(self.families, PROTOCOLS)):
@@ -97,15 +108,21 @@ class Program:
             parts.append(_headless(text) if number else text)
         return "\n".join(parts)
 
-    def names(self) -> set[str]:
+    def names(self, optional: Collection[str] = ()) -> set[str]:
         """Return the names of everything in `text`, and the marker."""
-        return {self.marker, *blocks(self.text())}
+        return {self.marker, *blocks(self.text(optional=optional))}
 
-    def chains(self) -> tuple[list[str], list[str]]:
+    def having(self, optional: Collection[str]) -> dict[str, str]:
+        """Return the text of optional chains, and of the one whose rules depend on them."""
+        wanted = self.optional | {schema.TRANSLATED}
+        found = blocks(self.text(optional=optional))
+        return {name: text for name, text in found.items() if name in wanted}
+
+    def chains(self, optional: Collection[str] = ()) -> tuple[list[str], list[str]]:
         """Return the names of the base chains and of the other chains of `text`."""
         base: list[str] = []
         other: list[str] = []
-        for name, block in blocks(self.text()).items():
+        for name, block in blocks(self.text(optional=optional)).items():
             if block.startswith("chain"):
                 (base if " hook " in block else other).append(name)
         return base, other
@@ -267,7 +284,9 @@ def _expand(
             block[1].append(line.removeprefix(f"[{block[0]}] "))
             if line == "}":
                 whole, several = "\n".join(block[1]), (each or {})[block[0]]
-                lines += [_expand(whole, {**variables, **one}).rstrip("\n") for one in several]
+                lines += [
+                    _expand(whole, {**variables, **one}, each).rstrip("\n") for one in several
+                ]
                 block = None
             continue
         wanted: Sequence[Variables] = ({},)

@@ -25,6 +25,7 @@ from loguru import logger
 
 from nftproxy.address import Family, Network, parse_network
 from nftproxy.errors import BlockedError, KernelError, UnusableError
+from nftproxy.kernel import grace
 from nftproxy.kernel.channel import Channel
 from nftproxy.kernel.library import Library, Sender
 from nftproxy.kernel.neighbours import Neighbours
@@ -400,7 +401,8 @@ class Kernel:
                 parts |= program.sources(family, schema.lengths(self.sets | wanted, family))
                 again.append(schema.allowed(family))
         optional = {name for where in wheres for name in schema.needed_by(where)}
-        if not optional <= self.chains:
+        made_optional = not optional <= self.chains
+        if made_optional:
             having = program.having(self.chains | optional)
             parts |= having
             again += having.keys() & self.chains
@@ -411,6 +413,8 @@ class Kernel:
                 "".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values())
             )
             self._stale -= parts.keys()
+            if made_optional:  # a packet on its way without them must not meet what they guard
+                grace.wait()
         for name, text in parts.items():
             (self.chains if text.startswith("chain") else self.sets).add(name)
 

@@ -143,9 +143,12 @@ def test_a_part_is_there_before_the_elements_that_it_reads(table: Table, reader:
     seen: list[tuple[str, set[str]]] = []
 
     def look(text: str) -> None:
-        for where in ("firewall4", "members4"):
-            if f'"name":"{where}"' in text.replace(" ", ""):
-                seen.append((where, optional(reader)))
+        written = text.replace(" ", "")
+        seen.extend(
+            (where, optional(reader))
+            for where in ("firewall4", "members4")
+            if f'"name":"{where}"' in written
+        )
 
     with watched(table.kernel, look):
         sync(table, *web("web", Family.IPv4, **STICKY, **RANGED))

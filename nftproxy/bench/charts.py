@@ -33,6 +33,7 @@ _COLORS: Final = {
     OURS: "#d55e00",
     "nftproxy-netlink": "#8c3d00",
     "none": "#999999",
+    "floor": "#666666",
     "iptables-legacy": "#0072b2",
     "iptables-nft": "#56b4e9",
     "kube-proxy-nftables": "#009e73",

@@ -11,6 +11,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+NO_PROXY: Final = "none"
+FLOOR: Final = "floor"
+"""The modes that others are compared with."""
+
 
 class Unit(enum.StrEnum):
     """The unit of a reading."""

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from nftproxy.bench.measures import ROWS, Row, Sample, Unit
-from nftproxy.bench.rounds import NO_PROXY
+from nftproxy.bench.measures import FLOOR, NO_PROXY, ROWS, Measure, MeasurePlace, Row, Sample, Unit
 from nftproxy.bench.statistics import Summary
 
 OURS: Final = "nftproxy"
 LEGEND: Final = f"2.00x: two times {OURS}; after the slash: times {NO_PROXY}"
+_UNDISTURBED: Final = 10.0
+"""The percentile of connections to compare where a microsecond counts: others work as well."""
 _COLUMNS: Final = ("services", "round", "mode", "measure", "place", "value", "unit")
 _PREFIXES: Final[dict[Unit, tuple[tuple[float, str], ...]]] = {
     Unit.SECONDS: ((1, "s"), (1e-3, "ms"), (1e-6, "µs")),
@@ -55,7 +56,28 @@ def table(figures: Summary, services: int) -> list[list[str]]:
         if any(figures.value(services, mode, row) is not None for row in ROWS)
     ]
     rows = [[row.title, *(_cell(figures, services, mode, row) for mode in modes)] for row in ROWS]
+    rows += _above(figures, services, modes)
     return [[f"{services} services", *modes], *(row for row in rows if any(row[1:]))]
+
+
+def _above(figures: Summary, services: int, modes: Sequence[str]) -> list[list[str]]:
+    """Return what connections cost above routing, for each place, and how often that of `floor`."""
+    found: list[list[str]] = []
+    for place in MeasurePlace:
+        row = Row(Measure.CONNECT, place, _UNDISTURBED)
+        values = {mode: figures.value(services, mode, row) for mode in modes}
+        bare, floor = values.get(NO_PROXY), values.get(FLOOR)
+        if bare is None or floor is None or floor <= bare:
+            continue
+        above = {mode: value - bare for mode, value in values.items() if value is not None}
+        cells = [
+            f"{quantity(above[mode], row.measure.unit)} {times(above[mode] / above[FLOOR])}"
+            if mode in above and mode != NO_PROXY
+            else ""
+            for mode in modes
+        ]
+        found.append([f"{row.title}, above {NO_PROXY}; times {FLOOR}", *cells])
+    return found
 
 
 def _cell(figures: Summary, services: int, mode: str, row: Row) -> str:

@@ -18,17 +18,16 @@ import msgspec
 from nftproxy.bench.bed import Bed
 from nftproxy.bench.control import Answer, ControlReading, Job
 from nftproxy.bench.controlplane import ControlPlane
-from nftproxy.bench.measures import Sample
-from nftproxy.bench.modes import REAL, KubeProxyProgram
+from nftproxy.bench.measures import FLOOR, NO_PROXY, Sample
+from nftproxy.bench.modes import REAL, KubeProxyProgram, ModePlace, make
 from nftproxy.bench.offer import Offer
 from nftproxy.bench.plan import BenchPlan
 from nftproxy.bench.traffic import Reading, Traffic
+from nftproxy.bench.workload import node_settings
 from nftproxy.errors import NftproxyError
 
 Progress = Callable[[str, int], None]
 """The current work, and the number of newly finished steps."""
-
-NO_PROXY = "none"
 
 
 class Run:
@@ -100,6 +99,10 @@ class _Round:
         bed = stack.enter_context(Bed())
         if mode == NO_PROXY:
             self._tell(mode, "nothing to write", 2)
+        elif mode == FLOOR:
+            self._tell(mode, "one rule to write", 2)
+            place = ModePlace(bed.node, node_settings(), self._offer.workload().service_cidr())
+            make(mode, place).start([self._offer.load(0)])
         else:
             if self._server is not None and mode in REAL:
                 self._server.attach(bed.node)
@@ -155,11 +158,14 @@ class _Round:
                 self._tell(mode, "connections", int(turn == 0))
                 with self._blamed(mode):
                     self._note(mode, self._traffic[mode].connections(effort.connections))
-                    self._note(mode, self._traffic[mode].datagrams(effort.datagrams))
+                    if mode != FLOOR:  # its rule is about TCP, and about one port of endpoints
+                        self._note(mode, self._traffic[mode].datagrams(effort.datagrams))
         # Connections without a pause are last: a forwarder may still clean up afterwards.
         for what in (Traffic.throughput, Traffic.rate):
             for turn in range(effort.steady_turns):
                 for mode in self._turn(turn):
+                    if mode == FLOOR and what is Traffic.throughput:
+                        continue
                     self._tell(mode, what.__name__, int(turn == 0 and what is Traffic.rate))
                     with self._blamed(mode):
                         self._note(mode, what(self._traffic[mode], effort.steady))

@@ -68,7 +68,8 @@ def library() -> Failure | None:
 
 def program(settings: NodeSettings) -> Failure | None:
     """Return why the kernel would refuse our program; None where it takes it."""
-    text = f"table inet nftproxy-doctor {{\n{Program(settings).text()}\n}}\n"
+    ours = Program(settings)
+    text = f"table inet nftproxy-doctor {{\n{ours.text(optional=ours.optional)}\n}}\n"
     try:
         rehearse(text)
     except NftproxyError as error:

@@ -25,6 +25,7 @@ from loguru import logger
 
 from nftproxy.address import Family, Network, parse_network
 from nftproxy.errors import BlockedError, KernelError, UnusableError
+from nftproxy.kernel import grace
 from nftproxy.kernel.channel import Channel
 from nftproxy.kernel.library import Library, Sender
 from nftproxy.kernel.neighbours import Neighbours
@@ -219,7 +220,7 @@ class Kernel:
                 )
                 return
             parts = self._on_demand(program, self.chains, ())
-            base, other = program.chains()
+            base, other = program.chains(self.chains)
             known = self._reader.chains() if self.chains else {}
             text = f"add table {TABLE}\n"
             for (
@@ -242,7 +243,8 @@ class Kernel:
                 if schema.parse_program(n) and n != program.marker
             )
             body = program.text(
-                {family: schema.lengths(self.sets, family) for family in program.families}
+                {family: schema.lengths(self.sets, family) for family in program.families},
+                self.chains,
             )
             self._transact(text + table([f"chain {program.marker} {{\n}}", body, *parts.values()]))
             self._stale = self.chains - set(parts)
@@ -275,6 +277,24 @@ class Kernel:
             if missing:
                 self._transact(table(missing.values()))
                 self.chains |= missing.keys()
+
+    def ensure_optional(self, program: Program, wheres: Iterable[str]) -> None:
+        """Make missing optional chains that elements of these sets need."""
+        with self._lock:
+            self._ensure(program, (), wheres, ())
+
+    def without(self, program: Program, optional: set[str]) -> None:
+        """Delete optional chains, in one transaction with the rules that lead to them."""
+        with self._lock:
+            if gone := self.chains & optional:
+                left = program.having(self.chains & program.optional - gone)[schema.TRANSLATED]
+                self._transact(
+                    f"flush chain {TABLE} {schema.TRANSLATED}\n"
+                    + "".join(f"flush chain {TABLE} {name}\n" for name in sorted(gone))
+                    + table([left])
+                    + "".join(f"delete chain {TABLE} {name}\n" for name in sorted(gone))
+                )
+                self.chains -= gone
 
     def lacks(self, affinity: Affinity) -> bool:
         """Whether chains of a ClientIP service port are missing.
@@ -400,6 +420,12 @@ class Kernel:
             if wanted:
                 parts |= program.sources(family, schema.lengths(self.sets | wanted, family))
                 again.append(schema.allowed(family))
+        optional = {name for where in wheres for name in schema.needed_by(where)}
+        made_optional = not optional <= self.chains
+        if made_optional:
+            having = program.having(self.chains | optional)
+            parts |= having
+            again += having.keys() & self.chains
         if parts and (blocked := self.blocked):
             self._copy(parts, blocked)
         elif parts:
@@ -407,6 +433,8 @@ class Kernel:
                 "".join(f"flush chain {TABLE} {name}\n" for name in again) + table(parts.values())
             )
             self._stale -= parts.keys()
+            if made_optional:  # a packet on its way without them must not meet what they guard
+                grace.wait()
         for name, text in parts.items():
             (self.chains if text.startswith("chain") else self.sets).add(name)
 

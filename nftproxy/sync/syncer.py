@@ -11,13 +11,14 @@ changes; all others are applied.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 
 from loguru import logger
 
 from nftproxy.address import Address, Family
 from nftproxy.configuration.settings import ALL, NodeSettings
-from nftproxy.errors import ExistsError, KernelError, MissingError
+from nftproxy.errors import BlockedError, ExistsError, KernelError, MissingError
 from nftproxy.kernel import grace
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.node.memory import give_back, uncollected
@@ -112,6 +113,10 @@ class Syncer:
         milliseconds, so they are kept; those of thousands would hold up a sync for seconds.
         """
         names: set[str] = set()
+        if any(route.sources is not None for route in self.remembered.routes.values()):
+            names.update(schema.SOURCE_RANGES)
+        if any(True for _ in self.remembered.affinities):
+            names.add(schema.remember(self.family))
         for target in {
             t for route in self.remembered.routes.values() for t in targets(route, self.family)
         }:
@@ -239,8 +244,12 @@ class Syncer:
             self._kernel.load(self._program)
         self.remembered = Remembered(self.family)
         self.remembered.untidy = True
-        sets = (name for name in self._kernel.sets if schema.is_compared(name, self.family))
+        sets = [name for name in self._kernel.sets if schema.is_compared(name, self.family)]
         elements = self._kernel.packed(sets)
+        # Somebody may have deleted some of them while the table looked like ours. While libnftables
+        # must not be called, the table serves as it is, and is read back again afterwards.
+        with suppress(BlockedError):
+            self._kernel.ensure_optional(self._program, [name for name in sets if elements[name]])
         return ReadBack(elements) if any(elements.values()) else Empty()
 
     def _apply(self, batch: Batch, basis: Basis, report: Report) -> None:

@@ -124,7 +124,8 @@ class Table:
         for syncer in self.syncers.values():
             syncer.remembered.untidy = False
         try:
-            self.kernel.tidy(chains, sets)
+            self.kernel.without(self.program, self.program.optional - used)
+            self.kernel.tidy(chains - self.program.optional, sets)
         except KernelError as error:
             logger.debug("chains out of use are kept for now: {}", error)
             self.kernel.refresh()

@@ -77,13 +77,15 @@ def text(program: Program, previews: Iterable[Preview]) -> str:
     previews = list(previews)
     parts: dict[str, str] = {}
     lengths: dict[Family, set[int]] = {}
+    optional: set[str] = set()
     for each in previews:
+        optional |= {name for where in each.delta.added for name in schema.needed_by(where)}
         for target in sorted(each.delta.targets()):
             parts |= program.pick(target)
         for affinity in each.affinities:
             parts |= program.affinity(affinity)
         lengths[each.family] = schema.lengths(each.delta.added, each.family)
-    body = program.text(lengths)
+    body = program.text(lengths, optional)
     parts = {name: part for name, part in parts.items() if name not in body}
     elements = [command for each in previews for command in _commands(each)]
     head = (

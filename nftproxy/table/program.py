@@ -10,7 +10,7 @@ ever rewritten under the same program.
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from string import Template
 
@@ -81,7 +81,8 @@ class Program:
                 sample += self.pick(picked).values()
                 sample += self._of_service(affinity, self._numbers(picked)).values()
                 sample += self._of_service(shared, self._numbers(picked)).values()
-        body = self.text()
+        self.optional = schema.optional(self.families)
+        body = self.text(optional=self.optional)
         self.digest = hashlib.sha256("\n".join([body, *sample]).encode()).hexdigest()[:16]
 
     @property
@@ -89,14 +90,23 @@ class Program:
         """The name of the empty chain that names the program in the table."""
         return schema.program(self.digest)
 
-    def text(self, lengths: Mapping[Family, Iterable[int]] | None = None) -> str:
-        """Return the body of the table without parts made on demand, except look-ups for `lengths`.
+    def text(
+        self,
+        lengths: Mapping[Family, Iterable[int]] | None = None,
+        optional: Collection[str] = (),
+    ) -> str:
+        """Return the body of the table without parts made on demand, except those asked for.
 
-        These are prefix lengths of source ranges. Hooks are first, as a packet meets them; the
-        heads of the files stand once.
+        These are look-ups for prefix lengths of source ranges, and optional chains among the names
+        in `optional`. Hooks are first, as a packet meets them; the heads of the files stand once.
         """
+        remembering = {family: schema.remember(family) in optional for family in self.families}
         each: dict[str, Sequence[Variables]] = {
             "family": list(self._variables.values()),
+            "sources": [{}] if any(name in optional for name in schema.SOURCE_RANGES) else [],
+            "remembering": [
+                self._variables[family] for family in filter(remembering.get, remembering)
+            ],
             "log": self._log,
             "reason": self._reasons,
         }
@@ -109,6 +119,7 @@ class Program:
                 "spared": spared,
                 "sparing": [{}] if spared else [],
                 "localhost": self._localhost,
+                "remembering": [{}] if remembering[family] else [],
             }
             text = _expand(_read("family.nft"), self._variables[family], each)
             parts.append(_headless(text) if number else text)
@@ -121,15 +132,21 @@ class Program:
             parts.append(_headless(text) if number else text)
         return "\n".join(parts)
 
-    def names(self) -> set[str]:
+    def names(self, optional: Collection[str] = ()) -> set[str]:
         """Return the names of everything in `text`, and the marker."""
-        return {self.marker, *blocks(self.text())}
+        return {self.marker, *blocks(self.text(optional=optional))}
 
-    def chains(self) -> tuple[list[str], list[str]]:
+    def having(self, optional: Collection[str]) -> dict[str, str]:
+        """Return the text of optional chains, and of the one whose rules depend on them."""
+        wanted = self.optional | {schema.TRANSLATED}
+        found = blocks(self.text(optional=optional))
+        return {name: text for name, text in found.items() if name in wanted}
+
+    def chains(self, optional: Collection[str] = ()) -> tuple[list[str], list[str]]:
         """Return the names of the base chains and of the other chains of `text`."""
         base: list[str] = []
         other: list[str] = []
-        for name, block in blocks(self.text()).items():
+        for name, block in blocks(self.text(optional=optional)).items():
             if block.startswith("chain"):
                 (base if " hook " in block else other).append(name)
         return base, other

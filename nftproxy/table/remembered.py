@@ -65,7 +65,8 @@ class Remembered:
                 counts[element.key] = counts.get(element.key, 0) + count
                 if not counts[element.key]:
                     del counts[element.key]
-        for frontend, (_, after) in change.routes.items():
+        for frontend, (before, after) in change.routes.items():
+            self.untidy |= _restricts(before) and not _restricts(after)
             claimants = change.claimants[frontend]
             if after is None:
                 self.routes.pop(frontend, None)
@@ -77,6 +78,10 @@ class Remembered:
                 self.rivals[frontend] = claimants
             elif self.rivals:
                 self.rivals.pop(frontend, None)
+
+
+def _restricts(route: Route | None) -> bool:
+    return route is not None and route.sources is not None
 
 
 def claims(old: Compiled | None, new: Compiled | None, family: Family) -> list[tuple[Element, int]]:

@@ -370,6 +370,32 @@ def masquerade(family: Family) -> str:
     return f"masquerade{family.digit}"
 
 
+SOURCE_RANGES = ("filter-prerouting", "filter-output-early", "firewall")
+"""The chains that ask for source ranges."""
+TRANSLATED = "translated"
+"""The chain for connections that have an endpoint; it has a rule for each `remember`."""
+
+
+def remember(family: Family) -> str:
+    """Return the name of the chain that finds the chain which remembers a client."""
+    return f"remember{family.digit}"
+
+
+def optional(families: Iterable[Family]) -> set[str]:
+    """Return the names of the program's chains that are there only while a Service needs them."""
+    return {*SOURCE_RANGES, *map(remember, families)}
+
+
+def needed_by(where: str) -> tuple[str, ...]:
+    """Return the optional chains without which no packet looks into a set; none for most sets."""
+    place = parse(where)
+    if place and place.declaration is FIREWALL:
+        return SOURCE_RANGES
+    if place and place.declaration in (MEMBERS, LEARN):
+        return (remember(place.family),)
+    return ()
+
+
 def refuse_unknown(family: Family) -> str:
     """Return the name of the chain that refuses what no frontend has."""
     return f"refuse-unknown{family.digit}"

@@ -12,6 +12,8 @@ SOURCE_RANGES = {"filter-prerouting", "filter-output-early"}
 CHOICE = {"nat-prerouting", "nat-output"}
 REFUSAL = {"filter-forward", "filter-input", "filter-output"}
 _TABLE = Place(PlaceKind.TABLE)
+NO_RANGES = Step("source ranges", _TABLE, "", "none on this address", Outcome.OK)
+"""Also where the table has no such chains, because no Service has source ranges."""
 
 
 def protocol(header: PacketHeader) -> str:
@@ -58,7 +60,7 @@ def ranges(visit: TraceVisit) -> Step:
     """Return the step about source ranges."""
     asked = next((e for e in visit.events if e.chain == "firewall" and e.target), None)
     if asked is None:
-        return Step("source ranges", _TABLE, "", "none on this address", Outcome.OK)
+        return NO_RANGES
     looked_up = ""
     if visit.header:
         source = text(visit.header.source.address)

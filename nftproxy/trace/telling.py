@@ -120,6 +120,8 @@ class _Teller:
                 )
                 self.causes.append(Cause("source-range", said))
         elif name in ours.CHOICE:
+            if not any(step.name == ours.NO_RANGES.name for step in self.steps):
+                self.steps.append(ours.NO_RANGES)
             self.steps.append(ours.choice(visit, before))
             if ours.found(visit) and after and after.destination != before.destination:
                 self._translated(visit, after)

@@ -109,6 +109,17 @@ def test_table() -> None:
     ]
 
 
+def test_what_connections_cost_above_routing_is_compared_with_the_floor() -> None:
+    floor = samples("floor", Measure.CONNECT, 24e-6, 24e-6, place="end")
+    figures = Summary([*SOME, *floor], ["none", "floor", "nftproxy"])
+    assert report.table(figures, 100)[-1] == [
+        "connection, end of the list, p10, above none; times floor",
+        "",
+        "4.00 µs 1.00x",
+        "10.0 µs 2.50x",
+    ]
+
+
 def test_every_measure_has_a_row() -> None:
     assert {row.measure for row in ROWS} == set(Measure)
     assert len({row.title for row in ROWS}) == len(ROWS)

@@ -61,13 +61,17 @@ def test_the_probe_leaves_nothing(netns: str) -> None:
 
 
 @pytest.mark.contract("5.2.1", "5.2.2")
-def test_hooks_and_priorities(netns: str) -> None:
+@pytest.mark.parametrize("ranges", [False, True], ids=["", "source ranges"])
+def test_hooks_and_priorities(netns: str, *, ranges: bool) -> None:
     """Numbers, whatever names this version of nft gives them.
 
     Other components order themselves relative to these.
     """
     with enter(netns), Kernel() as kernel:
-        kernel.load(Program(settings()))
+        program = Program(settings())
+        kernel.load(program)
+        if ranges:
+            kernel.ensure_optional(program, ["firewall4"])
         listed = subprocess.run(
             ["nft", "-y", "list", "table", "inet", "nftproxy"],
             check=True,
@@ -83,9 +87,12 @@ def test_hooks_and_priorities(netns: str) -> None:
         if words[:1] == ["type"] and "hook" in words:
             assert line.strip().endswith("policy accept;")
             found[name] = (words[1], words[3], words[5].rstrip(";"))
-    decisive = {
+    early = {
         "filter-prerouting": ("filter", "prerouting", "-110"),
         "filter-output-early": ("filter", "output", "-110"),
+    }
+    decisive = {
+        **(early if ranges else {}),
         "nat-prerouting": ("nat", "prerouting", "-100"),
         "nat-output": ("nat", "output", "-100"),
         "filter-input": ("filter", "input", "0"),

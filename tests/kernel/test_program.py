@@ -307,7 +307,11 @@ def test_a_client_ip_service_is_a_constant_few_objects(policy: str, chains: int,
                 endpoint(f"10.244.{number // 250}.{number % 250 + 1}", "node1")
                 for number in range(endpoints)
             ]
-            items: list[Object] = []
+            # With the first such service comes the part of the program for all of them
+            items: list[Object] = [
+                service("first", "10.96.1.1", sessionAffinity="ClientIP"),
+                endpoint_slice("first", members[:1]),
+            ]
             for number in range(services):
                 spec: dict[str, Any] = {
                     "sessionAffinity": affinity,

@@ -35,6 +35,7 @@ from tests.support.world import SLOW, World
 
 PACKETS = 200_000
 TRANSACTIONS = 1000
+PARTS = 50_000  # packets where each state is several transactions more, which nobody counts
 PATIENCE = 60 * SLOW  # seconds, on a machine that has much else to do
 OLD_KERNEL = tuple(map(int, platform.release().split(".")[:2])) < (6, 12)
 # Of all packets: a rewritten element is missed where a processor stops in the midst of a look-up
@@ -67,10 +68,13 @@ def survive(
     states: list[list[Object]],
     where: str = "client",
     enough: int = PACKETS,
+    *,
+    tidy: bool = False,
 ) -> tuple[int, int, int]:
     """Flood a frontend while its Service goes through `states` again and again.
 
-    Return how many packets came out untranslated and translated, and how many transactions it took.
+    With `tidy` each state is followed by a quiet time. Return how many packets came out
+    untranslated and translated, and how many transactions it took.
     """
     address, port, protocol = web.at(kind, wire)
     ip = "ip6" if wire.family is Family.IPv6 else "ip"
@@ -94,9 +98,12 @@ def survive(
                 assert not report.refused
                 assert not report.read_back
                 transactions += report.transactions
+                if tidy:
+                    table.tidy()
+            came = ("untranslated", "translated")
             if (
                 transactions * PACKETS > TRANSACTIONS * enough
-                and foreign_counter(world, "node1", "translated") > enough
+                and sum(foreign_counter(world, "node1", name) for name in came) > enough
             ):
                 break
         return (
@@ -173,6 +180,51 @@ def test_source_ranges_that_change(world: World, wire: Wire) -> None:
     assert rule_counters(world, "node1", f"allowed{wire.family.digit}") == [before], (
         "dropped in between"
     )
+
+
+@pytest.mark.contract("5.7.2")
+@pytest.mark.parametrize("wire", [WIRES[1], WIRES[2]], ids=str)
+def test_parts_of_the_program_that_come_and_go(world: World, wire: Wire) -> None:
+    """Another Service needs them at times; this one never does."""
+    web, other = Web(world, wire), Web(world, wire)
+    web.apply("pod1-1", "pod2-1")
+    other.apply("pod1-1")
+    states: list[list[Object]] = [
+        [other.service(loadBalancerSourceRanges=["198.51.100.0/24", "2001:db8::/32"])],
+        [other.service(sessionAffinity="ClientIP")],
+        [other.service()],
+    ]
+    untranslated, translated, transactions = survive(
+        world, web, wire, "vip", states, enough=PARTS, tidy=True
+    )
+    assert untranslated <= translated * MISSED, f"of {translated} in {transactions} transactions"
+    assert translated > PARTS, "too few packets to say anything"
+    assert transactions * PACKETS > TRANSACTIONS * PARTS, "too few transactions to say anything"
+    other.delete()
+    web.delete()
+
+
+@pytest.mark.contract("5.7.2", "2.7.4")
+@pytest.mark.parametrize("wire", [WIRES[1], WIRES[2]], ids=str)
+def test_an_address_is_never_there_without_its_source_ranges(world: World, wire: Wire) -> None:
+    """The client is in none of them, and the part of the program that asks comes with each.
+
+    A packet may be between the two hooks when both sets change, once in a hundred thousand.
+    """
+    web = Web(world, wire)
+    web.apply("pod1-1", vips=[])
+    ranges = ["198.51.100.0/24", "2001:db8::/32"]
+    states: list[list[Object]] = [
+        [web.service(loadBalancerSourceRanges=ranges)],
+        [web.service(vips=[])],
+    ]
+    untranslated, translated, transactions = survive(
+        world, web, wire, "vip", states, enough=PARTS, tidy=True
+    )
+    assert translated <= untranslated * 1e-4, f"of {untranslated} in {transactions} transactions"
+    assert untranslated > PARTS, "too few packets to say anything"
+    assert transactions * PACKETS > TRANSACTIONS * PARTS, "too few transactions to say anything"
+    web.delete()
 
 
 @pytest.mark.contract("5.7.2", "2.4.1")

@@ -16,6 +16,7 @@
         mode.stop()
 
     none                   routed, no proxy: the cost of the network alone
+    floor                  one chain with one rule, `dnat to`: the least that translating costs
     nftproxy               our own table, written by the code of `nftproxy run`
     nftproxy-netlink       the same, with elements written through netlink instead of libnftables
     iptables               kube-proxy's iptables mode, by iptables-restore; `backend` legacy or nft
@@ -26,15 +27,16 @@
                            `KubeProxyProgram` and its API server
     real-iptables          ... in iptables mode, with the same `backend`
 
-All of them serve ClusterIPs, NodePorts, load-balancer VIPs, external policy Local, ClientIP
-affinity and masquerading, in IPv4. Services stand in the rules in the given order; the originals
-have no order. The baselines remember their rules in the calling process, and `nftproxy` does all
-its work there: measure memory in a process of its own. For a baseline `Work.programs` is time that
-the original spends as well, and `Work.own` is Python in the place of its Go.
+All but the first two serve ClusterIPs, NodePorts, load-balancer VIPs, external policy Local,
+ClientIP affinity and masquerading, in IPv4. Services stand in the rules in the given order; the
+originals have no order. The baselines remember their rules in the calling process, and `nftproxy`
+does all its work there: measure memory in a process of its own. For a baseline `Work.programs` is
+time that the original spends as well, and `Work.own` is Python in the place of its Go.
 """
 
 from typing import Final, Literal
 
+from nftproxy.bench.modes.floor import Floor
 from nftproxy.bench.modes.iptables import IptablesLegacy, IptablesNft
 from nftproxy.bench.modes.ipvs import Ipvs
 from nftproxy.bench.modes.kube_nftables import KubeNftables
@@ -47,6 +49,7 @@ from nftproxy.errors import NftproxyError
 
 _KINDS: Final[tuple[type[Mode], ...]] = (
     Nothing,
+    Floor,
     Ours,
     OursByNetlink,
     IptablesLegacy,

@@ -11,7 +11,7 @@ changes; all others are applied.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from loguru import logger
@@ -317,7 +317,30 @@ class Syncer:
         if whole.removed or whole.added:
             report.transactions += 1
             report.written += len(whole) - sum(map(len, whole.late.values()))
-            self._kernel.commit(whole)
+            with self._restricted(whole.source_ranges(), report):
+                self._kernel.commit(whole)
+
+    @contextmanager
+    def _restricted(self, ranges: Delta, report: Report) -> Iterator[None]:
+        """Write source ranges before the addresses that they are for, or nothing if these fail.
+
+        A packet meets them in two hooks. In one transaction, one that is between the two would
+        find no ranges, but the address.
+        """
+        if not ranges:
+            yield
+            return
+        report.transactions += 1
+        self._kernel.commit(ranges)
+        try:
+            grace.wait()
+            yield
+        except KernelError:
+            undone = Delta()
+            undone.removed = {where: dict.fromkeys(keys) for where, keys in ranges.added.items()}
+            with suppress(KernelError):
+                self._kernel.commit(undone)
+            raise
 
     def _commit_late(self, report: Report) -> None:
         """Delete elements without references, which no packet follows any more.

@@ -62,6 +62,18 @@ class Delta:
         ]:
             self.removed.setdefault(where, {}).update(other.removed.pop(where))
 
+    def source_ranges(self) -> "Delta":
+        """Return the additions that say who may use a load-balancer address; empty if none is new.
+
+        They stay in this delta, too.
+        """
+        ranges = Delta()
+        for where, items in self.added.items():
+            if schema.declaration(where) in (schema.FIREWALL, schema.ALLOWED):
+                ranges.added[where] = dict(items)
+        new = any(schema.declaration(where) is schema.FIREWALL for where in ranges.added)
+        return ranges if new else Delta()
+
     def cancel(self, added: Mapping[str, Mapping[Key, Value]]) -> None:
         """Drop late deletions of elements that were added again meanwhile."""
         for where in self.late.keys() & added.keys():

@@ -42,7 +42,10 @@ _FIELDS: Final = {
     "LoadBalancerStatus": "1ingress:[]LoadBalancerIngress",
     "LoadBalancerIngress": "1ip 3ipMode",
     "EndpointSlice": "1metadata:Meta 4addressType 2endpoints:[]Endpoint 3ports:[]bytes",
-    "Endpoint": "1addresses:[]string 2conditions:bytes 6nodeName 8hints:bytes",
+    "Endpoint": (
+        "1addresses:[]string 2conditions:bytes 4targetRef:ObjectReference 6nodeName 8hints:bytes"
+    ),
+    "ObjectReference": "4uid",
     "EndpointConditions": "1ready:bool 2serving:bool 3terminating:bool",
     "EndpointHints": "1forZones:[]Hint 2forNodes:[]Hint",
     "Hint": "1name",

@@ -28,6 +28,7 @@ from nftproxy.model import (
     ServiceStatus,
     SliceEndpoint,
     SlicePort,
+    TargetRef,
 )
 from nftproxy.sources.messages import parser
 
@@ -80,6 +81,9 @@ def _read_slice(raw: bytes) -> Plain:
             conditions=_conditions[each.conditions],
             node_name=each.nodeName or None,
             hints=_hints[hints] if (hints := each.hints) else None,
+            target_ref=TargetRef(each.targetRef.uid or None)
+            if each.HasField("targetRef")
+            else None,
         )
         for each in found.endpoints[:]
     ]

@@ -159,7 +159,12 @@ _hints = _fields(
     {"forZones": _some(_fields({}, name=_names)), "forNodes": _some(_fields({}, name=_names))}
 ).filter(bool)
 _endpoint = _fields(
-    {"nodeName": _names, "zone": _names, "hints": _hints, "targetRef": _fields({}, name=_names)},
+    {
+        "nodeName": _names,
+        "zone": _names,
+        "hints": _hints,
+        "targetRef": _fields({}, name=_names, uid=_names),
+    },
     addresses=_some(_addresses),
     conditions=_fields(dict.fromkeys(("ready", "serving", "terminating"), st.booleans())),
 )

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import msgspec
 
 from nftproxy.address import Address, Family, Network, bracketed
-from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
+from nftproxy.model import EndpointSlice, ObjectName, Scheduler, Service, ServicePort
 from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, by_port, lists, view
 from nftproxy.table import schema
 from nftproxy.table.schema import Policy
+from nftproxy.table.shares import scheduled
 
 
 class Verdict(NamedTuple):
@@ -118,6 +119,8 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     local: Sequence[Endpoint]
     # How its frontends are entered: policy, and whether as a NodePort
     entries: tuple[tuple[Policy, bool], ...]
+    scheduler: Scheduler = Scheduler.RANDOM
+    sizes: tuple[int, int] | None = None  # slots of both lists; None: as many as endpoints
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -127,14 +130,14 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     @property
     def ports_name(self) -> str:
         """The port numbers as in chain names."""
-        return schema.ports(self.ports)
+        return schema.ports(self.ports, self.scheduler)
 
     @property
     def picks(self) -> tuple[str, ...]:
         """Return the names of the chains that choose for a client who is not known yet."""
-        cluster, local = len(self.cluster), len(self.local)
+        cluster, local = self.sizes or (len(self.cluster), len(self.local))
         picks = (
-            schema.pick(p, self.family, self.proto, cluster, local, node_port=n)
+            schema.pick(p, self.family, self.proto, cluster, local, self.scheduler, node_port=n)
             for p, n in self.entries
         )
         return tuple(filter(None, picks))
@@ -177,13 +180,15 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     name: str  # of the service port: namespace/service:port, as long as the kernel keeps a comment
     frontend: Frontend
     policy: Policy
-    cluster: Sequence[Endpoint]  # in the order of slots
+    # In the order of slots; an endpoint may have several
+    cluster: Sequence[Endpoint]
     local: Sequence[Endpoint]
     refusal: Refusal
     affinity: Affinity | None = None
     sources: tuple[Network, ...] | None = (
         None  # allowed clients of a load-balancer address; None: all
     )
+    scheduler: Scheduler = Scheduler.RANDOM
 
 
 class Compiled(msgspec.Struct, frozen=True, gc=False):
@@ -238,11 +243,12 @@ def compile_service(
         of_port = having(port) if having else slices
         chosen = choose(seen, port, of_port, context.family, context.here, notes)
         proto = port.protocol.nft
-        affinity = _affinity(service.metadata.key, port, seen, chosen, context.family)
+        slots = _slots(chosen, seen.scheduler)
+        affinity = _affinity(service.metadata.key, port, seen, chosen, slots, context.family)
         if affinity:
             affinities.append(affinity)
         hairpins.update(dict.fromkeys((e.address, e.address, proto, e.port) for e in chosen.here))
-        for route in _routes(service.metadata.key, seen, port, chosen, affinity, context):
+        for route in _routes(service.metadata.key, seen, port, slots, affinity, context):
             routes.setdefault(route.frontend, _logged(route) if context.log_refusals else route)
     return Compiled(
         service.metadata.creation_timestamp or "",
@@ -251,6 +257,16 @@ def compile_service(
         tuple(affinities),
         tuple(hairpins),
     )
+
+
+def _slots(chosen: Lists, scheduler: Scheduler) -> Lists:
+    """Return lists with their endpoints in slots; the same object if each has one."""
+    if scheduler is Scheduler.RANDOM and not chosen.weights:
+        return chosen
+    cluster, local = (
+        scheduled(each, chosen.weights, scheduler) for each in (chosen.cluster, chosen.local)
+    )
+    return msgspec.structs.replace(chosen, cluster=cluster, local=local)
 
 
 def _routes(
@@ -264,19 +280,21 @@ def _routes(
     """Yield the routes of one service port, by kind of frontend (contract 2.2)."""
     proto = port.protocol.nft
     name = _comment(f"{service}:{port.name}" if port.name else str(service))  # contract 5.3.1
-    yield _route(
-        name, Frontend(seen.cluster_ip, proto, port.port), _internal(seen), chosen, affinity
-    )
+    by = seen.scheduler
+    cluster = Frontend(seen.cluster_ip, proto, port.port)
+    yield _route(name, cluster, _internal(seen), chosen, affinity, by)
     external = _external(seen)
     sources = _sources(seen, context)
     for (
         address
     ) in seen.vips:  # before external IPs: an address that is both keeps its source ranges
-        yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity, sources)
+        frontend = Frontend(address, proto, port.port)
+        yield _route(name, frontend, external, chosen, affinity, by, sources)
     for address in seen.external_ips:
-        yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity)
+        yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity, by)
     if port.node_port:
-        yield _route(name, Frontend.node_port(proto, port.node_port), external, chosen, affinity)
+        frontend = Frontend.node_port(proto, port.node_port)
+        yield _route(name, frontend, external, chosen, affinity, by)
 
 
 def _internal(seen: View) -> Policy:
@@ -293,6 +311,7 @@ def _route(
     policy: Policy,
     chosen: Lists,
     affinity: Affinity | None,
+    scheduler: Scheduler,
     sources: tuple[Network, ...] | None = None,
 ) -> Route:
     """Decide lists and refusal of one frontend (contract 2.5)."""
@@ -313,6 +332,7 @@ def _route(
         refusal,
         affinity if cluster or local else None,
         sources,
+        scheduler,
     )
 
 
@@ -323,7 +343,12 @@ def _logged(route: Route) -> Route:
 
 
 def _affinity(
-    service: ObjectName, port: ServicePort, seen: View, chosen: Lists, family: Family
+    service: ObjectName,
+    port: ServicePort,
+    seen: View,
+    chosen: Lists,
+    slots: Lists,
+    family: Family,
 ) -> Affinity | None:
     if seen.affinity_seconds is None or not (chosen.cluster or chosen.local):
         return None
@@ -335,7 +360,15 @@ def _affinity(
     if port.node_port:
         entries.append((_external(seen), True))
     return Affinity(
-        name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local, tuple(entries)
+        name,
+        family,
+        proto,
+        seen.affinity_seconds,
+        chosen.cluster,
+        chosen.local,
+        tuple(entries),
+        seen.scheduler,
+        None if slots is chosen else (len(slots.cluster), len(slots.local)),
     )
 
 

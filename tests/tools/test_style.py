@@ -17,7 +17,7 @@ PACKAGE = ROOT / "nftproxy"
 LAYERS = [
     "address chunks columns errors kubeyaml log model shipped",
     "configuration",
-    "store selection largeservice",
+    "annotations store selection largeservice",
     "table routes",
     "sources kernel",
     "node",
@@ -31,7 +31,7 @@ LAYERS = [
 
 Each imports from its own layer, without a circle, and from those below.
 """
-PURE = {"chunks", "largeservice", "store", "selection", "routes", "table"}
+PURE = {"annotations", "chunks", "largeservice", "store", "selection", "routes", "table"}
 IMPURE = {
     "asyncio",
     "loguru",

@@ -23,8 +23,8 @@ def scheduler(service: Service, notes: list[str]) -> Scheduler:
         return Scheduler(text)
     except ValueError:
         notes.append(
-            f"annotation {SCHEDULER}: {_short(text)} is none of {', '.join(Scheduler)}; endpoints "
-            "are chosen at random"
+            f"annotation {SCHEDULER}: {_short(text)} is unknown, {', '.join(Scheduler)} are "
+            "known; endpoints are chosen at random"
         )
         return Scheduler.RANDOM
 

@@ -74,18 +74,16 @@ class _Port:
                     self.sizes[choice] += sign * len(endpoints)
                 for place, number in enumerate(each.unhinted):
                     self.unhinted[place] += sign * number
-        for names in (self.noted, self.local, self.weighted):
-            names.discard(name)
         if part is None:
             del self.parts[name]
-            return
-        self.parts[name] = part
-        weighted = part.weight != annotations.FULL
+        else:
+            self.parts[name] = part
         for names, applies in (
-            (self.noted, part.notes),
-            (self.local, part.here),
-            (self.weighted, weighted),
+            (self.noted, part and part.notes),
+            (self.local, part and part.here),
+            (self.weighted, part and part.weight != annotations.FULL),
         ):
+            names.discard(name)
             if applies:
                 names.add(name)
 

@@ -3,7 +3,7 @@
 So that `explain` can say which endpoint a client gets.
 """
 
-import sys
+import struct
 
 from nftproxy.address import pack
 from nftproxy.table.schema import SEED
@@ -30,10 +30,9 @@ def jhash(key: bytes, seed: int) -> int:
     return _final(a, b, c)
 
 
-def _words(key: bytes) -> list[int]:
+def _words(key: bytes) -> tuple[int, ...]:
     """Return the first three words, of which the last may be cut off."""
-    padded = key[:12].ljust(12, b"\0")
-    return [int.from_bytes(padded[at : at + 4], sys.byteorder) for at in (0, 4, 8)]
+    return struct.unpack("=3I", key[:12].ljust(12, b"\0"))
 
 
 def _rotated(word: int, bits: int) -> int:

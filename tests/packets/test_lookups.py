@@ -30,6 +30,7 @@ from tests.support.frontends import (
     nft,
     rule_counters,
 )
+from tests.support.objects import annotated
 from tests.support.paths import ROOT
 from tests.support.world import SLOW, World
 
@@ -173,6 +174,47 @@ def test_source_ranges_that_change(world: World, wire: Wire) -> None:
     assert rule_counters(world, "node1", f"allowed{wire.family.digit}") == [before], (
         "dropped in between"
     )
+
+
+@pytest.mark.parametrize(
+    ("wire", "kind"), [(WIRES[0], "cluster"), (WIRES[3], "nodeport"), (WIRES[1], "vip")], ids=str
+)
+@pytest.mark.parametrize("scheduler", ["source-hash", "maglev"])
+def test_scaling_with_a_scheduler(world: World, scheduler: str, wire: Wire, kind: Kind) -> None:
+    """One client has one slot, so its endpoint is the one that is rewritten, or another."""
+    web = Web(world, wire)
+    two, three = web.slices("pod1-1", "pod2-1"), web.slices("pod1-1", "pod2-1", "pod2-2")
+    world.apply(annotated(web.service(), scheduler=scheduler), *three)
+    assert_none_lost(*survive(world, web, wire, kind, [[*two], [*three]]))
+    web.delete()
+
+
+def test_a_scheduler_that_changes(world: World) -> None:
+    """The list has 3 slots, then 2 048, and the other way round."""
+    wire = WIRES[1]
+    web = Web(world, wire)
+    web.apply(*HERE, "pod2-1")
+    states: list[list[Object]] = [
+        [annotated(web.service(), scheduler=scheduler)]
+        for scheduler in ("maglev", None, "source-hash", "maglev", "random")
+    ]
+    assert_none_lost(*survive(world, web, wire, "cluster", states))
+    web.delete()
+
+
+@pytest.mark.parametrize("scheduler", [None, "maglev"])
+def test_weights_that_change(world: World, scheduler: str | None) -> None:
+    """A list of 3, 12, 101 and 2 slots, or the shares of a table."""
+    wire = WIRES[2]
+    web = Web(world, wire)
+    some, other = web.slices("pod1-1", "pod2-1"), web.slices("pod2-2", suffix="-b")
+    world.apply(annotated(web.service(), scheduler=scheduler), *some, *other)
+    states: list[list[Object]] = [
+        [annotated(piece, weight=weight) for piece in other]
+        for weight in (None, "20", "1", "0", "100")
+    ]
+    assert_none_lost(*survive(world, web, wire, "cluster", states))
+    world.delete(web.service(), *some, *other)
 
 
 @pytest.mark.contract("5.7.2", "2.4.1")

@@ -55,12 +55,13 @@ def test_the_walk(name: str, tmp_path: Path) -> None:
             "affinity",
             "An endpoint is removed",
             "No endpoints",
+            "scheduler",
         ),
         1,
     ):
         assert titles[number - 1].startswith(f"{number}  ")
         assert word in titles[number - 1]
-    assert titles[-1].startswith("20 checks in ")
+    assert titles[-1].startswith("23 checks in ")
     assert titles[-1].endswith("every packet went where it should")
     assert "WRONG" not in done.stdout
     assert done.stdout.count("FROM") == 8

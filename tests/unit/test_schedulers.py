@@ -2,21 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import Any
 
 import msgspec
 import pytest
 
 from nftproxy import annotations
-from nftproxy.address import Family
+from nftproxy.address import Family, pack
 from nftproxy.annotations import FULL
 from nftproxy.largeservice import LargeService
 from nftproxy.model import EndpointSlice, Scheduler, Service
 from nftproxy.routes import Compiled, Context, Refusal, compile_service
 from nftproxy.selection import Endpoint, Locality, local_ready, serving
 from nftproxy.table import maglev, schema
-from nftproxy.table.jhash import jhash, slot
+from nftproxy.table.jhash import jhash
 from nftproxy.table.program import Program
 from nftproxy.table.shares import scheduled
 from nftproxy.table.slots import settle
@@ -24,7 +23,8 @@ from tests.support.objects import annotated, endpoint, endpoint_slice, service
 from tests.support.world import settings
 
 CONTEXT = Context(Family.IPv4, Locality("node1", ""), "192.168.50.11")
-CLIENTS = [str(ip_address("10.0.0.0") + 977 * number) for number in range(10_000)]
+# The hashes of 10 000 addresses
+CLIENTS = [jhash(pack(f"10.{n // 250}.{n % 250}.7"), schema.SEED) for n in range(10_000)]
 HOSTILE = [
     "", " ", "Random", "maglev ", "random\n", "source_hash", "x" * 10_000, "маглев", "{}", "0",
     "; flush ruleset", "\0", "%s{}", "random,maglev",
@@ -45,10 +45,8 @@ def endpoints(number: int, first: int = 0) -> tuple[Endpoint, ...]:
 
 def moved(before: Iterable[Endpoint], after: Iterable[Endpoint]) -> float:
     """Return the share of the clients that get another endpoint."""
-    tables = tuple(before), tuple(after)
-    changed = sum(
-        len({table[slot(client, len(table))] for table in tables}) > 1 for client in CLIENTS
-    )
+    old, new = tuple(before), tuple(after)
+    changed = sum(old[one * len(old) >> 32] != new[one * len(new) >> 32] for one in CLIENTS)
     return changed / len(CLIENTS)
 
 
@@ -231,7 +229,7 @@ def test_a_service_of_many_slices_has_the_same_slots(
 
 @pytest.mark.parametrize("number", [2, 3, 10, 100])
 def test_one_that_goes_or_comes_moves_few_clients(number: int) -> None:
-    """Of 10 000, at most 1.25 times what has to move, in the mean of up to ten endpoints."""
+    """Of 10 000, at most 1.25 times what has to move, whichever of up to ten endpoints it is."""
     some = endpoints(number)
     before = table(some)
     gone = [
@@ -239,8 +237,8 @@ def test_one_that_goes_or_comes_moves_few_clients(number: int) -> None:
         for one in some[:: max(1, number // 10)]
     ]
     come = [moved(before, table((*some, *endpoints(1, 1000 + n)))) for n in range(min(number, 10))]
-    assert sum(gone) / len(gone) <= 1.25 / number
-    assert sum(come) / len(come) <= 1.25 / number
+    assert max(gone) <= 1.25 / number
+    assert max(come) <= 1.25 / number
     assert min(gone) > 0.5 / number, "they do move"
 
 

@@ -148,7 +148,7 @@ def own_steps(aimed: Aim, choice: Choice, client: Client, node: NodeView) -> lis
         number = len(choice.endpoints)
         many = f"any of {number} endpoints" if number > 1 else "one endpoint"
         if choice.picked:
-            many = f"{choice.picked} by the hash of {client.address}, {many}"
+            many = f"{choice.picked} by the hash of {client.address}, one of {number} endpoints"
         said = f"{choice.found.target}: {many if number else 'no endpoint for this client'}"
         outcome = Outcome.FOUND if choice.endpoints else Outcome.STOPPED
         steps.append(Step(name, table, key, said, outcome))

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from nftproxy import annotations
 from nftproxy.address import Address, Family
+from nftproxy.annotations import Problems
 from nftproxy.configuration.settings import NodeSettings
 from nftproxy.errors import BlockedError, NftproxyError
 from nftproxy.kernel.transactions import Kernel
@@ -96,7 +96,7 @@ class Aftermath(Observer):
         self._taking_over: asyncio.Task[None] | None = None
         self._first = set(settings.families)  # families that have had no successful sync yet
         self._record = record
-        self._unusable: dict[ObjectName, list[str]] = {}  # annotations; both families see them
+        self._annotations = Problems()  # of both families, which see the same
 
     def close(self) -> None:
         """Close the health check node ports."""
@@ -126,7 +126,8 @@ class Aftermath(Observer):
         changed = side.standing.look(report.looked_at, notes)
         for note in notes:
             logger.error("{}", note)
-        self._tell_of_annotations(report)
+        for name, problem in self._annotations.new(report.looked_at):
+            self._record(UNUSABLE_ANNOTATION, Regarding.service(name), problem)
         side.flows.saw(report.looked_at, report.refused, everything=report.read_back)
         self._metrics.sync_done(
             report,
@@ -167,20 +168,6 @@ class Aftermath(Observer):
     def noticed(self, blocked: BlockedError | None) -> None:
         """Report in the answers of the health server why libnftables cannot be called."""
         self._health.limited = f"{blocked}: {blocked.hint}" if blocked else ""
-
-    def _tell_of_annotations(self, report: Report) -> None:
-        """Write an event about each Service whose annotations are unusable, once until they change.
-
-        The log has a line about each.
-        """
-        for name, (service, slices) in report.looked_at.items():
-            found = annotations.problems(service, slices) if service else []
-            if found and found != self._unusable.get(name):
-                self._record(UNUSABLE_ANNOTATION, Regarding.service(name), "; ".join(found))
-            if found:
-                self._unusable[name] = found
-            else:
-                self._unusable.pop(name, None)
 
     def _reconcile(self, side: _Side) -> None:
         cleaned = self._conntrack.reconcile(side.flows)

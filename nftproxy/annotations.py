@@ -1,12 +1,12 @@
-"""What annotations of nftproxy's own say. Pure.
+"""What annotations of nftproxy's own say. Pure, but it remembers which problems it has told.
 
 A value that cannot be used never keeps a Service from working: it is named in a note, and the
 default applies.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
-from nftproxy.model import EndpointSlice, Scheduler, Service
+from nftproxy.model import EndpointSlice, ObjectName, Scheduler, Service
 
 SCHEDULER, WEIGHT = "nftproxy.io/scheduler", "nftproxy.io/weight"
 FULL = 100  # the greatest weight, and that of slices without the annotation
@@ -44,13 +44,27 @@ def weight(piece: EndpointSlice, notes: list[str]) -> int:
     return FULL
 
 
-def problems(service: Service, slices: Iterable[EndpointSlice]) -> list[str]:
-    """Return a note about each annotation of a Service and its slices that cannot be used."""
-    notes: list[str] = []
-    scheduler(service, notes)
-    for piece in slices:
-        weight(piece, notes)
-    return notes
+class Problems:
+    """The annotations that cannot be used, each told once until it changes."""
+
+    def __init__(self) -> None:
+        self._told: dict[ObjectName, list[str]] = {}
+
+    def new(
+        self, looked_at: Mapping[ObjectName, tuple[Service | None, Iterable[EndpointSlice]]]
+    ) -> Iterator[tuple[ObjectName, str]]:
+        """Yield the Services whose problems are not those told before, with these."""
+        for name, (service, slices) in looked_at.items():
+            notes: list[str] = []
+            if service:
+                scheduler(service, notes)
+                for piece in slices:
+                    weight(piece, notes)
+            before = self._told.pop(name, None)
+            if notes:
+                self._told[name] = notes
+                if notes != before:
+                    yield name, "; ".join(notes)
 
 
 def _short(text: str) -> str:

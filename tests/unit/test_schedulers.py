@@ -109,10 +109,20 @@ def test_weights(value: str) -> None:
     assert not notes
 
 
-def test_problems_are_those_of_a_service_and_of_all_its_slices() -> None:
+def test_problems_are_told_once_until_they_change() -> None:
+    """Those of a Service and of all its slices, for the event; both families look at each."""
+    problems = annotations.Problems()
     pieces = [annotated(endpoint_slice(name=name), weight="x") for name in ("a", "b")]
-    assert len(annotations.problems(annotated(service(), scheduler="x"), pieces)) == 3
-    assert annotations.problems(annotated(service(), scheduler="maglev"), []) == []
+    wrong, right = (annotated(service(), scheduler=each) for each in ("x", "maglev"))
+    name = wrong.metadata.key
+    ((told, text),) = problems.new({name: (wrong, pieces)})
+    assert told == name
+    assert text.count("annotation nftproxy.io/") == 3
+    assert not list(problems.new({name: (wrong, pieces)}))
+    assert [text for _, text in problems.new({name: (right, pieces[:1])})] != [text]
+    assert not list(problems.new({name: (right, ())}))
+    assert not list(problems.new({name: (None, ())}))
+    assert len(list(problems.new({name: (wrong, pieces)}))) == 1
 
 
 # --- weight 0 -------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_policy_local_chooses_among_those_here(
     found = answerers(world, web, kind, wire)
     for source, answer in found.items():
         assert answer.address == slots[slot(source, len(slots))].address
-        assert answer.source == source
+        assert answer.source == source or kind == "cluster", "only a ClusterIP masquerades it"
     assert {answer.name for answer in found.values()} == {"pod1-1", "pod1-2"}
 
 

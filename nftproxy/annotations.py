@@ -1,4 +1,4 @@
-"""What annotations of nftproxy's own say. Pure, but it remembers which problems it has told.
+"""What annotations of nftproxy's own say. Pure, but it remembers problems.
 
 A value that cannot be used never keeps a Service from working: it is named in a note, and the
 default applies.
@@ -45,24 +45,24 @@ def weight(piece: EndpointSlice, notes: list[str]) -> int:
 
 
 class Problems:
-    """The annotations that cannot be used, each told once until it changes."""
+    """The annotations that cannot be used, each reported once until it changes."""
 
     def __init__(self) -> None:
-        self._told: dict[ObjectName, list[str]] = {}
+        self._known: dict[ObjectName, list[str]] = {}
 
     def new(
         self, looked_at: Mapping[ObjectName, tuple[Service | None, Iterable[EndpointSlice]]]
     ) -> Iterator[tuple[ObjectName, str]]:
-        """Yield the Services whose problems are not those told before, with these."""
+        """Yield the Services with other problems than before, and these."""
         for name, (service, slices) in looked_at.items():
             notes: list[str] = []
             if service:
                 scheduler(service, notes)
                 for piece in slices:
                     weight(piece, notes)
-            before = self._told.pop(name, None)
+            before = self._known.pop(name, None)
             if notes:
-                self._told[name] = notes
+                self._known[name] = notes
                 if notes != before:
                     yield name, "; ".join(notes)
 

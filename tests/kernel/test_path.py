@@ -19,6 +19,7 @@ PACKAGE = Path(nftproxy.__file__).parent
 VALUES = {
     "address.py",
     "chunks.py",
+    "annotations.py",
     "model.py",
     "selection.py",
     "configuration/settings.py",

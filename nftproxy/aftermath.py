@@ -11,19 +11,19 @@ from collections.abc import Callable
 from loguru import logger
 
 from nftproxy.address import Address, Family
+from nftproxy.annotations import Problems
 from nftproxy.configuration.settings import NodeSettings
 from nftproxy.errors import BlockedError, NftproxyError
 from nftproxy.forwarder.process import LocalForwarder, LocalNodePorts
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.model import ObjectName
 from nftproxy.monitoring.events import (
-    ANNOTATION_IGNORED,
     HEALTH_CHECK_PORT_FAILED,
+    UNUSABLE_ANNOTATION,
     EventKind,
     Regarding,
 )
 from nftproxy.monitoring.http.servicehealth import HealthCheckPorts
-from nftproxy.monitoring.ignored import Ignored
 from nftproxy.monitoring.metrics import Metrics
 from nftproxy.monitoring.proxyhealth import ProxyHealth
 from nftproxy.monitoring.servicehealth import Standing, listen_on
@@ -89,8 +89,6 @@ class Aftermath(Observer):
         self._conntrack = conntrack
         self._health = health
         self._metrics = metrics
-        self._record = record
-        self._ignored = Ignored()
         self._forwarder = forwarder
 
         def healthy() -> bool:
@@ -101,6 +99,8 @@ class Aftermath(Observer):
         }
         self._taking_over: asyncio.Task[None] | None = None
         self._first = set(settings.families)  # families that have had no successful sync yet
+        self._record = record
+        self._annotations = Problems()  # of both families, which see the same
 
     def close(self) -> None:
         """Close the health check node ports."""
@@ -130,8 +130,8 @@ class Aftermath(Observer):
         changed = side.standing.look(report.looked_at, notes)
         for note in notes:
             logger.error("{}", note)
-        for service, note in self._ignored.look(report.looked_at):
-            self._record(ANNOTATION_IGNORED, Regarding.service(service), note)
+        for name, problem in self._annotations.new(report.looked_at):
+            self._record(UNUSABLE_ANNOTATION, Regarding.service(name), problem)
         side.flows.saw(report.looked_at, report.refused, everything=report.read_back)
         self._metrics.sync_done(
             report,

@@ -10,6 +10,7 @@ from operator import eq
 
 import msgspec
 
+from nftproxy import annotations
 from nftproxy.address import Family
 from nftproxy.chunks import LONG, compact
 from nftproxy.model import EndpointSlice, Proto, Service, ServicePort, SliceEndpoint
@@ -42,6 +43,7 @@ class _Part(msgspec.Struct, frozen=True):
     choices: tuple[tuple[Endpoint, ...], ...]  # by number
     unhinted: tuple[int, int]  # ready endpoints without a hint for nodes, for zones
     here: frozenset[Endpoint]
+    weight: int
     notes: Notes
 
 
@@ -55,6 +57,7 @@ class _Port:
         self.overlapping = 0  # endpoints that several slices have
         self.local: set[str] = set()  # slices with endpoints on this node
         self.noted: set[str] = set()
+        self.weighted: set[str] = set()  # slices whose weight is not the full one
         self._slices: dict[Endpoint, int] = {}  # how many slices have an endpoint
 
     def put(self, name: str, part: _Part | None) -> None:
@@ -71,16 +74,18 @@ class _Port:
                     self.sizes[choice] += sign * len(endpoints)
                 for place, number in enumerate(each.unhinted):
                     self.unhinted[place] += sign * number
-        self.noted.discard(name)
-        self.local.discard(name)
         if part is None:
             del self.parts[name]
-            return
-        self.parts[name] = part
-        if part.notes:
-            self.noted.add(name)
-        if part.here:
-            self.local.add(name)
+        else:
+            self.parts[name] = part
+        for names, applies in (
+            (self.noted, part and part.notes),
+            (self.local, part and part.here),
+            (self.weighted, part and part.weight != annotations.FULL),
+        ):
+            names.discard(name)
+            if applies:
+                names.add(name)
 
     def chosen(self, choice: int) -> Sequence[Endpoint]:
         """Return the endpoints of all slices, a chunk for each."""
@@ -163,6 +168,11 @@ def _lists(seen: View, port: ServicePort, known: _Port) -> Lists:
         local=local,
         usable_anywhere=bool(cluster) or (uses_local and bool(usable)),
         here=tuple(dict.fromkeys(here)),
+        weights={
+            endpoint: known.parts[name].weight
+            for name in known.weighted
+            for endpoint in known.parts[name].backends
+        },
     )
 
 
@@ -172,15 +182,16 @@ def _read(
     """Read a slice; endpoints that its former version has alike are not read again."""
     notes: Notes = []
     numbers = port_numbers(piece, port, family, notes)
+    weight = annotations.weight(piece, notes) if numbers else annotations.FULL
     endpoints = piece.endpoints or () if numbers else ()
     head = tail = 0
-    if before and before.numbers == numbers and not before.notes:
+    if before and (before.numbers, before.weight) == (numbers, weight) and not before.notes:
         head, tail = _alike(before.piece.endpoints or (), endpoints)
     read = list(before.read[:head]) if before else []
     for each in endpoints[head : len(endpoints) - tail]:
         address = endpoint_address(each, family, piece.metadata.name, notes)
         found = () if address is None else (Endpoint(address, number) for number in numbers)
-        read.append(tuple(backend(endpoint, each, here.node) for endpoint in found))
+        read.append(tuple(backend(endpoint, each, here.node, weight) for endpoint in found))
     if before and tail:
         read += before.read[-tail:]
     backends = {found.endpoint: found for each in read for found in each}
@@ -193,6 +204,7 @@ def _read(
         backends,
         *_chosen(backends.values(), here),
         frozenset(endpoint for endpoint, found in backends.items() if found.is_local),
+        weight,
         notes,
     )
 
@@ -214,7 +226,7 @@ def _chosen(
     found: list[list[Endpoint]] = [[] for _ in _CHOICES]
     ready = found[_READY]
     nodeless = zoneless = 0
-    for endpoint, is_ready, _, fallback, is_local, zones, nodes in backends:
+    for endpoint, is_ready, _, fallback, is_local, zones, nodes, _ in backends:
         if is_ready:
             ready.append(endpoint)
             nodeless += not nodes

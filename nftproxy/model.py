@@ -27,6 +27,14 @@ class Proto(enum.StrEnum):
 _NFT_NAMES = {proto: proto.value.lower() for proto in Proto}
 
 
+class Scheduler(enum.StrEnum):
+    """How an endpoint is chosen for a new connection, spelled as in the annotation."""
+
+    RANDOM = "random"
+    SOURCE_HASH = "source-hash"  # by the client's address; a change of endpoints moves most clients
+    MAGLEV = "maglev"  # by the client's address; a change of endpoints moves few clients
+
+
 class ObjectName(NamedTuple):
     """A namespaced name; prints as namespace/name."""
 
@@ -62,12 +70,14 @@ class Labels(Wire, frozen=True, rename=None):
 
 
 class Annotations(Wire, frozen=True, rename=None):
-    """The annotations that are read (contract 7.4.16), ours among them (`annotations`)."""
+    """The annotations that are read: one of Kubernetes (contract 7.4.16), and our own."""
 
     trigger_time: str | None = msgspec.field(
         default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
     )
     affinity_scope: str | None = msgspec.field(default=None, name="nftproxy.io/affinity-scope")
+    scheduler: str | None = msgspec.field(default=None, name="nftproxy.io/scheduler")
+    weight: str | None = msgspec.field(default=None, name="nftproxy.io/weight")
 
 
 class Meta(Wire, frozen=True):

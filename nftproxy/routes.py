@@ -12,11 +12,12 @@ from typing import NamedTuple
 import msgspec
 
 from nftproxy.address import Address, Family, Network, bracketed
-from nftproxy.model import EndpointSlice, ObjectName, Service, ServicePort
+from nftproxy.model import EndpointSlice, ObjectName, Scheduler, Service, ServicePort
 from nftproxy.selection import Endpoint, Lists, Locality, Notes, View, by_port, lists, view
 from nftproxy.sharing import Shared, SharedPart, grouped
 from nftproxy.table import schema
 from nftproxy.table.schema import Policy
+from nftproxy.table.shares import scheduled
 
 
 class Verdict(NamedTuple):
@@ -120,6 +121,8 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     # How its frontends are entered: policy, and whether as a NodePort
     entries: tuple[tuple[Policy, bool], ...]
     part: SharedPart | None = None  # of the memory that the ports of its Service share
+    scheduler: Scheduler = Scheduler.RANDOM
+    sizes: tuple[int, int] | None = None  # slots of both lists; None: as many as endpoints
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -131,14 +134,16 @@ class Affinity(msgspec.Struct, frozen=True, gc=False):
     @property
     def ports_name(self) -> str:
         """The port numbers as in chain names."""
-        return self.part.lookup if self.part else schema.ports(self.ports)
+        if self.part:
+            return self.part.lookup
+        return schema.ports(self.ports, self.scheduler)
 
     @property
     def picks(self) -> tuple[str, ...]:
         """Return the names of the chains that choose for a client who is not known yet."""
-        cluster, local = len(self.cluster), len(self.local)
+        cluster, local = self.sizes or (len(self.cluster), len(self.local))
         picks = (
-            schema.pick(p, self.family, self.proto, cluster, local, node_port=n)
+            schema.pick(p, self.family, self.proto, cluster, local, self.scheduler, node_port=n)
             for p, n in self.entries
         )
         return tuple(filter(None, picks))
@@ -187,7 +192,8 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     name: str  # of the service port: namespace/service:port, as long as the kernel keeps a comment
     frontend: Frontend
     policy: Policy
-    cluster: Sequence[Endpoint]  # in the order of slots
+    # In the order of slots; an endpoint may have several
+    cluster: Sequence[Endpoint]
     local: Sequence[Endpoint]
     refusal: Refusal
     affinity: Affinity | None = None
@@ -195,6 +201,7 @@ class Route(msgspec.Struct, frozen=True, gc=False):
         None  # allowed clients of a load-balancer address; None: all
     )
     refused_on_localhost: bool = False  # a NodePort that loopback addresses refuse
+    scheduler: Scheduler = Scheduler.RANDOM
 
 
 class Compiled(msgspec.Struct, frozen=True, gc=False):
@@ -257,19 +264,20 @@ def compile_service(
         )
         for port in ports
     ]
+    slots_lists = [_slots(chosen, seen.scheduler) for chosen in chosen_lists]
     remembering = [
-        _affinity(service.metadata.key, port, seen, chosen, context.family)
-        for port, chosen in zip(ports, chosen_lists, strict=True)
+        _affinity(service.metadata.key, port, seen, chosen, slots, context.family)
+        for port, chosen, slots in zip(ports, chosen_lists, slots_lists, strict=True)
     ]
     affinities = [affinity for affinity in remembering if affinity]
     shared: Shared | None = None
     if seen.affinity_shared and affinities:
         affinities, shared = _sharing(service.metadata.key, affinities)
     following = iter(affinities)
-    for port, chosen, own in zip(ports, chosen_lists, remembering, strict=True):
+    for port, chosen, slots, own in zip(ports, chosen_lists, slots_lists, remembering, strict=True):
         proto, affinity = port.protocol.nft, next(following) if own else None
         hairpins.update(dict.fromkeys((e.address, e.address, proto, e.port) for e in chosen.here))
-        for route in _routes(service.metadata.key, seen, port, chosen, affinity, context):
+        for route in _routes(service.metadata.key, seen, port, slots, affinity, context):
             routes.setdefault(route.frontend, _logged(route) if context.log_refusals else route)
     return Compiled(
         service.metadata.creation_timestamp or "",
@@ -279,6 +287,16 @@ def compile_service(
         tuple(hairpins),
         shared,
     )
+
+
+def _slots(chosen: Lists, scheduler: Scheduler) -> Lists:
+    """Return lists with their endpoints in slots; the same object if each has one."""
+    if scheduler is Scheduler.RANDOM and not chosen.weights:
+        return chosen
+    cluster, local = (
+        scheduled(each, chosen.weights, scheduler) for each in (chosen.cluster, chosen.local)
+    )
+    return msgspec.structs.replace(chosen, cluster=cluster, local=local)
 
 
 def _routes(
@@ -292,19 +310,21 @@ def _routes(
     """Yield the routes of one service port, by kind of frontend (contract 2.2)."""
     proto = port.protocol.nft
     name = _comment(f"{service}:{port.name}" if port.name else str(service))  # contract 5.3.1
-    yield _route(
-        name, Frontend(seen.cluster_ip, proto, port.port), _internal(seen), chosen, affinity
-    )
+    by = seen.scheduler
+    cluster = Frontend(seen.cluster_ip, proto, port.port)
+    yield _route(name, cluster, _internal(seen), chosen, affinity, by)
     external = _external(seen)
     sources = _sources(seen, context)
     for (
         address
     ) in seen.vips:  # before external IPs: an address that is both keeps its source ranges
-        yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity, sources)
+        frontend = Frontend(address, proto, port.port)
+        yield _route(name, frontend, external, chosen, affinity, by, sources)
     for address in seen.external_ips:
-        yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity)
+        yield _route(name, Frontend(address, proto, port.port), external, chosen, affinity, by)
     if port.node_port:
-        route = _route(name, Frontend.node_port(proto, port.node_port), external, chosen, affinity)
+        frontend = Frontend.node_port(proto, port.node_port)
+        route = _route(name, frontend, external, chosen, affinity, by)
         if proto in context.refused_on_localhost:
             route = msgspec.structs.replace(route, refused_on_localhost=True)
         yield route
@@ -324,6 +344,7 @@ def _route(
     policy: Policy,
     chosen: Lists,
     affinity: Affinity | None,
+    scheduler: Scheduler,
     sources: tuple[Network, ...] | None = None,
 ) -> Route:
     """Decide lists and refusal of one frontend (contract 2.5)."""
@@ -344,6 +365,7 @@ def _route(
         refusal,
         affinity if cluster or local else None,
         sources,
+        scheduler,
     )
 
 
@@ -354,7 +376,12 @@ def _logged(route: Route) -> Route:
 
 
 def _affinity(
-    service: ObjectName, port: ServicePort, seen: View, chosen: Lists, family: Family
+    service: ObjectName,
+    port: ServicePort,
+    seen: View,
+    chosen: Lists,
+    slots: Lists,
+    family: Family,
 ) -> Affinity | None:
     if seen.affinity_seconds is None or not (chosen.cluster or chosen.local):
         return None
@@ -366,7 +393,15 @@ def _affinity(
     if port.node_port:
         entries.append((_external(seen), True))
     return Affinity(
-        name, family, proto, seen.affinity_seconds, chosen.cluster, chosen.local, tuple(entries)
+        name,
+        family,
+        proto,
+        seen.affinity_seconds,
+        chosen.cluster,
+        chosen.local,
+        tuple(entries),
+        seen.scheduler,
+        None if slots is chosen else (len(slots.cluster), len(slots.local)),
     )
 
 

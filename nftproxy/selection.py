@@ -5,7 +5,7 @@ are parsed here, once. Unusable entries are skipped and named in `notes`, so tha
 never affects the rest of its service.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -13,7 +13,15 @@ import msgspec
 from nftproxy import annotations
 from nftproxy.address import Address, Family, Network, bracketed, parse_address, parse_network
 from nftproxy.errors import AddressError
-from nftproxy.model import EndpointSlice, Proto, Service, ServicePort, SliceEndpoint, SlicePort
+from nftproxy.model import (
+    EndpointSlice,
+    Proto,
+    Scheduler,
+    Service,
+    ServicePort,
+    SliceEndpoint,
+    SlicePort,
+)
 
 DEFAULT_AFFINITY_SECONDS = 10800  # contract 2.4.1
 
@@ -49,6 +57,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     external_local: bool
     affinity_seconds: int | None
     affinity_shared: bool  # by all ports
+    scheduler: Scheduler
 
     def externally_accessible(self, port: ServicePort) -> bool:
         """Whether clients outside the cluster can reach the port (contract 2.2.1)."""
@@ -65,10 +74,14 @@ class Lists(msgspec.Struct, frozen=True, kw_only=True):
     local: Sequence[Endpoint] = ()
     usable_anywhere: bool = False  # contract 3.4.6: an empty list then means drop, not reject
     here: tuple[Endpoint, ...] = ()  # those of either list that are on this node (contract 3.4.8)
+    weights: Mapping[Endpoint, int] = {}  # of endpoints whose weight is not the full one
 
 
 class Backend(NamedTuple):
-    """An endpoint with the facts that decide its use."""
+    """An endpoint with the facts that decide its use.
+
+    One of weight 0 takes no new connection: it counts as neither ready nor a fallback.
+    """
 
     endpoint: Endpoint
     ready: bool
@@ -77,6 +90,7 @@ class Backend(NamedTuple):
     is_local: bool
     zones: tuple[str, ...]
     nodes: tuple[str, ...]
+    weight: int
 
 
 Notes = list[str]
@@ -115,6 +129,7 @@ def view(
         external_local=spec.external_traffic_policy == "Local" and policy_counts,
         affinity_seconds=seconds if spec.session_affinity == "ClientIP" else None,
         affinity_shared=scope is annotations.AffinityScope.SERVICE,
+        scheduler=annotations.scheduler(service, notes),
     )
 
 
@@ -145,6 +160,7 @@ def lists(
         local=tuple(b.endpoint for b in local),
         usable_anywhere=anywhere,
         here=tuple(dict.fromkeys(b.endpoint for b in (*cluster, *local) if b.is_local)),
+        weights={b.endpoint: b.weight for b in backends if b.weight != annotations.FULL},
     )
 
 
@@ -264,6 +280,7 @@ def merge(
     # leaves it open).
     for piece in sorted(slices, key=lambda s: s.metadata.name):
         numbers = port_numbers(piece, port, family, notes)
+        weight = annotations.weight(piece, notes) if numbers else annotations.FULL
         for each in piece.endpoints or () if numbers else ():
             address = endpoint_address(each, family, piece.metadata.name, notes)
             if address is None:
@@ -273,7 +290,7 @@ def merge(
                 endpoint = Endpoint(address, number)
                 if terminating and endpoint in merged:
                     continue
-                merged[endpoint] = backend(endpoint, each, node)
+                merged[endpoint] = backend(endpoint, each, node, weight)
     return [merged[e] for e in sorted(merged, key=str)]
 
 
@@ -336,7 +353,7 @@ def endpoint_address(each: SliceEndpoint, family: Family, piece: str, notes: Not
     return address.text
 
 
-def backend(endpoint: Endpoint, each: SliceEndpoint, node: str) -> Backend:
+def backend(endpoint: Endpoint, each: SliceEndpoint, node: str, weight: int) -> Backend:
     """Read conditions, hints and whether the endpoint is on `node` (contract 3.1.6, 3.1.7)."""
     conditions, hints = each.conditions, each.hints
     ready = conditions is None or conditions.ready is not False
@@ -344,12 +361,13 @@ def backend(endpoint: Endpoint, each: SliceEndpoint, node: str) -> Backend:
     terminating = conditions is not None and conditions.terminating is True
     return Backend(
         endpoint,
-        ready,
+        ready and weight > 0,
         serving,
-        serving and terminating,
+        serving and terminating and weight > 0,
         each.node_name == node,
         tuple(z.name for z in hints.for_zones or ()) if hints else (),
         tuple(n.name for n in hints.for_nodes or ()) if hints else (),
+        weight,
     )
 
 

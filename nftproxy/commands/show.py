@@ -19,6 +19,7 @@ from nftproxy.kernel.snapshot import (
     Snapshot,
     take_snapshot,
 )
+from nftproxy.model import Scheduler
 from nftproxy.node import memory
 from nftproxy.selection import Endpoint
 from nftproxy.table.schema import Policy
@@ -31,6 +32,11 @@ _POLICIES = {
 }
 
 _NAMED = 10  # gone endpoints that are named
+
+_SCHEDULERS = {
+    Scheduler.SOURCE_HASH: "by the client's address (source-hash)",
+    Scheduler.MAGLEV: "by the client's address (maglev)",
+}
 
 _EXAMPLES = """\b
 For example:
@@ -153,22 +159,26 @@ def _detail(service: ShownServicePort) -> None:
         e: n for s in service.frontends if s.affinity for e, n in s.affinity.clients.items()
     }
     sticky = any(shown.affinity for shown in service.frontends)
+    weighed = any(one.slots > 1 for s in service.frontends for one in (*s.cluster, *s.local))
     rows = []
     for title, lists in (
         ("cluster", [shown.cluster for shown in service.frontends]),
         ("local", [shown.local for shown in service.frontends]),
     ):
+        shares = _shares(lists)
         for endpoint, connections in _added_up(lists).items():
             rows.append(
                 (
                     title,
                     str(endpoint),
+                    *((f"{shares[endpoint]:.1%}",) if weighed else ()),
                     str(connections),
                     *((str(remembered.get(str(endpoint), 0)),) if sticky else ()),
                 )
             )
     if rows:
-        header = ("LIST", "ENDPOINT", "CONNECTIONS", *(("CLIENTS REMEMBERED",) if sticky else ()))
+        header = ("LIST", "ENDPOINT", *(("SHARE",) if weighed else ()), "CONNECTIONS")
+        header += ("CLIENTS REMEMBERED",) if sticky else ()
         columns.show(header, rows, indent=2)
     click.echo()
 
@@ -180,6 +190,15 @@ def _added_up(lists: Sequence[Sequence[Listed]]) -> Counter[Endpoint]:
         for listed in each:
             total[listed.endpoint] += listed.connections
     return total
+
+
+def _shares(lists: Sequence[Sequence[Listed]]) -> dict[Endpoint, float]:
+    """Return the share of new clients or connections that each endpoint has of its list."""
+    found: dict[Endpoint, float] = {}
+    for each in lists:
+        total = sum(listed.slots for listed in each)
+        found.update((listed.endpoint, listed.slots / total) for listed in each)
+    return found
 
 
 def _place(shown: Shown) -> str:
@@ -203,6 +222,8 @@ def _words(shown: Shown) -> Iterator[str]:
     """Describe which clients get which endpoints, and which are refused."""
     if shown.policy:
         yield _POLICIES[shown.policy]
+    if shown.scheduler in _SCHEDULERS:
+        yield _SCHEDULERS[shown.scheduler]
     if shown.refused:
         what = "dropped" if shown.refused.verdict == "drop" else "rejected"
         whom = f"{shown.refused.packets} packets {what}" if shown.refused.packets else what

@@ -18,6 +18,7 @@ import msgspec
 from nftproxy.address import Family, pack
 from nftproxy.errors import MissingError
 from nftproxy.kernel.reader import Counted, Reader
+from nftproxy.model import Scheduler
 from nftproxy.routes import Frontend, Key, Verdict
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
@@ -41,11 +42,15 @@ class ShownValue(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Listed(ShownValue, frozen=True):
-    """An endpoint in one of a frontend's lists, and how often it was picked."""
+    """An endpoint in one of a frontend's lists, and how often it was picked.
+
+    `slots` is how many it has of the list's: its share.
+    """
 
     address: str
     port: int
     connections: int
+    slots: int = 1
 
     @property
     def endpoint(self) -> Endpoint:
@@ -90,6 +95,7 @@ class Shown(ShownValue, frozen=True):
     refused: ShownRefusal | None
     affinity: ShownAffinity | None
     sources: tuple[str, ...] | None
+    scheduler: Scheduler = Scheduler.RANDOM
 
     @property
     def frontend(self) -> Frontend:
@@ -183,12 +189,14 @@ def _counted_again(reader: Reader, shown: Shown) -> Shown:
         return counted.packets if counted else before
 
     def slots(where: str, listed: tuple[Listed, ...]) -> tuple[Listed, ...]:
+        seen: Counter[Endpoint] = Counter()
+        for number in range(sum(one.slots for one in listed)):
+            counted = reader.element(where, shown.frontend.slot(number))
+            if counted and isinstance(value := counted.element.value, tuple):
+                seen[Endpoint(str(value[0]), int(value[1]))] += counted.packets
         return tuple(
-            msgspec.structs.replace(
-                one,
-                connections=packets(where, shown.frontend.slot(number), one.connections),
-            )
-            for number, one in enumerate(listed)
+            msgspec.structs.replace(one, connections=seen.get(one.endpoint, one.connections))
+            for one in listed
         )
 
     key, refused = shown.frontend.key, shown.refused
@@ -301,13 +309,26 @@ def _shown(
         protocol=frontend.proto,
         port=frontend.port,
         policy=_policy(one, kind),
+        scheduler=_scheduler(one),
         connections=one.steps[schema.SERVICES][1] if schema.SERVICES in one.steps else 0,
-        cluster=tuple(listed for _, listed in sorted(one.slots[False].items())),
-        local=tuple(listed for _, listed in sorted(one.slots[True].items())),
+        cluster=_listed(one.slots[False]),
+        local=_listed(one.slots[True]),
         refused=_refused(one),
         affinity=_affinity(family, one, clients),
         sources=tuple(sorted(one.sources)) if schema.FIREWALL in one.steps else None,
     )
+
+
+def _listed(slots: Mapping[int, Listed]) -> tuple[Listed, ...]:
+    """Return the endpoints of a list in the order of their first slots, each once."""
+    found: dict[Endpoint, Listed] = {}
+    for _, one in sorted(slots.items()):
+        before = found.get(one.endpoint)
+        if before:
+            connections, number = before.connections + one.connections, before.slots + 1
+            one = msgspec.structs.replace(one, connections=connections, slots=number)  # noqa: PLW2901
+        found[one.endpoint] = one
+    return tuple(found.values())
 
 
 def _policy(one: _Found, kind: AddressKind) -> Policy | None:
@@ -318,6 +339,11 @@ def _policy(one: _Found, kind: AddressKind) -> Policy | None:
         policy = schema.policy(verdict.target)
         return policy if policy and policy.uses_cluster else local
     return local if one.steps.get(schema.NO_ENDPOINTS, (Verdict(""), 0))[0].drops else None
+
+
+def _scheduler(one: _Found) -> Scheduler:
+    verdict, _ = one.steps.get(schema.SERVICES, (Verdict(""), 0))
+    return schema.scheduler(verdict.target)
 
 
 def _refused(one: _Found) -> ShownRefusal | None:

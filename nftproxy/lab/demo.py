@@ -165,6 +165,16 @@ def walk(demo: "Demo") -> Iterator[DemoStep]:
             Expectation("pod1-3", "10.96.0.70", 443, meeting, one=True, also=both),
         ),
     )
+    yield DemoStep(
+        "A scheduler and weights: schedulers.yaml",
+        "With maglev, a client's address decides, so both pods always get the endpoint they had; "
+        "an endpoint of weight 50 gets half as much as another.",
+        (
+            Expectation("pod2-3", "10.96.0.80", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
+            Expectation("pod1-3", "10.96.0.80", 80, {"pod1-1", "pod2-1", "pod2-2"}, one=True),
+            Expectation("pod2-3", "10.96.0.81", 80, {"pod1-1", "pod2-1"}),
+        ),
+    )
 
 
 class Demo:
@@ -194,7 +204,7 @@ class Demo:
             for node in self.lab.nodes:
                 self._wait(
                     node,
-                    lambda seen: len(seen.services) >= 7 and all(seen.nodeport_addresses.values()),
+                    lambda seen: len(seen.services) >= 9 and all(seen.nodeport_addresses.values()),
                     START,
                 )
             self._cleanup = stack.pop_all()

@@ -5,6 +5,7 @@ counter that moved, so only the others are taken apart: with 10 000 Services, of
 busy, that is a few kilobytes of some megabytes.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from nftproxy.errors import MissingError
 from nftproxy.kernel.reader import Counted, Reader, counted_in
 from nftproxy.monitoring.refusals import Refusals, reason_of, rule_counters
 from nftproxy.monitoring.unanswered import Unanswered
-from nftproxy.routes import Frontend, Key, Verdict
+from nftproxy.routes import Frontend, Key, Value, Verdict
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
 from nftproxy.table.schema import Reason
@@ -140,11 +141,13 @@ class Activity:
         for family, frontend in frontends:
             maps = schema.maps(family, frontend.proto, frontend.is_node_port)
             for name in (maps.endpoints, maps.local_endpoints):
-                for number in range(_MOST):
+                seen: set[Value] = set()
+                for number in itertools.count():
                     counted = self._reader.element(name, frontend.slot(number))
-                    if counted is None:
+                    if counted is None or len(seen) >= _MOST:
                         break
                     value = counted.element.value
                     if isinstance(value, tuple) and not isinstance(value, Verdict):
+                        seen.add(value)
                         found[Endpoint(str(value[0]), int(value[1]))] += counted.packets
         return [Share(*one) for one in found.most_common()]

@@ -35,7 +35,7 @@ _NAME: Final = 253 - 17
 
 
 class EventKind(msgspec.Struct, frozen=True):
-    """What happened, in the words that kube-proxy uses (contract 10.1)."""
+    """What happened, in the words that kube-proxy uses where it knows them (contract 10.1)."""
 
     reason: str
     type: Literal["Normal", "Warning"]
@@ -48,8 +48,7 @@ HEALTH_SERVER_FAILED: Final = EventKind(
 )
 METRICS_SERVER_FAILED: Final = EventKind("FailedToStartMetricServer", "Warning", "StartKubeProxy")
 HEALTH_CHECK_PORT_FAILED: Final = EventKind("FailedToStartServiceHealthcheck", "Warning", "Listen")
-
-ANNOTATION_IGNORED: Final = EventKind("AnnotationIgnored", "Warning", "Sync")
+UNUSABLE_ANNOTATION: Final = EventKind("UnusableAnnotation", "Warning", "SyncService")
 
 
 class Regarding(msgspec.Struct, frozen=True, omit_defaults=True):

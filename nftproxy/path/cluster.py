@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from nftproxy.address import Family
+from nftproxy.annotations import WEIGHT
 from nftproxy.model import EndpointSlice, Node, ObjectName, Service, ServiceCIDR, ServicePort
 from nftproxy.path.model import Candidate
 from nftproxy.routes import Compiled, Context, Frontend, Route, compile_service
@@ -104,7 +105,9 @@ def left_out(
         endpoint = backend.endpoint
         if str(endpoint) in used:
             continue
-        if not backend.ready:
+        if not backend.weight:
+            reason = "weight 0"
+        elif not backend.ready:
             reason = "terminating" if backend.fallback else "not ready"
         elif local_only and not backend.is_local:
             reason = "on another node; the policy is Local"
@@ -172,4 +175,6 @@ def why_none(
     every = [each.conditions for piece in of_family for each in piece.endpoints or ()]
     if all(each and each.terminating for each in every):
         return "terminating", f"All endpoints of {name} are terminating"
+    if not any(backend.weight for backend in backends):
+        return "weight-zero", f"All endpoints of {name} have weight 0 (annotation {WEIGHT})"
     return "not-ready", f"No endpoint of {name} is ready"

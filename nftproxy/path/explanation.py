@@ -95,7 +95,8 @@ def _connection(
         others = [*passage.causes]
     elif refused and passage.stopped_before:
         others = [*passage.causes, *refused]
-    used = passage.used if node.rules is not None else choice.endpoints
+    planned = (choice.picked,) if choice.picked else choice.endpoints
+    used = passage.used if node.rules is not None else planned
     reach = _reach(choice, others, passage, node)
     more = remarks(aimed, client, node, cluster, passage, choice, reach)
     causes = tuple(dict.fromkeys([*others, *more.causes]))
@@ -138,16 +139,15 @@ def _candidates(
     node: NodeView,
     cluster: Cluster | None,
 ) -> tuple[Candidate, ...]:
-    share = 1 / len(used) if used else None
+    slots = {one: choice.slots.get(one, 1) for one in used}
     found = [
         Candidate(
-            address,
-            port,
+            *split(one),
             used=True,
-            share=share,
-            reach=passage.of_endpoint.get(str_of(address, port)),
+            share=number / sum(slots.values()),
+            reach=passage.of_endpoint.get(one),
         )
-        for address, port in (split(one) for one in used)
+        for one, number in slots.items()
     ]
     if cluster and aimed.name and aimed.port:
         backends = cluster.backends(aimed.name, aimed.port, aimed.family, node.name)

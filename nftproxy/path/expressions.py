@@ -6,6 +6,7 @@ never guessed.
 """
 
 # ruff: noqa: ARG002 - all expressions are given the same
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ from nftproxy.path.state import Doubt, Event, RuleState
 from nftproxy.table import expressions as nft
 from nftproxy.table import netlink
 from nftproxy.table.expressions import BitwiseOperation, VerdictCode
+from nftproxy.table.jhash import jhash
 
 _LIMITS = {
     "limit": "a limit of packets",
@@ -73,9 +75,17 @@ class RuleMachine(Ending):
         return [store(state, integer(data[nft.Numgen.TO]), value)]
 
     def hash(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:
-        """Take a hash of the packet: any of the numbers that it can be."""
+        """Take a hash of a known value; else any of the numbers that it can be."""
         offset = integer(data[nft.Hash.OFFSET]) if nft.Hash.OFFSET in data else 0
-        value = choice(offset, integer(data[nft.Hash.MODULUS]), "a hash")
+        modulus = integer(data[nft.Hash.MODULUS])
+        value = choice(offset, modulus, "a hash")
+        if nft.Hash.FROM in data and nft.Hash.SEED in data and nft.Hash.LENGTH in data:
+            length = integer(data[nft.Hash.LENGTH])
+            hashed = state.registers.load(integer(data[nft.Hash.FROM]), length)
+            if hashed.is_exact:
+                number = jhash(hashed.options[0][:length], integer(data[nft.Hash.SEED]))
+                scaled = offset + (number * modulus >> 32)
+                value = exact(scaled.to_bytes(4, sys.byteorder))
         return [store(state, integer(data[nft.Hash.TO]), value)]
 
     def immediate(self, data: ATTRIBUTES, rule: NftRule, state: RuleState) -> Iterable[RuleState]:

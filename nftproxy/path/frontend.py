@@ -5,9 +5,11 @@ Source ranges, the map of frontends, endpoints, or a refusal and why.
 Pure except for what it asks of `Node`: single elements, one for each slot.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from nftproxy.address import Address, Network, bracketed, mask
+from nftproxy.model import Scheduler
 from nftproxy.path import held
 from nftproxy.path.aim import Aim
 from nftproxy.path.cluster import Cluster, why_none
@@ -15,10 +17,13 @@ from nftproxy.path.model import Cause, Client, Outcome, Place, PlaceKind, Step
 from nftproxy.path.view import NodeView
 from nftproxy.routes import Verdict
 from nftproxy.table import schema
+from nftproxy.table.jhash import slot
 from nftproxy.table.schema import Declaration, Policy
 
 _MOST = 1024
 """Slots that are asked for; a list with more is named by its length."""
+_LARGEST = 65536
+"""Slots of a list with a scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Choice:
     cluster: tuple[str, ...] = ()
     local: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
+    slots: Counter[str] = field(default_factory=Counter)  # how many each of `endpoints` has
+    picked: str = ""  # that of them which this client gets, where its address decides
 
     @property
     def local_only(self) -> bool:
@@ -55,8 +62,9 @@ def choose(aimed: Aim, client: Client, node: NodeView) -> Choice:
     found = held.verdict(node.held, schema.SERVICES, family, frontend)
     none = held.verdict(node.held, schema.NO_ENDPOINTS, family, frontend)
     policy = schema.policy(found.target) if found else None
-    cluster = _slots(node, schema.ENDPOINTS, aimed) if policy and policy.uses_cluster else ()
-    local = _slots(node, schema.LOCAL_ENDPOINTS, aimed) if policy and policy.uses_local else ()
+    by = schema.scheduler(found.target) if found else Scheduler.RANDOM
+    cluster = _slots(node, schema.ENDPOINTS, aimed, by) if policy and policy.uses_cluster else ()
+    local = _slots(node, schema.LOCAL_ENDPOINTS, aimed, by) if policy and policy.uses_local else ()
     inside = client.what in {"pod", "node"}
     used = (
         cluster
@@ -64,18 +72,33 @@ def choose(aimed: Aim, client: Client, node: NodeView) -> Choice:
         else local
     )
     allowed = guard is None or _is_allowed(aimed, client, node)
+    if not allowed:
+        used = ()
+    by_address = by is not Scheduler.RANDOM
+    picked = used[slot(client.address, len(used))] if by_address and used and client.address else ""
     return Choice(
-        found, none, guard is not None, allowed, policy, cluster, local, used if allowed else ()
+        found,
+        none,
+        guard is not None,
+        allowed,
+        policy,
+        tuple(dict.fromkeys(cluster)),
+        tuple(dict.fromkeys(local)),
+        tuple(dict.fromkeys(used)),
+        Counter(used),
+        picked,
     )
 
 
-def _slots(node: NodeView, declaration: Declaration, aimed: Aim) -> tuple[str, ...]:
+def _slots(
+    node: NodeView, declaration: Declaration, aimed: Aim, scheduler: Scheduler
+) -> tuple[str, ...]:
     """Return the endpoints of a list: slots are dense, so the first that is not there ends it."""
     assert aimed.frontend  # noqa: S101 - asked for by `choose` alone
     frontend = aimed.frontend
     where = declaration.name(aimed.family, frontend.proto, node_port=frontend.is_node_port)
     found: list[str] = []
-    for number in range(_MOST):
+    for number in range(_MOST if scheduler is Scheduler.RANDOM else _LARGEST):
         there, value = node.held.get(where, frontend.slot(number))
         if not there or not isinstance(value, tuple):
             break
@@ -124,6 +147,8 @@ def own_steps(aimed: Aim, choice: Choice, client: Client, node: NodeView) -> lis
     if choice.found:
         number = len(choice.endpoints)
         many = f"any of {number} endpoints" if number > 1 else "one endpoint"
+        if choice.picked:
+            many = f"{choice.picked} by the hash of {client.address}, one of {number} endpoints"
         said = f"{choice.found.target}: {many if number else 'no endpoint for this client'}"
         outcome = Outcome.FOUND if choice.endpoints else Outcome.STOPPED
         steps.append(Step(name, table, key, said, outcome))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from nftproxy.model import Scheduler
 from nftproxy.routes import Affinity, Compiled, Element, Key, Route, Value
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
@@ -193,6 +194,8 @@ class Comparison:
         return self._unclaimed.get(where, {}).pop(_shape(where).key.pack(key), None)
 
     def _settled(self, route: Route) -> Route:
+        if route.scheduler is not Scheduler.RANDOM:
+            return route
         maps = schema.maps(
             self._remembered.family, route.frontend.proto, route.frontend.is_node_port
         )

@@ -13,6 +13,7 @@ from nftproxy.table import netlink
 from nftproxy.table.netlink import (
     Data,
     ExpressionAttribute,
+    HashAttribute,
     ImmediateAttribute,
     LookupAttribute,
     NumgenAttribute,
@@ -21,11 +22,11 @@ from nftproxy.table.netlink import (
 )
 
 _SHAPE = re.compile(
-    r"((?:sticky-)?(?:nodeport-)?(?:pick|external|local|(?P<two>preserve))[46]-(?:tcp|udp|sctp)-)"
+    r"((?:sticky-)?(?:nodeport-)?(?:hash-|maglev-)?(?:pick|external|local|(?P<two>preserve))[46]-(?:tcp|udp|sctp)-)"
     r"[0-9]+(?(two)(-[0-9]+)?)((?:-[0-9.]+-.+)?)",
     re.DOTALL,
 )
-_MODULUS = re.compile(r"\bnumgen random mod ([0-9]+)")
+_MODULUS = re.compile(r"\b(?:numgen random|jhash \S+ saddr) mod ([0-9]+)")
 _TARGET = re.compile(r"\bgoto (\S+)")
 _SET = re.compile(r"@(\S+)")
 
@@ -71,6 +72,8 @@ class _Filling:
         )
         if name == "numgen":
             data[NumgenAttribute.MODULUS] = int(_next(self._moduli)).to_bytes(4)
+        elif name == "hash":
+            data[HashAttribute.MODULUS] = int(_next(self._moduli)).to_bytes(4)
         elif name == "lookup":
             if netlink.text(data[LookupAttribute.SET]) != _next(self._sets):
                 raise ShapeError

@@ -3,7 +3,8 @@
 Pure, from remembered routes and wanted services. Two things hold for every difference:
 
 - Slots are stable: an endpoint that stays keeps its number, and the last one moves into the place
-  of a removed one.
+  of a removed one. With a scheduler that goes by the client's address, they follow from the
+  endpoints alone, so that a node's history does not matter.
 - A frontend that two services claim belongs to the one whose ClusterIP it is, else to the older;
   another gets it when that one gives it up (contract 2.2.3).
 """
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from nftproxy.model import ObjectName
+from nftproxy.model import ObjectName, Scheduler
 from nftproxy.routes import Compiled, Frontend, Route
 from nftproxy.selection import Endpoint
 from nftproxy.table.remembered import Change, Remembered
@@ -115,7 +116,7 @@ def _claimed(
 
 def settled(route: Route, before: Route | None, settle: Settle = settle) -> Route:
     """Return `route` with its endpoints in the slots they had."""
-    if before is None:
+    if before is None or route.scheduler is not Scheduler.RANDOM:
         return route
     cluster, local = settle(before.cluster, route.cluster), settle(before.local, route.local)
     if cluster is route.cluster and local is route.local:

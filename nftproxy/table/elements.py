@@ -80,7 +80,13 @@ def pick(route: Route, family: Family) -> str:
     """Return the name of the chain that chooses an endpoint; empty without endpoints."""
     cluster, local, frontend = len(route.cluster), len(route.local), route.frontend
     return schema.pick(
-        route.policy, family, frontend.proto, cluster, local, node_port=frontend.is_node_port
+        route.policy,
+        family,
+        frontend.proto,
+        cluster,
+        local,
+        route.scheduler,
+        node_port=frontend.is_node_port,
     )
 
 

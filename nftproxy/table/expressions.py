@@ -270,8 +270,11 @@ class Numgen(enum.IntEnum):
 class Hash(enum.IntEnum):
     """NFTA_HASH_*."""
 
+    FROM = 1
     TO = 2
+    LENGTH = 3
     MODULUS = 4
+    SEED = 5
     OFFSET = 6
 
 

@@ -169,6 +169,12 @@ class NumgenAttribute(enum.IntEnum):
     MODULUS = 2
 
 
+class HashAttribute(enum.IntEnum):
+    """NFTA_HASH_*."""
+
+    MODULUS = 4
+
+
 class LookupAttribute(enum.IntEnum):
     """NFTA_LOOKUP_*."""
 

@@ -19,6 +19,7 @@ import msgspec
 from nftproxy import shipped
 from nftproxy.address import Address, Family, mask
 from nftproxy.configuration.settings import ALL, Cidr, NodeSettings
+from nftproxy.model import Scheduler
 from nftproxy.routes import Affinity
 from nftproxy.selection import Endpoint
 from nftproxy.sharing import SharedPart
@@ -238,11 +239,15 @@ class Program:
             return None
         return {
             **self._variables[picked.family],
+            "by": picked.by,
             "side": picked.side,
             "proto": picked.proto,
             "count": picked.size,
             "own": picked.own,
             "lists": f"{picked.size}-{picked.own}" if picked.own else picked.size,
+            "random": picked.scheduler is Scheduler.RANDOM,
+            "hash": picked.scheduler is not Scheduler.RANDOM,
+            "seed": schema.SEED,
             "NodePort": picked.node_port,
             "with address": not picked.node_port,
             "local list": picked.own,

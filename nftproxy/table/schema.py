@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 from nftproxy.address import Family
+from nftproxy.model import Scheduler
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 VERDICT = "verdict"
@@ -21,6 +22,8 @@ REJECT_NEW = "reject-new"
 """The chain that rejects a connection: a verdict map cannot hold "reject"."""
 DROP_NEW = "drop-new"
 """The chain that drops a connection where refusals are logged: the verdict "drop" logs nothing."""
+SEED = 0x6E667470
+"""Of the hash of a client's address: the same on all nodes, whatever release they run."""
 LOG_GROUP = 10256
 """The group of NFLOG in which refusals are logged."""
 LOG_LINES, LOG_BURST = 10, 20
@@ -256,16 +259,17 @@ _PICKS = {
 }
 _POLICIES = {name: policy for policy, name in _PICKS.items()}
 _SIDE = "nodeport-"
-_PICK = re.compile(
-    rf"({_SIDE})?({'|'.join(_POLICIES)})([46])-({'|'.join(PROTOCOLS)})-([1-9][0-9]*)(?:-([1-9][0-9]*))?"
-)
+_BY = {Scheduler.RANDOM: "", Scheduler.SOURCE_HASH: "hash-", Scheduler.MAGLEV: "maglev-"}
+_SCHEDULERS = {start: scheduler for scheduler, start in _BY.items()}
+_START = rf"({_SIDE})?({'|'.join(filter(None, _SCHEDULERS))})?({'|'.join(_POLICIES)})"
+_PICK = re.compile(rf"{_START}([46])-({'|'.join(PROTOCOLS)})-([1-9][0-9]*)(?:-([1-9][0-9]*))?")
 _STICKY = "sticky-"
-_ENTRY = re.compile(rf"(?:{_STICKY})?(?:{_SIDE})?({'|'.join(_POLICIES)})")
+_ENTRY = re.compile(rf"(?:{_STICKY})?{_START}")
 _LEARN = re.compile(r"learn(_service)?(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
 _PROGRAM = "program-"
 
 # libnftables aborts the process on names of more than 255 characters. The longest starts with this,
-# followed by ports and name.
+# followed by ports and name; with a scheduler there is less room for ports.
 PORTS_LIMIT = 40
 NAME_LIMIT = 255 - len("sticky-nodeport-preserve4-sctp-65536-65536-") - PORTS_LIMIT - 1
 
@@ -276,24 +280,37 @@ class Pick(NamedTuple):
     policy: Policy
     family: Family
     proto: str
-    size: int  # endpoints of the list, or of the cluster list where both are used
-    own: int  # endpoints of the local list where both are used
+    size: int  # slots of the list, or of the cluster list where both are used
+    own: int  # slots of the local list where both are used
     node_port: bool
+    scheduler: Scheduler
+
+    @property
+    def by(self) -> str:
+        """The start of the names of chains that go by the client's address."""
+        return _BY[self.scheduler]
 
     @property
     def side(self) -> str:
-        """The start of the names of chains for NodePorts."""
-        return _SIDE if self.node_port else ""
+        """The start of the names of such chains, and of those for NodePorts."""
+        return (_SIDE if self.node_port else "") + self.by
 
 
 def pick(
-    policy: Policy, family: Family, proto: str, cluster: int, local: int, *, node_port: bool
+    policy: Policy,
+    family: Family,
+    proto: str,
+    cluster: int,
+    local: int,
+    scheduler: Scheduler = Scheduler.RANDOM,
+    *,
+    node_port: bool,
 ) -> str:
-    """Return the name of the chain that chooses from lists of that many endpoints.
+    """Return the name of the chain that chooses from lists of that many slots.
 
     Empty without endpoints.
     """
-    side = _SIDE if node_port else ""
+    side = (_SIDE if node_port else "") + _BY[scheduler]
     if policy is Policy.LOCAL or (policy is Policy.PRESERVE and not cluster):
         return f"{side}local{family.digit}-{proto}-{local}" if local else ""
     own = f"-{local}" if policy is Policy.PRESERVE and local else ""
@@ -304,17 +321,31 @@ def parse_pick(name: str) -> Pick | None:
     """Return the content of the name of a pick chain; None for other chains."""
     if not (match := _PICK.fullmatch(name)):
         return None
-    side, base, digit, proto, count, own = match.groups()
+    side, by, base, digit, proto, count, own = match.groups()
     policy = _POLICIES[base]
     if own and policy is not Policy.PRESERVE:
         return None
-    return Pick(policy, _FAMILIES[digit], proto, int(count), int(own or 0), bool(side))
+    return Pick(
+        policy,
+        _FAMILIES[digit],
+        proto,
+        int(count),
+        int(own or 0),
+        bool(side),
+        _SCHEDULERS[by or ""],
+    )
 
 
 def policy(chain: str) -> Policy | None:
     """Return the policy of a pick, or of the sticky chain before one, by its name."""
     match = _ENTRY.match(chain)
-    return _POLICIES[match[1]] if match else None
+    return _POLICIES[match[3]] if match else None
+
+
+def scheduler(chain: str) -> Scheduler:
+    """Return how a pick chooses, or the one behind a sticky chain, by its name."""
+    match = _ENTRY.match(chain)
+    return _SCHEDULERS[(match and match[2]) or ""]
 
 
 def sticky(picked: str, ports: str, service_port: str) -> str:
@@ -426,9 +457,9 @@ def parse_program(chain: str) -> str:
     return chain.removeprefix(_PROGRAM) if chain.startswith(_PROGRAM) else ""
 
 
-def ports(numbers: Iterable[int]) -> str:
+def ports(numbers: Iterable[int], scheduler: Scheduler = Scheduler.RANDOM) -> str:
     """Return port numbers as in names."""
-    return bounded(".".join(map(str, numbers)), PORTS_LIMIT)
+    return bounded(".".join(map(str, numbers)), PORTS_LIMIT - len(_BY[scheduler]))
 
 
 def group(service: str, numbers: Iterable[int]) -> str:
@@ -439,7 +470,7 @@ def group(service: str, numbers: Iterable[int]) -> str:
 def looked_up(numbers: Iterable[int], groups: str) -> str:
     """Return port numbers as in names, with a digest of the groups that they are looked up in."""
     shown = "".join(f"{number}." for number in sorted(numbers))
-    return f"{shown[: PORTS_LIMIT - 20]}{_digest(groups)}"
+    return f"{shown[: PORTS_LIMIT - 20 - max(map(len, _BY.values()))]}{_digest(groups)}"
 
 
 def bounded(text: str, limit: int = NAME_LIMIT) -> str:

@@ -4,6 +4,7 @@ Pure. Slots are stable: an endpoint that stays keeps its number, and the last on
 place of a removed one. For long lists that costs as much as the change.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, zip_longest
 from typing import Self
@@ -107,13 +108,13 @@ def settle(before: Sequence[Endpoint], wanted: Sequence[Endpoint]) -> Sequence[E
         return slots.settled(wanted)
     if before == wanted:
         return wanted
-    remaining = dict.fromkeys(wanted)
+    remaining = Counter(wanted)  # by weight, an endpoint may have several slots
     slots_of: list[Endpoint | None] = [None] * len(wanted)
     for slot, endpoint in enumerate(islice(before, len(wanted))):
-        if endpoint in remaining:
+        if remaining[endpoint]:
             slots_of[slot] = endpoint
-            del remaining[endpoint]
-    movers = iter(remaining)
+            remaining[endpoint] -= 1
+    movers = remaining.elements()
     order = tuple(endpoint if endpoint is not None else next(movers) for endpoint in slots_of)
     return Slots.given(order, wanted) if isinstance(wanted, Chunks) else order
 

@@ -1,6 +1,7 @@
 """What our own table said to a packet, in words: from the chains that it met. Pure."""
 
 from nftproxy.kernel.headers import PacketHeader
+from nftproxy.model import Scheduler
 from nftproxy.path.model import Outcome, Place, PlaceKind, Step
 from nftproxy.path.packet import PROTOCOL_NAMES, text
 from nftproxy.table import schema
@@ -86,7 +87,7 @@ def choice(visit: TraceVisit, header: PacketHeader) -> Step:
 
 
 def size(visit: TraceVisit) -> int:
-    """Return of how many endpoints one was chosen.
+    """Return of how many slots one was chosen; without weights, each is an endpoint.
 
     0 if the client was remembered, or nobody can say.
     """
@@ -104,7 +105,10 @@ def _words(visit: TraceVisit, pick: schema.Pick | None) -> str:
     if visit.last.kind == POLICY:
         return "no endpoint for this client"
     number = size(visit)
-    said = "the only endpoint" if number == 1 else f"any of {number} endpoints"
+    if pick.scheduler is not Scheduler.RANDOM:
+        said = f"the endpoint of the client's slot, one of {number} ({pick.scheduler})"
+    else:
+        said = "the only endpoint" if number == 1 else f"any of {number} endpoints"
     if pick.policy is Policy.LOCAL:
         said += " on this node"
     masks = any(schema.policy(event.chain) is Policy.EXTERNAL for event in visit.events)

@@ -8,6 +8,7 @@ Every chain that the packet met is a step; for those of our table it says what t
 from dataclasses import dataclass, field
 
 from nftproxy.kernel.headers import PacketEnd, PacketHeader
+from nftproxy.model import Scheduler
 from nftproxy.path import causes
 from nftproxy.path.model import (
     Candidate,
@@ -136,7 +137,9 @@ class _Teller:
 
     def _translated(self, visit: TraceVisit, after: PacketHeader) -> None:
         self.endpoint = place(*after.destination)
-        number = ours.size(visit)
+        pick = ours.chosen(visit)
+        by_chance = pick is not None and pick.scheduler is Scheduler.RANDOM
+        number = ours.size(visit) if by_chance else 0
         self.share = 1 / number if number else None
         chance = f", one of {number}" if number > 1 else ""
         came_out = f"{self.endpoint}{chance}"

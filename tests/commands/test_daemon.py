@@ -224,7 +224,7 @@ def test_an_annotation_with_an_unknown_value_is_an_event_and_a_log_line(machine:
     )
 
     def written() -> list[str]:
-        found = [e for e in machine.api.written if e.get("reason") == "AnnotationIgnored"]
+        found = [e for e in machine.api.written if e.get("reason") == "UnusableAnnotation"]
         assert all((e["regarding"]["name"], e["type"]) == ("web", "Warning") for e in found)
         return [each["note"] for each in found]
 

@@ -56,12 +56,13 @@ def test_the_walk(name: str, tmp_path: Path) -> None:
             "An endpoint is removed",
             "No endpoints",
             "for all ports",
+            "scheduler",
         ),
         1,
     ):
         assert titles[number - 1].startswith(f"{number}  ")
         assert word in titles[number - 1]
-    assert titles[-1].startswith("22 checks in ")
+    assert titles[-1].startswith("25 checks in ")
     assert titles[-1].endswith("every packet went where it should")
     assert "WRONG" not in done.stdout
     assert done.stdout.count("FROM") == 9

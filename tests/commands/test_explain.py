@@ -4,6 +4,7 @@ Text, JSON, exit codes, bad input, no root, ten thousand Services.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from nftproxy.path.model import Reach
 from nftproxy.path.node import LiveNode
 from nftproxy.path.request import request
 from nftproxy.path.view import Fill
-from tests.support.objects import endpoint, endpoint_slice, service
+from tests.support.objects import annotated, endpoint, endpoint_slice, service
 from tests.support.paths import ROOT
 from tests.support.tables import new_namespace, table_in
 from tests.support.world import World
@@ -42,6 +43,22 @@ def world() -> Iterator[World]:
 
 def call(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
     return world.lab.run("node1", [*NFTPROXY, "explain", *arguments], check=False, cwd=ROOT)
+
+
+@pytest.mark.parametrize("scheduler", ["source-hash", "maglev"])
+def test_which_endpoint_a_client_gets(world: World, scheduler: str) -> None:
+    """It follows from the client's address, for rules and words alike, and is who answers."""
+    item = annotated(service("hashed", "10.96.0.77"), scheduler=scheduler)
+    piece = world.endpoints("pod1-1", "pod2-1", of="hashed")
+    world.apply(item, piece)
+    for place in ("pod1-1", "pod1-2"):
+        source = world.address(place)
+        done = call(world, "default/hashed:http", "--from", source)
+        picked = re.search(rf"(\S+):8080 by the hash of {source}, one of 2 endpoints", done.stdout)
+        assert picked, done.stdout
+        assert f"{picked[1]}:8080  100%" in done.stdout
+        assert world.ask(place, "10.96.0.77", 80).address == picked[1]
+    world.delete(item, piece)
 
 
 def test_text(world: World) -> None:

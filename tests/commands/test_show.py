@@ -16,11 +16,11 @@ from nftproxy.kernel.reader import Counted
 from nftproxy.kernel.snapshot import AddressKind, Shown, ShownServicePort, services
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Refused, Silent
-from nftproxy.model import Service
+from nftproxy.model import Scheduler, Service
 from nftproxy.routes import Compiled, Context, Element, Refusal, Route, compile_service
 from nftproxy.selection import Locality
 from nftproxy.table.elements import elements, members, shared
-from tests.support.objects import endpoint, endpoint_slice, service
+from tests.support.objects import annotated, endpoint, endpoint_slice, service
 from tests.support.process import NFTPROXY, network, nftproxy
 from tests.support.world import VIP, World
 
@@ -115,6 +115,25 @@ def check(one: Shown, route: Route) -> None:
     assert one.kind is kinds.get(
         one.address, AddressKind.EXTERNAL if route.sources is None else AddressKind.LOAD_BALANCER
     )
+
+
+def test_an_endpoint_with_many_slots_is_shown_once() -> None:
+    """With the connections of all of them."""
+    item = annotated(service(node_port=30080), scheduler="maglev")
+    done = compiled(item, ("10.244.1.2", "node1"), ("10.244.2.2", "node2"))
+    first, second = (
+        [n for n, e in enumerate(done.routes[0].cluster) if e.address == address][:2]
+        for address in ("10.244.1.2", "10.244.2.2")
+    )
+    counts = {("endpoints4-tcp", f"10.96.0.10 . 80 . {n}"): 3 for n in (*first, second[0])}
+    shown = only(services(table(done, counts=counts)), "10.96.0.10:80/tcp")
+    assert shown.scheduler is Scheduler.MAGLEV
+    assert {str(one.endpoint): one.connections for one in shown.cluster} == {
+        "10.244.1.2:8080": 6,
+        "10.244.2.2:8080": 3,
+    }
+    assert sum(one.slots for one in shown.cluster) == 2048
+    assert only(services(table(done)), "*:30080/tcp").scheduler is Scheduler.MAGLEV
 
 
 def test_a_connection_is_counted_once_however_many_look_ups_it_takes() -> None:

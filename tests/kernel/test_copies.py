@@ -28,6 +28,12 @@ from tests.support.world import CLUSTER, settings
             "pick4-tcp-2",
         ),
         ("pick4-tcp-3", ["nodeport-pick4-tcp-2", "sticky-pick4-tcp-2-80-a/b/tcp/"], None),
+        ("maglev-pick4-tcp-2048", ["hash-pick4-tcp-2", "pick4-tcp-2"], None),
+        (
+            "hash-preserve4-tcp-3",
+            ["hash-preserve4-tcp-2-1", "hash-preserve4-tcp-2"],
+            "hash-preserve4-tcp-2",
+        ),
         ("nodeport-external6-sctp-10", ["nodeport-external6-sctp-1"], "nodeport-external6-sctp-1"),
         ("preserve4-tcp-3", ["preserve4-tcp-2-1", "preserve4-tcp-2"], "preserve4-tcp-2"),
         ("preserve4-tcp-3-2", ["preserve4-tcp-2", "preserve4-tcp-4-4"], "preserve4-tcp-4-4"),

@@ -11,7 +11,7 @@ from nftproxy.model import Object
 from nftproxy.routes import Key, Value
 from nftproxy.table.packing import pack_value, shape
 from nftproxy.table.schema import is_compared
-from tests.support.objects import endpoint, endpoint_slice, service
+from tests.support.objects import annotated, endpoint, endpoint_slice, service
 from tests.support.tables import bare_table
 
 
@@ -39,12 +39,15 @@ def everything(family: Family) -> list[Object]:
             {"sessionAffinity": "ClientIP", "annotations": whole, "vips": [f"{vip}6"], **local},
             ["node1", "node2"],
         ),
+        ({"scheduler": "source-hash", "node_port": 30007, **local}, ["node1", "node2"]),
     ]
     found: list[Object] = []
     for number, (spec, nodes) in enumerate(specs):
         members = [endpoint(f"{pod}{number}{place}", node) for place, node in enumerate(nodes)]
         protocol = spec.get("protocol", "TCP")
-        found.append(service(f"web{number}", f"{ip}{number + 10}", **spec))
+        scheduler = spec.pop("scheduler", None)
+        item = service(f"web{number}", f"{ip}{number + 10}", **spec)
+        found.append(annotated(item, scheduler=scheduler))
         found.append(endpoint_slice(f"web{number}", members, protocol=protocol, family=family))
     return found
 

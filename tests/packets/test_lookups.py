@@ -30,12 +30,14 @@ from tests.support.frontends import (
     nft,
     rule_counters,
 )
+from tests.support.objects import annotated
 from tests.support.paths import ROOT
 from tests.support.world import SLOW, World
 
 PACKETS = 200_000
 TRANSACTIONS = 1000
 PARTS = 50_000  # packets where each state is several transactions more, which nobody counts
+FEW = 60  # transactions, each of which rewrites hundreds of slots or all
 PATIENCE = 60 * SLOW  # seconds, on a machine that has much else to do
 OLD_KERNEL = tuple(map(int, platform.release().split(".")[:2])) < (6, 12)
 # Of all packets: a rewritten element is missed where a processor stops in the midst of a look-up
@@ -68,6 +70,7 @@ def survive(
     states: list[list[Object]],
     where: str = "client",
     enough: int = PACKETS,
+    least: int = TRANSACTIONS,
     *,
     tidy: bool = False,
 ) -> tuple[int, int, int]:
@@ -102,7 +105,7 @@ def survive(
                     table.tidy()
             came = ("untranslated", "translated")
             if (
-                transactions * PACKETS > TRANSACTIONS * enough
+                transactions * PACKETS > least * enough
                 and sum(foreign_counter(world, "node1", name) for name in came) > enough
             ):
                 break
@@ -113,10 +116,12 @@ def survive(
         )
 
 
-def assert_none_lost(untranslated: int, translated: int, transactions: int) -> None:
+def assert_none_lost(
+    untranslated: int, translated: int, transactions: int, least: int = TRANSACTIONS
+) -> None:
     assert untranslated <= translated * MISSED, f"of {translated} in {transactions} transactions"
     assert translated > PACKETS, "too few packets to say anything"
-    assert transactions > TRANSACTIONS, "too few transactions to say anything"
+    assert transactions > least, "too few transactions to say anything"
 
 
 @pytest.mark.contract("5.7.2", "3.4.9")
@@ -225,6 +230,63 @@ def test_an_address_is_never_there_without_its_source_ranges(world: World, wire:
     assert untranslated > PARTS, "too few packets to say anything"
     assert transactions * PACKETS > TRANSACTIONS * PARTS, "too few transactions to say anything"
     web.delete()
+
+
+def bare(wire: Wire) -> dict[str, Any]:
+    """What keeps a Service to its ClusterIP and one port: a table then has 2 048 slots in all."""
+    name = wire.protocol.lower()
+    ports = [{"name": name, "protocol": wire.protocol, "port": 80}]
+    return {"ports": ports, "vips": [], "externalIPs": []}
+
+
+@pytest.mark.parametrize("wire", [WIRES[1], WIRES[2]], ids=str)
+@pytest.mark.parametrize("kind", ["cluster", "nodeport"])
+def test_scaling_by_the_source_hash(world: World, wire: Wire, kind: Kind) -> None:
+    web = Web(world, wire)
+    two, three = web.slices("pod1-1", "pod2-1"), web.slices("pod1-1", "pod2-1", "pod2-2")
+    world.apply(annotated(web.service(), scheduler="source-hash"), *three)
+    assert_none_lost(*survive(world, web, wire, kind, [[*two], [*three]]))
+    web.delete()
+
+
+@pytest.mark.parametrize("wire", [WIRES[1], WIRES[2]], ids=str)
+def test_a_maglev_table_that_is_rewritten(world: World, wire: Wire) -> None:
+    """All of its slots, among them that of the one client."""
+    web = Web(world, wire)
+    states: list[list[Object]] = [[*web.slices("pod1-1")], [*web.slices("pod2-1")]]
+    world.apply(annotated(web.service(**bare(wire)), scheduler="maglev"), *states[1])
+    found = survive(world, web, wire, "cluster", states, where="pod1-3", least=FEW)
+    assert_none_lost(*found, least=FEW)
+    web.delete()
+
+
+def test_a_scheduler_that_changes(world: World) -> None:
+    """The list has 3 slots, then 2 048, and the other way round."""
+    wire = WIRES[1]
+    web = Web(world, wire)
+    web.apply(*HERE, "pod2-1", **bare(wire))
+    states: list[list[Object]] = [
+        [annotated(web.service(**bare(wire)), scheduler=scheduler)]
+        for scheduler in ("maglev", None, "source-hash", "maglev", "random")
+    ]
+    found = survive(world, web, wire, "cluster", states, where="pod1-3", least=FEW)
+    assert_none_lost(*found, least=FEW)
+    web.delete()
+
+
+@pytest.mark.parametrize(("scheduler", "least"), [(None, TRANSACTIONS), ("maglev", FEW)])
+def test_weights_that_change(world: World, scheduler: str | None, least: int) -> None:
+    """A list of 3, 11, 2 and 12 slots, or the shares of a table."""
+    wire = WIRES[2]
+    web = Web(world, wire)
+    some, other = web.slices("pod1-1", "pod2-1"), web.slices("pod2-2", suffix="-b")
+    world.apply(annotated(web.service(**bare(wire)), scheduler=scheduler), *some, *other)
+    states: list[list[Object]] = [
+        [annotated(piece, weight=weight) for piece in other] for weight in (None, "20", "0", "40")
+    ]
+    found = survive(world, web, wire, "cluster", states, where="pod1-3", least=least)
+    assert_none_lost(*found, least=least)
+    world.delete(web.service(), *some, *other)
 
 
 @pytest.mark.contract("5.7.2", "2.4.1")

@@ -3,11 +3,13 @@ objects are.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from nftproxy.model import EndpointSlice, Node, Service, ServiceCIDR
+from nftproxy.model import Annotations, EndpointSlice, Node, Service, ServiceCIDR
+
+Annotated = TypeVar("Annotated", Service, EndpointSlice)
 
 
 def service(
@@ -101,6 +103,12 @@ def endpoint_slice(
         else ports,
     }
     return msgspec.convert(document, EndpointSlice)
+
+
+def annotated(item: Annotated, **values: str | None) -> Annotated:
+    """A Service or a slice with other annotations: `scheduler`, `weight`."""
+    metadata = msgspec.structs.replace(item.metadata, annotations=Annotations(**values))
+    return msgspec.structs.replace(item, metadata=metadata)
 
 
 def node(

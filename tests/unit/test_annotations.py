@@ -3,8 +3,7 @@
 import pytest
 
 from nftproxy import annotations
-from nftproxy.annotations import AFFINITY_SCOPE, AffinityScope
-from nftproxy.monitoring.ignored import Ignored
+from nftproxy.annotations import AFFINITY_SCOPE, AffinityScope, Problems
 from tests.support.objects import service
 
 NOTE = "annotation nftproxy.io/affinity-scope: 'Service' is not one of port, service; port applies"
@@ -33,16 +32,15 @@ def test_an_unknown_scope_is_named_and_has_no_effect(value: str) -> None:
     (note,) = found
     assert note.isprintable()
     assert len(note) < 200
-    assert annotations.problems(marked) == found
 
 
 def test_an_event_for_each_value_that_has_no_effect() -> None:
     """Once, though both families look; again after a change."""
-    ignored = Ignored()
+    problems = Problems()
     wrong, right = (service(annotations={AFFINITY_SCOPE: v}) for v in ("Service", "service"))
     name = wrong.metadata.key
-    assert list(ignored.look({name: (wrong, ())})) == [(name, NOTE)]
-    assert list(ignored.look({name: (wrong, ())})) == []
-    assert list(ignored.look({name: (right, ())})) == []
-    assert list(ignored.look({name: (wrong, ())})) == [(name, NOTE)]
-    assert list(ignored.look({name: (None, ())})) == []
+    assert list(problems.new({name: (wrong, ())})) == [(name, NOTE)]
+    assert list(problems.new({name: (wrong, ())})) == []
+    assert list(problems.new({name: (right, ())})) == []
+    assert list(problems.new({name: (wrong, ())})) == [(name, NOTE)]
+    assert list(problems.new({name: (None, ())})) == []

@@ -6,6 +6,7 @@ import pytest
 
 from nftproxy import shipped
 from nftproxy.address import Family
+from nftproxy.model import Scheduler
 from nftproxy.table import schema
 from nftproxy.table.schema import DECLARATIONS, VERDICT, Declaration, Per, Policy
 
@@ -109,12 +110,13 @@ def test_other_names_are_not_ours(name: str) -> None:
 
 
 @pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize("scheduler", Scheduler)
 @pytest.mark.parametrize("node_port", [False, True])
 @pytest.mark.parametrize(("cluster", "local"), [(0, 0), (3, 0), (3, 2), (0, 2)])
 def test_a_pick_is_parsed_as_it_was_made(
-    policy: Policy, cluster: int, local: int, *, node_port: bool
+    policy: Policy, cluster: int, local: int, scheduler: Scheduler, *, node_port: bool
 ) -> None:
-    name = schema.pick(policy, Family.IPv6, "udp", cluster, local, node_port=node_port)
+    name = schema.pick(policy, Family.IPv6, "udp", cluster, local, scheduler, node_port=node_port)
     if not name:
         assert not (cluster and policy.uses_cluster)
         assert not (local and policy.uses_local)
@@ -122,6 +124,8 @@ def test_a_pick_is_parsed_as_it_was_made(
     found = schema.parse_pick(name)
     assert found
     assert (found.family, found.proto, found.node_port) == (Family.IPv6, "udp", node_port)
+    assert found.scheduler is schema.scheduler(name) is scheduler
+    assert schema.scheduler(schema.sticky(name, "8080", "default/web/udp/dns")) is scheduler
     assert found.policy is (Policy.LOCAL if policy is Policy.PRESERVE and not cluster else policy)
     assert (
         schema.policy(name)
@@ -161,7 +165,11 @@ def test_chains_of_programs_and_of_those_who_learn() -> None:
     assert schema.parse_program("pick4-tcp-1") == ""
 
 
-def test_the_longest_name_fits() -> None:
-    picked = schema.pick(Policy.PRESERVE, Family.IPv4, "sctp", 65536, 65536, node_port=True)
-    name = schema.sticky(picked, schema.ports(range(1, 65536)), schema.bounded("x" * 1000))
+@pytest.mark.parametrize("scheduler", Scheduler)
+def test_the_longest_name_fits(scheduler: Scheduler) -> None:
+    picked = schema.pick(
+        Policy.PRESERVE, Family.IPv4, "sctp", 65536, 65536, scheduler, node_port=True
+    )
+    ports = schema.ports(range(1, 65536), scheduler)
+    name = schema.sticky(picked, ports, schema.bounded("x" * 1000))
     assert len(name) == 255

@@ -365,7 +365,7 @@ def _route(
         refusal,
         affinity if cluster or local else None,
         sources,
-        scheduler,
+        scheduler=scheduler,
     )
 
 
@@ -400,8 +400,8 @@ def _affinity(
         chosen.cluster,
         chosen.local,
         tuple(entries),
-        seen.scheduler,
-        None if slots is chosen else (len(slots.cluster), len(slots.local)),
+        scheduler=seen.scheduler,
+        sizes=None if slots is chosen else (len(slots.cluster), len(slots.local)),
     )
 
 

@@ -303,13 +303,32 @@ class Kernel:
         """
         return any(name not in self.chains or name in self._stale for name in affinity.chains)
 
-    def commit(self, delta: Delta) -> None:
-        """Apply removals and additions of a delta in one transaction."""
+    def commit(self, delta: Delta) -> int:
+        """Apply removals and additions of a delta; return in how many transactions.
+
+        One, or two where a load-balancer address gets source ranges. A packet meets these in
+        another hook, before the address: in one transaction, one that is between the two hooks
+        would find no ranges, but the address. If the second fails, nothing of the first is left.
+        """
         with self._lock:
-            self._json(
-                lambda: _commands(delta.removed, delta.added),
-                lambda: self._writer.change(delta.removed, delta.added),
-            )
+            if not (ranges := delta.source_ranges()):
+                self._change(delta.removed, delta.added)
+                return 1
+            self._change({}, ranges.added)
+            grace.wait()
+            try:
+                self._change(delta.removed, delta.added)
+            except KernelError:
+                undone = {where: dict.fromkeys(keys) for where, keys in ranges.added.items()}
+                with suppress(KernelError):
+                    self._change(undone, {})
+                raise
+            return 2
+
+    def _change(
+        self, removed: Mapping[str, dict[Key, None]], added: Mapping[str, dict[Key, Value]]
+    ) -> None:
+        self._json(lambda: _commands(removed, added), lambda: self._writer.change(removed, added))
 
     def commit_late(self, delta: Delta) -> None:
         """Apply the late removals of a delta in one transaction."""
@@ -503,7 +522,7 @@ class Kernel:
 
 
 def _commands(
-    removed: dict[str, dict[Key, None]], added: dict[str, dict[Key, Value]]
+    removed: Mapping[str, dict[Key, None]], added: Mapping[str, dict[Key, Value]]
 ) -> list[object]:
     """Return deletions, then additions, as libnftables JSON."""
     commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in removed.items()]

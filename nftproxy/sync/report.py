@@ -64,17 +64,18 @@ class Report:
                 error,
             )
 
-    def forwards(self, changes: Iterable[Change]) -> None:
-        """Note the NodePorts for TCP that changed."""
-        for change in changes:
-            for frontend, (_, after) in change.routes.items():
-                if frontend.is_node_port and frontend.proto == "tcp":
-                    self.node_ports[frontend.port] = after
+    def accepted(
+        self, changes: Iterable[Change], remembered: Remembered, *, forwarded: bool
+    ) -> None:
+        """Log which services claim the same frontends, once until it changes (contract 2.2.3).
 
-    def rivals(self, changes: Iterable[Change], remembered: Remembered) -> None:
-        """Log which services claim the same frontends, once until it changes (contract 2.2.3)."""
+        With `forwarded`, note the NodePorts for TCP that changed: a process forwards them.
+        """
         for change in changes:
             _log_rivals(change, remembered)
+            for frontend, (_, after) in change.routes.items() if forwarded else ():
+                if frontend.is_node_port and frontend.proto == "tcp":
+                    self.node_ports[frontend.port] = after
 
 
 def _log_rivals(change: Change, remembered: Remembered) -> None:

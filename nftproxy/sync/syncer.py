@@ -11,7 +11,7 @@ changes; all others are applied.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 
 from loguru import logger
@@ -210,7 +210,8 @@ class Syncer:
                     continue
                 with report.timed("kernel"):
                     first.add(batch.delta, batch.affinities)
-                self._accept(batch, report)
+                report.accepted(batch.changes, self.remembered, forwarded=self._forwards)
+                self.remembered.accept(batch.changes, batch.delta)
             with report.timed("kernel"):
                 first.finish()
         self._leave(large, report)
@@ -269,12 +270,7 @@ class Syncer:
             for half in batch.halves():
                 self._apply(half, basis, report)
             return
-        self._accept(batch, report)
-
-    def _accept(self, batch: Batch, report: Report) -> None:
-        report.rivals(batch.changes, self.remembered)
-        if self._forwards:
-            report.forwards(batch.changes)
+        report.accepted(batch.changes, self.remembered, forwarded=self._forwards)
         self.remembered.accept(batch.changes, batch.delta)
 
     def _forget_departed(self, batch: Batch, report: Report) -> None:
@@ -315,32 +311,8 @@ class Syncer:
     def _transact(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
         self._kernel.ensure_for(whole, self._program, affinities)
         if whole.removed or whole.added:
-            report.transactions += 1
             report.written += len(whole) - sum(map(len, whole.late.values()))
-            with self._restricted(whole.source_ranges(), report):
-                self._kernel.commit(whole)
-
-    @contextmanager
-    def _restricted(self, ranges: Delta, report: Report) -> Iterator[None]:
-        """Write source ranges before the addresses that they are for, or nothing if these fail.
-
-        A packet meets them in two hooks. In one transaction, one that is between the two would
-        find no ranges, but the address.
-        """
-        if not ranges:
-            yield
-            return
-        report.transactions += 1
-        self._kernel.commit(ranges)
-        try:
-            grace.wait()
-            yield
-        except KernelError:
-            undone = Delta()
-            undone.removed = {where: dict.fromkeys(keys) for where, keys in ranges.added.items()}
-            with suppress(KernelError):
-                self._kernel.commit(undone)
-            raise
+            report.transactions += self._kernel.commit(whole)
 
     def _commit_late(self, report: Report) -> None:
         """Delete elements without references, which no packet follows any more.

@@ -23,6 +23,8 @@ from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER, STEADY
 from nftproxy.table.delta import Delta
 from tests.support import protobuf
 from tests.support.fake_apiserver import (
+    JSON,
+    PROTOBUF,
     Document,
     Exchange,
     FakeApiServer,
@@ -691,7 +693,8 @@ def test_unauthorized_rotated_token(server: FakeApiServer, tmp_path: Path) -> No
     token = tmp_path / "token"
     token.write_text("first\n")
     server.token = "first"  # noqa: S105
-    connection = connect(kubeconfig(tmp_path, server.url, tokenFile=str(token)), "")
+    config = kubeconfig(tmp_path, server.url, tokenFile=str(token))
+    connection = connect(config, "", accept=f"{PROTOBUF}, {JSON}")
     with logged() as lines, mirroring(server, SERVICES, connection) as mirror:
         watching(mirror)
         server.token = "second"  # noqa: S105

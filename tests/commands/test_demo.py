@@ -65,7 +65,7 @@ def test_the_walk(name: str, tmp_path: Path) -> None:
     assert titles[-1].startswith("25 checks in ")
     assert titles[-1].endswith("every packet went where it should")
     assert "WRONG" not in done.stdout
-    assert done.stdout.count("FROM") == 9
+    assert done.stdout.count("FROM") == 10
     assert ", 0 failed\n" in done.stdout
     assert (left_of(name), list(tmp_path.iterdir())) == ([], [])
 

@@ -172,7 +172,8 @@ def test_no_libnftables(here: Patient, tmp_path: Path) -> None:
 
 def test_an_expression_that_nobody_knows(here: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
     """libnftables at hand refuses it, as an old one refuses ours."""
-    monkeypatch.setattr(Program, "text", lambda _: "chain c {\n  meta frobnicate 1 accept\n}\n")
+    broken = "chain c {\n  meta frobnicate 1 accept\n}\n"
+    monkeypatch.setattr(Program, "text", lambda *_, **__: broken)
     found = here.look()["expressions"]
     assert found.state is BAD
     assert "syntax error" in found.found

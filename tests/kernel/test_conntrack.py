@@ -650,10 +650,10 @@ def test_what_the_kernel_takes_at_last_gets_its_clean_up(world: World, node: Nod
         table.store.put(item)
     commit = table.kernel.commit
 
-    def refuse(delta: Delta) -> None:
+    def refuse(delta: Delta) -> int:
         if delta.added:
             raise KernelError("not this one")
-        commit(delta)
+        return commit(delta)
 
     table.kernel.commit = refuse  # type: ignore[method-assign]
     try:
@@ -679,7 +679,7 @@ def test_a_refused_service_that_is_deleted_takes_its_flows_along(world: World, n
     with talk(world, "pod1-2", CLUSTER_IP[Family.IPv4], 53) as client:
         commit = table.kernel.commit
 
-        def refuse(delta: Delta) -> None:  # noqa: ARG001
+        def refuse(delta: Delta) -> int:  # noqa: ARG001
             raise KernelError("not this one")
 
         table.store.remove(Service, one.metadata.key)

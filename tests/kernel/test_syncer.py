@@ -163,6 +163,8 @@ def test_packets_on_their_way_are_waited_for(table: Table, monkeypatch: pytest.M
     with recorded(table) as made:
         monkeypatch.setattr(grace, "wait", wait)
         sync(table, *web(0, 3), *web(1, 3, **STICKY))
+        assert waited == [0], "the part that remembers clients is there before its elements"
+        waited.clear()
         sync(table, *web(0, 4))
         assert waited == []
         before = len(made)
@@ -173,6 +175,35 @@ def test_packets_on_their_way_are_waited_for(table: Table, monkeypatch: pytest.M
         sync(table, *web(1, 2, **STICKY))
         assert [where for _, where, _ in made[before]] == ["cluster_members4-default/web1/tcp/http"]
         assert waited == [before + 1, len(made) - 1]
+
+
+RANGED: dict[str, Any] = {"vips": ["203.0.113.1"], "loadBalancerSourceRanges": ["198.51.100.0/24"]}
+
+
+def test_source_ranges_come_before_their_address(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packet meets them in two hooks, so there is a grace period in between."""
+    waited: list[int] = []
+    with recorded(table) as made:
+        monkeypatch.setattr(grace, "wait", lambda: waited.append(len(made)))
+        sync(table, *web(1, 2))
+        waited.clear()
+        before = len(made)
+        report = sync(table, *web(0, 2, **RANGED))
+    first, second = made[before:]
+    assert {where for _, where, _ in first} == {"firewall4", "allowed4-24"}
+    assert {"services4", "endpoints4-tcp"} <= {where for _, where, _ in second}
+    assert before + 1 in waited
+    assert report.transactions == 2
+
+
+def test_nothing_is_left_of_source_ranges_whose_address_is_refused(table: Table) -> None:
+    sync(table, *web(1, 2))
+    with failing(table, lambda text: "services4" in text):
+        assert sync(table, *web(0, 2, **RANGED)).refused
+    assert table.kernel.elements("firewall4") == {}
+    assert table.kernel.elements("allowed4-24") == {}
 
 
 def test_waiting_is_for_a_grace_period() -> None:

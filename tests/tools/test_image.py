@@ -24,7 +24,7 @@ from tests.support.pki import Authority
 from tests.tools.test_release import licences
 
 LEFT_OUT = ROOT / "deploy/left-out.txt"
-LIMIT = 39_000_000
+LIMIT = 40_000_000
 """The most bytes of site-packages.
 
 What is left of 150 MB beside Debian and Python, whose 3.13 needs 2 MB less than 3.11 for bytecode.

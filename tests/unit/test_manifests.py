@@ -69,10 +69,13 @@ def scan(folder: Path) -> Scan:
 def test_examples_are_objects_as_kubectl_prints_them() -> None:
     found = scan(shipped.folder("examples"))
     assert found.problems == []
-    assert names(found) == ["meeting", "cart", "web", "portal", "mail", "batch", "shop"]
+    assert names(found) == [
+        *("meeting", "cart", "web", "portal", "mail", "batch", "shop"),
+        *("cache", "canary"),
+    ]
     assert names(found, Node) == ["node1", "node2"]
     assert names(found, ServiceCIDR) == ["kubernetes"]
-    assert len(found.objects[EndpointSlice]) == 8
+    assert len(found.objects[EndpointSlice]) == 11
 
 
 @pytest.mark.parametrize(

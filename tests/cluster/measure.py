@@ -1,0 +1,57 @@
+"""Memory of the proxies, and how long a container of theirs takes until it is in step."""
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+from tests.cluster import proxies, trials
+from tests.cluster.cluster import wait
+from tests.cluster.names import FOLDER, NODES, Node
+
+MEASURED = FOLDER / "measured.json"
+_TICKS = 100
+
+
+def memory(name: str) -> None:
+    """Keep what the proxies' processes have resident now."""
+    found = [_rollup(number) for node in NODES for number in list(trials.processes_of(node))[:1]]
+    _keep(
+        name,
+        {
+            "resident, MB": round(statistics.median(each["Rss"] for each in found) / 1000),
+            "not shared, MB": round(
+                statistics.median(each["Private_Clean"] + each["Private_Dirty"] for each in found)
+                / 1000
+            ),
+        },
+    )
+
+
+def starts(name: str) -> None:
+    """Start the proxy's pods again, and keep how long each took."""
+    proxies.restart()
+    wait(lambda: all(len(trials.sync_times(node)) == 2 for node in NODES))
+    took = [_took(node) for node in NODES]
+    _keep(name, {"start, s": round(statistics.median(took), 1)})
+
+
+def _took(node: Node) -> float:
+    """Return the time from the start of a process to the sync of its last family."""
+    number = next(iter(trials.processes_of(node)))
+    ticks = int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19])
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return max(trials.sync_times(node)) - (booted + ticks / _TICKS)
+
+
+def _rollup(number: int) -> dict[str, int]:
+    """Return the sums of a process's memory, in kB."""
+    lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()[1:]
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines}
+
+
+def _keep(name: str, figures: dict[str, float]) -> None:
+    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    measured[name] = {**measured.get(name, {}), **figures}
+    MEASURED.write_text(json.dumps(measured, indent=1))
+    print(name, figures, flush=True)

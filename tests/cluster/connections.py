@@ -25,10 +25,10 @@ class Target:
     def __init__(self, name: str, address: str) -> None:
         host, _, port = address.rpartition(":")
         self.name, self._host, self._port = name, host.strip("[]"), int(port)
-        self.opened = self.asked = self.retransmitted = 0
+        self.opened = self.asked = self.retransmitted = self.moved = 0
+        self._last = ""
         self.failed: list[str] = []
         self.broken: list[str] = []
-        self.answered: dict[str, int] = {}
         self.longest = 0.0
 
     def connect_until(self, stopping: threading.Event) -> None:
@@ -49,7 +49,8 @@ class Target:
             self.opened += 1
             self.longest = max(self.longest, took)
             self.retransmitted += took > _RETRANSMITTED
-            self.answered[name] = self.answered.get(name, 0) + 1
+            self.moved += self._last not in {"", name}
+            self._last = name
 
     def stay_until(self, stopping: threading.Event) -> None:
         """Keep one connection open; a broken one is noted, and made again."""
@@ -73,7 +74,7 @@ class Target:
             "longest": round(self.longest, 3),
             "asked": self.asked,
             "broken": self.broken,
-            "answered": self.answered,
+            "moved": self.moved,
         }
 
     def _client(self) -> http.client.HTTPConnection:

@@ -24,7 +24,6 @@ LEFT_OUT = {
     r"LoadBalancers \[|LoadBalancers ExternalTraffic": "needs a cloud's load balancer",
     r"Performance|iperf": "measures, and decides by a figure that other machines have",
     r"\[Serial\]|\[Disruptive\]": "wants the cluster for itself",
-    r"#74839": "needs an image of its own that only attacks connection tracking",
 }
 """What is left out, and why."""
 LONG = "affinity timeout"

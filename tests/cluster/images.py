@@ -24,6 +24,8 @@ _TOOLS = (
 )
 _TESTS_IMAGES = ("agnhost", "glibc-dns-testing", "busybox", "distroless-iptables")
 """Images of Kubernetes' tests whose place agnhost and the tools take."""
+_ATTACK = "regression-issue-74839"
+"""A server that sends packets which a proxy must not mistake for those of a connection."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -74,7 +76,8 @@ def _kubernetes(output: Path) -> None:
         f"{_TOOLS} >/dev/null && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb"
     )
     base = _layer("tools", tools.path)
-    agnhost_layers = [base, _program("agnhost", "agnhost"), _localhost()]
+    dns = _program("coredns", "coredns")
+    agnhost_layers = [base, _program("agnhost", "agnhost"), _localhost(), dns]
     images = [
         (agnhost_layers, ["/agnhost"], ["pause"], _wanted_by_tests(*_TESTS_IMAGES)),
         (agnhost_layers, ["/agnhost"], ["netexec", "--http-port=80"], _wanted_by_tests("nginx")),
@@ -84,8 +87,14 @@ def _kubernetes(output: Path) -> None:
             ["/usr/local/bin/kube-proxy"],
             _wanted_by_kubeadm("kube-proxy"),
         ),
-        ([_program("pause", "pause")], ["/pause"], [], [f"{REPOSITORY}/pause:test"]),
-        ([_program("coredns", "coredns")], ["/coredns"], [], _wanted_by_kubeadm("coredns")),
+        (
+            [_program("pause", "pause")],
+            ["/pause"],
+            [],
+            [f"{REPOSITORY}/pause:test", *_wanted_by_tests("pause")],
+        ),
+        ([dns], ["/coredns"], [], _wanted_by_kubeadm("coredns")),
+        ([_program(_ATTACK, _ATTACK)], [f"/{_ATTACK}"], [], _wanted_by_tests(_ATTACK)),
     ]
     with tarfile.open(output.with_suffix(".half"), "w") as tar:
         manifest = []

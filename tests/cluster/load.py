@@ -33,7 +33,7 @@ class Outcome:
     failed: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     moved: int = 0
-    """Connections of the Service with affinity that another endpoint answered."""
+    """How often the client of the Service with affinity was sent to another endpoint."""
 
 
 def deploy() -> None:
@@ -81,9 +81,8 @@ def collect(outcome: Outcome, reports: list[dict[str, Any]]) -> None:
         outcome.longest = max(outcome.longest, report["longest"])
         outcome.failed += [f"{report['target']}: {each}" for each in report["failed"]]
         outcome.broken += [f"{report['target']}: {each}" for each in report["broken"]]
-        if report["target"].startswith("sticky") and report["answered"]:
-            answered = report["answered"].values()
-            outcome.moved += sum(answered) - max(answered)
+        if report["target"].startswith("sticky"):
+            outcome.moved += report["moved"]
 
 
 def answers(namespace: str, address: str) -> bool:

@@ -27,6 +27,7 @@ PROGRAMS = (
     "ginkgo",
     "agnhost",
     "pause",
+    "regression-issue-74839",
 )
 
 CONTROL = "cluster-cp"
@@ -69,7 +70,7 @@ class Node:
         return FOLDER / "nodes" / self.name
 
 
-NODES = (Node(1, "zone1"), Node(2, "zone1"), Node(3, "zone2"))
+NODES = (Node(1, "zone1"), Node(2, "zone2"), Node(3, "zone3"))
 
 
 def missing(folder: str) -> str:

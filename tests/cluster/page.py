@@ -43,7 +43,7 @@ with the real kube-proxy in the same cluster; then what happens to connections w
 swapped, killed and cut off. `make test-cluster` runs all of it and writes this page; nobody edits
 it.
 
-The cluster has three nodes in two zones on one machine: kubelet, containerd and runc in namespaces,
+The cluster has three nodes, each a zone, on one machine: kubelet, containerd and runc in namespaces,
 dual stack, with CoreDNS. Both proxies run in the DaemonSet that kubeadm makes; the image is all
 that differs. Its programs are not part of this project: `KUBERNETES_BINARIES` names a folder with
 them.
@@ -55,9 +55,10 @@ KUBERNETES_BINARIES=/usr/local/lib/kubernetes make test-cluster
 _LOAD = """\
 A pod and a node ask the ClusterIPs of both families, and a client outside the NodePorts of all
 nodes, each about twenty times a second; as many connections stay open and ask again and again.
-*New* counts the connections made; *lost*, new ones that failed and open ones that broke; *moved*,
-those of a Service with affinity that another endpoint answered. `python -m tests.cluster trial`
-with a name runs one.
+*New* counts the connections made, *lost* new ones that failed and open ones that broke, and *moved*
+how often a client of a Service with affinity got another endpoint. kube-proxy and nftproxy do not
+read each other's memory of clients, so a swap may move them. `python -m tests.cluster trial` with a
+name runs one.
 """
 _MEASURED = """\
 The proxies' processes in this cluster after the tests, a median of the three nodes

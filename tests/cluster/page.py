@@ -43,10 +43,10 @@ with the real kube-proxy in the same cluster; then what happens to connections w
 swapped, killed and cut off. `make test-cluster` runs all of it and writes this page; nobody edits
 it.
 
-The cluster has three nodes, each a zone, on one machine: kubelet, containerd and runc in namespaces,
+The cluster has three nodes on one machine, each a zone: kubelet, containerd and runc in namespaces,
 dual stack, with CoreDNS. Both proxies run in the DaemonSet that kubeadm makes; the image is all
-that differs. Its programs are not part of this project: `KUBERNETES_BINARIES` names a folder with
-them.
+that differs. Kubernetes' programs are not part of this project: `KUBERNETES_BINARIES` names a
+folder with them.
 
 ```sh
 KUBERNETES_BINARIES=/usr/local/lib/kubernetes make test-cluster

@@ -40,7 +40,7 @@ def swap(mode: str) -> Figures:
     """Swap the image from kube-proxy to nftproxy and back, as docs/operations.md says."""
     proxies.set_mode(mode)
     proxies.set_image(proxies.original())
-    wait(lambda: all(_synced(node) for node in NODES), problem="kube-proxy has not synced")
+    until_synced()
     with load.running() as outcome:
         time.sleep(_SETTLED)
         proxies.set_mode("nftables")
@@ -49,7 +49,7 @@ def swap(mode: str) -> Figures:
         _expect_table(there=True)
         proxies.set_mode(mode)
         proxies.set_image(proxies.original())
-        wait(lambda: all(_synced(node) for node in NODES), problem="kube-proxy has not synced")
+        until_synced()
         cleanup()
         time.sleep(_SETTLED)
         _expect_table(there=False)
@@ -157,7 +157,7 @@ def own_address() -> Figures:
     with load.running() as outcome:
         kubectl("apply", "--filename=-", documents=[config])
         proxies.restart()
-        wait(lambda: all(_synced(node) for node in NODES), problem="nftproxy has not synced")
+        until_synced()
         controlplane.stop_apiserver()
         time.sleep(_SETTLED)
         proxies_before = [_processes(node) for node in NODES]
@@ -182,20 +182,20 @@ def own_manifests() -> Figures:
     """
     proxies.set_mode("nftables")
     proxies.set_image(proxies.original())
-    wait(lambda: all(_synced(node) for node in NODES), problem="kube-proxy has not synced")
+    until_synced()
     with load.running() as outcome:
         time.sleep(_SETTLED)
         proxies.select_nodes(all_nodes=False)
         wait(lambda: not any(_processes(node) for node in NODES))
         proxies.apply_own()
-        wait(lambda: all(_synced(node) for node in NODES), problem="nftproxy has not synced")
+        until_synced()
         time.sleep(_SETTLED)
         _expect_table(there=True)
         may = {_rights(number) for node in NODES for number in _processes(node)}
         proxies.delete_own()
         wait(lambda: not any(_processes(node) for node in NODES))
         proxies.select_nodes(all_nodes=True)
-        wait(lambda: all(_synced(node) for node in NODES), problem="kube-proxy has not synced")
+        until_synced()
         cleanup()
         time.sleep(_SETTLED)
         _expect_table(there=False)
@@ -234,7 +234,11 @@ def keep(name: str) -> bool:
     """Do a trial, keep its figures, and say whether no connection was lost."""
     print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
     begin = time.monotonic()
-    figures = ALL[name]()
+    try:
+        figures = ALL[name]()
+    except (AssertionError, OSError, RuntimeError) as error:
+        print(f"{name}: {type(error).__name__}: {error}", flush=True)
+        return False
     figures["seconds"] = round(time.monotonic() - begin)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.write_text(json.dumps({**results, name: figures}, indent=1))
@@ -247,7 +251,7 @@ def _serve() -> None:
     """Let nftproxy serve in kubeadm's DaemonSet."""
     proxies.set_mode("nftables")
     proxies.set_image(NFTPROXY)
-    wait(lambda: all(_synced(node) for node in NODES), problem="nftproxy has not synced")
+    until_synced()
 
 
 def cleanup() -> None:
@@ -276,6 +280,11 @@ def _programs() -> set[str]:
 def _nft(node: Node, *what: str) -> str:
     argv = network.inside(node.namespace, "nft", "--terse", "list", *what)
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+def until_synced() -> None:
+    """Wait until the proxies of all nodes have synced."""
+    wait(lambda: all(_synced(node) for node in NODES), problem="a proxy has not synced")
 
 
 def _synced(node: Node) -> bool:

@@ -56,8 +56,9 @@ def read(report: str) -> dict[str, Result]:
             result = Result(Verdict.SKIPPED, seconds, reason)
         else:
             failure = case.find("failure")
-            reason = (failure.get("message", "") if failure is not None else "") or status
-            result = Result(Verdict.FAILED, seconds, " ".join(reason.split())[:200])
+            said = (failure.text or "" if failure is not None else "").partition("\nIn [It]")[0]
+            reason = " ".join(said.removeprefix("[FAILED]").split()) or status
+            result = Result(Verdict.FAILED, seconds, reason[:200])
         found[short(name)] = result
     return found
 

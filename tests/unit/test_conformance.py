@@ -16,7 +16,8 @@ REPORT = """\
 <testcase name="[It] [sig-network] Services should serve a basic endpoint [Conformance]"
     status="passed" time="12.5"/>
 <testcase name="[It] [sig-network] Services should fail [LinuxOnly]" status="failed" time="60">
-    <failure message="timed out after 60s: got | nothing">long</failure></testcase>
+    <failure message="">[FAILED] timed out after 60s: got | nothing
+In [It] at: services.go:1</failure></testcase>
 <testcase name="[It] [sig-network] DNS should resolve" status="timedout" time="60"/>
 <testcase name="[It] [sig-network] Topology should spread" status="skipped" time="0.1">
     <skipped message="skipped - requires 3 zones&#10;in file.go"/></testcase>

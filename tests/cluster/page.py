@@ -61,9 +61,10 @@ read each other's memory of clients, so a swap may move them. `python -m tests.c
 name runs one.
 """
 _MEASURED = """\
-The proxies' processes in this cluster after the tests, a median of the three nodes
-(`python -m tests.cluster measure`). Memory is what is resident, and the part of it that no other
-process shares. The start is the time from the process to its sync of the last family.
+The proxies' processes in this cluster after the tests, a median of the three nodes (`python -m
+tests.cluster measure`). Memory is what is resident, and the part of it that no other process
+shares. The start is the time from the process to its sync of the last family; on a busy machine the
+processor time in it says more.
 """
 
 

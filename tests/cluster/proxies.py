@@ -1,6 +1,7 @@
 """Who serves the Services: kubeadm's DaemonSet with one image or another, or our own manifests."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -48,6 +49,14 @@ def set_mode(mode: str) -> None:
         f"mode: {mode}" if line.startswith("mode:") else line for line in lines
     )
     kubectl("apply", "--filename=-", documents=[found])
+
+
+def set_server(url: str) -> None:
+    """Write the API server's address into the kubeconfig that kubeadm's ConfigMap has."""
+    found = read("configmap", "kube-proxy", "--namespace=kube-system")["data"]["kubeconfig.conf"]
+    changed = re.sub(r"server: .*", f"server: {url}", found)
+    patch = json.dumps({"data": {"kubeconfig.conf": changed}})
+    kubectl("--namespace=kube-system", "patch", "configmap", "kube-proxy", f"--patch={patch}")
 
 
 def set_image(image: str, *, wait: bool = True) -> None:

@@ -149,13 +149,8 @@ def server_away(seconds: float = 300) -> Figures:
 def own_address() -> Figures:
     """Give the proxy the API server's address as a Service's, which it serves itself."""
     _serve()
-    config = read("configmap", "kube-proxy", "--namespace=kube-system")
-    there = config["data"]["kubeconfig.conf"]
-    service = f"https://{KUBERNETES_SERVICE[0]}:443"
-    config["data"]["kubeconfig.conf"] = there.replace(SERVER, service)
-    assert config["data"]["kubeconfig.conf"] != there
     with load.running() as outcome:
-        kubectl("apply", "--filename=-", documents=[config])
+        proxies.set_server(f"https://{KUBERNETES_SERVICE[0]}:443")
         proxies.restart()
         until_synced()
         controlplane.stop_apiserver()
@@ -168,8 +163,7 @@ def own_address() -> Figures:
         wait(lambda: not _endpoints("moving") & before)
         wait(lambda: all(_holds(node, _endpoints("moving")) for node in NODES))
         assert proxies_before == [_processes(node) for node in NODES], "the proxy has ended"
-        config["data"]["kubeconfig.conf"] = there
-        kubectl("apply", "--filename=-", documents=[config])
+        proxies.set_server(SERVER)
         proxies.restart()
         time.sleep(_SETTLED)
     return asdict(outcome)

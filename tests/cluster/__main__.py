@@ -19,7 +19,18 @@ import re
 import sys
 from pathlib import Path
 
-from tests.cluster import cluster, e2e, load, measure, names, page, proxies, results, trials
+from tests.cluster import (
+    cluster,
+    e2e,
+    load,
+    measure,
+    names,
+    observed,
+    page,
+    proxies,
+    results,
+    trials,
+)
 from tests.support.paths import ROOT
 
 _PAGE, _README = ROOT / "docs/conformance.md", ROOT / "README.md"
@@ -94,7 +105,7 @@ def _use(proxy: str) -> None:
     """Let a proxy serve, in kubeadm's DaemonSet; our table never stays beside kube-proxy's."""
     proxies.set_mode("nftables")
     proxies.set_image(_PROXIES[proxy]())
-    trials.until_synced()
+    observed.until_synced()
     if proxy == "kube-proxy":
         trials.cleanup()
 

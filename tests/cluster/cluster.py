@@ -3,13 +3,13 @@
 import json
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from tests.cluster import controlplane, images, network, nodes, pki, processes
 from tests.cluster.names import CONTROL, FOLDER, NODES, Node, program
+from tests.cluster.waiting import wait
 
 Document = dict[str, Any]
 
@@ -69,13 +69,3 @@ def read(*arguments: str) -> Document:
     """Return an object, or a list of objects."""
     found: Document = json.loads(kubectl("get", *arguments, "--output=json"))
     return found
-
-
-def wait(true: Callable[[], object], seconds: float = 120, problem: str = "") -> float:
-    """Wait until something is true, and return how long that took."""
-    begin = time.monotonic()
-    while not true():
-        if time.monotonic() - begin > seconds:
-            raise TimeoutError(problem or "waited in vain")
-        time.sleep(0.2)
-    return time.monotonic() - begin

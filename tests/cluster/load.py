@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster import network
-from tests.cluster.cluster import kubectl, read, wait
+from tests.cluster.cluster import kubectl, read
 from tests.cluster.images import agnhost
 from tests.cluster.names import CONTROL, NODES, Node
+from tests.cluster.waiting import wait
 
 NAMESPACE = "load"
 _PORT = 8080

@@ -8,9 +8,9 @@ import statistics
 import time
 from pathlib import Path
 
-from tests.cluster import proxies, trials
-from tests.cluster.cluster import wait
+from tests.cluster import observed, proxies
 from tests.cluster.names import FOLDER, NODES, Node
+from tests.cluster.waiting import wait
 
 MEASURED = FOLDER / "measured.json"
 _TICKS = 100
@@ -18,7 +18,7 @@ _TICKS = 100
 
 def memory(name: str) -> None:
     """Keep what the proxies' processes have resident now."""
-    found = [_rollup(number) for node in NODES for number in list(trials.processes_of(node))[:1]]
+    found = [_rollup(number) for node in NODES for number in observed.processes_of(node)[:1]]
     _keep(
         name,
         {
@@ -33,16 +33,16 @@ def memory(name: str) -> None:
 
 def starts(name: str) -> None:
     """Start the proxy's pods again, and keep how long each took."""
-    before = {number for node in NODES for number in trials.processes_of(node)}
+    before = {number for node in NODES for number in observed.processes_of(node)}
     took: dict[Node, float] = {}
     used: dict[Node, float] = {}
 
     def asked() -> bool:
         for node in NODES:
-            number = next(iter(trials.processes_of(node)), None)
+            number = next(iter(observed.processes_of(node)), None)
             # At once, as the metric has the last sync, and the first is wanted.
             if node not in took and number and number not in before:
-                times = trials.sync_times(node)
+                times = observed.sync_times(node)
                 if len(times) == 2:
                     took[node] = max(times) - _born(number)
                     used[node] = _used(number)

@@ -8,12 +8,12 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.cluster import images, network, pki, processes
 from tests.cluster.names import CONTROL_IPV4, DNS, FOLDER, REPOSITORY, Node, program
+from tests.cluster.waiting import wait
 
 PACKAGES = FOLDER / "packages"
 """Debian's containerd, runc and CNI plugins, unpacked; nothing is installed."""
@@ -67,7 +67,7 @@ def start(node: Node) -> None:
             *("sh", str(enter), node.name, str(node.folder), str(plugins)),
         ],
     )
-    _until((node.folder / "entered").exists, f"{node.name} is not entered")
+    wait((node.folder / "entered").exists, problem=f"{node.name} is not entered")
     (node.folder / "containerd.toml").write_text(
         _CONTAINERD.format(repository=REPOSITORY, packages=PACKAGES)
     )
@@ -80,7 +80,10 @@ def start(node: Node) -> None:
         inside(node, containerd, "--config", configuration),
         env={"PATH": _PATH},
     )
-    _until(lambda: not ctr(node, "version", check=False).returncode, "containerd does not answer")
+    wait(
+        lambda: not ctr(node, "version", check=False).returncode,
+        problem="containerd does not answer",
+    )
     load(node)
     processes.start(
         f"{node.name}-kubelet",
@@ -223,12 +226,3 @@ def _cgroups(node: Node) -> None:
             for part in ("cpuset.cpus", "cpuset.mems"):
                 if controller.name == "cpuset":
                     (folder / part).write_text((controller / part).read_text())
-
-
-def _until(true: object, problem: str, seconds: float = 30) -> None:
-    assert callable(true)
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            raise TimeoutError(problem)
-        time.sleep(0.1)

@@ -8,13 +8,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from tests.cluster import controlplane, images, load, network, nodes, proxies
-from tests.cluster.cluster import kubectl, read, wait
+from tests.cluster import controlplane, images, load, network, nodes, observed, proxies
+from tests.cluster.cluster import kubectl
 from tests.cluster.names import (
     FOLDER,
     KUBERNETES_SERVICE,
@@ -22,8 +21,8 @@ from tests.cluster.names import (
     NODES,
     REPOSITORY,
     SERVER,
-    Node,
 )
+from tests.cluster.waiting import wait
 
 RESULTS = FOLDER / "results.json"
 Figures = dict[str, Any]
@@ -31,8 +30,6 @@ _MAY_MOVE = {"swap-nftables": 4, "swap-iptables": 4, "own-manifests": 4}
 """How often clients of both families lose affinity: proxies do not read each other's memory."""
 _SETTLED = 20
 """Seconds of connections after the last change, and before the first."""
-_CAPABILITIES = {12: "NET_ADMIN", 13: "NET_RAW"}
-"""linux/capability.h"""
 _CHANGED = f"{REPOSITORY}/nftproxy:changed"
 
 
@@ -40,19 +37,19 @@ def swap(mode: str) -> Figures:
     """Swap the image from kube-proxy to nftproxy and back, as docs/operations.md says."""
     proxies.set_mode(mode)
     proxies.set_image(proxies.original())
-    until_synced()
+    observed.until_synced()
     with load.running() as outcome:
         time.sleep(_SETTLED)
         proxies.set_mode("nftables")
         proxies.set_image(NFTPROXY)
         time.sleep(_SETTLED)
-        _expect_table(there=True)
+        observed.expect_table(there=True)
         proxies.set_mode(mode)
         proxies.set_image(proxies.original())
-        until_synced()
+        observed.until_synced()
         cleanup()
         time.sleep(_SETTLED)
-        _expect_table(there=False)
+        observed.expect_table(there=False)
     return asdict(outcome)
 
 
@@ -62,16 +59,16 @@ def upgrade() -> Figures:
     for node in NODES:
         nodes.load(node)
     _serve()
-    before = _programs()
+    before = observed.programs()
     with load.running() as outcome:
         time.sleep(_SETTLED)
         proxies.set_image(_CHANGED)
         time.sleep(_SETTLED)
-        between = _programs()
+        between = observed.programs()
         proxies.set_image(NFTPROXY)
         time.sleep(_SETTLED)
     assert not before & between
-    assert before == _programs()
+    assert before == observed.programs()
     return asdict(outcome)
 
 
@@ -83,12 +80,14 @@ def crash_loop() -> Figures:
         time.sleep(_SETTLED)
         end = time.monotonic() + 60
         while time.monotonic() < end:
-            for number in _processes(NODES[0]):
+            for number in observed.processes_of(NODES[0]):
                 os.kill(number, signal.SIGKILL)
                 killed += 1
             time.sleep(1)
         # The kubelet waits for longer after each end, up to five minutes.
-        waited = wait(lambda: _processes(NODES[0]) and _synced(NODES[0]), seconds=400)
+        waited = wait(
+            lambda: observed.processes_of(NODES[0]) and observed.synced(NODES[0]), seconds=400
+        )
         time.sleep(_SETTLED)
     return {**asdict(outcome), "killed": killed, "back after": round(waited)}
 
@@ -121,7 +120,7 @@ def drained_node() -> Figures:
 def server_away(seconds: float = 300) -> Figures:
     """Take the control plane away while pods get new addresses, and see how long news take then."""
     _serve()
-    before = _endpoints("moving")
+    before = observed.endpoints("moving")
     with load.running() as outcome:
         time.sleep(5)
         controlplane.stop_apiserver()
@@ -131,11 +130,11 @@ def server_away(seconds: float = 300) -> Figures:
         controlplane.start_apiserver()
         begin = time.monotonic()
         wait(
-            lambda: len(_endpoints("moving") - before) >= moved,
+            lambda: len(observed.endpoints("moving") - before) >= moved,
             problem="pods have kept their addresses",
         )
         known = time.monotonic() - begin
-        wait(lambda: all(_holds(node, _endpoints("moving")) for node in NODES))
+        wait(lambda: all(observed.holds(node, observed.endpoints("moving")) for node in NODES))
         applied = time.monotonic() - begin
         time.sleep(_SETTLED)
     return {
@@ -152,17 +151,19 @@ def own_address() -> Figures:
     with load.running() as outcome:
         proxies.set_server(f"https://{KUBERNETES_SERVICE[0]}:443")
         proxies.restart()
-        until_synced()
+        observed.until_synced()
         controlplane.stop_apiserver()
         time.sleep(_SETTLED)
-        proxies_before = [_processes(node) for node in NODES]
+        proxies_before = [observed.processes_of(node) for node in NODES]
         controlplane.start_apiserver()
-        before = _endpoints("moving")
+        before = observed.endpoints("moving")
         kubectl("--namespace", load.NAMESPACE, "rollout", "restart", "deployment/moving")
         kubectl("--namespace", load.NAMESPACE, "rollout", "status", "deployment/moving")
-        wait(lambda: not _endpoints("moving") & before)
-        wait(lambda: all(_holds(node, _endpoints("moving")) for node in NODES))
-        assert proxies_before == [_processes(node) for node in NODES], "the proxy has ended"
+        wait(lambda: not observed.endpoints("moving") & before)
+        wait(lambda: all(observed.holds(node, observed.endpoints("moving")) for node in NODES))
+        assert proxies_before == [observed.processes_of(node) for node in NODES], (
+            "the proxy has ended"
+        )
         proxies.set_server(SERVER)
         proxies.restart()
         time.sleep(_SETTLED)
@@ -176,39 +177,25 @@ def own_manifests() -> Figures:
     """
     proxies.set_mode("nftables")
     proxies.set_image(proxies.original())
-    until_synced()
+    observed.until_synced()
     with load.running() as outcome:
         time.sleep(_SETTLED)
         proxies.select_nodes(all_nodes=False)
-        wait(lambda: not any(_processes(node) for node in NODES))
+        wait(lambda: not any(observed.processes_of(node) for node in NODES))
         proxies.apply_own()
-        until_synced()
+        observed.until_synced()
         time.sleep(_SETTLED)
-        _expect_table(there=True)
-        may = {_rights(number) for node in NODES for number in _processes(node)}
+        observed.expect_table(there=True)
+        may = {observed.rights(number) for node in NODES for number in observed.processes_of(node)}
         proxies.delete_own()
-        wait(lambda: not any(_processes(node) for node in NODES))
+        wait(lambda: not any(observed.processes_of(node) for node in NODES))
         proxies.select_nodes(all_nodes=True)
-        until_synced()
+        observed.until_synced()
         cleanup()
         time.sleep(_SETTLED)
-        _expect_table(there=False)
+        observed.expect_table(there=False)
     assert len(may) == 1, may
     return {**asdict(outcome), "the process has": may.pop()}
-
-
-def _rights(number: int) -> str:
-    """Return the capabilities of a process, whether seccomp filters it, and its root's mount."""
-    status = dict(
-        line.split(":\t", 1) for line in Path(f"/proc/{number}/status").read_text().splitlines()
-    )
-    capabilities = int(status["CapEff"], 16)
-    names = [name for bit, name in _CAPABILITIES.items() if capabilities & 1 << bit]
-    assert capabilities == sum(1 << bit for bit in _CAPABILITIES if _CAPABILITIES[bit] in names)
-    seccomp = {"0": "no seccomp", "2": "a seccomp filter"}[status["Seccomp"].strip()]
-    mounts = Path(f"/proc/{number}/mountinfo").read_text().splitlines()
-    (root,) = (line.split()[5].split(",")[0] for line in mounts if line.split()[4] == "/")
-    return f"{' and '.join(names)}; {seccomp}; a root that is {root}"
 
 
 ALL: dict[str, Callable[[], Figures]] = {
@@ -245,7 +232,7 @@ def _serve() -> None:
     """Let nftproxy serve in kubeadm's DaemonSet."""
     proxies.set_mode("nftables")
     proxies.set_image(NFTPROXY)
-    until_synced()
+    observed.until_synced()
 
 
 def cleanup() -> None:
@@ -254,88 +241,3 @@ def cleanup() -> None:
     kubectl("apply", "--kustomize", folder)
     proxies.rollout("daemonset/nftproxy-cleanup")
     kubectl("delete", "--kustomize", folder)
-
-
-def _expect_table(*, there: bool) -> None:
-    for node in NODES:
-        assert ("inet nftproxy" in _nft(node, "tables")) is there, f"our table on {node.name}"
-
-
-def _programs() -> set[str]:
-    """Return the digests of the programs that the nodes' tables hold."""
-    return {
-        word
-        for node in NODES
-        for word in _nft(node, "chains", "inet").split()
-        if word.startswith("program-")
-    }
-
-
-def _nft(node: Node, *what: str) -> str:
-    argv = network.inside(node.namespace, "nft", "--terse", "list", *what)
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-
-
-def until_synced() -> None:
-    """Wait until the proxies of all nodes have synced."""
-    wait(lambda: all(_synced(node) for node in NODES), problem="a proxy has not synced")
-
-
-def _synced(node: Node) -> bool:
-    """Say whether the proxy of a node has applied both families since its start."""
-    return len(sync_times(node)) == 2
-
-
-def sync_times(node: Node) -> list[float]:
-    """Return when the proxy of a node last synced each family, from its own metrics."""
-    argv = network.inside(
-        node.namespace, "curl", "--silent", "--max-time", "3", "http://127.0.0.1:10249/metrics"
-    )
-    text = subprocess.run(argv, check=False, capture_output=True, text=True).stdout
-    name = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
-    return [
-        float(line.split()[1])
-        for line in text.splitlines()
-        if line.startswith(name) and float(line.split()[1])
-    ]
-
-
-def _processes(node: Node) -> list[int]:
-    return list(processes_of(node))
-
-
-def processes_of(node: Node) -> Iterator[int]:
-    """Yield the numbers of the proxy's processes in containers of a node."""
-    there = Path(f"/run/netns/{node.namespace}").stat().st_ino
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().split(b"\0")
-            program = any(word.endswith(b"/kube-proxy") for word in words[:2])
-            if program and (path / "ns/net").stat().st_ino == there:
-                yield int(path.name)
-        except OSError:
-            continue
-
-
-def _endpoints(service: str) -> set[str]:
-    """Return the IPv4 addresses of a Service's ready pods, by its EndpointSlices."""
-    slices = read(
-        "endpointslices",
-        "--namespace",
-        load.NAMESPACE,
-        f"--selector=kubernetes.io/service-name={service}",
-    )
-    return {
-        address
-        for each in slices["items"]
-        if each["addressType"] == "IPv4"
-        for endpoint in each.get("endpoints") or []
-        for address in endpoint["addresses"]
-        if endpoint["conditions"].get("ready")
-    }
-
-
-def _holds(node: Node, addresses: set[str]) -> bool:
-    argv = network.inside(node.namespace, "nft", "list", "table", "inet", "nftproxy")
-    text = subprocess.run(argv, check=False, capture_output=True, text=True).stdout
-    return bool(addresses) and all(f"{each} " in text for each in addresses)

@@ -118,7 +118,9 @@ def stop(node: Node) -> None:
         processes.stop(f"{node.name}-{part}", signal.SIGKILL)
     processes.stop(node.name, signal.SIGKILL)
     for controller in _controllers():
-        for folder in sorted((controller / "nftproxy" / node.name).glob("**/"), reverse=True):
+        own = controller / "nftproxy" / node.name
+        # That of all nodes goes with the last of them.
+        for folder in (*sorted(own.glob("**/"), reverse=True), own.parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()
 

@@ -12,7 +12,7 @@ TEST_PACKAGES = $(PACKAGES) nftables iptables ipset ipvsadm openssl git conntrac
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo check test contract golden soak test-versions test-kernels test-image test-clone bench dist lock licences sbom clean
+.PHONY: demo check test contract golden soak test-versions test-kernels test-image test-cluster test-clone bench dist lock licences sbom clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -53,6 +53,11 @@ test-kernels: $(VENV)/.installed-test
 test-image: $(VENV)/.installed-test
 	@$(call need,debootstrap)
 	$(VENV)/bin/python -m tests.tools.image
+
+# Kubernetes' own tests in a cluster of namespaces, for hours; KUBERNETES_BINARIES names a folder with its programs, or it is skipped.
+test-cluster: $(VENV)/.installed-test
+	@test -z "$$KUBERNETES_BINARIES" || { $(call need,debootstrap); }
+	$(VENV)/bin/python -m tests.cluster
 
 # The README's two commands in a fresh clone, on Debian 12 and 13 in folders: twice the time of the tests.
 test-clone: $(VENV)/.installed-test

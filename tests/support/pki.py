@@ -37,11 +37,13 @@ class Authority:
             *extensions,
         )
 
-    def server(self, name: str, addresses: Iterable[str]) -> Certificate:
-        """Return a certificate for a server that is reached by IP addresses."""
-        names = ",".join(f"IP:{each}" for each in addresses)
+    def server(
+        self, name: str, addresses: Iterable[str], *, names: Iterable[str] = ()
+    ) -> Certificate:
+        """Return a certificate for a server that is reached by IP addresses, and by names."""
+        listed = ",".join([*(f"IP:{each}" for each in addresses), *(f"DNS:{n}" for n in names)])
         return self._issue(
-            name, f"/CN={name}", [f"subjectAltName={names}", "extendedKeyUsage=serverAuth"]
+            name, f"/CN={name}", [f"subjectAltName={listed}", "extendedKeyUsage=serverAuth"]
         )
 
     def client(self, user: str, group: str = "") -> Certificate:

@@ -120,6 +120,7 @@ def test_only_the_init_container_is_privileged(pod: Any) -> None:
     assert rights["readOnlyRootFilesystem"] is True
     assert rights["allowPrivilegeEscalation"] is False
     assert rights["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+    assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
     (prepare,) = pod["initContainers"]
     assert "--init-only" in prepare["args"]
     assert prepare["securityContext"]["readOnlyRootFilesystem"] is True

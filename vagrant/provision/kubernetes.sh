@@ -35,7 +35,8 @@ END
     if [ "$(dpkg-query --show --showformat '${Version}' kubelet 2>/dev/null)" != "$KUBERNETES_VERSION-1.1" ]; then
         apt-get -qq update
         apt-mark unhold kubeadm kubelet kubectl >/dev/null || true
-        apt-get -qq install --yes --allow-downgrades \
+        # /etc/default/kubelet is written already, and the package has one, too: dpkg would ask which to keep, and nobody answers.
+        apt-get -qq install --yes --allow-downgrades -o Dpkg::Options::=--force-confold \
             "kubeadm=$KUBERNETES_VERSION-*" "kubelet=$KUBERNETES_VERSION-*" "kubectl=$KUBERNETES_VERSION-*" >/dev/null
         apt-mark hold kubeadm kubelet kubectl >/dev/null
     fi

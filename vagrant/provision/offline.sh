@@ -5,14 +5,14 @@ source "${NFTPROXY_TREE:-/nftproxy}/vagrant/provision/common.sh"
 
 apt=${APT_FOLDER:-/etc/apt}
 
-# index: what apt wants to know of the packages in this folder.
+# index: what apt wants to know of the packages in this folder, whose sums are in the one above.
 index() {
     local package
     for package in *.deb; do
         dpkg-deb --field "$package"
         echo "Filename: ./$package"
         echo "Size: $(stat --format %s "$package")"
-        echo "SHA256: $(sha256sum "$package" | cut -d ' ' -f 1)"
+        echo "SHA256: $(sed -n "s|  packages/$package\$||p" ../SHA256SUMS)"
         echo
     done
 }

@@ -10,7 +10,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 size_gb=20
-packages=systemd,systemd-sysv,systemd-resolved,libpam-systemd,dbus,udev,kmod,linux-image-amd64,iproute2,openssh-server,sudo,rsync
+packages=systemd,systemd-sysv,systemd-resolved,dbus,udev,kmod,linux-image-amd64,iproute2,openssh-server,sudo,rsync
 packages+=,ca-certificates,curl,procps,less
 
 fail() {
@@ -33,10 +33,12 @@ configure() {
     printf '127.0.0.1 localhost\n127.0.1.1 trixie\n::1 localhost\n' >"$root/etc/hosts"
     echo "UUID=$2 / ext4 defaults 0 1" >"$root/etc/fstab"
     # Vagrant writes files that come before this one for the networks that it sets up.
-    printf '[Match]\nName=eth*\n\n[Network]\nDHCP=yes\n' >"$root/etc/systemd/network/80-dhcp.network"
+    printf '[Match]\nName=eth*\n\n[Network]\nDHCP=yes\n\n[DHCPv4]\nClientIdentifier=mac\n' >"$root/etc/systemd/network/80-dhcp.network"
     # No two machines of one box may have the same keys and the same identity.
     rm -f "$root"/etc/ssh/ssh_host_*_key*
     : >"$root/etc/machine-id"
+    # The first boot would take this one over.
+    rm -f "$root/var/lib/dbus/machine-id"
     cat >"$root/etc/systemd/system/host-keys.service" <<'END'
 [Unit]
 Description=SSH host keys of this machine
@@ -116,4 +118,6 @@ main() {
     echo "$box: $(($(stat --format %s "$box") / 1000000)) MB"
 }
 
-main "$@"
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    main "$@"
+fi

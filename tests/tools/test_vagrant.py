@@ -448,6 +448,54 @@ def test_flannels_images_are_those_of_its_manifest(tmp_path: Path) -> None:
     ]
 
 
+def test_machines_of_one_box_have_identities_of_their_own(tmp_path: Path) -> None:
+    """DHCP would give all the same address, and ssh would not tell one from the other."""
+    once = [
+        tmp_path / name
+        for name in (
+            "etc/machine-id",
+            "var/lib/dbus/machine-id",
+            "etc/ssh/ssh_host_ed25519_key",
+            "etc/ssh/ssh_host_ed25519_key.pub",
+        )
+    ]
+    folders = ("etc/ssh/sshd_config.d", "etc/sudoers.d", "etc/systemd/network")
+    for folder in (*folders, "etc/systemd/system", "var/lib/dbus"):
+        (tmp_path / folder).mkdir(parents=True)
+    for path in once:
+        path.write_text("the box's\n")
+    # What these two do needs a whole Debian.
+    stand_ins = "chroot() { :; }; public_key() { echo ssh-rsa AAAA; }"
+    printed("../box.sh", f"{stand_ins}; configure {tmp_path} 0-1-2")
+    assert [path.read_text() for path in once if path.exists()] == [""], "machine-id, empty"
+    assert (
+        "ExecStart=/usr/bin/ssh-keygen -A"
+        in (tmp_path / "etc/systemd/system/host-keys.service").read_text()
+    )
+    assert "root=UUID=0-1-2" in (tmp_path / "boot/grub/grub.cfg").read_text()
+    assert (tmp_path / "home/vagrant/.ssh/authorized_keys").read_text() == "ssh-rsa AAAA\n"
+
+
+@pytest.mark.skipif(
+    not (shutil.which("grub-mkimage") and Path("/usr/lib/grub/i386-pc/boot.img").exists())
+    or not shutil.which("sfdisk"),
+    reason="no GRUB and no sfdisk here: apt-get install grub-common grub-pc-bin fdisk",
+)
+def test_a_disk_has_a_boot_loader_and_the_files(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/hello").write_text("hello\n")
+    uuid, disk = "599c4e75-a977-47c8-95cb-44bbfd392bd0", tmp_path / "disk"
+    printed("../box.sh", f"size_gb=1; disk {tmp_path}/root {uuid} {disk}")
+    with disk.open("rb") as file:
+        first, second = file.read(512), file.read(512)
+    assert first[510:] == b"\x55\xaa"
+    assert b"GRUB" in first
+    assert any(second)
+    argv = ["debugfs", "-R", "cat /hello", f"{disk}?offset=1048576"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "hello\n"
+
+
 def test_workload_is_complete() -> None:
     folder = VAGRANT / "workload"
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())

@@ -185,6 +185,17 @@ def test_kubeadm_joins_by_the_token() -> None:
     assert join["timeouts"]["tlsBootstrap"] == "20m0s"
 
 
+def test_an_init_that_failed_is_done_again(tmp_path: Path) -> None:
+    """kubeadm writes its kubeconfig long before it is done: the file proves no cluster."""
+    kubeadm = f'kubeadm() {{ echo "$1" >&2; touch {tmp_path}/admin.conf; [ "$FAILS" != "$1" ]; }}'
+    command = f"{kubeadm}; initialise kubeadm.yaml {tmp_path}/admin.conf {tmp_path}/copy/config"
+    failed = call("cluster.sh", command, FAILS="init")
+    assert failed.returncode == 1
+    assert not (tmp_path / "copy/config").exists()
+    assert call("cluster.sh", command, FAILS="").stderr.split() == ["reset", "init"]
+    assert call("cluster.sh", command, FAILS="").stderr == "", "a cluster that is there stays"
+
+
 def test_flannel_takes_the_network_between_the_machines(tmp_path: Path) -> None:
     (tmp_path / "flannel.yml").write_text(FLANNEL)
     made = printed(

@@ -13,7 +13,7 @@ patience() {
 timeouts:
   controlPlaneComponentHealthCheck: 20m0s
   kubeletHealthCheck: 10m0s
-  kubernetesAPICall: 5m0s
+  kubernetesAPICall: 20m0s
   etcdAPICall: 10m0s
   tlsBootstrap: 20m0s
   discovery: 20m0s
@@ -66,11 +66,20 @@ with_interface() {
     sed "s/^\( *\)- --kube-subnet-mgr\$/&\n\1- --iface-regex=$pattern/; s|\"Network\": \"[^\"]*\"|\"Network\": \"$POD_NETWORK\"|" "$1"
 }
 
+# initialise CONFIGURATION KUBECONFIG COPY: kubeadm init, once. The copy is made when all went well; what an init that failed leaves behind
+# would be taken for a cluster.
+initialise() {
+    [ ! -f "$3" ] || return 0
+    [ ! -f "$2" ] || kubeadm reset --force
+    kubeadm init --config "$1"
+    install -D --mode 600 "$2" "$3"
+}
+
 make_cluster() {
     export KUBECONFIG=/etc/kubernetes/admin.conf
     configuration | write /etc/kubernetes/kubeadm.yaml || true
     chmod 600 /etc/kubernetes/kubeadm.yaml
-    [ -f "$KUBECONFIG" ] || kubeadm init --config /etc/kubernetes/kubeadm.yaml
+    initialise /etc/kubernetes/kubeadm.yaml "$KUBECONFIG" /root/.kube/config
     if [ -n "${OFFLINE:-}" ]; then
         cp "$OFFLINE/flannel.yml" /var/tmp/flannel.yml
     else
@@ -78,12 +87,12 @@ make_cluster() {
     fi
     check_sha256 /var/tmp/flannel.yml "$FLANNEL_SHA256"
     with_interface /var/tmp/flannel.yml | kubectl apply --filename -
-    install -D --mode 600 "$KUBECONFIG" /root/.kube/config
 }
 
 # The token is made anew when a machine is added later: vagrant up on it asks for `kubeadm token create` on node1.
 join_cluster() {
     [ -f /etc/kubernetes/kubelet.conf ] && return
+    [ ! -f /etc/kubernetes/pki/ca.crt ] || kubeadm reset --force # a join that failed
     join_configuration | write /etc/kubernetes/kubeadm.yaml || true
     chmod 600 /etc/kubernetes/kubeadm.yaml
     kubeadm join --config /etc/kubernetes/kubeadm.yaml

@@ -70,7 +70,7 @@ places_cluster() {
     (cd "$here" && vagrant ssh-config) >"$ssh_config"
     tar --create --directory "$here" workload | over_ssh node1 tar --extract --directory /var/tmp
     kubectl apply --kustomize /var/tmp/workload
-    kubectl --namespace smoke rollout status deployment --timeout=180s
+    kubectl --namespace smoke rollout status deployment --timeout=900s
     LOAD=(/opt/nftproxy/bin/python /workload/load.py)
     POD_ADDRESS=$(kubectl --namespace smoke get pod --selector app=client --output 'jsonpath={.items[0].status.podIP}')
     run() {

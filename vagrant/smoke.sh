@@ -12,9 +12,9 @@ source "$here/places.sh"
 ask() {
     local said
     if [ "$2" = tcp ]; then
-        said=$(run "$1" timeout 3 bash -c "head -n 1 </dev/tcp/$3/$4" 2>&1) || true
+        said=$(run "$1" timeout 10 bash -c "head -n 1 </dev/tcp/$3/$4" 2>&1) || true
     else
-        said=$(run "$1" timeout 3 bash -c "exec 3<>/dev/udp/$3/$4; echo hello >&3; head -n 1 <&3" 2>&1) || true
+        said=$(run "$1" timeout 10 bash -c "exec 3<>/dev/udp/$3/$4; echo hello >&3; head -n 1 <&3" 2>&1) || true
     fi
     case $said in
         *'"name"'*) printf '%s\n' "$said" | grep --max-count=1 '"name"' ;;

@@ -7,7 +7,20 @@ need NODE NETWORK JOIN_TOKEN KUBERNETES_VERSION POD_NETWORK SERVICE_NETWORK FLAN
 
 control=$NETWORK.11
 
-# configuration: what kubeadm gets.
+# patience: how long kubeadm waits, beyond its defaults: a processor in software starts an API server in minutes.
+patience() {
+    cat <<'END'
+timeouts:
+  controlPlaneComponentHealthCheck: 20m0s
+  kubeletHealthCheck: 10m0s
+  kubernetesAPICall: 20m0s
+  etcdAPICall: 10m0s
+  tlsBootstrap: 20m0s
+  discovery: 20m0s
+END
+}
+
+# configuration: what kubeadm gets on the first machine.
 configuration() {
     cat <<END
 apiVersion: kubeadm.k8s.io/v1beta4
@@ -19,6 +32,7 @@ localAPIEndpoint:
   advertiseAddress: $control
 skipPhases:
   - addon/kube-proxy
+$(patience)
 ---
 apiVersion: kubeadm.k8s.io/v1beta4
 kind: ClusterConfiguration
@@ -30,6 +44,21 @@ networking:
 END
 }
 
+# join_configuration: what kubeadm gets on the others. Who could answer in the control plane's place has to know the token: its answer is
+# signed with it.
+join_configuration() {
+    cat <<END
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: JoinConfiguration
+discovery:
+  bootstrapToken:
+    apiServerEndpoint: $control:6443
+    token: $JOIN_TOKEN
+    unsafeSkipCAVerification: true
+$(patience)
+END
+}
+
 # with_interface FILE: flannel's manifest, told to use the network between the machines, not the one to the outside.
 with_interface() {
     local pattern
@@ -37,22 +66,36 @@ with_interface() {
     sed "s/^\( *\)- --kube-subnet-mgr\$/&\n\1- --iface-regex=$pattern/; s|\"Network\": \"[^\"]*\"|\"Network\": \"$POD_NETWORK\"|" "$1"
 }
 
+# initialise CONFIGURATION KUBECONFIG COPY: kubeadm init, once. The copy is made when all went well; what an init that failed leaves behind
+# would be taken for a cluster.
+initialise() {
+    [ ! -f "$3" ] || return 0
+    [ ! -f "$2" ] || kubeadm reset --force
+    kubeadm init --config "$1"
+    install -D --mode 600 "$2" "$3"
+}
+
 make_cluster() {
     export KUBECONFIG=/etc/kubernetes/admin.conf
     configuration | write /etc/kubernetes/kubeadm.yaml || true
     chmod 600 /etc/kubernetes/kubeadm.yaml
-    [ -f "$KUBECONFIG" ] || kubeadm init --config /etc/kubernetes/kubeadm.yaml
-    curl --fail --silent --show-error --location --retry 3 --output /var/tmp/flannel.yml "$FLANNEL_MANIFEST"
+    initialise /etc/kubernetes/kubeadm.yaml "$KUBECONFIG" /root/.kube/config
+    if [ -n "${OFFLINE:-}" ]; then
+        cp "$OFFLINE/flannel.yml" /var/tmp/flannel.yml
+    else
+        curl --fail --silent --show-error --location --retry 3 --output /var/tmp/flannel.yml "$FLANNEL_MANIFEST"
+    fi
     check_sha256 /var/tmp/flannel.yml "$FLANNEL_SHA256"
     with_interface /var/tmp/flannel.yml | kubectl apply --filename -
-    install -D --mode 600 "$KUBECONFIG" /root/.kube/config
 }
 
 # The token is made anew when a machine is added later: vagrant up on it asks for `kubeadm token create` on node1.
 join_cluster() {
     [ -f /etc/kubernetes/kubelet.conf ] && return
-    # Who could answer in the control plane's place has to know the token: its answer is signed with it.
-    kubeadm join "$control:6443" --token "$JOIN_TOKEN" --discovery-token-unsafe-skip-ca-verification
+    [ ! -f /etc/kubernetes/pki/ca.crt ] || kubeadm reset --force # a join that failed
+    join_configuration | write /etc/kubernetes/kubeadm.yaml || true
+    chmod 600 /etc/kubernetes/kubeadm.yaml
+    kubeadm join --config /etc/kubernetes/kubeadm.yaml
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

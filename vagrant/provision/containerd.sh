@@ -11,4 +11,5 @@ if containerd config default |
     systemctl restart containerd
 fi
 grep -q 'SystemdCgroup = true' /etc/containerd/config.toml || fail "containerd's default configuration has changed: no SystemdCgroup"
-grep -q 'bin_dir = "/opt/cni/bin"' /etc/containerd/config.toml || fail "containerd's default configuration has changed: no bin_dir"
+grep -q "[\"']/opt/cni/bin[\"']" /etc/containerd/config.toml || fail "containerd's default configuration has changed: no bin_dir"
+[ -z "${OFFLINE:-}" ] || import_images "$OFFLINE"

@@ -4,7 +4,21 @@
 source "${NFTPROXY_TREE:-/nftproxy}/vagrant/provision/common.sh"
 tree=${NFTPROXY_TREE:-/nftproxy}
 
-install_packages debootstrap python3 python3-venv libnftables1
+install_packages python3 libnftables1
+if [ -n "${OFFLINE:-}" ]; then
+    # As it was built when the folder was filled; containerd has it already.
+    digest=$(sed -n 's|  images/nftproxy.tar$||p' "$OFFLINE/SHA256SUMS")
+    if [ "$digest" != "$(cat /var/lib/nftproxy-image 2>/dev/null)" ]; then
+        rm -rf /opt/nftproxy
+        tar --extract --to-stdout --file "$OFFLINE/images/nftproxy.tar" layer.tar | tar --extract --directory / ./opt/nftproxy
+        ln -sf /opt/nftproxy/bin/nftproxy /usr/local/bin/nftproxy
+        echo "$digest" >/var/lib/nftproxy-image
+    fi
+    nftproxy --version
+    exit
+fi
+
+install_packages debootstrap python3-venv
 # Building again is for changed trees only: it takes minutes.
 digest=$(cd "$tree" && find nftproxy rulesets examples release share deploy pyproject.toml -type f -print0 | sort --zero-terminated |
     xargs --null sha256sum | sha256sum | cut -c 1-16)

@@ -51,7 +51,7 @@ END
 }
 
 remove_daemonset() {
-    kubectl --namespace kube-system delete daemonset "$1" --ignore-not-found --cascade=foreground --timeout=120s
+    kubectl --namespace kube-system delete daemonset "$1" --ignore-not-found --cascade=foreground --timeout=600s
 }
 
 leave() {
@@ -95,14 +95,14 @@ enter() {
 
 wait_until_it_serves() {
     if wanted systemd; then
-        timeout 120 bash -c 'until curl --fail --silent --output /dev/null localhost:10256/livez && nftproxy show >/dev/null 2>&1; do sleep 1; done' ||
+        timeout 600 bash -c 'until curl --fail --silent --output /dev/null localhost:10256/livez && nftproxy show >/dev/null 2>&1; do sleep 1; done' ||
             fail "nftproxy does not serve; journalctl -u nftproxy says why"
     fi
     [ "$NODE" = 1 ] || return 0
     if wanted kube-proxy; then
-        kubectl --namespace kube-system rollout status daemonset/kube-proxy --timeout=180s
+        kubectl --namespace kube-system rollout status daemonset/kube-proxy --timeout=900s
     elif wanted daemonset; then
-        kubectl --namespace kube-system rollout status daemonset/nftproxy --timeout=180s
+        kubectl --namespace kube-system rollout status daemonset/nftproxy --timeout=900s
     fi
 }
 
@@ -110,7 +110,7 @@ wait_until_it_serves() {
 # pod is there: its health answers tell.
 tidy() {
     if wanted kube-proxy; then
-        timeout 120 bash -c 'until curl --fail --silent --output /dev/null localhost:10256/healthz; do sleep 1; done' ||
+        timeout 600 bash -c 'until curl --fail --silent --output /dev/null localhost:10256/healthz; do sleep 1; done' ||
             fail "kube-proxy does not serve; our table stays"
         nftproxy cleanup
     fi

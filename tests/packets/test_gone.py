@@ -451,9 +451,9 @@ def test_ten_thousand_endpoints_that_vanish_are_one_transaction(
     commits = []
     commit = table.kernel.commit
 
-    def counted(delta: Delta) -> None:
+    def counted(delta: Delta) -> int:
         commits.append(len(delta))
-        commit(delta)
+        return commit(delta)
 
     monkeypatch.setattr(table.kernel, "commit", counted)
     apply(table)

@@ -106,8 +106,9 @@ def endpoint_slice(
 
 
 def annotated(item: Annotated, **values: str | None) -> Annotated:
-    """A Service or a slice with other annotations: `scheduler`, `weight`."""
-    metadata = msgspec.structs.replace(item.metadata, annotations=Annotations(**values))
+    """A Service or a slice with other values of these annotations: `scheduler`, `weight`."""
+    annotations = msgspec.structs.replace(item.metadata.annotations or Annotations(), **values)
+    metadata = msgspec.structs.replace(item.metadata, annotations=annotations)
     return msgspec.structs.replace(item, metadata=metadata)
 
 

@@ -6,6 +6,7 @@ default applies.
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from nftproxy.model import EndpointSlice, ObjectName, Scheduler, Service
 
@@ -13,6 +14,8 @@ AFFINITY_SCOPE = "nftproxy.io/affinity-scope"
 SCHEDULER, WEIGHT = "nftproxy.io/scheduler", "nftproxy.io/weight"
 FULL = 100  # the greatest weight, and that of slices without the annotation
 _SHOWN = 40  # characters of a value in a note
+
+Choice = TypeVar("Choice", bound=enum.StrEnum)
 
 
 class AffinityScope(enum.StrEnum):
@@ -26,26 +29,14 @@ def affinity_scope(service: Service, notes: list[str]) -> AffinityScope:
     """Return the scope of a Service's affinity: a port, unless the annotation says otherwise."""
     annotations = service.metadata.annotations
     text = annotations.affinity_scope if annotations else None
-    if text is None:
-        return AffinityScope.PORT
-    try:
-        return AffinityScope(text)
-    except ValueError:
-        notes.append(_unknown(AFFINITY_SCOPE, text, AffinityScope))
-        return AffinityScope.PORT
+    return _choice(AFFINITY_SCOPE, text, AffinityScope.PORT, notes)
 
 
 def scheduler(service: Service, notes: list[str]) -> Scheduler:
     """Return how a Service's endpoints are chosen: at random unless it asks for something else."""
     annotations = service.metadata.annotations
     text = annotations.scheduler if annotations else None
-    if text is None:
-        return Scheduler.RANDOM
-    try:
-        return Scheduler(text)
-    except ValueError:
-        notes.append(_unknown(SCHEDULER, text, Scheduler))
-        return Scheduler.RANDOM
+    return _choice(SCHEDULER, text, Scheduler.RANDOM, notes)
 
 
 def weight(piece: EndpointSlice, notes: list[str]) -> int:
@@ -87,12 +78,17 @@ class Problems:
                     yield name, "; ".join(notes)
 
 
-def _unknown(annotation: str, text: str, known: Iterable[str]) -> str:
-    first, *others = known
-    return (
-        f"annotation {annotation}: {_short(text)} is not one of {', '.join((first, *others))}; "
-        f"{first} applies"
-    )
+def _choice(annotation: str, text: str | None, default: Choice, notes: list[str]) -> Choice:
+    if text is None:
+        return default
+    try:
+        return type(default)(text)
+    except ValueError:
+        notes.append(
+            f"annotation {annotation}: {_short(text)} is not one of {', '.join(type(default))}; "
+            f"{default} applies"
+        )
+        return default
 
 
 def _short(text: str) -> str:

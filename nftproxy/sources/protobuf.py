@@ -56,13 +56,7 @@ class ProtobufDecoder:
         except (DecodeError, WireError) as error:
             raise WireError(f"{what}: {brief(str(error))}") from error
         page = Page([], [], found.metadata.resourceVersion, found.metadata.token)
-        for raw in found.items:
-            item = self._decode(raw)
-            if isinstance(item, Broken):
-                page.broken.append(item)
-            else:
-                page.items.append(item)
-        return page
+        return page.fill(map(self._decode, found.items))
 
     def event(self, message: bytes) -> Event:
         """Decode one event of a watch; WireError if that is impossible."""

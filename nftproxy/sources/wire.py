@@ -6,8 +6,9 @@ the same for the other encoding, know the parts of an answer that matter to the 
 (resource versions, continue tokens, bookmarks, Status).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeVar
 
 import msgspec
 
@@ -53,6 +54,15 @@ class Page:
     broken: list[Broken]
     version: Version
     token: str
+
+    def fill(self, decoded: Iterable[Object | Broken]) -> Self:
+        """Add objects, each to those of its kind."""
+        for item in decoded:
+            if isinstance(item, Broken):
+                self.broken.append(item)
+            else:
+                self.items.append(item)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +206,7 @@ class JsonDecoder:
                 f"the answer is no list of {self._kind.__name__} objects: {brief(str(error))}"
             ) from error
         page = Page([], [], found.metadata.resource_version, found.metadata.token)
-        for raw in found.items or ():
-            item = self._decode(raw)
-            if isinstance(item, Broken):
-                page.broken.append(item)
-            else:
-                page.items.append(item)
-        return page
+        return page.fill(map(self._decode, found.items or ()))
 
     def _other_event(self, line: bytes) -> Event:
         """Decode an event that is neither ADDED nor MODIFIED, or broken."""

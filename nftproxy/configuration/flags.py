@@ -147,7 +147,7 @@ FLAGS: Final = (
          "Masquerade all traffic to ClusterIPs, so that endpoints see the node as its source; "
          "needed only where endpoints cannot route their answers back."),
     Flag("no-masquerade-cidrs", WORDS, "nftables.noMasqueradeCIDRs", "",
-         "Do not masquerade traffic to ClusterIPs from these sources, also not with "
+         "Do not masquerade traffic to ClusterIPs from these sources, not even with "
          "--masquerade-all; endpoints must route their answers back through this node. NodePorts, "
          "load-balancer addresses and external IPs stay masqueraded. kube-proxy has no such flag.",
          metavar="CIDR,..."),

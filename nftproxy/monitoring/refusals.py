@@ -27,9 +27,7 @@ MEANINGS: Final = {
 """The reasons in words."""
 
 Subject = tuple[Family, Reason]
-
-
-Subjects = TypeVar("Subjects")
+Label = TypeVar("Label")
 
 
 def reason_of(value: Value) -> Reason:
@@ -80,16 +78,16 @@ def unlogged(reader: Reader) -> Counter[Reason]:
     return found
 
 
-class Refusals(Generic[Subjects]):
+class Refusals(Generic[Label]):
     """Totals that only grow, from counters that may start again."""
 
-    def __init__(self, start: Mapping[Subjects, int]) -> None:
-        self.totals: Counter[Subjects] = Counter()
+    def __init__(self, start: Mapping[Label, int]) -> None:
+        self.totals: Counter[Label] = Counter()
         self._last = dict(start)
 
-    def enter(self, counters: Mapping[Subjects, int]) -> Counter[Subjects]:
+    def enter(self, counters: Mapping[Label, int]) -> Counter[Label]:
         """Add the growth of rule counters since the last reading, and return it."""
-        grown: Counter[Subjects] = Counter()
+        grown: Counter[Label] = Counter()
         for subject, packets in counters.items():
             before = self._last.get(subject, 0)
             if step := packets - before if packets >= before else packets:
@@ -98,7 +96,7 @@ class Refusals(Generic[Subjects]):
         self.totals += grown
         return grown
 
-    def add(self, subject: Subjects, packets: int) -> None:
+    def add(self, subject: Label, packets: int) -> None:
         """Add packets that elements counted."""
         if packets:
             self.totals[subject] += packets

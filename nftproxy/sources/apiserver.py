@@ -1,13 +1,8 @@
-"""The connection to the API server.
+"""The connection to the API server: requests whose answers come as raw bytes.
 
-Where it is, who we are, and requests whose answers come as raw bytes.
-
-The `kubernetes` package reads configuration and credentials: kubeconfig files, in-cluster service
-accounts, client certificates, exec plugins, proxies. It reads a token file once and keeps it, while
-kubelets rotate tokens. So they are read again when they are a minute old and a request is due, and
-after a 401 (contract 8.5.1). If that fails, the known credentials stay in use.
-
-Import this module only where there is an API server: with `kubernetes` it takes 35 MB and 0.2 s.
+Kubelets rotate tokens and certificates in place. So the files that say where the server is and who
+we are count as out of date after a minute, and after a 401; then the next request reads them again
+(contract 8.5.1). If that fails, what is known stays in use.
 
 The rate limits of the configuration (`qps`, `burst`) are accepted without effect: there are four
 streams, and each pauses after an error, so that requests stay below even the default of 5 a second.
@@ -19,18 +14,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
-from urllib.parse import urlencode, urlsplit
+from typing import Any, Final, NamedTuple, Protocol, Self
+from urllib.parse import unquote, urlencode, urlsplit
 
+import msgspec
 import urllib3
+import yaml
 from loguru import logger
 
 from nftproxy.errors import ConfigError, NftproxyError
+from nftproxy.sources.access import Access, proxy_of, service_account, tls, url
 from nftproxy.sources.encoding import JSON
-
-if TYPE_CHECKING:
-    from kubernetes.client import Configuration
+from nftproxy.sources.kubeconfig import Kubeconfig
 
 CONNECT_TIMEOUT: Final = 10.0
 CREDENTIALS_LAST: Final = 60.0
@@ -46,6 +43,7 @@ _SOCKET_OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 25_000),
 )
 _TROUBLE: Final = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+_UNREADABLE: Final = (ConfigError, OSError, ValueError, yaml.YAMLError, msgspec.ValidationError)
 
 
 class TransportError(NftproxyError):
@@ -122,14 +120,24 @@ class ApiAnswer:
             self._response.shutdown()
 
 
+class Credentials(Protocol):
+    """Reads where the API server is and who we are."""
+
+    def __call__(self, *, refused: bool) -> Access:
+        """Return what counts now; ConfigError if it is unusable.
+
+        `refused` says that the server did not accept the last ones.
+        """
+
+
 class _Session(NamedTuple):
     """Everything derived from the configuration and credentials of one moment."""
 
+    access: Access
     base: str
     host: str
     headers: Mapping[str, str]
     pool: urllib3.PoolManager
-    loaded: float
 
 
 class ApiConnection:
@@ -137,23 +145,24 @@ class ApiConnection:
 
     def __init__(
         self,
-        load: "Callable[[], Configuration]",
+        credentials: Credentials,
         *,
         accept: str = JSON,
         observer: RequestObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read configuration and credentials by `load`; ConfigError if that fails at the start.
+        """Read `credentials` for the first time; ConfigError if they are unusable.
 
         `accept` is what readers that know both encodings ask for.
         """
-        self._load = load
+        self._credentials = credentials
         self.accept = accept
         self.observer = observer or NoObserver()
         self._clock = clock
         self._lock = threading.Lock()
-        self._outdated = False
-        self._session = self._open()
+        self._refused = False
+        self._session = _session(credentials(refused=False))
+        self._read = clock()
 
     def get(
         self,
@@ -208,7 +217,7 @@ class ApiConnection:
 
     def renew(self) -> None:
         """Read the credentials again before the next request: the server refused them."""
-        self._outdated = True
+        self._refused = True
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -216,32 +225,51 @@ class ApiConnection:
 
     def _current(self) -> _Session:
         with self._lock:
-            if self._outdated or self._clock() - self._session.loaded >= CREDENTIALS_LAST:
-                self._outdated = False
-                before = self._session
+            if self._refused or self._clock() - self._read >= CREDENTIALS_LAST:
+                refused, self._refused = self._refused, False
+                self._read = self._clock()
                 try:
-                    self._session = self._open()
-                    before.pool.clear()  # open streams continue
+                    self._begin(self._credentials(refused=refused))
                 except ConfigError as error:
                     logger.warning("API server: keeping the credentials read before: {}", error)
-                    self._session = before._replace(loaded=self._clock())
             return self._session
 
-    def _open(self) -> _Session:
-        from kubernetes.client.rest import RESTClientObject
+    def _begin(self, access: Access) -> None:
+        """Make new connections from now on, if anything has changed; open streams continue."""
+        before = self._session
+        if access != before.access:
+            self._session = _session(access)
+            before.pool.clear()
 
-        configuration = self._load()
-        try:
-            pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
-        except _TROUBLE as error:  # missing or invalid certificate files
-            raise ConfigError([f"certificates for the API server: {_reason(error)}"]) from error
-        pool.connection_pool_kw["socket_options"] = _SOCKET_OPTIONS
-        headers = {"Accept": JSON, "User-Agent": f"nftproxy/{version('nftproxy')}"}
-        settings: dict[str, Any] = dict(configuration.auth_settings())
-        for each in settings.values():
-            headers[each["key"]] = each["value"].strip()  # token files often end in a newline
-        base = configuration.host.rstrip("/")
-        return _Session(base, urlsplit(base).netloc, headers, pool, self._clock())
+
+def _session(access: Access) -> _Session:
+    """Prepare requests; ConfigError for unusable certificates or an unusable proxy."""
+    pool: urllib3.PoolManager
+    try:
+        settings: dict[str, Any] = {
+            "ssl_context": tls(access),
+            "server_hostname": access.server_name or None,
+            "socket_options": _SOCKET_OPTIONS,
+        }
+    except _TROUBLE as error:
+        raise ConfigError([f"certificates for the API server: {_reason(error)}"]) from error
+    if not access.verified:  # urllib3 would warn of what the configuration asks for
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    if proxy := proxy_of(access):
+        parts = urlsplit(proxy)
+        if parts.scheme not in ("http", "https"):
+            hint = "only HTTP proxies can be used: http://HOST:PORT or https://HOST:PORT"
+            raise ConfigError([f"proxy for the API server: {parts.scheme}://"], hint=hint)
+        pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        known = urllib3.make_headers(proxy_basic_auth=pair) if parts.username else None
+        pool = urllib3.ProxyManager(proxy, proxy_headers=known, **settings)
+    else:
+        pool = urllib3.PoolManager(**settings)
+    headers = {"Accept": JSON, "User-Agent": f"nftproxy/{version('nftproxy')}"}
+    if access.authorization:
+        headers["Authorization"] = access.authorization
+    base = access.server.rstrip("/")
+    return _Session(access, base, urlsplit(base).netloc, headers, pool)
 
 
 def connect(
@@ -258,45 +286,30 @@ def connect(
     pod's service account counts.
     """
     return ApiConnection(
-        lambda: _configuration(kubeconfig, master), accept=accept, observer=observer, clock=clock
+        _credentials(kubeconfig, master), accept=accept, observer=observer, clock=clock
     )
 
 
-def _configuration(kubeconfig: str, master: str) -> "Configuration":
-    import yaml
-    from kubernetes import config
-    from kubernetes.client import Configuration
+def _credentials(kubeconfig: str, master: str) -> Credentials:
+    file = Kubeconfig(kubeconfig) if kubeconfig else None
+    what = f"kubeconfig {kubeconfig}" if kubeconfig else "in-cluster credentials"
 
-    found = Configuration()
-    try:
-        if kubeconfig:
-            # persist_config=False: never write the user's file.
-            config.load_kube_config(
-                config_file=kubeconfig, client_configuration=found, persist_config=False
-            )  # type: ignore[no-untyped-call]
-        elif not master:
-            config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
-    except (
-        config.ConfigException,
-        yaml.YAMLError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ) as error:
-        what = f"kubeconfig {kubeconfig}" if kubeconfig else "in-cluster credentials"
-        hint = (
-            "name a kubeconfig file with clientConnection.kubeconfig or --kubeconfig, or run "
-            "in a pod with a service account"
-        )
-        raise ConfigError([f"{what}: {_reason(error)}"], hint=hint) from error
-    found.refresh_api_key_hook = (
-        None  # it would read the file again for each request, and reset the server
-    )
-    if master:
-        scheme = "https" if found.host.startswith("https:") else "http"
-        found.host = master if "://" in master else f"{scheme}://{master}"
-    return found
+    def read(*, refused: bool) -> Access:
+        if not file and master:
+            return Access(server=url(master, secure=False))
+        try:
+            found = file.read(refused=refused) if file else service_account()
+        except _UNREADABLE as error:
+            hint = getattr(error, "hint", "") or (
+                "name a kubeconfig file with clientConnection.kubeconfig or --kubeconfig, or run "
+                "in a pod with a service account"
+            )
+            raise ConfigError([f"{what}: {_reason(error)}"], hint=hint) from error
+        if master:
+            found = replace(found, server=url(master, secure=found.server.startswith("https:")))
+        return found
+
+    return read
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes.config import incluster_config
 
 from nftproxy.errors import ConfigError
+from nftproxy.sources import access
 from nftproxy.sources.apiserver import ApiConnection, SilentError, TransportError, connect
 from nftproxy.sources.resources import SERVICES
 from tests.support.fake_apiserver import Exchange, FakeApiServer, refused
@@ -114,10 +114,7 @@ def test_in_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = tmp_path / "token"
     token.write_text("service-account")
     with FakeApiServer(tls=tls) as server:
-        monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
-        monkeypatch.setattr(
-            incluster_config, "SERVICE_CERT_FILENAME", str(authority.own.certificate)
-        )
+        monkeypatch.setattr(access, "SERVICE_ACCOUNT", tmp_path)
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
         connection = connect("", "")

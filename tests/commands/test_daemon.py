@@ -543,6 +543,7 @@ def test_an_outage_changes_nothing(machine: Machine) -> None:
     web(machine)
     machine.start()
     eventually(lambda: machine.services() == {"10.96.0.10"})
+    eventually(lambda: set(machine.elements()["nodeport_ips4"]) == {("192.0.2.10",)})
     before = machine.elements()
     machine.api.shut()
     eventually(lambda: "Connection refused" in machine.said())

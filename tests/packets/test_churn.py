@@ -16,7 +16,7 @@ def test_nothing_is_refused_or_lost_while_services_change() -> None:
     seed = random.randrange(2**32)
     logger.disable("nftproxy")
     try:
-        outcome = churn(8, 100, seed)
+        outcome = churn(8, 100, seed, least=25)
     finally:
         logger.enable("nftproxy")
     assert not outcome.problems, "\n".join(

@@ -94,8 +94,11 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def churn(seconds: float, rate: float, seed: int) -> Outcome:
-    """Change things `rate` times a second for some time, with clients connecting all along."""
+def churn(seconds: float, rate: float, seed: int, *, least: int = 0) -> Outcome:
+    """Change things `rate` times a second for some time, with clients connecting all along.
+
+    On a busy machine a change takes longer; so it goes on until there were `least` of them.
+    """
     ports = sorted({port for number in range(STEADY + 1) for port in _target_ports(number)})
     with World(lab={"pods": 3, "ports": ports, "echo": "process"}, reset_gone=True) as world:
         world.lab.listen("node2", ports)
@@ -103,7 +106,7 @@ def churn(seconds: float, rate: float, seed: int) -> Outcome:
         cluster.begin()
         clients = _Clients(world)
         try:
-            cluster.change_for(seconds, rate)
+            cluster.change_for(seconds, rate, least)
         finally:
             report = clients.stop()
     return _judge(cluster, report)
@@ -280,11 +283,11 @@ class _Cluster:
         self._tell_zones()
         self._world.sync()
 
-    def change_for(self, seconds: float, rate: float) -> None:
-        """Change something every 1/rate seconds."""
+    def change_for(self, seconds: float, rate: float, least: int) -> None:
+        """Change something every 1/rate seconds, and not less often than `least` times."""
         begin = time.monotonic()
         number = 0
-        while (now := time.monotonic()) < begin + seconds:
+        while (now := time.monotonic()) < begin + seconds or number < least:
             if (early := begin + number / rate - now) > 0:
                 time.sleep(early)
             number += 1

@@ -11,7 +11,7 @@ import tarfile
 from release.image import DOCKERFILE, ROOT, archive, build
 from tests.support.pki import Authority
 
-LIMIT = 150_000_000
+LIMIT = 140_000_000
 """The most bytes that the files of the image may have, unpacked."""
 
 # What the image has to do without a cluster, with a root that is read-only, as in the DaemonSet:

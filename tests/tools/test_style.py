@@ -55,7 +55,7 @@ LAB_KNOWS = {"errors", "address"}
 
 ONLY_IN = {
     "nftables": {"kernel.library"},
-    "kubernetes": {"sources.apiserver"},
+    "urllib3": {"sources.apiserver"},
     "watchdog": set[str](),
 }
 

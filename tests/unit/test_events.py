@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from kubernetes.client import Configuration
 
 from nftproxy.model import ObjectName
 from nftproxy.monitoring import events
@@ -26,6 +25,7 @@ from nftproxy.monitoring.events import (
     Regarding,
     Write,
 )
+from nftproxy.sources.access import Access
 from nftproxy.sources.apiserver import ApiConnection
 from tests.support.running import eventually
 
@@ -206,10 +206,10 @@ def server() -> Iterator[ApiServer]:
 
 @pytest.fixture
 def sink(server: ApiServer) -> Iterator[ApiSink]:
-    def configuration() -> Configuration:
-        return Configuration(host=server.url, api_key={"authorization": "Bearer secret"})
+    def credentials(**_: bool) -> Access:
+        return Access(server=server.url, authorization="Bearer secret")
 
-    connection = ApiConnection(configuration)
+    connection = ApiConnection(credentials)
     yield ApiSink(connection, timeout=5)
     connection.close()
 

@@ -22,7 +22,7 @@ _STEP: Final = 100  # objects between two reports of progress
 Document = dict[str, Any]
 
 
-class Access(msgspec.Struct, frozen=True):
+class ApiServer(msgspec.Struct, frozen=True):
     """The address of the server and the credentials.
 
     `certificate` is a file that its certificate is checked with.
@@ -67,7 +67,7 @@ SLICES: Final = Collection("/apis/discovery.k8s.io/v1/namespaces/default/endpoin
 class Api:
     """The server, for one process."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: ApiServer) -> None:
         self._url = access.url
         self._pool = urllib3.PoolManager(
             maxsize=_SIDE_BY_SIDE,

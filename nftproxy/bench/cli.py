@@ -12,7 +12,7 @@ import click
 
 from nftproxy import columns
 from nftproxy.bench import charts, machine, report
-from nftproxy.bench.api import Access
+from nftproxy.bench.api import ApiServer
 from nftproxy.bench.bed import scratch
 from nftproxy.bench.controlplane import PROGRAMS, assets
 from nftproxy.bench.modes import MODES, REAL, KubeProxyProgram, ModePlace, make
@@ -145,7 +145,7 @@ def _kube_proxy(path: Path) -> tuple[str, str]:
 
 def _modes(text: str, backend: Literal["legacy", "nft"], kube_proxy: str) -> dict[str, str]:
     """Return the modes named in a list, each with why it cannot be measured here, or ""."""
-    program = KubeProxyProgram(kube_proxy, Access("", "", ""), "") if kube_proxy else None
+    program = KubeProxyProgram(kube_proxy, ApiServer("", "", ""), "") if kube_proxy else None
     found = {}
     with scratch() as name:
         place = ModePlace(name, node_settings(), Workload(1).service_cidr())

@@ -20,7 +20,7 @@ from typing import Final, Self
 
 import urllib3
 
-from nftproxy.bench.api import NODES, SERVICES, SLICES, Access, Api, Collection, Document
+from nftproxy.bench.api import NODES, SERVICES, SLICES, Api, ApiServer, Collection, Document
 from nftproxy.bench.bed import own_name
 from nftproxy.bench.offer import Offer
 from nftproxy.bench.workload import CLUSTER_IPS, NODE, NODE_IP
@@ -84,9 +84,9 @@ class ControlPlane:
         self._stack.close()
 
     @property
-    def access(self) -> Access:
+    def access(self) -> ApiServer:
         """Address and credentials of the server."""
-        return Access(_URL, str(self._folder / "apiserver.crt"), _TOKEN)
+        return ApiServer(_URL, str(self._folder / "apiserver.crt"), _TOKEN)
 
     @property
     def folder(self) -> str:

@@ -15,6 +15,7 @@ kernel uses them already, so no module is ever loaded for that. Rules of others 
 import errno
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -27,14 +28,16 @@ from nftproxy.errors import KernelError
 from nftproxy.kernel.reader import Reader
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.node import leftovers as left
+from nftproxy.node.dump import dump
 from nftproxy.node.leftovers import INTERFACE, IPSETS, NFT_TABLES, Leftovers, Saved
+from nftproxy.table import netlink
+from nftproxy.table.netlink import IpSet
 
 # kubelet or a network plugin may change a table between reading and writing, which then fails as a
 # whole
 ROUNDS = 3
 _LOCK_WAIT = "5"  # seconds for the lock that programs of iptables-legacy share
 _TIMEOUT = 600.0  # seconds; iptables-nft takes half a minute for 10 000 Services
-_LIST_NAMES = 1 << 1  # IPSET_FLAG_LIST_SETNAME
 
 
 def take_over(kernel: Kernel) -> tuple[Leftovers, list[str]]:
@@ -210,10 +213,7 @@ def _run(argv: list[str], text: str = "") -> str:
 
 
 def _interface() -> bool:
-    from pyroute2 import IPRoute
-
-    with IPRoute() as netlink:
-        return bool(netlink.link_lookup(ifname=INTERFACE))
+    return INTERFACE in {name for _, name in socket.if_nameindex()}
 
 
 def _remove_interface() -> None:
@@ -227,10 +227,14 @@ def _remove_interface() -> None:
 def _ipsets() -> tuple[str, ...]:
     if not Path("/sys/module/ip_set").exists():
         return ()
-    from pyroute2 import IPSet
-
-    with IPSet() as netlink:
-        names = {item.get_attr("IPSET_ATTR_SETNAME") for item in netlink.list(flags=_LIST_NAMES)}
+    asked = [
+        netlink.attribute(IpSet.PROTOCOL, bytes([netlink.OLDEST_IP_SETS])),
+        netlink.attribute(IpSet.FLAGS | netlink.BIG_ENDIAN, netlink.ONLY_NAMES.to_bytes(4, "big")),
+    ]
+    names = {
+        netlink.text(netlink.parts(body, (4, len(body)))[IpSet.NAME])
+        for body in dump(netlink.NETFILTER, netlink.LIST_IP_SETS, bytes(4) + b"".join(asked))
+    }
     return tuple(sorted(names & IPSETS))
 
 

@@ -82,7 +82,7 @@ class _NamedContext(msgspec.Struct, frozen=True):
     context: _Context
 
 
-class _File(msgspec.Struct, frozen=True, rename="kebab"):
+class _Config(msgspec.Struct, frozen=True, rename="kebab"):
     current_context: str = ""
     clusters: list[_NamedCluster] | None = None
     users: list[_NamedUser] | None = None
@@ -98,18 +98,18 @@ class _Grant(msgspec.Struct, frozen=True, rename="camel"):
     expiration_timestamp: datetime | None = None
 
 
-class _Answer(msgspec.Struct, frozen=True, rename="camel"):
+class _Credential(msgspec.Struct, frozen=True, rename="camel"):
     kind: Literal["ExecCredential"]
     api_version: str
     status: _Grant
 
 
-class _Named(Protocol):
+class _Listed(Protocol):
     @property
     def name(self) -> str: ...
 
 
-N = TypeVar("N", bound=_Named)
+N = TypeVar("N", bound=_Listed)
 
 
 class Kubeconfig:
@@ -128,7 +128,7 @@ class Kubeconfig:
         msgspec.ValidationError say what is wrong, without credentials in their texts.
         """
         documents = kubeyaml.documents(self._path.read_text(encoding="utf-8"))
-        file = msgspec.convert(documents[0] if documents else {}, _File)
+        file = msgspec.convert(documents[0] if documents else {}, _Config)
         if not file.current_context:
             raise ConfigError(["current-context is not set"])
         context = _find("context", file.contexts, file.current_context).context
@@ -219,7 +219,7 @@ class Kubeconfig:
             said = next((line for line in reversed(lines) if line.strip()), "it says nothing")
             raise ConfigError([f"{name}: exit code {done.returncode}: {said.strip()}"])
         try:
-            answer = msgspec.json.decode(done.stdout, type=_Answer)
+            answer = msgspec.json.decode(done.stdout, type=_Credential)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ConfigError([f"{name}: its answer is no ExecCredential: {error}"]) from error
         if answer.api_version != plugin.api_version:

@@ -229,6 +229,27 @@ class LogPart(enum.IntEnum):
     PREFIX = 10
 
 
+class IpSet(enum.IntEnum):
+    """IPSET_ATTR_*."""
+
+    PROTOCOL = 1
+    NAME = 2
+    FLAGS = 6
+
+
+class InterfaceAddress(enum.IntEnum):
+    """IFA_*; `LOCAL` is the own end of a point-to-point link, and IPv6 has no other."""
+
+    ADDRESS = 1
+    LOCAL = 2
+
+
+GET_ADDRESSES: Final = 22  # RTM_GETADDR
+ADDRESS_HEADER: Final = struct.Struct("=BBBBI")  # ifaddrmsg, which begins with the family
+LIST_IP_SETS: Final = 6 << 8 | 7  # NFNL_SUBSYS_IPSET, IPSET_CMD_LIST
+OLDEST_IP_SETS: Final = 6  # IPSET_PROTOCOL_MIN
+BIG_ENDIAN: Final = 0x4000  # NLA_F_NET_BYTEORDER
+ONLY_NAMES: Final = 1 << 1  # IPSET_FLAG_LIST_SETNAME
 LIST_ITEM: Final = 1  # NFTA_LIST_ELEM
 ENDS_INTERVAL: Final = 1  # NFT_SET_ELEM_INTERVAL_END
 CATCHES_ALL: Final = 2  # NFT_SET_ELEM_CATCHALL

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.tables import new_namespace
+from nftproxy.kernel.reader import Reader
+from tests.support.tables import new_namespace, reading
 
 
 @pytest.fixture
@@ -12,3 +13,10 @@ def netns() -> Iterator[str]:
     """The name of an empty network namespace."""
     with new_namespace() as name:
         yield name
+
+
+@pytest.fixture
+def reader(netns: str) -> Iterator[Reader]:
+    """Reads what is in that namespace."""
+    with reading(netns) as reader:
+        yield reader

@@ -426,6 +426,7 @@ class Node:
 @pytest.fixture(scope="module")
 def shared_world() -> Iterator[World]:
     with World(lab={"nodes": 1, "pods": 3}) as world:
+        world.sync()  # the node tracks connections from its first table on
         yield world
 
 

@@ -16,7 +16,7 @@ from nftproxy.model import EndpointSlice, Object, Service
 from nftproxy.sync.table import Table
 from nftproxy.table import schema
 from tests.support.objects import endpoint, endpoint_slice, service
-from tests.support.tables import deliver, generation, new_namespace, reading, table_in, watched
+from tests.support.tables import deliver, generation, table_in, watched
 from tests.support.world import settings
 
 RANGES = set(schema.SOURCE_RANGES)
@@ -37,18 +37,6 @@ delete chain inet nftproxy filter-output-early
 delete chain inet nftproxy firewall
 delete chain inet nftproxy remember6
 """
-
-
-@pytest.fixture
-def netns() -> Iterator[str]:
-    with new_namespace() as name:
-        yield name
-
-
-@pytest.fixture
-def reader(netns: str) -> Iterator[Reader]:
-    with reading(netns) as reader:
-        yield reader
 
 
 @pytest.fixture

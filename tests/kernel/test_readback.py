@@ -15,14 +15,8 @@ from nftproxy.model import Object
 from nftproxy.routes import Verdict
 from nftproxy.sync.table import Table
 from tests.support.objects import endpoint, endpoint_slice, service
-from tests.support.tables import bare_table, reading, table_in
+from tests.support.tables import bare_table, table_in
 from tests.support.world import settings
-
-
-@pytest.fixture
-def reader(netns: str) -> Iterator[Reader]:
-    with reading(netns) as reader:
-        yield reader
 
 
 @pytest.fixture

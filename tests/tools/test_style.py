@@ -55,7 +55,7 @@ LAB_KNOWS = {"errors", "address"}
 
 ONLY_IN = {
     "nftables": {"kernel.library"},
-    "urllib3": {"sources.apiserver"},
+    "kubernetes": set[str](),
     "watchdog": set[str](),
 }
 

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 import urllib3
 
-from nftproxy.bench.api import SERVICES, SLICES, Access, Api, Collection, Document
+from nftproxy.bench.api import SERVICES, SLICES, Api, ApiServer, Collection, Document
 from nftproxy.bench.modes.mode import Load, Mode, ModePlace, Work
 from nftproxy.bench.modes.nft_rules import TABLE
 from nftproxy.bench.modes.programs import Programs
@@ -49,7 +49,7 @@ class KubeProxyProgram(msgspec.Struct, frozen=True):
     """A kube-proxy: the program, its API server, and a folder for its files and output."""
 
     path: str
-    access: Access
+    access: ApiServer
     folder: str
 
 

@@ -104,12 +104,12 @@ class _Credential(msgspec.Struct, frozen=True, rename="camel"):
     status: _Grant
 
 
-class _Listed(Protocol):
+class _WithName(Protocol):
     @property
     def name(self) -> str: ...
 
 
-N = TypeVar("N", bound=_Listed)
+N = TypeVar("N", bound=_WithName)
 
 
 class Kubeconfig:

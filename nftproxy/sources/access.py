@@ -1,7 +1,7 @@
 """Where the API server is, who we are, and the way there, as one value.
 
-All files that a configuration names are read into it, so that two readings can be compared: a
-connection begins anew only when one of them has changed.
+All files that a configuration names are read into it, so that two readings can be compared: only
+when something has changed, new connections are made.
 """
 
 import os
@@ -63,9 +63,9 @@ def url(server: str, *, secure: bool) -> str:
 
 
 def pem(path: Path) -> str:
-    """Return the certificates or the key in a file; ValueError if there are none.
+    """Return the certificates or the key in a file; ValueError for a file without any.
 
-    An authority without a certificate is never what is meant: without one, the system's count.
+    An empty authority is a mistake: without a file, those of the system count.
     """
     text = path.read_text(encoding="utf-8")
     if "-----BEGIN" not in text:

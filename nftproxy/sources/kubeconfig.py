@@ -198,12 +198,12 @@ class Kubeconfig:
         command = plugin.command
         if "/" in command:
             command = str(self._beside(command))
-        told = {"KUBERNETES_EXEC_INFO": json.dumps(_told(plugin, cluster, access))}
+        task = {"KUBERNETES_EXEC_INFO": json.dumps(_task(plugin, cluster, access))}
         named = {each["name"]: each["value"] for each in plugin.env or []}
         try:
             done = subprocess.run(
                 [command, *(plugin.args or [])],
-                env={**os.environ, **named, **told},
+                env={**os.environ, **named, **task},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,
@@ -241,8 +241,8 @@ def _find(kind: str, named: Iterable[N] | None, name: str) -> N:
     raise ConfigError([f"{kind} {name!r} is not in the file"])
 
 
-def _told(plugin: _Plugin, cluster: _Cluster, access: Access) -> dict[str, Any]:
-    """Return what a plugin is told about its task."""
+def _task(plugin: _Plugin, cluster: _Cluster, access: Access) -> dict[str, Any]:
+    """Return the description of its task that a plugin gets."""
     spec: dict[str, Any] = {"interactive": False}
     if plugin.provide_cluster_info:
         settings = [

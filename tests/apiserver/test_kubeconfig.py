@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -420,6 +421,19 @@ def test_unusable_clusters(
 ) -> None:
     path = write({"token": "t"}, **cluster)
     with pytest.raises(ConfigError, match=message):
+        connect(path, "")
+
+
+def test_a_key_with_a_password_is_refused(
+    write: Callable[..., str], certificates: Path, tmp_path: Path
+) -> None:
+    """OpenSSL would ask for the password on the terminal."""
+    locked = tmp_path / "locked.key"
+    encrypt = ["openssl", "ec", "-aes256", "-passout", "pass:p", "-out", locked]
+    subprocess.run([*encrypt, "-in", certificates / "reader.key"], check=True, capture_output=True)
+    user = {"client-certificate": str(certificates / "reader.crt"), "client-key": str(locked)}
+    path = write(user)
+    with pytest.raises(ConfigError, match="the key has a password"):
         connect(path, "")
 
 

@@ -429,7 +429,7 @@ def test_a_key_with_a_password_is_refused(
 ) -> None:
     """OpenSSL would ask for the password on the terminal."""
     locked = tmp_path / "locked.key"
-    encrypt = ["openssl", "ec", "-aes256", "-passout", "pass:p", "-out", locked]
+    encrypt: list[str | Path] = ["openssl", "ec", "-aes256", "-passout", "pass:p", "-out", locked]
     subprocess.run([*encrypt, "-in", certificates / "reader.key"], check=True, capture_output=True)
     user = {"client-certificate": str(certificates / "reader.crt"), "client-key": str(locked)}
     path = write(user)

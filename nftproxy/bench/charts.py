@@ -32,6 +32,8 @@ _INK, _FAINT = "#333333", "#dddddd"
 _COLORS: Final = {
     OURS: "#d55e00",
     "nftproxy-netlink": "#8c3d00",
+    "nftproxy-source-hash": "#e69f00",
+    "nftproxy-maglev": "#f0c060",
     "none": "#999999",
     "floor": "#666666",
     "iptables-legacy": "#0072b2",

@@ -35,7 +35,8 @@ VIP = "203.0.113.10"
 HIDES_CLIENTS = {"userspace"}
 # Connections until all endpoints must have answered: of two, one in 10^19 runs has none of one
 PATIENCE = 64
-MODE_NAMES = [name for name in MODES if name not in {"none", "floor"}]
+BY_CLIENT = {"nftproxy-source-hash", "nftproxy-maglev"}  # a client has one endpoint
+MODE_NAMES = [name for name in MODES if name not in {"none", "floor", *BY_CLIENT}]
 
 
 class Node:
@@ -420,6 +421,26 @@ def test_what_several_services_share() -> None:
     assert uses.exchange(["c"], ["a", "b"]) == (["c"], ["b"])
     assert uses.exchange(["a"], ["a"]) == ([], [])
     assert uses.exchange([], ["a", "c"]) == ([], ["a", "c"])
+
+
+@pytest.mark.parametrize("name", sorted(BY_CLIENT))
+def test_a_scheduler_gives_a_client_one_endpoint(lab: Lab, name: str) -> None:
+    """Also after a change that removes another endpoint."""
+    mode = make(name, place(lab))
+    node = Node(lab, mode)
+    pods = ["pod1-1", "pod1-2", "pod2-1", "pod2-2"]
+    try:
+        mode.start([web(node, *pods)])
+        answered = {each.name for each in node.answers("client", "10.96.0.10", 80, times=24)}
+        assert len(answered) == 1
+        other = next(name for name in pods if name not in answered)
+        mode.update(put=[web(node, *answered, other)])
+        after = {each.name for each in node.answers("client", "10.96.0.10", 80, times=24)}
+        assert len(after) == 1
+        if name == "nftproxy-maglev":
+            assert after == answered
+    finally:
+        mode.stop()
 
 
 COMMANDS = {  # programs that one changed endpoint costs; a mode without programs has none

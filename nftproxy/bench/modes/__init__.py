@@ -19,6 +19,8 @@
     floor                  one chain with one rule, `dnat to`: the least that translating costs
     nftproxy               our own table, written by the code of `nftproxy run`
     nftproxy-netlink       the same, with elements written through netlink instead of libnftables
+    nftproxy-source-hash   the same as nftproxy, with an endpoint by the client's address
+    nftproxy-maglev        the same, by a table that changes little when the endpoints do
     iptables               kube-proxy's iptables mode, by iptables-restore; `backend` legacy or nft
     kube-proxy-nftables    kube-proxy's nftables mode, through nft (contract 5)
     ipvs                   kube-proxy's ipvs mode, through ipvsadm, where the kernel has ip_vs
@@ -43,7 +45,7 @@ from nftproxy.bench.modes.kube_nftables import KubeNftables
 from nftproxy.bench.modes.mode import Load, Mode, ModePlace, Work
 from nftproxy.bench.modes.none import Nothing
 from nftproxy.bench.modes.original import KubeProxyProgram, OriginalIptables, OriginalNftables
-from nftproxy.bench.modes.ours import Ours, OursByNetlink
+from nftproxy.bench.modes.ours import Ours, OursByMaglev, OursByNetlink, OursBySourceHash
 from nftproxy.bench.modes.userspace import Userspace
 from nftproxy.errors import NftproxyError
 
@@ -52,6 +54,8 @@ _KINDS: Final[tuple[type[Mode], ...]] = (
     Floor,
     Ours,
     OursByNetlink,
+    OursBySourceHash,
+    OursByMaglev,
     IptablesLegacy,
     IptablesNft,
     KubeNftables,

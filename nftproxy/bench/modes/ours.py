@@ -8,11 +8,13 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
+from msgspec.structs import replace
+
 from nftproxy.bench.modes.mode import Load, Mode, ModePlace, Work
 from nftproxy.errors import NftproxyError
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
-from nftproxy.model import EndpointSlice, Service
+from nftproxy.model import Annotations, EndpointSlice, Scheduler, Service
 from nftproxy.node import interfaces
 from nftproxy.store import Store
 from nftproxy.sync.table import Table
@@ -23,6 +25,7 @@ class Ours(Mode):
 
     name = "nftproxy"
     by_netlink: ClassVar[bool] = False
+    scheduler: ClassVar[Scheduler] = Scheduler.RANDOM
 
     def __init__(self, place: ModePlace) -> None:
         super().__init__(place)
@@ -30,6 +33,7 @@ class Ours(Mode):
 
     def start(self, load: Sequence[Load]) -> Work:
         """Deliver everything and sync, which reads an existing table back."""
+        load = self._scheduled(load)
         self._close()
         with enter(self.place.namespace):
             kernel = Kernel(by_netlink=self.by_netlink)
@@ -46,6 +50,7 @@ class Ours(Mode):
         """Deliver changes as a watch does, and sync."""
         if self._table is None:
             raise NftproxyError("this mode was not started")
+        put = self._scheduled(put)
         began = time.perf_counter()
         _put(self._table.store, put)
         for each in deleted:
@@ -66,6 +71,20 @@ class Ours(Mode):
             kernel = Kernel()
         with kernel:
             kernel.delete_table()
+
+    def _scheduled(self, load: Sequence[Load]) -> Sequence[Load]:
+        """Return the same Services with the annotation for this mode's scheduler."""
+        if self.scheduler is Scheduler.RANDOM:
+            return load
+        annotations = Annotations(scheduler=self.scheduler.value)
+        return [
+            each._replace(
+                service=replace(
+                    each.service, metadata=replace(each.service.metadata, annotations=annotations)
+                )
+            )
+            for each in load
+        ]
 
     def _sync(self, table: Table) -> None:
         for family in table.settings.families:
@@ -88,6 +107,20 @@ class OursByNetlink(Ours):
 
     name = "nftproxy-netlink"
     by_netlink = True
+
+
+class OursBySourceHash(Ours):
+    """The same, with an endpoint by the client's address."""
+
+    name = "nftproxy-source-hash"
+    scheduler = Scheduler.SOURCE_HASH
+
+
+class OursByMaglev(Ours):
+    """The same, with a table of endpoints that changes little when they do."""
+
+    name = "nftproxy-maglev"
+    scheduler = Scheduler.MAGLEV
 
 
 def _put(store: Store, load: Sequence[Load]) -> None:

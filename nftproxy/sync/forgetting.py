@@ -6,7 +6,7 @@ found it there, its clients forget it. Then the change itself is made.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from nftproxy.address import Family
 from nftproxy.chunks import difference
@@ -19,6 +19,14 @@ from nftproxy.table.remembered import Change, Remembered
 
 FORGET = 2000  # remembered clients deleted in one transaction
 AT_ONCE = 100  # memories read together
+ONE_PIECE = 300  # clients that the kernel lists in one message, so without missing any
+READINGS = 3
+"""How often a memory is read at most.
+
+Clients are missed when others expire while a longer memory is listed: of 60 000 for three hours,
+four in every tenth reading. Nobody learns the endpoint any more, so few are left after the first
+reading, and hardly one of these is missed again by the second.
+"""
 
 
 class Forgetting:
@@ -78,10 +86,20 @@ class Forgetting:
         """Delete the clients' memory of addresses that are not those of members."""
         there = ((where, usable) for where, usable in memories if where in self._kernel.sets)
         while some := dict(itertools.islice(there, AT_ONCE)):
-            for where, known in self._kernel.elements_of(list(some)).items():
-                stale = {key: value for key, value in known.items() if value not in some[where]}
-                for part in _parts(stale):
-                    self._kernel.forget(where, part)
+            for _ in range(READINGS):
+                if not (some := self._forget_listed(some)):
+                    break
+
+    def _forget_listed(self, memories: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+        """Delete what one reading finds; return those memories that may hold more."""
+        doubtful = {}
+        for where, known in self._kernel.elements_of(list(memories)).items():
+            stale = {key: value for key, value in known.items() if value not in memories[where]}
+            for part in _parts(stale):
+                self._kernel.forget(where, part)
+            if stale and len(known) > ONE_PIECE:
+                doubtful[where] = memories[where]
+        return doubtful
 
     def _moves(self, old: Shared | None, new: Shared) -> bool:
         """Whether a memory that ports share may hold an address that does not belong there."""
@@ -104,13 +122,27 @@ class Forgetting:
             places = shared.places()
             for _, declaration, _ in shared.lists():
                 names = there.get((declaration, shared.family, shared.service), [])
-                known = self._kernel.elements_of(names)
-                for where in names:
-                    moves = {
-                        (client, address): places.get((declaration, str(address)), "")
-                        for client, address in known[where].items()
-                    }
-                    self._move(where, moves, known, shared.timeout)
+                belong = {
+                    address: where
+                    for (which, address), where in places.items()
+                    if which is declaration
+                }
+                for _ in range(READINGS):
+                    if not self._move_listed(names, belong, shared.timeout):
+                        break
+
+    def _move_listed(self, names: Sequence[str], places: Mapping[str, str], timeout: int) -> bool:
+        """Move what one reading finds; return whether the memories may hold more."""
+        known = self._kernel.elements_of(names)
+        long = any(len(clients) > ONE_PIECE for clients in known.values())
+        moved = False
+        for where in names:
+            moves = {
+                (client, address): places.get(str(address), "")
+                for client, address in known[where].items()
+            }
+            moved |= self._move(where, moves, known, timeout)
+        return moved and long
 
     def _move(
         self,
@@ -118,10 +150,11 @@ class Forgetting:
         moves: Mapping[tuple[Key, Value], str],
         known: Mapping[str, dict[Key, Value]],
         timeout: int,
-    ) -> None:
-        """Move clients from a memory to others; one that is known there stays as it is.
+    ) -> bool:
+        """Move clients from a memory to others, and return whether there was any.
 
-        `moves` says where each remembered client and its address belong, if anywhere.
+        One that is known there stays as it is. `moves` says where each remembered client and its
+        address belong, if anywhere.
         """
         stale = {entry: place for entry, place in moves.items() if place != where}
         for place in {place for place in stale.values() if place in known}:
@@ -132,6 +165,7 @@ class Forgetting:
             known[place].update(new)
         for part in _parts(dict(list(stale))):
             self._kernel.forget(where, part)
+        return bool(stale)
 
 
 def _memories(sets: Iterable[str]) -> dict[tuple[schema.Declaration, Family, str], list[str]]:

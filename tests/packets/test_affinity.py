@@ -29,7 +29,6 @@ from tests.support.frontends import (
     listing,
     nft,
 )
-from tests.support.running import eventually
 from tests.support.world import SLOW, World
 
 PODS = ("pod1-1", "pod1-2", "pod2-1")
@@ -587,9 +586,7 @@ def test_a_full_memory_costs_affinity_not_service(world: World, sticky: Sticky, 
             f"{client} timeout 3h : {endpoints[number % 2]}" for number, client in enumerate(part)
         )
         nft(world, "node1", f"add element inet nftproxy {name} {{ {elements} }}")
-    # While the kernel moves the elements of a map that has grown, a dump lists some twice, some
-    # not.
-    eventually(lambda: len(sticky.memory(wire)) == 65536)
+    assert len(sticky.memory(wire)) == 65536
     for client in new:
         outcome = world.connect("client", *sticky.at("vip", wire), source=client)
         assert isinstance(outcome, Answer), outcome

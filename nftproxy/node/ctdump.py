@@ -24,6 +24,7 @@ from nftproxy.table.netlink import (
 _GET = 1 << 8 | 1  # of NFNL_SUBSYS_CTNETLINK
 _ORIGINAL, _REPLY, _STATUS, _FILTER, _STATUS_MASK = 1, 2, 3, 25, 26  # CTA_*
 _IP, _PROTO = 1, 2
+_IPV4_DESTINATION = 2  # CTA_IP_V4_DST
 _NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1 << 1, 1 << 3, 1 << 5
 _SEEN_REPLY, _TRANSLATED = 1 << 1, 1 << 5  # IPS_SEEN_REPLY, IPS_DST_NAT
@@ -42,19 +43,20 @@ class CtEntry(NamedTuple):
 def to(protocol: int, address: bytes, port: int) -> Iterator[CtEntry]:
     """Yield the connections to an address and port; kernels before 5.8 do not select.
 
-    OSError without permission or without conntrack.
+    OSError without permission or without conntrack. In IPv6 the kernel selects by port alone: asked
+    for an address, it leaves out the very one (seen in 6.18).
     """
-    ip = nested(_IP, attribute(2 if len(address) == 4 else 4, address))
+    six = len(address) == 16
+    ip = b"" if six else nested(_IP, attribute(_IPV4_DESTINATION, address))
     proto = nested(
         _PROTO,
         attribute(_NUMBER, bytes([protocol]))
         + attribute(_DESTINATION_PORT, struct.pack(">H", port)),
     )
-    wanted = _BY_DESTINATION | _BY_PROTOCOL | _BY_PORT
+    wanted = _BY_PROTOCOL | _BY_PORT | (0 if six else _BY_DESTINATION)
     selected = nested(_ORIGINAL, ip + proto)
     selected += nested(_FILTER, attribute(1, struct.pack("=I", wanted)))
-    kind = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    for data, start, end in _dump(kind, selected):
+    for data, start, end in _dump(socket.AF_INET6 if six else socket.AF_INET, selected):
         entry = _entry(parts(data, (start, end)))
         if (entry.protocol, entry.asked) == (protocol, (address, port)):
             yield entry

@@ -205,6 +205,15 @@ def stale_entry(source: str, answerer: str, protocol: str, address: str, port: i
     return Cause("stale-entry", said, (command,))
 
 
+def gone_endpoint(source: str, answerer: str) -> Cause:
+    """Return the remark that an open connection ends, where --reset-gone-endpoints is on."""
+    said = (
+        f"The open connection of {source} to {answerer} is reset with its next packet, because "
+        "that endpoint is gone; new connections reach others."
+    )
+    return Cause("gone-endpoint", said)
+
+
 def endpoint_silent(endpoint: str) -> Cause:
     """Return the cause for an endpoint that was asked and has not answered."""
     said = (

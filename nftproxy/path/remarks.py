@@ -5,6 +5,7 @@ Pure except for what it asks of `Node`.
 
 from dataclasses import dataclass, field
 
+from nftproxy.address import parse_address
 from nftproxy.path import causes
 from nftproxy.path.aim import Aim
 from nftproxy.path.cluster import Cluster
@@ -13,9 +14,10 @@ from nftproxy.path.lookup import look_up
 from nftproxy.path.model import Cause, Client, Reach
 from nftproxy.path.packet import text
 from nftproxy.path.passage import Passage
-from nftproxy.path.view import NodeView, Places
+from nftproxy.path.view import Entry, NodeView, Places
 from nftproxy.routes import Context
 from nftproxy.selection import Locality
+from nftproxy.table import schema
 
 _LISTENS = "whether anything listens at an endpoint: connect to one directly"
 
@@ -78,7 +80,11 @@ def _conntrack(
         return
     everybody = node.entries(target.protocol, target.address, target.port)
     silent = set()
+    gone = set()
     for entry in (one for one in everybody if one.source == client.address):
+        if _is_gone(entry, target.protocol, node):
+            gone.add(entry.answerer)
+            continue
         if entry.answerer not in passage.used:
             if target.protocol == "udp":
                 ends = target.protocol, target.address, target.port
@@ -90,6 +96,14 @@ def _conntrack(
         found.causes += [causes.endpoint_silent(endpoint) for endpoint in sorted(silent)]
     if passage.used and silent >= set(passage.used):
         found.stops = True
+    found.causes += [causes.gone_endpoint(client.address, endpoint) for endpoint in sorted(gone)]
+
+
+def _is_gone(entry: Entry, protocol: str, node: NodeView) -> bool:
+    """Whether the endpoint of a connection has left all slices, so that its client is reset."""
+    where = schema.GONE.name(parse_address(entry.answers_from).family)
+    there, _ = node.held.get(where, (entry.answers_from, protocol, entry.answers_port))
+    return there
 
 
 def _back(found: Remarks, client: Client, node: NodeView, passage: Passage) -> None:

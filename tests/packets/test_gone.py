@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from nftproxy.address import Family
+from nftproxy.address import Family, bracketed
 from nftproxy.lab.client import Answer, Connection, Refused, Unreachable
 from nftproxy.path.explanation import explain
 from nftproxy.path.model import Reach
@@ -340,6 +340,34 @@ def test_explain_finds_nothing_wrong_while_something_is_gone(world: World, web: 
             path = explain(request(f"default/{web.name}:tcp", client, ""), live, None)
             assert (path.reach, path.causes) == (Reach.YES, ())
     assert web.answers("pod1-3", "cluster", wire, times=3) == {"pod2-1"}
+
+
+@each_wire
+def test_explain_says_whose_open_connection_is_reset(world: World, web: Web, wire: Wire) -> None:
+    web.apply("pod1-1")
+    with hold(world, web, "pod1-3", "cluster", wire) as connection:
+        web.apply("pod2-1")
+        said = []
+        for settled in (False, True):
+            if settled:
+                settle(world)
+            with world.lab.enter("node1"), LiveNode("node1") as live:
+                client = world.address("pod1-3", wire.family)
+                address, port, protocol = web.at("cluster", wire)
+                target = f"{bracketed(address)}:{port}/{protocol.lower()}"
+                path = explain(request(target, client, ""), live, None)
+            if settled or wire.protocol == "TCP":
+                assert path.reach is Reach.YES
+            said.append([cause for cause in path.causes if cause.code == "gone-endpoint"])
+        before, (cause,) = said
+        assert not before
+        assert client in cause.text
+        assert world.address("pod1-1", wire.family) in cause.text
+        assert connection.again(5.0) == RESET[wire.protocol]
+        with world.lab.enter("node1"), LiveNode("node1") as live:
+            other = world.address("pod1-1", wire.family)
+            path = explain(request(target, other, ""), live, None)
+            assert "gone-endpoint" not in [each.code for each in path.causes]
 
 
 @each_wire

@@ -16,7 +16,7 @@ import pytest
 
 from nftproxy.address import Family, parse_network
 from nftproxy.configuration.settings import Cidr, OnLocalhost
-from nftproxy.lab.client import Answer, Outcome, Refused, Silent
+from nftproxy.lab.client import Answer, Connection, Outcome, Refused, Silent
 from nftproxy.lab.namespace import enter
 from nftproxy.model import EndpointSlice, Node, Object, Service, ServiceCIDR
 from nftproxy.path.cluster import Cluster
@@ -644,6 +644,33 @@ def test_ipv6() -> None:
         assert codes(path) == ["foreign-drop"]
         cure(world, path)
         world.ask("pod1-2", address, 80)
+
+
+def test_ipv6_connections() -> None:
+    """What conntrack knows: an endpoint that does not answer, and a flow to a former one."""
+    address, pod = "fd00:10:96::10", "fd00:244:1::3"
+    with World(lab={"pods": 2}) as world:
+        world.apply(service(cluster_ip=address), world.endpoints("pod1-1", family=Family.IPv6))
+        mute = "type filter hook input priority 0; tcp dport 8080 drop;"
+        nft(world, f"table ip6 mute {{ chain i {{ {mute} }}; }}", "pod1-1")
+        assert silent(world.connect("pod1-2", address, 80, timeout=0.3))
+        path = ask(world, f"[{address}]:80", pod)
+        assert codes(path) == ["endpoint-silent"]
+        world.apply(
+            service(cluster_ip=address, protocol="UDP"),
+            world.endpoints("pod1-1", family=Family.IPv6, protocol="UDP"),
+        )
+        flow = world.lab.open_connection("pod1-2", address, 80, "UDP", timeout=5.0)
+        assert isinstance(flow, Connection)
+        with flow:
+            assert flow.answer.name == "pod1-1"
+            world.apply(world.endpoints("pod2-1", family=Family.IPv6, protocol="UDP"))
+            path = ask(world, f"[{address}]:80/udp", pod)
+            assert codes(path)[0] == "stale-entry"
+            cure(world, path)
+            again = flow.again(5.0)
+            assert isinstance(again, Answer)
+            assert again.name == "pod2-1"
 
 
 def test_what_is_said_is_what_happens() -> None:

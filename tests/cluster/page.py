@@ -16,6 +16,7 @@ TRIALS = {
     "swap-nftables": "kube-proxy in nftables mode to nftproxy and back",
     "swap-iptables": "kube-proxy in iptables mode to nftproxy and back",
     "upgrade": "our image to one with another program in it, and back",
+    "kubeadm-upgrade": "what `kubeadm upgrade` does to the addon, and our image set again",
     "crash-loop": "the process of a node killed every second for a minute",
     "drained-node": "a node drained, stopped without warning, started with an empty kernel",
     "server-away": "the control plane away for five minutes while pods get other addresses",

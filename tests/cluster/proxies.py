@@ -32,13 +32,24 @@ def original() -> str:
 
 def addons() -> None:
     """Let kubeadm make its DaemonSet of kube-proxy, and its DNS."""
+    addon("kube-proxy")
+    addon("coredns")
+
+
+def addon(name: str) -> None:
+    """Let kubeadm write one of its addons, as `kubeadm init` and `kubeadm upgrade` do."""
     path = FOLDER / "kubeadm.json"
     path.write_text("\n---\n".join(json.dumps(each) for each in _configuration()))
-    for addon in ("kube-proxy", "coredns"):
-        argv = [program("kubeadm"), "init", "phase", "addon", addon, f"--config={path}"]
-        subprocess.run(
-            network.inside(CONTROL, *argv, f"--kubeconfig={pki.kubeconfig('admin')}"), check=True
-        )
+    argv = [program("kubeadm"), "init", "phase", "addon", name, f"--config={path}"]
+    subprocess.run(
+        network.inside(CONTROL, *argv, f"--kubeconfig={pki.kubeconfig('admin')}"), check=True
+    )
+
+
+def image() -> str:
+    """Return the image in kubeadm's DaemonSet."""
+    found = read(DAEMONSET, "--namespace=kube-system")
+    return str(found["spec"]["template"]["spec"]["containers"][0]["image"])
 
 
 def set_mode(mode: str) -> None:

@@ -26,7 +26,7 @@ from tests.cluster.waiting import wait
 
 RESULTS = FOLDER / "results.json"
 Figures = dict[str, Any]
-_MAY_MOVE = {"swap-nftables": 4, "swap-iptables": 4, "own-manifests": 4}
+_MAY_MOVE = {"swap-nftables": 4, "swap-iptables": 4, "own-manifests": 4, "kubeadm-upgrade": 4}
 """How often clients of both families lose affinity: proxies do not read each other's memory."""
 _SETTLED = 20
 """Seconds of connections after the last change, and before the first."""
@@ -69,6 +69,25 @@ def upgrade() -> Figures:
         time.sleep(_SETTLED)
     assert not before & between
     assert before == observed.programs()
+    return asdict(outcome)
+
+
+def kubeadm_upgrade() -> Figures:
+    """Let kubeadm write its addon again, as its upgrade does.
+
+    The DaemonSet then has kube-proxy's image, until ours is set again, as docs/install.md says.
+    """
+    _serve()
+    with load.running() as outcome:
+        time.sleep(_SETTLED)
+        proxies.addon("kube-proxy")
+        proxies.rollout(proxies.DAEMONSET)
+        observed.until_synced()
+        assert proxies.image() == proxies.original()
+        time.sleep(_SETTLED)
+        _serve()
+        time.sleep(_SETTLED)
+        observed.expect_table(there=True)
     return asdict(outcome)
 
 
@@ -202,6 +221,7 @@ ALL: dict[str, Callable[[], Figures]] = {
     "swap-nftables": lambda: swap("nftables"),
     "swap-iptables": lambda: swap("iptables"),
     "upgrade": upgrade,
+    "kubeadm-upgrade": kubeadm_upgrade,
     "crash-loop": crash_loop,
     "drained-node": drained_node,
     "own-address": own_address,

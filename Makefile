@@ -54,7 +54,7 @@ test-image: $(VENV)/.installed-test
 	@$(call need,debootstrap)
 	$(VENV)/bin/python -m tests.tools.image
 
-# Kubernetes' own tests in a cluster of namespaces, for hours; KUBERNETES_BINARIES names a folder with its programs, or it is skipped.
+# Kubernetes' own tests in a cluster of namespaces, for most of an hour; KUBERNETES_BINARIES names a folder with its programs, or it is skipped.
 test-cluster: $(VENV)/.installed-test
 	@test -z "$$KUBERNETES_BINARIES" || { $(call need,debootstrap); }
 	$(VENV)/bin/python -m tests.cluster

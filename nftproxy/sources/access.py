@@ -7,7 +7,7 @@ when something has changed, new connections are made.
 import os
 import ssl
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -52,7 +52,7 @@ def service_account() -> Access:
         raise ConfigError(["KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set"])
     return Access(
         server=f"https://{bracketed(host)}:{port}",
-        authority=pem(SERVICE_ACCOUNT / "ca.crt"),
+        authority=pem((SERVICE_ACCOUNT / "ca.crt").read_bytes(), "ca.crt"),
         authorization=bearer((SERVICE_ACCOUNT / "token").read_text(encoding="utf-8")),
     )
 
@@ -62,14 +62,15 @@ def url(server: str, *, secure: bool) -> str:
     return server if "://" in server else f"{'https' if secure else 'http'}://{server}"
 
 
-def pem(path: Path) -> str:
+def pem(content: bytes, place: str) -> str:
     """Return the certificates or the key in a file; ValueError for a file without any.
 
-    An empty authority is a mistake: without a file, those of the system count.
+    An empty authority is a mistake: without a file, those of the system count. Comments may be in
+    any language, which OpenSSL does not expect.
     """
-    text = path.read_text(encoding="utf-8")
+    text = content.decode("ascii", errors="ignore")
     if "-----BEGIN" not in text:
-        raise ValueError(f"{path} has no PEM in it")
+        raise ValueError(f"{place} has no PEM in it")
     return text
 
 
@@ -132,7 +133,7 @@ def _direct(host: str, port: int | None, exceptions: str) -> bool:
     """Say whether a list as in NO_PROXY exempts a host, and ourselves always.
 
     Its entries are `*`, addresses, CIDRs and domains, the last with what is below them; `.domain`
-    is only what is below. All but CIDRs may end in a port.
+    and `*.domain` are only what is below. Addresses and domains may end in a port.
     """
     try:
         address = ip_address(host)
@@ -140,20 +141,25 @@ def _direct(host: str, port: int | None, exceptions: str) -> bool:
         address = None
     if host == "localhost" or (address and address.is_loopback):
         return True
-    for entry in exceptions.lower().replace(",", " ").split():
-        if entry == "*":
-            return True
-        if address and "/" in entry:
-            try:
-                if address in ip_network(entry, strict=False):
-                    return True
-            except ValueError:
-                pass  # no CIDR, and no host name either
-            continue
-        name = entry.removesuffix(f":{port}")
-        if address and name.strip("[]") == str(address):
-            return True
-        below = "." + name.removeprefix("*").removeprefix(".")
-        if host.endswith(below) or host == name:
-            return True
-    return False
+    return any(
+        entry == "*"
+        or (_is_address(entry, address, port) if address else _is_name(entry, host, port))
+        for entry in (each.strip() for each in exceptions.lower().split(","))
+    )
+
+
+def _is_name(entry: str, host: str, port: int | None) -> bool:
+    """Say whether an entry is a host's name, or a domain above it."""
+    name = entry.removesuffix(f":{port}")
+    below = name.removeprefix("*.").removeprefix(".")
+    return bool(name) and (host == name or host.endswith(f".{below}"))
+
+
+def _is_address(entry: str, address: IPv4Address | IPv6Address, port: int | None) -> bool:
+    """Say whether an entry is an address, with the port or without, or a CIDR with it in it."""
+    if entry in {str(address), f"{bracketed(str(address))}:{port}"}:
+        return True
+    try:
+        return "/" in entry and address in ip_network(entry, strict=False)
+    except ValueError:
+        return False

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
+import yaml
 
 from nftproxy import kubeyaml
 from nftproxy.errors import ConfigError
@@ -83,6 +84,8 @@ class _NamedContext(msgspec.Struct, frozen=True):
 
 
 class _Config(msgspec.Struct, frozen=True, rename="kebab"):
+    kind: Literal["Config", ""] = ""
+    api_version: Literal["v1", ""] = msgspec.field(default="", name="apiVersion")
     current_context: str = ""
     clusters: list[_NamedCluster] | None = None
     users: list[_NamedUser] | None = None
@@ -140,10 +143,13 @@ class Kubeconfig:
         if not cluster.server:
             raise ConfigError([f"cluster {context.cluster}: server is not set"])
         authority = self._pem(cluster.certificate_authority_data, cluster.certificate_authority)
+        if authority and cluster.insecure_skip_tls_verify:
+            problem = "a certificate-authority and insecure-skip-tls-verify exclude each other"
+            raise ConfigError([f"cluster {context.cluster}: {problem}"])
         found = Access(
             server=url(cluster.server, secure=bool(authority) or cluster.insecure_skip_tls_verify),
             server_name=cluster.tls_server_name,
-            authority="" if cluster.insecure_skip_tls_verify else authority,
+            authority=authority,
             verified=not cluster.insecure_skip_tls_verify,
             proxy=cluster.proxy_url or None,
             certificate=self._pem(user.client_certificate_data, user.client_certificate),
@@ -159,8 +165,8 @@ class Kubeconfig:
     def _pem(self, data: str, path: str) -> str:
         """Return what stands in the file itself, in base64, or else in the one that it names."""
         if data:
-            return base64.b64decode("".join(data.split()), validate=True).decode("ascii")
-        return pem(self._beside(path)) if path else ""
+            return pem(base64.b64decode("".join(data.split()), validate=True), "the base64 text")
+        return pem(self._beside(path).read_bytes(), path) if path else ""
 
     def _beside(self, path: str) -> Path:
         """Return a path of the file; a relative one begins at the file's folder."""
@@ -168,7 +174,11 @@ class Kubeconfig:
 
     def _authorization(self, user: _User) -> str:
         if user.token_file:
-            return bearer(self._beside(user.token_file).read_text(encoding="utf-8"))
+            try:
+                return bearer(self._beside(user.token_file).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                if not user.token:
+                    raise
         if user.token:
             return bearer(user.token)
         if user.username:
@@ -219,9 +229,11 @@ class Kubeconfig:
             said = next((line for line in reversed(lines) if line.strip()), "it says nothing")
             raise ConfigError([f"{name}: exit code {done.returncode}: {said.strip()}"])
         try:
-            answer = msgspec.json.decode(done.stdout, type=_Credential)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ConfigError([f"{name}: its answer is no ExecCredential: {error}"]) from error
+            answer = msgspec.convert(_document(done.stdout), _Credential)
+        except (ValueError, yaml.YAMLError, msgspec.ValidationError) as error:
+            # The texts of the parsers quote what they read, and so perhaps a token.
+            why = f": {error}" if isinstance(error, msgspec.ValidationError) else ""
+            raise ConfigError([f"{name}: its answer is no ExecCredential{why}"]) from error
         if answer.api_version != plugin.api_version:
             raise ConfigError(
                 [f"{name}: it answers in {answer.api_version}, not {plugin.api_version}"]
@@ -234,11 +246,20 @@ class Kubeconfig:
         return grant
 
 
+def _document(answer: bytes) -> Any:
+    """Return what a plugin printed: JSON, or YAML, in which pairs of surrogates are unknown."""
+    try:
+        return msgspec.json.decode(answer)
+    except msgspec.DecodeError:
+        (document,) = kubeyaml.documents(answer.decode())
+        return document
+
+
 def _find(kind: str, named: Iterable[N] | None, name: str) -> N:
-    for each in named or ():
-        if each.name == name:
-            return each
-    raise ConfigError([f"{kind} {name!r} is not in the file"])
+    found = [each for each in named or () if each.name == name]
+    if len(found) != 1:
+        raise ConfigError([f"{kind} {name!r} is in the file {len(found)} times"])
+    return found[0]
 
 
 def _task(plugin: _Plugin, cluster: _Cluster, access: Access) -> dict[str, Any]:

@@ -105,6 +105,67 @@ def test_an_authority_may_stand_in_the_file(write: Callable[..., str], certifica
     assert seen(path) == ["Bearer t"]
 
 
+def test_an_authority_may_have_comments_in_any_language(
+    write: Callable[..., str], certificates: Path, tmp_path: Path
+) -> None:
+    """And other certificates, lines of Windows, and a leaf that is trusted by itself."""
+    other = (certificates / "writer.crt").read_text()
+    own = (certificates / "ca.crt").read_text()
+    bundle = f"# Zertifikate für alle\n{other}{own}".replace("\n", "\r\n")
+    (tmp_path / "bundle.crt").write_bytes(bundle.encode())
+    assert seen(write({"token": "t"}, **{"certificate-authority": "bundle.crt"})) == ["Bearer t"]
+    leaf = str(certificates / "server.crt")
+    assert seen(write({"token": "t"}, **{"certificate-authority": leaf})) == ["Bearer t"]
+
+
+@pytest.mark.parametrize("content", [None, " \n"], ids=["missing", "empty"])
+def test_a_token_stands_in_for_its_file(
+    write: Callable[..., str], tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "token").write_text(content)
+    assert seen(write({"token": "t", "tokenFile": "token"})) == ["Bearer t"]
+    (tmp_path / "token").write_text("from-file")
+    assert seen(write({"token": "t", "tokenFile": "token"})) == ["Bearer from-file"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        'kind: ExecCredential\napiVersion: VERSION\nstatus: {token: "\\u00e9"}\n',
+        (
+            '{"kind":"ExecCredential",\n\t"apiVersion":"VERSION","status":{"token":"\\u00e9"},'
+            '"more":"\\ud83d\\ude00"}'
+        ),
+    ],
+    ids=["YAML", "JSON"],
+)
+def test_a_plugin_answers_in_json_or_yaml(
+    write: Callable[..., str], tmp_path: Path, answer: str
+) -> None:
+    assert seen(write({"exec": plugin(tmp_path, answer.replace("VERSION", VERSION))})) == [
+        "Bearer \u00e9"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "Pod"}, "'Pod'"),
+        ({"apiVersion": "v2"}, "'v2'"),
+        ({"current-context": ""}, "current-context is not set"),
+        ({"current-context": "other"}, "'other' is in the file 0 times"),
+        ({"users": []}, "user 'u' is in the file 0 times"),
+        ({"users": [{"name": "u", "user": {}}] * 2}, "user 'u' is in the file 2 times"),
+        ({"contexts": [{"name": "x", "context": {}}]}, "cluster '' is in the file 0 times"),
+    ],
+)
+def test_unusable_files(write: Callable[..., str], change: dict[str, Any], message: str) -> None:
+    path = Path(write({"token": "t"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert message in str(_told(lambda: connect(str(path), "")))
+
+
 def test_a_server_of_another_authority_gets_no_request(
     write: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -217,6 +278,9 @@ def test_a_proxy_on_the_way(
         ("https://api.example", ".example", False),
         ("https://api.example", "*.example", False),
         ("https://api.example", " other , API.example ", False),
+        ("https://api.example", "other api.example", True),
+        ("https://api.example", "*example", True),
+        ("https://example", ".example", True),
         ("https://api.example", ".api.example", True),
         ("https://api.example", "pi.example", True),
         ("https://api.example:6443", "api.example:6443", False),
@@ -227,6 +291,8 @@ def test_a_proxy_on_the_way(
         ("https://10.96.0.1:443", "10.96.0.1:443", False),
         ("https://[fd00::1]:443", "fd00::/8", False),
         ("https://[fd00::1]:443", "fd00::1", False),
+        ("https://[fd00::1]:443", "[fd00::1]:443", False),
+        ("https://[fd00::1]:443", "[fd00::1]", True),
         ("https://10.96.0.1", "10.96.0.0/99,fd00::/8,,nonsense/", True),
     ],
 )
@@ -353,7 +419,7 @@ def _told(connection_of: Callable[[], ApiConnection]) -> ConfigError:
         ({"client-certificate": "CERTIFICATE"}, "certificate and key belong together"),
         ({"client-certificate": "gone.crt", "client-key": "gone.key"}, "gone.crt"),
         ({"client-certificate-data": "s3cret!", "client-key-data": "s3cret!"}, "base64"),
-        ({"client-certificate-data": "czNjcmV0", "client-key-data": "czNjcmV0"}, "certificates"),
+        ({"client-certificate-data": "czNjcmV0", "client-key-data": "czNjcmV0"}, "no PEM"),
         ({"tokenFile": "empty"}, "the token is empty"),
         ({"token": ["s3cret"]}, r"users\[0\].user.token"),
         ({"exec": {"command": "x", "apiVersion": "v1"}}, "'v1'"),
@@ -412,6 +478,7 @@ def test_a_missing_plugin_says_where_to_get_it(write: Callable[..., str], tmp_pa
     [
         ({"server": ""}, "server is not set"),
         ({"certificate-authority": "/dev/null"}, "no PEM"),
+        ({"insecure-skip-tls-verify": True}, "exclude each other"),
         ({"certificate-authority": "gone.crt"}, "gone.crt"),
         ({"proxy-url": "socks5://127.0.0.1:1080"}, "socks5://"),
     ],

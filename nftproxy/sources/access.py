@@ -119,8 +119,9 @@ def proxy_of(access: Access) -> str:
     if access.proxy is not None:
         return access.proxy
     server = urlsplit(access.server)
-    chosen = _environment("HTTPS_PROXY" if server.scheme == "https" else "HTTP_PROXY")
-    if not chosen or _direct(server.hostname or "", server.port, _environment("NO_PROXY")):
+    name, port = ("HTTPS_PROXY", 443) if server.scheme == "https" else ("HTTP_PROXY", 80)
+    chosen = _environment(name)
+    if not chosen or _direct(server.hostname or "", server.port or port, _environment("NO_PROXY")):
         return ""
     return chosen if "://" in chosen else f"http://{chosen}"
 
@@ -129,7 +130,7 @@ def _environment(name: str) -> str:
     return os.environ.get(name) or os.environ.get(name.lower(), "")
 
 
-def _direct(host: str, port: int | None, exceptions: str) -> bool:
+def _direct(host: str, port: int, exceptions: str) -> bool:
     """Say whether a list as in NO_PROXY exempts a host, and ourselves always.
 
     Its entries are `*`, addresses, CIDRs and domains, the last with what is below them; `.domain`
@@ -148,14 +149,14 @@ def _direct(host: str, port: int | None, exceptions: str) -> bool:
     )
 
 
-def _is_name(entry: str, host: str, port: int | None) -> bool:
+def _is_name(entry: str, host: str, port: int) -> bool:
     """Say whether an entry is a host's name, or a domain above it."""
     name = entry.removesuffix(f":{port}")
     below = name.removeprefix("*.").removeprefix(".")
     return bool(name) and (host == name or host.endswith(f".{below}"))
 
 
-def _is_address(entry: str, address: IPv4Address | IPv6Address, port: int | None) -> bool:
+def _is_address(entry: str, address: IPv4Address | IPv6Address, port: int) -> bool:
     """Say whether an entry is an address, with the port or without, or a CIDR with it in it."""
     if entry in {str(address), f"{bracketed(str(address))}:{port}"}:
         return True

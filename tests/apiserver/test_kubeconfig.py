@@ -280,6 +280,8 @@ def test_a_proxy_on_the_way(
         ("https://api.example", " other , API.example ", False),
         ("https://api.example", "other api.example", True),
         ("https://api.example", "*example", True),
+        ("https://api.example", "api.example:443", False),
+        ("https://api.example", "api.example:80", True),
         ("https://example", ".example", True),
         ("https://api.example", ".api.example", True),
         ("https://api.example", "pi.example", True),

@@ -1,32 +1,22 @@
 """Kubeconfig files: which API server to ask, and as whom.
 
-Their fields are those of `Config` in Kubernetes' `client.config.k8s.io/v1` and, for programs that
-hand out credentials, of `client.authentication.k8s.io/v1`. What is read here is all that kube-proxy
-reads, but impersonation (`as`), which is refused: nobody would notice that it had no effect.
-
-`nftproxy` reads these files itself because the Kubernetes client for Python takes 0.3 s of each
-start and 16 MB of each node to do it (docs/decisions.md).
+What is read here is all that kube-proxy reads, but impersonation (`as`), which is refused: nobody
+would notice that it had no effect. The Kubernetes client for Python would read these files, too; it
+takes 0.3 s of each start and 16 MB of each node for it (docs/decisions.md).
 """
 
 import base64
-import json
-import os
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
-import yaml
 
 from nftproxy import kubeyaml
 from nftproxy.errors import ConfigError
 from nftproxy.sources.access import Access, bearer, pem, url
-
-_PLUGIN_SECONDS: Final = 60
-"""A program that hands out credentials may ask a server for them, but must come to an end."""
+from nftproxy.sources.credentialplugin import CredentialPlugin, Grant
 
 
 class _Cluster(msgspec.Struct, frozen=True, rename="kebab"):
@@ -39,16 +29,6 @@ class _Cluster(msgspec.Struct, frozen=True, rename="kebab"):
     extensions: list[Mapping[str, Any]] | None = None
 
 
-class _Plugin(msgspec.Struct, frozen=True, rename="camel"):
-    command: str
-    api_version: Literal["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"]
-    args: list[str] | None = None
-    env: list[Mapping[str, str]] | None = None
-    install_hint: str = ""
-    provide_cluster_info: bool = False
-    interactive_mode: Literal["Never", "IfAvailable", "Always", ""] = ""
-
-
 class _User(msgspec.Struct, frozen=True, rename="kebab"):
     client_certificate: str = ""
     client_certificate_data: str = ""
@@ -58,7 +38,7 @@ class _User(msgspec.Struct, frozen=True, rename="kebab"):
     token_file: str = msgspec.field(default="", name="tokenFile")
     username: str = ""
     password: str = ""
-    exec: _Plugin | None = None
+    exec: CredentialPlugin | None = None
     auth_provider: Mapping[str, Any] | None = None
     impersonated: str = msgspec.field(default="", name="as")
 
@@ -92,21 +72,6 @@ class _Config(msgspec.Struct, frozen=True, rename="kebab"):
     contexts: list[_NamedContext] | None = None
 
 
-class _Grant(msgspec.Struct, frozen=True, rename="camel"):
-    """The credentials that a plugin prints."""
-
-    token: str = ""
-    client_certificate_data: str = ""
-    client_key_data: str = ""
-    expiration_timestamp: datetime | None = None
-
-
-class _Credential(msgspec.Struct, frozen=True, rename="camel"):
-    kind: Literal["ExecCredential"]
-    api_version: str
-    status: _Grant
-
-
 class _WithName(Protocol):
     @property
     def name(self) -> str: ...
@@ -120,8 +85,8 @@ class Kubeconfig:
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
-        self._asked: _Plugin | None = None
-        self._grant = _Grant()
+        self._asked: CredentialPlugin | None = None
+        self._grant = Grant()
 
     def read(self, *, refused: bool) -> Access:
         """Return what the file says now, with all that it names.
@@ -187,11 +152,10 @@ class Kubeconfig:
         return ""
 
     def _granted(
-        self, plugin: _Plugin, cluster: _Cluster, access: Access, *, refused: bool
+        self, plugin: CredentialPlugin, cluster: _Cluster, access: Access, *, refused: bool
     ) -> Access:
-        until = self._grant.expiration_timestamp
-        if refused or plugin != self._asked or (until and until <= datetime.now(UTC)):
-            self._grant = self._ask(plugin, cluster, access)
+        if refused or plugin != self._asked or self._grant.has_expired:
+            self._grant = plugin.ask(self._path.parent, _described(cluster, access))
             self._asked = plugin
         return replace(
             access,
@@ -199,60 +163,6 @@ class Kubeconfig:
             certificate=self._grant.client_certificate_data,
             key=self._grant.client_key_data,
         )
-
-    def _ask(self, plugin: _Plugin, cluster: _Cluster, access: Access) -> _Grant:
-        """Run a plugin; ConfigError says why it gave nothing."""
-        name = f"exec plugin {plugin.command}"
-        if plugin.interactive_mode == "Always":
-            raise ConfigError([f"{name}: it wants a terminal (interactiveMode: Always)"])
-        command = plugin.command
-        if "/" in command:
-            command = str(self._beside(command))
-        task = {"KUBERNETES_EXEC_INFO": json.dumps(_task(plugin, cluster, access))}
-        named = {each["name"]: each["value"] for each in plugin.env or []}
-        try:
-            done = subprocess.run(
-                [command, *(plugin.args or [])],
-                env={**os.environ, **named, **task},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                timeout=_PLUGIN_SECONDS,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ConfigError([f"{name}: no answer within {_PLUGIN_SECONDS} s"]) from error
-        except OSError as error:
-            hint = " ".join(plugin.install_hint.split())
-            raise ConfigError([f"{name}: {error.strerror}"], hint=hint) from error
-        if done.returncode:
-            lines = done.stderr.decode(errors="replace").split("\n")
-            said = next((line for line in reversed(lines) if line.strip()), "it says nothing")
-            raise ConfigError([f"{name}: exit code {done.returncode}: {said.strip()}"])
-        try:
-            answer = msgspec.convert(_document(done.stdout), _Credential)
-        except (ValueError, yaml.YAMLError, msgspec.ValidationError) as error:
-            # The texts of the parsers quote what they read, and so perhaps a token.
-            why = f": {error}" if isinstance(error, msgspec.ValidationError) else ""
-            raise ConfigError([f"{name}: its answer is no ExecCredential{why}"]) from error
-        if answer.api_version != plugin.api_version:
-            raise ConfigError(
-                [f"{name}: it answers in {answer.api_version}, not {plugin.api_version}"]
-            )
-        grant = answer.status
-        if bool(grant.client_certificate_data) != bool(grant.client_key_data):
-            raise ConfigError([f"{name}: certificate and key belong together"])
-        if not grant.token and not grant.client_certificate_data:
-            raise ConfigError([f"{name}: its answer has neither a token nor a certificate"])
-        return grant
-
-
-def _document(answer: bytes) -> Any:
-    """Return what a plugin printed: JSON, or YAML, in which pairs of surrogates are unknown."""
-    try:
-        return msgspec.json.decode(answer)
-    except msgspec.DecodeError:
-        (document,) = kubeyaml.documents(answer.decode())
-        return document
 
 
 def _find(kind: str, named: Iterable[N] | None, name: str) -> N:
@@ -262,22 +172,19 @@ def _find(kind: str, named: Iterable[N] | None, name: str) -> N:
     return found[0]
 
 
-def _task(plugin: _Plugin, cluster: _Cluster, access: Access) -> dict[str, Any]:
-    """Return the description of its task that a plugin gets."""
-    spec: dict[str, Any] = {"interactive": False}
-    if plugin.provide_cluster_info:
-        settings = [
-            each.get("extension")
-            for each in cluster.extensions or ()
-            if each.get("name") == "client.authentication.k8s.io/exec"
-        ]
-        about = {
-            "server": access.server,
-            "tls-server-name": access.server_name,
-            "insecure-skip-tls-verify": not access.verified,
-            "certificate-authority-data": base64.b64encode(access.authority.encode()).decode(),
-            "proxy-url": access.proxy,
-            "config": next(iter(settings), None),
-        }
-        spec["cluster"] = {name: value for name, value in about.items() if value}
-    return {"kind": "ExecCredential", "apiVersion": plugin.api_version, "spec": spec}
+def _described(cluster: _Cluster, access: Access) -> dict[str, Any]:
+    """Return what a plugin may learn about the cluster, with what the file has for it alone."""
+    settings = [
+        each.get("extension")
+        for each in cluster.extensions or ()
+        if each.get("name") == "client.authentication.k8s.io/exec"
+    ]
+    about = {
+        "server": access.server,
+        "tls-server-name": access.server_name,
+        "insecure-skip-tls-verify": not access.verified,
+        "certificate-authority-data": base64.b64encode(access.authority.encode()).decode(),
+        "proxy-url": access.proxy,
+        "config": next(iter(settings), None),
+    }
+    return {name: value for name, value in about.items() if value}

@@ -426,6 +426,7 @@ def _told(connection_of: Callable[[], ApiConnection]) -> ConfigError:
         ({"token": ["s3cret"]}, r"users\[0\].user.token"),
         ({"exec": {"command": "x", "apiVersion": "v1"}}, "'v1'"),
         ({"exec": {"command": "no-such-plugin", "apiVersion": VERSION}}, "No such file"),
+        ({"exec": {"command": "x", "apiVersion": VERSION, "env": [{"value": "v"}]}}, "env"),
         (
             {"exec": {"command": "x", "apiVersion": VERSION, "interactiveMode": "Always"}},
             "wants a terminal",
@@ -452,6 +453,8 @@ def test_unusable_users(
     ("answer", "code", "message"),
     [
         ("pass-word", 0, "no ExecCredential"),
+        ("{pass-word", 0, "neither JSON nor YAML"),
+        (grant(token="t", expirationTimestamp="2026-01-01T00:00:00"), 0, "timezone"),  # noqa: S106
         (grant(), 0, "neither a token nor a certificate"),
         (grant(clientCertificateData="c"), 0, "certificate and key belong together"),
         ({**grant(token="t"), "apiVersion": f"{VERSION}beta1"}, 0, "answers in"),  # noqa: S106

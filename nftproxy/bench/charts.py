@@ -34,6 +34,7 @@ _COLORS: Final = {
     "nftproxy-netlink": "#8c3d00",
     "nftproxy-source-hash": "#e69f00",
     "nftproxy-maglev": "#f0c060",
+    "nftproxy-affinity": "#a05000",
     "none": "#999999",
     "floor": "#666666",
     "iptables-legacy": "#0072b2",

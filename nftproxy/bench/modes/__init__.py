@@ -21,6 +21,7 @@
     nftproxy-netlink       the same, with elements written through netlink instead of libnftables
     nftproxy-source-hash   the same as nftproxy, with an endpoint by the client's address
     nftproxy-maglev        the same, by a table that changes little when the endpoints do
+    nftproxy-affinity      the same as nftproxy, with ClientIP affinity for all Services
     iptables               kube-proxy's iptables mode, by iptables-restore; `backend` legacy or nft
     kube-proxy-nftables    kube-proxy's nftables mode, through nft (contract 5)
     ipvs                   kube-proxy's ipvs mode, through ipvsadm, where the kernel has ip_vs
@@ -45,7 +46,13 @@ from nftproxy.bench.modes.kube_nftables import KubeNftables
 from nftproxy.bench.modes.mode import Load, Mode, ModePlace, Work
 from nftproxy.bench.modes.none import Nothing
 from nftproxy.bench.modes.original import KubeProxyProgram, OriginalIptables, OriginalNftables
-from nftproxy.bench.modes.ours import Ours, OursByMaglev, OursByNetlink, OursBySourceHash
+from nftproxy.bench.modes.ours import (
+    Ours,
+    OursByAffinity,
+    OursByMaglev,
+    OursByNetlink,
+    OursBySourceHash,
+)
 from nftproxy.bench.modes.userspace import Userspace
 from nftproxy.errors import NftproxyError
 
@@ -56,6 +63,7 @@ _KINDS: Final[tuple[type[Mode], ...]] = (
     OursByNetlink,
     OursBySourceHash,
     OursByMaglev,
+    OursByAffinity,
     IptablesLegacy,
     IptablesNft,
     KubeNftables,

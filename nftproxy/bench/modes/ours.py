@@ -25,7 +25,6 @@ class Ours(Mode):
 
     name = "nftproxy"
     by_netlink: ClassVar[bool] = False
-    scheduler: ClassVar[Scheduler] = Scheduler.RANDOM
 
     def __init__(self, place: ModePlace) -> None:
         super().__init__(place)
@@ -33,7 +32,7 @@ class Ours(Mode):
 
     def start(self, load: Sequence[Load]) -> Work:
         """Deliver everything and sync, which reads an existing table back."""
-        load = self._scheduled(load)
+        load = self._adapted(load)
         self._close()
         with enter(self.place.namespace):
             kernel = Kernel(by_netlink=self.by_netlink)
@@ -50,7 +49,7 @@ class Ours(Mode):
         """Deliver changes as a watch does, and sync."""
         if self._table is None:
             raise NftproxyError("this mode was not started")
-        put = self._scheduled(put)
+        put = self._adapted(put)
         began = time.perf_counter()
         _put(self._table.store, put)
         for each in deleted:
@@ -72,19 +71,12 @@ class Ours(Mode):
         with kernel:
             kernel.delete_table()
 
-    def _scheduled(self, load: Sequence[Load]) -> Sequence[Load]:
-        """Return the same Services with the annotation for this mode's scheduler."""
-        if self.scheduler is Scheduler.RANDOM:
-            return load
-        annotations = Annotations(scheduler=self.scheduler.value)
-        return [
-            each._replace(
-                service=replace(
-                    each.service, metadata=replace(each.service.metadata, annotations=annotations)
-                )
-            )
-            for each in load
-        ]
+    def adapt(self, service: Service) -> Service:
+        """Return a Service as this mode serves it."""
+        return service
+
+    def _adapted(self, load: Sequence[Load]) -> Sequence[Load]:
+        return [each._replace(service=self.adapt(each.service)) for each in load]
 
     def _sync(self, table: Table) -> None:
         for family in table.settings.families:
@@ -113,14 +105,35 @@ class OursBySourceHash(Ours):
     """The same, with an endpoint by the client's address."""
 
     name = "nftproxy-source-hash"
-    scheduler = Scheduler.SOURCE_HASH
+
+    def adapt(self, service: Service) -> Service:
+        """Return the Service with the annotation."""
+        return _scheduled(service, Scheduler.SOURCE_HASH)
 
 
 class OursByMaglev(Ours):
     """The same, with a table of endpoints that changes little when they do."""
 
     name = "nftproxy-maglev"
-    scheduler = Scheduler.MAGLEV
+
+    def adapt(self, service: Service) -> Service:
+        """Return the Service with the annotation."""
+        return _scheduled(service, Scheduler.MAGLEV)
+
+
+class OursByAffinity(Ours):
+    """The same, with an endpoint that each client keeps for three hours."""
+
+    name = "nftproxy-affinity"
+
+    def adapt(self, service: Service) -> Service:
+        """Return the Service with ClientIP affinity."""
+        return replace(service, spec=replace(service.spec, session_affinity="ClientIP"))
+
+
+def _scheduled(service: Service, scheduler: Scheduler) -> Service:
+    annotations = Annotations(scheduler=scheduler.value)
+    return replace(service, metadata=replace(service.metadata, annotations=annotations))
 
 
 def _put(store: Store, load: Sequence[Load]) -> None:

@@ -42,6 +42,8 @@ _SOCKET_OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 25_000),
 )
+_CONNECTIONS: Final = 8
+"""That stay open between requests: a watch for each resource, and an event now and then."""
 _TROUBLE: Final = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
 _UNREADABLE: Final = (ConfigError, OSError, ValueError, yaml.YAMLError, msgspec.ValidationError)
 
@@ -250,6 +252,7 @@ def _session(access: Access) -> _Session:
             "ssl_context": tls(access),
             "server_hostname": access.server_name or None,
             "socket_options": _SOCKET_OPTIONS,
+            "maxsize": _CONNECTIONS,
         }
     except _TROUBLE as error:
         raise ConfigError([f"certificates for the API server: {_reason(error)}"]) from error

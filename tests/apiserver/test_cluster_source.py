@@ -260,7 +260,9 @@ def test_the_server_freezes(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -
                     <= running.counter.restarted
                 )
             )
-            running.until(lambda: any("services: nothing is heard" in line for line in lines))
+            running.until(
+                lambda: any("services: the API server is silent" in line for line in lines)
+            )
             assert "before" in running.names()
             cluster.resume_apiserver()
         cluster.apply(service("after"))

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -403,6 +403,19 @@ def test_unchanged_credentials_keep_the_connection(
     assert rotated["seen"] == ["", "writer"]
     assert rotated["port"] != first["port"]
     connection.close()
+
+
+def test_several_requests_at_once_leave_their_connections_open(write: Callable[..., str]) -> None:
+    """As many as there are resources: a handshake costs the server more than an answer."""
+    connection = connect(write({"token": "t"}), "")
+    ports = []
+    for _ in range(2):
+        with ExitStack() as stack:
+            answers = [stack.enter_context(connection.get("/", {}, silence=5)) for _ in range(4)]
+            ports.append({json.loads(answer.body())["port"] for answer in answers})
+    connection.close()
+    assert len(ports[0]) == 4
+    assert ports[1] == ports[0]
 
 
 def _told(connection_of: Callable[[], ApiConnection]) -> ConfigError:

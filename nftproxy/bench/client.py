@@ -19,6 +19,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from nftproxy.bench.lines import say
+
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _PATIENCE: Final = 5.0  # seconds until silence is an error
 _LONG: Final = 30.0  # ... after connections without a pause, which may have a backlog
@@ -181,7 +183,7 @@ def main() -> None:
                 "problem": f"{order.what}: "
                 f"{f'no answer within {_PATIENCE:g} s' if timeout else error}"
             }
-        print(msgspec.json.encode(answer).decode(), flush=True)
+        say(answer)
 
 
 if __name__ == "__main__":

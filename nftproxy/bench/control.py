@@ -22,6 +22,7 @@ from typing import Final, Literal, overload
 
 import msgspec
 
+from nftproxy.bench.lines import say
 from nftproxy.bench.measures import Measure
 from nftproxy.bench.modes import KubeProxyProgram, Load, Mode, ModePlace, Work, make
 from nftproxy.bench.offer import Offer
@@ -217,10 +218,6 @@ def _kilobytes(file: Path, fields: Sequence[str]) -> float:
 
 def main() -> None:
     """Do the job, and stay."""
-
-    def say(answer: Answer) -> None:
-        print(msgspec.json.encode(answer).decode(), flush=True)
-
     memory.collect_seldom()  # as `nftproxy run` does; baselines gain by it, too
     try:
         for reading in readings(msgspec.json.decode(sys.argv[1], type=Job)):

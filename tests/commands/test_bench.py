@@ -10,6 +10,7 @@ import os
 import signal
 import statistics as standard
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -297,6 +298,20 @@ def test_a_run(tmp_path: Path) -> None:
     machine = {row["property"]: row["value"] for row in read(tmp_path / "out/machine.csv")}
     assert machine["kernel"] == os.uname().release
     assert "--services 20" in machine["command"]
+
+
+def test_a_child_that_nobody_hears_ends_without_a_word() -> None:
+    """The bench was ended early, while the child had something to say."""
+    program = "from nftproxy.bench.lines import say\nwhile True: say({'reading': 1.0})"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == '{"reading":1.0}\n'
+        process.stdout.close()
+        assert process.stderr
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,7 @@ CACHE = ROOT / "build/versions"
 PACKAGES = (
     # What the project needs: see PACKAGES and TEST_PACKAGES in the Makefile.
     "python3", "python3-venv", "libnftables1", "iproute2", "procps", "nftables", "iptables",
-    "openssl", "git", "ipset", "ipvsadm",
-    "iperf3",
+    "openssl", "git", "ipset", "ipvsadm", "conntrack", "iperf3", "iputils-ping",
     # What this package needs: certificates for pip, modprobe in a virtual machine.
     "ca-certificates", "kmod",
 )  # fmt: skip

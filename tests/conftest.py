@@ -1,0 +1,8 @@
+"""For all tests."""
+
+import signal
+
+# Whoever starts the tests in the background of a script (`make test &`) hands them a SIGINT that is
+# ignored, and every program would inherit that. They are to take Ctrl-C as on a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,8 +13,6 @@ import hashlib
 import itertools
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
@@ -26,7 +24,7 @@ from nftproxy.address import Family
 from nftproxy.bench.bed import Bed
 from nftproxy.bench.client import BenchTarget, Order
 from nftproxy.bench.offer import Offer
-from nftproxy.bench.traffic import TrafficAnswer
+from nftproxy.bench.traffic import Client
 from nftproxy.bench.workload import decode_service, decode_slice, node_settings
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
@@ -184,29 +182,20 @@ class Services:
 
 def measure(rounds: int, number: int) -> None:
     """Measure connections and changes, all schedulers in turns, and print."""
-    with Bed() as bed:
+    with Bed() as bed, Client(bed) as client:
         services = Services(bed, number)
-        with enter(bed.client):
-            client = subprocess.Popen(
-                [sys.executable, "-m", "nftproxy.bench.client"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
         for pid in (client.pid, bed.endpoints):
             os.sched_setaffinity(pid, {max(os.sched_getaffinity(0))})
         connecting: dict[Scheduler, list[float]] = {each: [] for each in Scheduler}
         changing: dict[Scheduler, list[float]] = {each: [] for each in Scheduler}
         for _ in range(rounds):
             order = Order(what="connections", targets=services.targets, count=READINGS)
-            for each, readings in zip(Scheduler, _ask(client, order), strict=True):
+            for each, readings in zip(Scheduler, client.ask(order), strict=True):
                 connecting[each] += readings
             for _ in range(5):
                 for each in Scheduler:
                     changing[each].append(services.change(each))
             services.back()
-        client.kill()
-        client.communicate()
     for title, found in (("connect()", connecting), ("an endpoint changes", changing)):
         plain = statistics.median(found[Scheduler.RANDOM])
         for each in Scheduler:
@@ -215,14 +204,6 @@ def measure(rounds: int, number: int) -> None:
                 f"{number} endpoints  {title:<20} {each:<12} {1e6 * middle:9.1f} µs  "
                 f"{middle / plain:6.2f} times random"
             )
-
-
-def _ask(client: "subprocess.Popen[str]", order: Order) -> list[list[float]]:
-    assert client.stdin  # noqa: S101 - a pipe
-    assert client.stdout  # noqa: S101 - a pipe
-    client.stdin.write(msgspec.json.encode(order).decode() + "\n")
-    client.stdin.flush()
-    return msgspec.json.decode(client.stdout.readline(), type=TrafficAnswer).readings
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ import msgspec
 
 from nftproxy.address import Family
 from nftproxy.bench.bed import Bed
-from nftproxy.bench.client import BenchTarget
+from nftproxy.bench.client import BenchTarget, Order
 from nftproxy.bench.offer import Offer
-from nftproxy.bench.traffic import TrafficAnswer
+from nftproxy.bench.traffic import Client
 from nftproxy.bench.workload import decode_service, decode_slice, node_settings
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
@@ -59,27 +59,20 @@ def load(bed: Bed, offer: Offer) -> tuple[str, str]:
 
 def measure(bed: Bed, address: str, service: str, rounds: int, seconds: float, rate: int) -> None:
     """Take turns, and print."""
-    with enter(bed.client):
-        client = subprocess.Popen(
-            [sys.executable, "-m", "nftproxy.bench.client"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    targets = [BenchTarget(address, port) for port in PORTS]
     argv = [*TRACE, service, "--rate", str(rate), "--count", "1000"]
     rates: dict[bool, list[float]] = {False: [], True: []}
     times: dict[bool, list[float]] = {False: [], True: []}
     used = 0.0
-    for number in range(2 * rounds):
-        traced = number % 2 == 1
-        with tracing(bed, argv if traced else []) as process:
-            before = _processor(process)
-            rates[traced] += _ask(client, "rate", address, seconds=seconds)[0]
-            used += _processor(process) - before
-            found = _ask(client, "connections", address, count=READINGS)
-            times[traced].append(1e6 * statistics.median(itertools.chain(*found)))
-    client.kill()
-    client.communicate()
+    with Client(bed) as client:
+        for number in range(2 * rounds):
+            traced = number % 2 == 1
+            with tracing(bed, argv if traced else []) as process:
+                before = _processor(process)
+                rates[traced] += client.ask(Order(what="rate", targets=targets, seconds=seconds))[0]
+                used += _processor(process) - before
+                found = client.ask(Order(what="connections", targets=targets, count=READINGS))
+                times[traced].append(1e6 * statistics.median(itertools.chain(*found)))
     pairs = [one / other for other, one in zip(rates[False], rates[True], strict=True)]
     ratio = statistics.median(pairs)
     without, together = (statistics.median(times[traced]) for traced in (False, True))
@@ -116,17 +109,6 @@ def _tables() -> str:
     return subprocess.run(
         ["nft", "list", "tables"], check=True, capture_output=True, text=True
     ).stdout
-
-
-def _ask(
-    client: "subprocess.Popen[str]", what: str, address: str, **options: float
-) -> list[list[float]]:
-    assert client.stdin  # noqa: S101 - a pipe
-    assert client.stdout  # noqa: S101 - a pipe
-    order = {"what": what, "targets": [BenchTarget(address, port) for port in PORTS], **options}
-    client.stdin.write(msgspec.json.encode(order).decode() + "\n")
-    client.stdin.flush()
-    return msgspec.json.decode(client.stdout.readline(), type=TrafficAnswer).readings
 
 
 def _processor(pid: int) -> float:

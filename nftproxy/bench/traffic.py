@@ -54,20 +54,10 @@ class TrafficReport(msgspec.Struct):
     error: str = ""
 
 
-class Traffic:
-    """The clients of one bed with all services of the offer.
+class Client:
+    """The process of `nftproxy.bench.client` in a bed, for the length of a block."""
 
-    `proxied` says whether they use the services' addresses.
-    """
-
-    def __init__(self, bed: Bed, offer: Offer, *, proxied: bool) -> None:
-        self._bed = bed
-        self._places = {
-            place: offer.target(offer.place(place), proxied=proxied) for place in MeasurePlace
-        }
-        self._spread = [offer.target(number, proxied=proxied) for number in offer.spread(_SPREAD)]
-        self._datagrams = offer.target(offer.datagrams, proxied=proxied)
-        self._iperf = offer.target(offer.iperf, proxied=proxied)
+    def __init__(self, bed: Bed) -> None:
         with enter(bed.client):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "nftproxy.bench.client"],
@@ -84,60 +74,13 @@ class Traffic:
         self._process.kill()
         self._process.communicate()
 
-    def connections(self, count: int) -> Iterator[Reading]:
-        """Yield the times of connections, for each place of the list."""
-        with self._one_processor():
-            found = self._ask(
-                Order(what="connections", targets=list(self._places.values()), count=count)
-            )
-        for place, readings in zip(self._places, found, strict=True):
-            yield from ((Measure.CONNECT, place, reading) for reading in readings)
+    @property
+    def pid(self) -> int:
+        """Its process, which may be bound to a processor."""
+        return self._process.pid
 
-    def datagrams(self, count: int) -> Iterator[Reading]:
-        """Yield the times until answers to first datagrams."""
-        with self._one_processor():
-            found = self._ask(Order(what="datagrams", targets=[self._datagrams], count=count))
-        yield from ((Measure.DATAGRAM, "", reading) for reading in found[0])
-
-    def rate(self, seconds: float) -> Iterator[Reading]:
-        """Yield the connections per second to services from all over the list."""
-        yield (
-            Measure.RATE,
-            "",
-            self._ask(Order(what="rate", targets=self._spread, seconds=seconds))[0][0],
-        )
-
-    def throughput(self, seconds: float) -> Iterator[Reading]:
-        """Yield the bytes per second of a connection."""
-        if shutil.which("iperf3"):
-            yield Measure.THROUGHPUT, "", self._by_iperf(seconds)
-        else:
-            order = Order(
-                what="throughput", targets=[self._places[MeasurePlace.MIDDLE]], seconds=seconds
-            )
-            yield Measure.THROUGHPUT, "", self._ask(order)[0][0]
-
-    @contextlib.contextmanager
-    def _one_processor(self) -> Iterator[None]:
-        """Keep client and endpoints, and so all work of the kernel between them, on one processor.
-
-        Waking an endpoint on another one, or being preempted by it, adds some 10 or 18 µs to some
-        readings: two hills, and the median is on either by chance. With SCHED_BATCH an endpoint
-        does not preempt the client when it wakes up.
-        """
-        processes = [self._process.pid, self._bed.endpoints]
-        everywhere = [os.sched_getaffinity(pid) for pid in processes]
-        for pid in processes:
-            os.sched_setaffinity(pid, {max(everywhere[0])})
-        os.sched_setscheduler(self._bed.endpoints, os.SCHED_BATCH, os.sched_param(0))
-        try:
-            yield
-        finally:
-            for pid, before in zip(processes, everywhere, strict=True):
-                os.sched_setaffinity(pid, before)
-            os.sched_setscheduler(self._bed.endpoints, os.SCHED_OTHER, os.sched_param(0))
-
-    def _ask(self, order: Order) -> list[list[float]]:
+    def ask(self, order: Order) -> list[list[float]]:
+        """Return its readings, a list for each target; NftproxyError says what went wrong."""
         orders, answers = self._process.stdin, self._process.stdout
         assert orders is not None  # noqa: S101 - both are pipes
         assert answers is not None  # noqa: S101
@@ -149,6 +92,84 @@ class Traffic:
         if answer.problem:
             raise NftproxyError(answer.problem)
         return answer.readings
+
+
+class Traffic:
+    """The clients of one bed with all services of the offer.
+
+    `proxied` says whether they use the services' addresses.
+    """
+
+    def __init__(self, bed: Bed, offer: Offer, *, proxied: bool) -> None:
+        self._bed = bed
+        self._places = {
+            place: offer.target(offer.place(place), proxied=proxied) for place in MeasurePlace
+        }
+        self._spread = [offer.target(number, proxied=proxied) for number in offer.spread(_SPREAD)]
+        self._datagrams = offer.target(offer.datagrams, proxied=proxied)
+        self._iperf = offer.target(offer.iperf, proxied=proxied)
+        self._client = Client(bed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.__exit__(*error)
+
+    def connections(self, count: int) -> Iterator[Reading]:
+        """Yield the times of connections, for each place of the list."""
+        with self._one_processor():
+            found = self._client.ask(
+                Order(what="connections", targets=list(self._places.values()), count=count)
+            )
+        for place, readings in zip(self._places, found, strict=True):
+            yield from ((Measure.CONNECT, place, reading) for reading in readings)
+
+    def datagrams(self, count: int) -> Iterator[Reading]:
+        """Yield the times until answers to first datagrams."""
+        with self._one_processor():
+            found = self._client.ask(
+                Order(what="datagrams", targets=[self._datagrams], count=count)
+            )
+        yield from ((Measure.DATAGRAM, "", reading) for reading in found[0])
+
+    def rate(self, seconds: float) -> Iterator[Reading]:
+        """Yield the connections per second to services from all over the list."""
+        yield (
+            Measure.RATE,
+            "",
+            self._client.ask(Order(what="rate", targets=self._spread, seconds=seconds))[0][0],
+        )
+
+    def throughput(self, seconds: float) -> Iterator[Reading]:
+        """Yield the bytes per second of a connection."""
+        if shutil.which("iperf3"):
+            yield Measure.THROUGHPUT, "", self._by_iperf(seconds)
+        else:
+            order = Order(
+                what="throughput", targets=[self._places[MeasurePlace.MIDDLE]], seconds=seconds
+            )
+            yield Measure.THROUGHPUT, "", self._client.ask(order)[0][0]
+
+    @contextlib.contextmanager
+    def _one_processor(self) -> Iterator[None]:
+        """Keep client and endpoints, and so all work of the kernel between them, on one processor.
+
+        Waking an endpoint on another one, or being preempted by it, adds some 10 or 18 µs to some
+        readings: two hills, and the median is on either by chance. With SCHED_BATCH an endpoint
+        does not preempt the client when it wakes up.
+        """
+        processes = [self._client.pid, self._bed.endpoints]
+        everywhere = [os.sched_getaffinity(pid) for pid in processes]
+        for pid in processes:
+            os.sched_setaffinity(pid, {max(everywhere[0])})
+        os.sched_setscheduler(self._bed.endpoints, os.SCHED_BATCH, os.sched_param(0))
+        try:
+            yield
+        finally:
+            for pid, before in zip(processes, everywhere, strict=True):
+                os.sched_setaffinity(pid, before)
+            os.sched_setscheduler(self._bed.endpoints, os.SCHED_OTHER, os.sched_param(0))
 
     def _by_iperf(self, seconds: float) -> float:
         with enter(self._bed.server):

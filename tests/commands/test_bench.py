@@ -27,7 +27,7 @@ from nftproxy.bench.measures import ROWS, Measure, MeasurePlace, Row, Sample, Un
 from nftproxy.bench.offer import FEWEST, IPERF_PORT, Offer
 from nftproxy.bench.plan import QUICK, BenchPlan
 from nftproxy.bench.statistics import Summary, percentile
-from nftproxy.bench.traffic import Traffic
+from nftproxy.bench.traffic import Client, Traffic
 from nftproxy.bench.workload import Mix
 from nftproxy.errors import NftproxyError
 from nftproxy.lab import build, namespace
@@ -202,17 +202,17 @@ def traffic() -> Iterator[Traffic]:
 def test_what_takes_microseconds_is_measured_on_one_processor(
     traffic: Traffic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processes = traffic._process.pid, traffic._bed.endpoints
+    processes = traffic._client.pid, traffic._bed.endpoints
 
     def where() -> list[tuple[set[int], int]]:
         return [(os.sched_getaffinity(pid), os.sched_getscheduler(pid)) for pid in processes]
 
-    def look(self: Traffic, order: Order) -> list[list[float]]:
+    def look(self: Client, order: Order) -> list[list[float]]:
         seen.append(where())
         return ask(self, order)
 
-    ask, seen, before = Traffic._ask, list[object](), where()
-    monkeypatch.setattr(Traffic, "_ask", look)
+    ask, seen, before = Client.ask, list[object](), where()
+    monkeypatch.setattr(Client, "ask", look)
     assert all(
         value > 0
         for readings in (traffic.connections(3), traffic.datagrams(3))

@@ -127,6 +127,14 @@ def test_only_the_init_container_is_privileged(pod: Any) -> None:
 
 
 @pytest.mark.contract("10.3.2")
+def test_a_node_that_is_busy_gets_five_minutes_to_start_the_program(pod: Any) -> None:
+    (container,) = pod["containers"]
+    start, life = container["startupProbe"], container["livenessProbe"]
+    assert start["periodSeconds"] * start["failureThreshold"] == 300
+    assert start["httpGet"] == life["httpGet"]
+    assert start["timeoutSeconds"] == life["timeoutSeconds"] == 5
+
+
 def test_the_node_name_comes_from_the_pod(pod: Any) -> None:
     for container in [*pod["containers"], *pod["initContainers"]]:
         assert "--hostname-override=$(NODE_NAME)" in container["args"]

@@ -311,7 +311,7 @@ def server(here: Patient) -> Iterator[FakeApiServer]:
     one.begin_with("servicecidrs", cidr)
     with namespace.enter(here.where):
         one.listen()
-    here.write_config(clientConnection={"kubeconfig": kubeconfig(here.folder, one.url, token="t")})  # noqa: S106 - nothing behind it
+    here.write_config(clientConnection={"kubeconfig": kubeconfig(here.folder, one.url)})
     yield one
     if not one.stopped:
         one.shut()
@@ -343,7 +343,7 @@ def test_another_users_server_makes_us_run_nothing(here: Patient) -> None:
     mark = here.folder / "mark"
     plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "touch",
               "args": [str(mark)], "interactiveMode": "Never"}  # fmt: skip
-    path = kubeconfig(here.folder, "http://127.0.0.1:9", exec=plugin)
+    path = kubeconfig(here.folder, "https://127.0.0.1:9", exec=plugin)
     for stranger in (True, False):
         before = ["setpriv", "--reuid=65534", "--clear-groups"] if stranger else []
         with namespace.enter(here.where):

@@ -180,7 +180,7 @@ def mirroring(
         finally:
             mirror.stop()
         server.behave()
-        same(mirror.synced.left(), fresh_start(server, resource))
+        same(mirror.synced.left(), fresh_start(server, resource, connection))
 
 
 def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> None:
@@ -193,10 +193,12 @@ def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> None:
     assert not different, different
 
 
-def fresh_start(server: FakeApiServer, resource: Resource) -> Mapping[str, Any]:
+def fresh_start(
+    server: FakeApiServer, resource: Resource, connection: ApiConnection | None = None
+) -> Mapping[str, Any]:
     """Return what somebody who starts now finds and makes of it."""
     with tables.bare_table(families=Family) as table:
-        other = Mirror(server, resource, table)
+        other = Mirror(server, resource, table, connection)
         other.start()
         try:
             other.until(lambda: other.changes)
@@ -231,12 +233,16 @@ def logged(
 
 
 def kubeconfig(folder: Path, server: str, **user: Any) -> str:
-    """Write a kubeconfig file; `user` is what it says of the one user. Return its path."""
+    """Write a kubeconfig file; `user` is what it says of the one user. Return its path.
+
+    Anybody is believed to be a server with https.
+    """
+    cluster = {"server": server, "insecure-skip-tls-verify": server.startswith("https:")}
     path = folder / "kubeconfig"
     document = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "clusters": [{"name": "c", "cluster": cluster}],
         "users": [{"name": "u", "user": user}],
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",

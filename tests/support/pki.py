@@ -1,5 +1,6 @@
 """Keys and certificates for servers and clients of tests, made with the `openssl` program."""
 
+import ssl
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,12 +39,18 @@ class Authority:
         )
 
     def server(
-        self, name: str, addresses: Iterable[str], *, names: Iterable[str] = ()
+        self, name: str, addresses: Iterable[str], *, names: Iterable[str] = (), days: int = 2
     ) -> Certificate:
-        """Return a certificate for a server that is reached by IP addresses, and by names."""
+        """Return a certificate for a server that is reached by IP addresses, and by names.
+
+        With -1 `days`, its time is over.
+        """
         listed = ",".join([*(f"IP:{each}" for each in addresses), *(f"DNS:{n}" for n in names)])
         return self._issue(
-            name, f"/CN={name}", [f"subjectAltName={listed}", "extendedKeyUsage=serverAuth"]
+            name,
+            f"/CN={name}",
+            [f"subjectAltName={listed}", "extendedKeyUsage=serverAuth"],
+            days=days,
         )
 
     def client(self, user: str, group: str = "") -> Certificate:
@@ -54,7 +61,9 @@ class Authority:
             ["extendedKeyUsage=clientAuth"],
         )
 
-    def _issue(self, name: str, subject: str, extensions: list[str]) -> Certificate:
+    def _issue(
+        self, name: str, subject: str, extensions: list[str], *, days: int = 2
+    ) -> Certificate:
         made = Certificate(self._folder / f"{name}.crt", self._folder / f"{name}.key")
         request, config = self._folder / f"{name}.csr", self._folder / f"{name}.ext"
         config.write_text("\n".join(extensions) + "\n")
@@ -66,12 +75,20 @@ class Authority:
             self.own.key,
             "-CAcreateserial",
             "-days",
-            "2",
+            str(days),
             "-extfile",
             config,
         ]
         _openssl("x509", "-req", "-in", request, *by, "-out", made.certificate)
         return made
+
+
+def server_tls(folder: Path) -> ssl.SSLContext:
+    """Return what a server at 127.0.0.1 listens with, of an authority made in a folder."""
+    ours = Authority(folder).server("server", ["127.0.0.1"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ours.certificate, ours.key)
+    return context
 
 
 def key_pair(folder: Path, name: str) -> tuple[Path, Path]:

@@ -44,6 +44,8 @@ _SOCKET_OPTIONS: Final = (
 )
 _CONNECTIONS: Final = 8
 """That stay open between requests: a watch for each resource, and an event now and then."""
+_AGENT: Final = f"nftproxy/{version('nftproxy')}"
+"""Who asks. Read once: an upgrade removes the package's metadata while its process still runs."""
 _TROUBLE: Final = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
 _UNREADABLE: Final = (ConfigError, OSError, ValueError, yaml.YAMLError, msgspec.ValidationError)
 
@@ -268,7 +270,7 @@ def _session(access: Access) -> _Session:
         pool = urllib3.ProxyManager(proxy, proxy_headers=known, **settings)
     else:
         pool = urllib3.PoolManager(**settings)
-    headers = {"Accept": JSON, "User-Agent": f"nftproxy/{version('nftproxy')}"}
+    headers = {"Accept": JSON, "User-Agent": _AGENT}
     if access.authorization:
         headers["Authorization"] = access.authorization
     base = access.server.rstrip("/")

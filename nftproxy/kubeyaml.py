@@ -6,11 +6,14 @@ overflows the C stack on deep nesting, which no `except` catches.
 """
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import msgspec
 import yaml
 
 DEEPEST = 50  # levels; Kubernetes objects of the kinds read here have about ten
+T = TypeVar("T")
 _OTHERWISE = (":int", ":float", ":timestamp", ":value")
 
 
@@ -53,4 +56,23 @@ def refuse_depth(text: str) -> None:
 def documents(text: str) -> list[Any]:
     """Return the documents in a text; ValueError or yaml.YAMLError if it is invalid."""
     refuse_depth(text)
-    return list(yaml.load_all(text, Loader))
+    try:
+        return list(yaml.load_all(text, Loader))
+    except (AttributeError, LookupError, ValueError) as error:
+        # What PyYAML makes of `!!bool x` and the like; some of these texts quote the value.
+        raise ValueError("a value does not fit its type") from error
+
+
+def convert(value: Any, to: type[T]) -> T:
+    """Return an object of a type; msgspec.ValidationError for a value of another.
+
+    As in Kubernetes, a field that is null is an absent one. That holds for the object and for those
+    in its fields. It ends there, because aliases can make a short text endlessly deep.
+    """
+    return msgspec.convert(_present(value, _present), to)
+
+
+def _present(value: Any, of_field: Callable[[Any], Any] = lambda field: field) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: of_field(each) for name, each in value.items() if each is not None}

@@ -4,19 +4,27 @@ All files that a configuration names are read into it, so that two readings can 
 when something has changed, new connections are made.
 """
 
+import base64
 import os
+import re
 import ssl
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from urllib3.util import Url, parse_url
 
 from nftproxy.address import bracketed
 from nftproxy.errors import ConfigError
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its token and the API server's authority."""
+
+_NOT_IN_TIME: Final = frozenset({9, 10})
+_OTHER_NAME: Final = frozenset({62, 64})
+"""OpenSSL's numbers for what is wrong with a certificate: X509_V_ERR_* in its x509_vfy.h."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +37,16 @@ class Access:
     """The name in the server's certificate, if it is not the host of the URL."""
     authority: str = ""
     """Certificates in PEM that vouch for the server; those of the system if empty."""
+    authority_from: str = "the system's store of certificates"
+    """Where `authority` was read, for messages."""
     verified: bool = True
     """Whether the server has to prove who it is."""
     proxy: str | None = None
     """The URL of an HTTP proxy; None leaves it to the environment."""
     certificate: str = ""
     """Our own certificate, in PEM."""
+    certificate_from: str = ""
+    """Where it and its key were read, for messages."""
     key: str = field(default="", repr=False)
     """The key of that certificate, in PEM."""
     authorization: str = field(default="", repr=False)
@@ -50,16 +62,41 @@ def service_account() -> Access:
     port = os.environ.get("KUBERNETES_SERVICE_PORT", "")
     if not host or not port:
         raise ConfigError(["KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set"])
+    authority = SERVICE_ACCOUNT / "ca.crt"
     return Access(
         server=f"https://{bracketed(host)}:{port}",
-        authority=pem((SERVICE_ACCOUNT / "ca.crt").read_bytes(), "ca.crt"),
-        authorization=bearer((SERVICE_ACCOUNT / "token").read_text(encoding="utf-8")),
+        authority=pem(authority.read_bytes(), str(authority)),
+        authority_from=str(authority),
+        authorization=bearer(token_in(SERVICE_ACCOUNT / "token"), str(SERVICE_ACCOUNT / "token")),
     )
 
 
 def url(server: str, *, secure: bool) -> str:
     """Return a server's URL; a configuration may leave the scheme out."""
     return server if "://" in server else f"{'https' if secure else 'http'}://{server}"
+
+
+def is_secure(server: str) -> bool:
+    """Say whether nobody on the way to a server can read what it is sent."""
+    return urlsplit(server).scheme == "https"
+
+
+def parsed(address: str, place: str) -> Url:
+    """Return the parts of an HTTP URL; ConfigError, which does not quote it, for another text.
+
+    The URL may have a password in it.
+    """
+    hint = f"{place} has to be http://HOST:PORT or https://HOST:PORT"
+    try:
+        found = parse_url(address)
+    except ValueError as error:
+        raise ConfigError([f"{place} is no URL"], hint=hint) from error
+    if found.scheme not in ("http", "https"):
+        scheme = f"{found.scheme}://" if found.scheme else "no scheme"
+        raise ConfigError([f"{place} is a URL with {scheme}"], hint=hint)
+    if not found.host:
+        raise ConfigError([f"{place} names no host"], hint=hint)
+    return found
 
 
 def pem(content: bytes, place: str) -> str:
@@ -74,18 +111,30 @@ def pem(content: bytes, place: str) -> str:
     return text
 
 
-def bearer(token: str) -> str:
-    """Return the header for a token, which often ends in a newline; ValueError if it is empty."""
+def token_in(path: Path) -> str:
+    """Return what a file has for a token. `bearer` refuses the characters of another encoding."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def bearer(token: str, place: str) -> str:
+    """Return the header for a token, which often ends in a newline.
+
+    ConfigError, which does not quote it, if it is empty or no HTTP header can carry it.
+    """
     if not (token := token.strip()):
-        raise ValueError("the token is empty")
+        raise ConfigError([f"{place}: the token is empty"])
+    if not re.fullmatch(r"[\t -~]+", token):
+        hint = "a token is one line of ASCII without control characters: write it again"
+        raise ConfigError([f"{place}: the token has characters that cannot be sent"], hint=hint)
     return f"Bearer {token}"
 
 
 def tls(access: Access) -> ssl.SSLContext:
-    """Return what connections to the server use; OSError for unusable certificates.
+    """Return what connections to the server and to its proxy use.
 
-    As for other Kubernetes clients, every certificate of `authority` is trusted by itself, and
-    nothing is asked of its extensions: many clusters have authorities that lack some.
+    ConfigError for unusable certificates. As for other Kubernetes clients, every certificate of
+    `authority` is trusted by itself, and nothing is asked of its extensions: many clusters have
+    authorities that lack some.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -93,16 +142,29 @@ def tls(access: Access) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif access.authority:
-        context.load_verify_locations(cadata=access.authority)
+        try:
+            context.load_verify_locations(cadata=access.authority)
+        except (OSError, ValueError) as error:
+            hint = "each certificate in it has to be one that OpenSSL can read, in PEM"
+            raise ConfigError([f"{access.authority_from}: {error}"], hint=hint) from error
     else:
         context.load_default_certs()
     if access.certificate:
-        # OpenSSL reads both from one file; this one has no name, and ends with the block.
-        with os.fdopen(os.memfd_create("credentials"), "w", encoding="utf-8") as file:
-            file.write(f"{access.certificate}\n{access.key}\n")
-            file.flush()
-            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password=_no_password)
+        try:
+            _show_certificate(context, access)
+        except (OSError, ValueError) as error:
+            hint = "certificate and key have to belong together, in PEM and without a password"
+            raise ConfigError([f"{access.certificate_from}: {error}"], hint=hint) from error
     return context
+
+
+def _show_certificate(context: ssl.SSLContext, access: Access) -> None:
+    """Have connections show our own certificate."""
+    # OpenSSL reads both from one file; this one has no name, and ends with the block.
+    with os.fdopen(os.memfd_create("credentials"), "w", encoding="utf-8") as file:
+        file.write(f"{access.certificate}\n{access.key}\n")
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password=_no_password)
 
 
 def _no_password() -> str:
@@ -110,20 +172,43 @@ def _no_password() -> str:
     raise ValueError("the key has a password")
 
 
-def proxy_of(access: Access) -> str:
-    """Return the URL of the proxy to use, or an empty text.
+def distrusted(error: ssl.SSLCertVerificationError, access: Access, whose: str) -> str:
+    """Return what to check after a certificate was not accepted; `whose` is its owner."""
+    if error.verify_code in _NOT_IN_TIME:
+        return f"{whose}'s certificate has to be renewed, if the clock of this node is right"
+    if error.verify_code in _OTHER_NAME:
+        return f"the host in the URL of {whose} has to be one that its certificate names"
+    return f"{access.authority_from} has to vouch for {whose}'s certificate"
+
+
+class Proxy(NamedTuple):
+    """An HTTP proxy, and the headers that it gets besides a request's own."""
+
+    url: str
+    headers: dict[str, str]
+
+
+def proxy_of(access: Access) -> Proxy | None:
+    """Return the proxy to use, if any; ConfigError for an unusable one.
 
     Without one in the configuration, HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide, as for all that
     Go's programs ask for: kubeadm passes the three of its own environment on to kube-proxy.
     """
-    if access.proxy is not None:
-        return access.proxy
-    server = urlsplit(access.server)
-    name, port = ("HTTPS_PROXY", 443) if server.scheme == "https" else ("HTTP_PROXY", 80)
-    chosen = _environment(name)
-    if not chosen or _direct(server.hostname or "", server.port or port, _environment("NO_PROXY")):
-        return ""
-    return chosen if "://" in chosen else f"http://{chosen}"
+    place, chosen = "proxy-url", access.proxy
+    if chosen is None:
+        server = parsed(access.server, "server")
+        place, port = ("HTTPS_PROXY", 443) if server.scheme == "https" else ("HTTP_PROXY", 80)
+        chosen = _environment(place)
+        host = (server.host or "").strip("[]")
+        if not chosen or _direct(host, server.port or port, _environment("NO_PROXY")):
+            return None
+        chosen = chosen if "://" in chosen else f"http://{chosen}"
+    parsed(chosen, place)
+    parts = urlsplit(chosen)
+    if not parts.username and not parts.password:
+        return Proxy(chosen, {})
+    pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
+    return Proxy(chosen, {"proxy-authorization": f"Basic {base64.b64encode(pair).decode()}"})
 
 
 def _environment(name: str) -> str:

@@ -11,13 +11,13 @@ streams, and each pauses after an error, so that requests stay below even the de
 import contextlib
 import http.client
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple, Protocol, Self
-from urllib.parse import unquote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import msgspec
 import urllib3
@@ -25,7 +25,15 @@ import yaml
 from loguru import logger
 
 from nftproxy.errors import ConfigError, NftproxyError
-from nftproxy.sources.access import Access, proxy_of, service_account, tls, url
+from nftproxy.sources.access import (
+    Access,
+    distrusted,
+    parsed,
+    proxy_of,
+    service_account,
+    tls,
+    url,
+)
 from nftproxy.sources.encoding import JSON
 from nftproxy.sources.kubeconfig import Kubeconfig
 
@@ -84,8 +92,9 @@ class NoObserver:
 class ApiAnswer:
     """An answer with an unread body. A context manager; leave it in the thread that reads."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+    def __init__(self, response: urllib3.BaseHTTPResponse, access: Access) -> None:
         self._response = response
+        self._access = access
         self.status = response.status
         self.content_type = response.headers.get("Content-Type", "")
 
@@ -106,14 +115,14 @@ class ApiAnswer:
 
     def body(self) -> bytes:
         """Return the whole body. The connection is then free for the next request."""
-        with _explained():
+        with _explained(self._access):
             body = self._response.read()
             self._response.release_conn()
             return body
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body piece by piece, as soon as there is something to read."""
-        with _explained():
+        with _explained(self._access):
             while piece := self._response.read1(65536):
                 yield piece
             self._response.release_conn()
@@ -196,7 +205,7 @@ class ApiConnection:
         session = self._current()
         code, begin = "<error>", time.monotonic()
         try:
-            with _explained():
+            with _explained(session.access):
                 response = session.pool.request(
                     method,
                     session.base + path + ("?" + urlencode(query) if query else ""),
@@ -208,7 +217,7 @@ class ApiConnection:
                     timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence),
                 )
             code = str(response.status)
-            return ApiAnswer(response)
+            return ApiAnswer(response, session.access)
         finally:
             self.observer.requested(
                 code=code, method=method, host=session.host, seconds=time.monotonic() - begin
@@ -247,27 +256,22 @@ class ApiConnection:
 
 
 def _session(access: Access) -> _Session:
-    """Prepare requests; ConfigError for unusable certificates or an unusable proxy."""
+    """Prepare requests; ConfigError for a URL, certificates or a proxy that cannot be used."""
     pool: urllib3.PoolManager
-    try:
-        settings: dict[str, Any] = {
-            "ssl_context": tls(access),
-            "server_hostname": access.server_name or None,
-            "socket_options": _SOCKET_OPTIONS,
-            "maxsize": _CONNECTIONS,
-        }
-    except _TROUBLE as error:
-        raise ConfigError([f"certificates for the API server: {_reason(error)}"]) from error
+    context = tls(access)
+    settings: dict[str, Any] = {
+        "ssl_context": context,
+        "server_hostname": access.server_name or None,
+        "socket_options": _SOCKET_OPTIONS,
+        "maxsize": _CONNECTIONS,
+    }
     if not access.verified:  # urllib3 would warn of what the configuration asks for
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    parsed(access.server, "server")
     if proxy := proxy_of(access):
-        parts = urlsplit(proxy)
-        if parts.scheme not in ("http", "https"):
-            hint = "only HTTP proxies can be used: http://HOST:PORT or https://HOST:PORT"
-            raise ConfigError([f"proxy for the API server: {parts.scheme}://"], hint=hint)
-        pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-        known = urllib3.make_headers(proxy_basic_auth=pair) if parts.username else None
-        pool = urllib3.ProxyManager(proxy, proxy_headers=known, **settings)
+        pool = urllib3.ProxyManager(
+            proxy.url, proxy_headers=proxy.headers, proxy_ssl_context=context, **settings
+        )
     else:
         pool = urllib3.PoolManager(**settings)
     headers = {"Accept": JSON, "User-Agent": _AGENT}
@@ -296,42 +300,49 @@ def connect(
 
 
 def _credentials(kubeconfig: str, master: str) -> Credentials:
-    file = Kubeconfig(kubeconfig) if kubeconfig else None
+    file = Kubeconfig(kubeconfig, master) if kubeconfig else None
     what = f"kubeconfig {kubeconfig}" if kubeconfig else "in-cluster credentials"
 
     def read(*, refused: bool) -> Access:
         if not file and master:
             return Access(server=url(master, secure=False))
         try:
-            found = file.read(refused=refused) if file else service_account()
+            return file.read(refused=refused) if file else service_account()
         except _UNREADABLE as error:
             hint = getattr(error, "hint", "") or (
                 "name a kubeconfig file with clientConnection.kubeconfig or --kubeconfig, or run "
                 "in a pod with a service account"
             )
-            raise ConfigError([f"{what}: {_reason(error)}"], hint=hint) from error
-        if master:
-            found = replace(found, server=url(master, secure=found.server.startswith("https:")))
-        return found
+            raise ConfigError([f"{what}: {_line(error)}"], hint=hint) from error
 
     return read
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def _explained(access: Access) -> Iterator[None]:
     """Turn an error of urllib3 into a TransportError with a readable text."""
     try:
         yield
     except urllib3.exceptions.ReadTimeoutError as error:
         raise SilentError("the API server is silent") from error
     except _TROUBLE as error:
-        raise TransportError(_reason(error)) from error
+        proxy = isinstance(error, urllib3.exceptions.ProxyError)
+        cause, hint = _cause(error), ""
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            hint = distrusted(cause, access, "the proxy" if proxy else "the API server")
+        raise TransportError(f"{'proxy: ' if proxy else ''}{_line(cause)}", hint=hint) from error
 
 
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause in one line; urllib3 wraps it in several layers."""
+def _cause(error: BaseException) -> BaseException:
+    """Return the innermost cause; urllib3 wraps it in several layers, once as an argument."""
     while isinstance(
-        inner := error.__cause__ or error.__context__, OSError | http.client.HTTPException
+        inner := error.__cause__ or error.__context__ or next(iter(error.args), None),
+        OSError | http.client.HTTPException | urllib3.exceptions.HTTPError,
     ):
         error = inner
+    return error
+
+
+def _line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

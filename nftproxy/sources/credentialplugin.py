@@ -24,7 +24,7 @@ _PATIENCE: Final = 60
 
 class _Variable(msgspec.Struct, frozen=True):
     name: str
-    value: str = ""
+    value: str | None = None
 
 
 class Grant(msgspec.Struct, frozen=True, rename="camel"):
@@ -42,9 +42,9 @@ class Grant(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _ExecCredential(msgspec.Struct, frozen=True, rename="camel"):
-    kind: Literal["ExecCredential"]
-    api_version: str
-    status: Grant
+    kind: Literal["ExecCredential", ""] = ""
+    api_version: str = ""
+    status: Grant = Grant()
 
 
 class CredentialPlugin(msgspec.Struct, frozen=True, rename="camel"):
@@ -84,7 +84,7 @@ class CredentialPlugin(msgspec.Struct, frozen=True, rename="camel"):
                 [command, *(self.args or ())],
                 env={
                     **os.environ,
-                    **{each.name: each.value for each in self.env or ()},
+                    **{each.name: each.value or "" for each in self.env or ()},
                     "KUBERNETES_EXEC_INFO": json.dumps(task),
                 },
                 stdin=subprocess.DEVNULL,
@@ -97,6 +97,9 @@ class CredentialPlugin(msgspec.Struct, frozen=True, rename="camel"):
         except OSError as error:
             hint = " ".join(self.install_hint.split())
             raise self._error(str(error.strerror), hint=hint) from error
+        except (TypeError, ValueError) as error:
+            # A zero byte in an argument, or a date where JSON has none.
+            raise self._error(str(error)) from error
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines()
             said = lines[-1] if lines else "it says nothing"
@@ -105,7 +108,7 @@ class CredentialPlugin(msgspec.Struct, frozen=True, rename="camel"):
 
     def _answer(self, printed: bytes) -> _ExecCredential:
         try:
-            return msgspec.convert(_document(printed), _ExecCredential)
+            return kubeyaml.convert(_document(printed), _ExecCredential)
         except msgspec.ValidationError as error:
             raise self._error(f"its answer is no ExecCredential: {error}") from error
         except (ValueError, yaml.YAMLError) as error:

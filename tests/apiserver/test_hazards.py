@@ -23,8 +23,6 @@ from nftproxy.sources.retry import LONGEST_PAUSE, LONGEST_RETRY_AFTER, STEADY
 from nftproxy.table.delta import Delta
 from tests.support import protobuf
 from tests.support.fake_apiserver import (
-    JSON,
-    PROTOBUF,
     Document,
     Exchange,
     FakeApiServer,
@@ -34,6 +32,7 @@ from tests.support.fake_apiserver import (
     refused,
 )
 from tests.support.mirror import Mirror, contents, impatient, kubeconfig, logged, mirroring
+from tests.support.pki import server_tls
 
 NAMES = (
     "one",
@@ -689,13 +688,17 @@ def test_forbidden_servicecidrs(server: FakeApiServer, refusal: Hazard) -> None:
 
 
 @pytest.mark.contract("8.5.1")
-def test_unauthorized_rotated_token(server: FakeApiServer, tmp_path: Path) -> None:
+def test_unauthorized_rotated_token(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("first\n")
-    server.token = "first"  # noqa: S105
-    config = kubeconfig(tmp_path, server.url, tokenFile=str(token))
-    connection = connect(config, "", accept=f"{PROTOBUF}, {JSON}")
-    with logged() as lines, mirroring(server, SERVICES, connection) as mirror:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(FakeApiServer(streams_lists=False, tls=server_tls(tmp_path)))
+        server.token = "first"  # noqa: S105
+        for name in ("one", "two"):
+            server.put("services", service(name))
+        connection = connect(kubeconfig(tmp_path, server.url, tokenFile=str(token)), "")
+        lines = stack.enter_context(logged())
+        mirror = stack.enter_context(mirroring(server, SERVICES, connection))
         watching(mirror)
         server.token = "second"  # noqa: S105
         server.end_watches("services")
@@ -705,6 +708,27 @@ def test_unauthorized_rotated_token(server: FakeApiServer, tmp_path: Path) -> No
         mirror.until(lambda: mirror.knows("three"))
         server.token = None
     assert len([line for line in lines if "401 Unauthorized" in line]) == 1
+
+
+def test_an_authority_that_is_put_right(tmp_path: Path) -> None:
+    clock = iter(range(0, 10**6, 61))  # each request reads the file again
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(FakeApiServer(streams_lists=False, tls=server_tls(tmp_path)))
+        server.put("services", service("one"))
+        path = Path(kubeconfig(tmp_path, server.url))
+        document = json.loads(path.read_text())
+        document["clusters"][0]["cluster"] = {"server": server.url}
+        path.write_text(json.dumps(document))
+        connection = connect(str(path), "", clock=lambda: next(clock))
+        lines = stack.enter_context(logged())
+        mirror = stack.enter_context(mirroring(server, SERVICES, connection))
+        mirror.until(lambda: len(mirror.time.pauses) >= 3)
+        document["clusters"][0]["cluster"]["certificate-authority"] = "ca.crt"
+        (tmp_path / "new").write_text(json.dumps(document))
+        (tmp_path / "new").replace(path)
+        mirror.until(lambda: mirror.knows("one"))
+    (line,) = (line for line in lines if line.startswith("WARNING"))
+    assert "the system's store of certificates has to vouch for the API server's" in line
 
 
 # Outages

@@ -914,7 +914,8 @@ TROUBLES = st.sampled_from(["cut", "end", "forget", "503", "mid-line", "bookmark
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     story=st.lists(st.one_of(CHANGES, TROUBLES), max_size=12),

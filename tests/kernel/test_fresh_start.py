@@ -137,7 +137,6 @@ def fresh(reference: Table, objects: dict[Any, Object]) -> dict[str, Any]:
 )
 @settings(
     max_examples=100,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_any_sequence_of_changes_ends_as_a_fresh_start(

@@ -149,7 +149,6 @@ def proxy() -> Iterator[Proxy]:
 @pytest.mark.contract("2.1.5", "2.7.1", "3.1.3", "3.1.5")
 @settings(
     max_examples=250,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(changes=st.lists(st.tuples(st.sampled_from(PLACES), junk), min_size=1, max_size=4))
@@ -183,7 +182,7 @@ def test_no_message_is_as_long_as_what_it_quotes(tmp_path: Path) -> None:
         )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.binary(max_size=60)
     | st.text(max_size=40).map(str.encode)

@@ -130,7 +130,6 @@ def deltas(draw: st.DrawFn, table: Table, family: Family) -> Delta:
 
 @settings(
     max_examples=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
@@ -158,7 +157,6 @@ def test_any_elements(pair: Pair, data: st.DataObject) -> None:
 
 @settings(
     max_examples=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())

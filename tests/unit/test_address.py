@@ -4,7 +4,7 @@ import contextlib
 import ipaddress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nftproxy.address import (
@@ -148,7 +148,6 @@ KINDS: dict[Family, type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]] =
 }
 
 
-@settings(deadline=None)
 @given(st.data(), families)
 def test_any_address_in_any_spelling(data: st.DataObject, family: Family) -> None:
     """The standard library agrees, and packing is what the kernel gets."""
@@ -167,7 +166,6 @@ def test_any_address_in_any_spelling(data: st.DataObject, family: Family) -> Non
     assert "." not in found.text or found.family is V4
 
 
-@settings(deadline=None)
 @given(st.data(), families)
 def test_masks(data: st.DataObject, family: Family) -> None:
     number, length = data.draw(numbers[family]), data.draw(st.integers(0, family.bits))
@@ -184,7 +182,6 @@ def test_masks(data: st.DataObject, family: Family) -> None:
     )
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_an_address_or_an_error(text: str) -> None:
     for parse in (parse_address, parse_network):
@@ -194,7 +191,6 @@ def test_any_text_is_an_address_or_an_error(text: str) -> None:
             )
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.builds(

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nftproxy.model import EndpointSlice, Node, Object, ObjectName, Service, ServiceCIDR
@@ -216,7 +216,6 @@ _objects = st.sampled_from(list(DOCUMENTS)).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(_objects)
 def test_any_object_is_the_same_in_both_encodings(given: tuple[str, list[Document]]) -> None:
     name, documents = given
@@ -386,7 +385,6 @@ def test_a_length_that_is_too_long_is_refused_at_once() -> None:
         decoder.split(b"\x01\x00\x00\x01")
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_garbage_is_an_error_and_never_a_crash(data: st.DataObject) -> None:
     """Real bytes, with some of them replaced, cut or repeated."""

@@ -1,7 +1,7 @@
 """What follows after a list or a watch has ended, as a table."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nftproxy.sources.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource, own_node
@@ -152,7 +152,6 @@ OUTCOMES = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(outcomes=st.lists(OUTCOMES, min_size=5), chances=st.floats(0, 1))
 def test_never_a_spin(outcomes: list[RetryOutcome], chances: float) -> None:
     """Whatever happens: a pause is left out only after a watch that stood for a while, and once,
@@ -169,7 +168,6 @@ def test_never_a_spin(outcomes: list[RetryOutcome], chances: float) -> None:
     assert free <= 1
 
 
-@settings(deadline=None)
 @given(chance=st.floats(0, 1, exclude_max=True), failures=st.integers(0, 10**6))
 def test_pauses_are_spread(chance: float, failures: int) -> None:
     most = after(

@@ -6,7 +6,7 @@ As little as possible, in an order in which no packet falls between (design 1; c
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftproxy.address import Family
@@ -114,7 +114,6 @@ letters = st.lists(
 ).map(tuple)
 
 
-@settings(deadline=None)
 @given(before=letters, wanted=letters)
 def test_slots_are_stable(before: tuple[Endpoint, ...], wanted: tuple[Endpoint, ...]) -> None:
     """Who stays keeps its slot, unless the list ends before it."""
@@ -380,7 +379,7 @@ steps = st.lists(
 
 
 @pytest.mark.contract("5.8.2", "2.2.3")
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(steps)
 def test_any_sequence_ends_as_a_fresh_start(
     sequence: list[dict[str, dict[str, Any] | None]],
@@ -401,7 +400,7 @@ def test_any_sequence_ends_as_a_fresh_start(
 
 
 @pytest.mark.contract("5.7.2")
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(before=specs, after=specs)
 def test_between_the_transactions_every_verdict_finds_its_list(
     before: dict[str, Any], after: dict[str, Any]

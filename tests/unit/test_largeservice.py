@@ -36,7 +36,7 @@ def steps() -> st.SearchStrategy[list[list[int]]]:
     return st.lists(one, min_size=2, max_size=5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(wanted=steps(), keep=st.booleans())
 def test_long_lists_keep_their_slots(wanted: list[list[int]], keep: bool) -> None:
     """Who stays keeps its slot, unless the list ends before it; the differing slots are named."""
@@ -140,7 +140,7 @@ def seen(of: Service) -> View:
     return found
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(spec=specs, changes=st.lists(pieces, min_size=1, max_size=8))
 def test_the_same_lists_as_from_everything(
     spec: dict[str, Any], changes: list[tuple[int, list[Any], int, tuple[str, ...]]]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nftproxy import kubeyaml, shipped
@@ -266,7 +266,6 @@ anything = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(data=st.data(), value=anything)
 def test_whatever_stands_in_a_field_is_one_line_or_none(data: st.DataObject, value: Any) -> None:
     """Any field of a sound object holds anything else.
@@ -304,7 +303,6 @@ def paths(value: Any, prefix: str = "") -> Iterator[str]:
             yield from paths(inner, f"{prefix}{key}.")
 
 
-@settings(deadline=None)
 @given(
     content=st.binary(max_size=200)
     | st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass"))

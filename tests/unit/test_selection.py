@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nftproxy.address import Family, parse_address, parse_network
@@ -567,7 +567,6 @@ slices = st.lists(
 
 
 @pytest.mark.contract("3.2.1", "3.2.2", "3.4.5", "3.4.8")
-@settings(deadline=None)
 @given(pieces=slices, shuffled=st.randoms(use_true_random=False))
 def test_lists_do_not_depend_on_the_order_of_slices(
     pieces: list[EndpointSlice], shuffled: Any

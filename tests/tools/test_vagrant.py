@@ -172,6 +172,8 @@ def test_kubeadm_gets_documents_without_kube_proxy() -> None:
     assert init["localAPIEndpoint"] == {"advertiseAddress": "192.168.60.11"}
     assert cluster["kubernetesVersion"] == "v1.35.1"
     assert cluster["networking"] == {"podSubnet": "10.244.0.0/16", "serviceSubnet": "10.96.0.0/16"}
+    for program in ("controllerManager", "scheduler"):
+        assert cluster[program]["extraArgs"] == [{"name": "leader-elect", "value": "false"}]
 
 
 def test_kubeadm_joins_by_the_token() -> None:

@@ -20,7 +20,8 @@ timeouts:
 END
 }
 
-# configuration: what kubeadm gets on the first machine.
+# configuration: what kubeadm gets on the first machine. There is one control plane: an election that nobody else stands in would only end
+# its programs where they are slow.
 configuration() {
     cat <<END
 apiVersion: kubeadm.k8s.io/v1beta4
@@ -41,6 +42,14 @@ controlPlaneEndpoint: $control:6443
 networking:
   podSubnet: $POD_NETWORK
   serviceSubnet: $SERVICE_NETWORK
+controllerManager:
+  extraArgs:
+    - name: leader-elect
+      value: "false"
+scheduler:
+  extraArgs:
+    - name: leader-elect
+      value: "false"
 END
 }
 

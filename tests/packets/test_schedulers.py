@@ -1,8 +1,10 @@
 """Schedulers with packets: who gets which endpoint, on which node, and what a restart changes."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -35,6 +37,7 @@ CLIENTS = {
     Family.IPv6: [f"fd00:99::{n:x}" for n in range(1, 31)],
 }
 MANY = {Family.IPv4: "192.168.99.0/24", Family.IPv6: "fd00:99::/64"}
+CROWD = ip_network("192.168.104.0/21")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,8 @@ def world() -> Iterator[World]:
                 add_address(world, "client", address)
             for node in ("node1", "node2", "node3"):
                 world.lab.route(node, cidr, "client")
+        world.lab.ip("client", f"route add local {CROWD} dev lo")
+        world.lab.route("node1", str(CROWD), "client")
         yield world
 
 
@@ -206,21 +211,24 @@ def test_affinity_comes_first(world: World, web: Web, wire: Wire, scheduler: str
     assert known != {source: slots[slot(source, len(slots))].address for source in known}
 
 
+@pytest.mark.parametrize("scheduler", [None, *BY_ADDRESS])
 @pytest.mark.parametrize("kind", ["cluster", "nodeport"])
 def test_weights_are_shares_of_new_connections(
-    world: World, web: Web, wire: Wire, kind: Kind
+    world: World, web: Web, wire: Wire, kind: Kind, scheduler: str | None
 ) -> None:
-    """Three endpoints of weights 100, 50 and 10: sixteen parts, by chi-squared."""
+    """Three endpoints of weights 100, 50 and 10: sixteen parts, by chi-squared.
+
+    Each connection is another client's, so that a scheduler by address has as many to place.
+    """
     pieces = [
         *web.slices("pod1-1"),
         *(annotated(piece, weight="50") for piece in web.slices("pod2-1", suffix="-b")),
         *(annotated(piece, weight="10") for piece in web.slices("pod3-1", suffix="-c")),
     ]
-    put(web, None, *pieces)
-    connections = 1600
+    put(web, scheduler, *pieces)
     counts: Counter[str] = Counter()
-    for _ in range(connections):
-        counts[world.ask("client", *web.at(kind, wire)).name] += 1
+    for source in itertools.islice(CROWD.hosts(), 1600):
+        counts[world.ask("client", *web.at(kind, wire), source=str(source)).name] += 1
     expected = {"pod1-1": 1000.0, "pod2-1": 500.0, "pod3-1": 100.0}
     assert set(counts) == set(expected)
     statistic = sum((counts[name] - number) ** 2 / number for name, number in expected.items())

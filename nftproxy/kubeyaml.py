@@ -6,7 +6,6 @@ overflows the C stack on deep nesting, which no `except` catches.
 """
 
 import re
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -69,10 +68,12 @@ def convert(value: Any, to: type[T]) -> T:
     As in Kubernetes, a field that is null is an absent one. That holds for the object and for those
     in its fields. It ends there, because aliases can make a short text endlessly deep.
     """
-    return msgspec.convert(_present(value, _present), to)
+    return msgspec.convert(_without_nulls(value, levels=2), to)
 
 
-def _present(value: Any, of_field: Callable[[Any], Any] = lambda field: field) -> Any:
-    if not isinstance(value, dict):
+def _without_nulls(value: Any, levels: int) -> Any:
+    if not levels or not isinstance(value, dict):
         return value
-    return {name: of_field(each) for name, each in value.items() if each is not None}
+    return {
+        name: _without_nulls(each, levels - 1) for name, each in value.items() if each is not None
+    }

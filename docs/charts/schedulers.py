@@ -24,7 +24,7 @@ from nftproxy.address import Family
 from nftproxy.bench.bed import Bed
 from nftproxy.bench.client import BenchTarget, Order
 from nftproxy.bench.offer import Offer
-from nftproxy.bench.traffic import Client
+from nftproxy.bench.traffic import BenchClient
 from nftproxy.bench.workload import decode_service, decode_slice, node_settings
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
@@ -182,7 +182,7 @@ class Services:
 
 def measure(rounds: int, number: int) -> None:
     """Measure connections and changes, all schedulers in turns, and print."""
-    with Bed() as bed, Client(bed) as client:
+    with Bed() as bed, BenchClient(bed) as client:
         services = Services(bed, number)
         for pid in (client.pid, bed.endpoints):
             os.sched_setaffinity(pid, {max(os.sched_getaffinity(0))})

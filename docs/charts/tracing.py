@@ -22,7 +22,7 @@ from nftproxy.address import Family
 from nftproxy.bench.bed import Bed
 from nftproxy.bench.client import BenchTarget, Order
 from nftproxy.bench.offer import Offer
-from nftproxy.bench.traffic import Client
+from nftproxy.bench.traffic import BenchClient
 from nftproxy.bench.workload import decode_service, decode_slice, node_settings
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
@@ -64,7 +64,7 @@ def measure(bed: Bed, address: str, service: str, rounds: int, seconds: float, r
     rates: dict[bool, list[float]] = {False: [], True: []}
     times: dict[bool, list[float]] = {False: [], True: []}
     used = 0.0
-    with Client(bed) as client:
+    with BenchClient(bed) as client:
         for number in range(2 * rounds):
             traced = number % 2 == 1
             with tracing(bed, argv if traced else []) as process:

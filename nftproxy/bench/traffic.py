@@ -54,7 +54,7 @@ class TrafficReport(msgspec.Struct):
     error: str = ""
 
 
-class Client:
+class BenchClient:
     """The process of `nftproxy.bench.client` in a bed, for the length of a block."""
 
     def __init__(self, bed: Bed) -> None:
@@ -80,7 +80,7 @@ class Client:
         return self._process.pid
 
     def ask(self, order: Order) -> list[list[float]]:
-        """Return its readings, a list for each target; NftproxyError says what went wrong."""
+        """Return its readings, a list for each target; NftproxyError without them."""
         orders, answers = self._process.stdin, self._process.stdout
         assert orders is not None  # noqa: S101 - both are pipes
         assert answers is not None  # noqa: S101
@@ -108,7 +108,7 @@ class Traffic:
         self._spread = [offer.target(number, proxied=proxied) for number in offer.spread(_SPREAD)]
         self._datagrams = offer.target(offer.datagrams, proxied=proxied)
         self._iperf = offer.target(offer.iperf, proxied=proxied)
-        self._client = Client(bed)
+        self._client = BenchClient(bed)
 
     def __enter__(self) -> Self:
         return self

@@ -181,14 +181,14 @@ def distrusted(error: ssl.SSLCertVerificationError, access: Access, whose: str) 
     return f"{access.authority_from} has to vouch for {whose}'s certificate"
 
 
-class Proxy(NamedTuple):
+class HttpProxy(NamedTuple):
     """An HTTP proxy, and the headers that it gets besides a request's own."""
 
     url: str
     headers: dict[str, str]
 
 
-def proxy_of(access: Access) -> Proxy | None:
+def proxy_of(access: Access) -> HttpProxy | None:
     """Return the proxy to use, if any; ConfigError for an unusable one.
 
     Without one in the configuration, HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide, as for all that
@@ -206,9 +206,9 @@ def proxy_of(access: Access) -> Proxy | None:
     parsed(chosen, place)
     parts = urlsplit(chosen)
     if not parts.username and not parts.password:
-        return Proxy(chosen, {})
+        return HttpProxy(chosen, {})
     pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
-    return Proxy(chosen, {"proxy-authorization": f"Basic {base64.b64encode(pair).decode()}"})
+    return HttpProxy(chosen, {"proxy-authorization": f"Basic {base64.b64encode(pair).decode()}"})
 
 
 def _environment(name: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nftproxy.errors import ConfigError
-from nftproxy.sources.access import Access, Proxy, proxy_of
+from nftproxy.sources.access import Access, HttpProxy, proxy_of
 from nftproxy.sources.apiserver import ApiConnection, TransportError, connect
 from nftproxy.sources.kubeconfig import Kubeconfig
 from tests.support.pki import Authority
@@ -464,10 +464,10 @@ def test_which_servers_the_environment_exempts(
     monkeypatch.setenv("no_proxy", exceptions)
     monkeypatch.delenv("NO_PROXY", raising=False)
     assert proxy_of(Access(server=server)) == (
-        Proxy("http://proxy.example:3128", {}) if through else None
+        HttpProxy("http://proxy.example:3128", {}) if through else None
     )
     named = proxy_of(Access(server=server, proxy="http://of.file:1"))
-    assert named == Proxy("http://of.file:1", {})
+    assert named == HttpProxy("http://of.file:1", {})
 
 
 def plugin(folder: Path, answer: Any, *, code: int = 0) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from nftproxy.bench.measures import ROWS, Measure, MeasurePlace, Row, Sample, Un
 from nftproxy.bench.offer import FEWEST, IPERF_PORT, Offer
 from nftproxy.bench.plan import QUICK, BenchPlan
 from nftproxy.bench.statistics import Summary, percentile
-from nftproxy.bench.traffic import Client, Traffic
+from nftproxy.bench.traffic import BenchClient, Traffic
 from nftproxy.bench.workload import Mix
 from nftproxy.errors import NftproxyError
 from nftproxy.lab import build, namespace
@@ -207,12 +207,12 @@ def test_what_takes_microseconds_is_measured_on_one_processor(
     def where() -> list[tuple[set[int], int]]:
         return [(os.sched_getaffinity(pid), os.sched_getscheduler(pid)) for pid in processes]
 
-    def look(self: Client, order: Order) -> list[list[float]]:
+    def look(self: BenchClient, order: Order) -> list[list[float]]:
         seen.append(where())
         return ask(self, order)
 
-    ask, seen, before = Client.ask, list[object](), where()
-    monkeypatch.setattr(Client, "ask", look)
+    ask, seen, before = BenchClient.ask, list[object](), where()
+    monkeypatch.setattr(BenchClient, "ask", look)
     assert all(
         value > 0
         for readings in (traffic.connections(3), traffic.datagrams(3))
@@ -226,7 +226,8 @@ def test_what_takes_microseconds_is_measured_on_one_processor(
 @pytest.mark.parametrize("program", ["/usr/bin/iperf3", None], ids=["iperf3", "our own"])
 def test_throughput(traffic: Traffic, monkeypatch: pytest.MonkeyPatch, program: str | None) -> None:
     monkeypatch.setattr("nftproxy.bench.traffic.shutil.which", lambda _: program)
-    monkeypatch.delattr(Traffic, "_ask" if program else "_by_iperf")  # the way that is not taken
+    # The way that is not taken
+    monkeypatch.delattr(*((BenchClient, "ask") if program else (Traffic, "_by_iperf")))
     ((measure, place, speed),) = traffic.throughput(1.0)
     assert (measure, place) == (Measure.THROUGHPUT, "")
     assert 1e7 < speed < 1e11

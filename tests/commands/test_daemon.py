@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from nftproxy.address import Family
 from nftproxy.kernel.reader import Reader
@@ -21,6 +20,8 @@ from nftproxy.lab.lab import Lab
 from nftproxy.lab.namespace import enter
 from tests.support.fake_apiserver import JSON, PROTOBUF, Exchange
 from tests.support.machine import KUBE_PROXY, QUIET, Machine, node, service, slice_of, started
+from tests.support.mirror import kubeconfig
+from tests.support.pki import server_tls
 from tests.support.running import eventually
 from tests.support.world import unique_name
 
@@ -576,19 +577,10 @@ def test_killed_and_started_again_writes_nothing(machine: Machine) -> None:
 def test_the_log_names_no_secret(machine: Machine, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("very-secret-token")
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(
-        yaml.dump(
-            {
-                "clusters": [{"name": "c", "cluster": {"server": machine.api.url}}],
-                "users": [{"name": "u", "user": {"tokenFile": str(token)}}],
-                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-                "current-context": "x",
-            }
-        )
-    )
+    machine.secure(server_tls(tmp_path))
+    file = kubeconfig(tmp_path, machine.api.url, tokenFile=str(token))
     machine.api.token = token.read_text()
-    machine.start("-v=9", clientConnection={"kubeconfig": str(kubeconfig)})
+    machine.start("-v=9", clientConnection={"kubeconfig": file})
     eventually(lambda: bool(machine.api.asked("services", "watch")))
     machine.api.token = "another"  # noqa: S105
     machine.api.end_watches("services")

@@ -22,6 +22,7 @@ from tests.support.fake_apiserver import Exchange, FakeApiServer, list_objects, 
 from tests.support.mirror import kubeconfig
 from tests.support.neighbour import move_in, move_out
 from tests.support.patient import API, DNS, NODE, ROUTER, Patient, cluster, node, patient, slice_of
+from tests.support.pki import server_tls
 from tests.support.process import PATIENCE, service, write
 
 BAD, WARNING, OK, UNCHECKED = (
@@ -300,7 +301,7 @@ def going_on(here: Patient, do: Callable[[], None]) -> Iterator[None]:
 
 @pytest.fixture
 def server(here: Patient) -> Iterator[FakeApiServer]:
-    one = FakeApiServer()
+    one = FakeApiServer(tls=server_tls(here.folder))
     one.begin_with("nodes", node())
     cidr = {
         "apiVersion": "networking.k8s.io/v1",
@@ -311,7 +312,8 @@ def server(here: Patient) -> Iterator[FakeApiServer]:
     one.begin_with("servicecidrs", cidr)
     with namespace.enter(here.where):
         one.listen()
-    here.write_config(clientConnection={"kubeconfig": kubeconfig(here.folder, one.url)})
+    file = kubeconfig(here.folder, one.url, token="t")  # noqa: S106 - nothing behind it
+    here.write_config(clientConnection={"kubeconfig": file})
     yield one
     if not one.stopped:
         one.shut()

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -31,11 +32,20 @@ class Machine:
         self.netns = netns
         self.config = folder / "config.conf"
         self.log = folder / "log"
-        self.api = FakeApiServer()
-        with enter(netns):
-            self.api.listen()
-        self.api.put("nodes", node())
+        self.api = self._api_server()
         self.process: subprocess.Popen[bytes] | None = None
+
+    def secure(self, tls: ssl.SSLContext) -> None:
+        """Have an API server that speaks TLS, in the place of the one so far."""
+        self.api.shut()
+        self.api = self._api_server(tls)
+
+    def _api_server(self, tls: ssl.SSLContext | None = None) -> FakeApiServer:
+        server = FakeApiServer(tls=tls)
+        with enter(self.netns):
+            server.listen()
+        server.put("nodes", node())
+        return server
 
     def configure(self, **fields: Any) -> None:
         document = {

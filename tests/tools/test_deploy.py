@@ -18,6 +18,7 @@ from nftproxy.configuration.validation import require_valid
 from nftproxy.sources.apiserver import connect
 from release.image import steps
 from tests.support.fake_apiserver import FakeApiServer
+from tests.support.pki import server_tls
 from tests.tools.consoles import PROJECT
 
 DEPLOY = PROJECT / "deploy"
@@ -190,10 +191,9 @@ def test_the_kubeconfig_reaches_a_server_with_the_token_of_the_pod(tmp_path: Pat
         "/ca.crt"
     )
     (tmp_path / "token").write_text("of-the-pod")
-    with FakeApiServer() as server:
+    with FakeApiServer(tls=server_tls(tmp_path)) as server:
         text = text.replace("/var/run/secrets/kubernetes.io/serviceaccount", str(tmp_path))
-        (tmp_path / "ca.crt").write_text("")
-        (tmp_path / "kubeconfig").write_text(re.sub(r".*certificate-authority.*\n", "", text))
+        (tmp_path / "kubeconfig").write_text(text)
         connection = connect(str(tmp_path / "kubeconfig"), server.url)
         with connection.get("/api/v1/services", {"limit": "5"}, silence=5) as answer:
             answer.body()

@@ -15,6 +15,11 @@ class NftproxyError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    @property
+    def with_hint(self) -> str:
+        """The text and the hint in one line, for places that show a single one."""
+        return f"{self}; {self.hint}" if self.hint else str(self)
+
 
 def brief(text: str) -> str:
     """Remove the middle of a long message that quotes an input.

@@ -78,8 +78,7 @@ def _asked(connection: "ApiConnection", node_name: str) -> Objects:
         status, body = _get(connection, own_node(node_name))
     except NftproxyError as error:
         failed = _unknown(f"the API server does not answer: {error}")
-        failure = f"{error}; {error.hint}" if error.hint else str(error)
-        api = ApiServerFacts(time.monotonic() - started, failure, connection.server)
+        api = ApiServerFacts(time.monotonic() - started, error.with_hint, connection.server)
         return msgspec.structs.replace(failed, api=api)
     failure = "" if status < 500 and status != 401 else f"it answers with HTTP {status}"
     api = ApiServerFacts(time.monotonic() - started, failure, connection.server)

@@ -43,7 +43,7 @@ def attempt(ask: Callable[[], T]) -> T | Unknown:
 def _unknown(error: NftproxyError) -> Unknown:
     if "not permitted" in str(error):
         return Unknown("needs the capability NET_ADMIN: run it as root")
-    return Unknown(f"{error}; {error.hint}" if error.hint else str(error))
+    return Unknown(error.with_hint)
 
 
 def netfilter() -> int | Unknown | Failure:

@@ -129,6 +129,11 @@ def bearer(token: str, place: str) -> str:
     return f"Bearer {token}"
 
 
+def basic(username: str, password: str) -> str:
+    """Return the header for a name and a password."""
+    return f"Basic {base64.b64encode(f'{username}:{password}'.encode()).decode()}"
+
+
 def tls(access: Access) -> ssl.SSLContext:
     """Return what connections to the server and to its proxy use.
 
@@ -203,12 +208,10 @@ def proxy_of(access: Access) -> HttpProxy | None:
         if not chosen or _direct(host, server.port or port, _environment("NO_PROXY")):
             return None
         chosen = chosen if "://" in chosen else f"http://{chosen}"
-    parsed(chosen, place)
-    parts = urlsplit(chosen)
-    if not parts.username and not parts.password:
+    username, _, password = (parsed(chosen, place).auth or "").partition(":")
+    if not username and not password:
         return HttpProxy(chosen, {})
-    pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
-    return HttpProxy(chosen, {"proxy-authorization": f"Basic {base64.b64encode(pair).decode()}"})
+    return HttpProxy(chosen, {"proxy-authorization": basic(unquote(username), unquote(password))})
 
 
 def _environment(name: str) -> str:

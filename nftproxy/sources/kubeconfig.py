@@ -16,7 +16,7 @@ from loguru import logger
 
 from nftproxy import kubeyaml
 from nftproxy.errors import ConfigError
-from nftproxy.sources.access import Access, bearer, is_secure, pem, token_in, url
+from nftproxy.sources.access import Access, basic, bearer, is_secure, pem, token_in, url
 from nftproxy.sources.credentialplugin import CredentialPlugin, Grant
 
 
@@ -183,8 +183,7 @@ class Kubeconfig:
         if user.token:
             return bearer(user.token, f"user {name}: token")
         if user.username:
-            pair = f"{user.username}:{user.password}".encode()
-            return f"Basic {base64.b64encode(pair).decode()}"
+            return basic(user.username, user.password)
         return ""
 
     def _granted(

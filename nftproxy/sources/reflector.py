@@ -151,8 +151,7 @@ class Reflector:
         except SilentError as error:
             return RetryOutcome(FailureCause.SILENT, str(error))
         except TransportError as error:
-            hint = f"; {error.hint}" if error.hint else ""
-            return RetryOutcome(FailureCause.BROKEN, f"{error}{hint}")
+            return RetryOutcome(FailureCause.BROKEN, error.with_hint)
         except WireError as error:
             return RetryOutcome(FailureCause.FAILED, str(error))
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the watch for good

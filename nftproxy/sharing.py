@@ -49,6 +49,14 @@ class Shared(msgspec.Struct, frozen=True, gc=False):
             for address in group.addresses
         }
 
+    def memories(self) -> dict[str, frozenset[str]]:
+        """Return the names of the maps from client to endpoint address, each with its addresses."""
+        return {
+            declaration.name(self.family, group.name): frozenset(group.addresses)
+            for _, declaration, groups in self.lists()
+            for group in groups
+        }
+
 
 class SharedPart(msgspec.Struct, frozen=True, gc=False):
     """What one service port has of the memory that the ports of its Service share.

@@ -81,7 +81,7 @@ class FirstLoad:
         verdicts, addresses = Delta(), Delta()
         for where in [
             *whole.verdict_maps(),
-            *(w for w in whole.added if schema.declaration(w) in schema.WHO_IS_LEARNT),
+            *(w for w in whole.added if schema.declaration(w) in schema.REMEMBERED_IN),
         ]:
             verdicts.take_additions(whole, where)
         for where in [

@@ -3,10 +3,13 @@
 The kernel remembers them for ClientIP affinity and knows nothing of endpoints. First an endpoint
 leaves the members, so that no client learns it any more. When every packet has left that still
 found it there, its clients forget it. Then the change itself is made.
+
+A memory outlives its Service by seconds. One that comes back starts with nobody remembered, also if
+the proxy was started again meanwhile: only an endpoint that was a member all the time may be known.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from nftproxy.address import Family
 from nftproxy.chunks import difference
@@ -14,8 +17,13 @@ from nftproxy.kernel.transactions import Kernel
 from nftproxy.routes import Affinity, Key, Value
 from nftproxy.sharing import Shared
 from nftproxy.table import schema
+from nftproxy.table.batch import Packed
 from nftproxy.table.delta import Delta
+from nftproxy.table.packing import shape
 from nftproxy.table.remembered import Change, Remembered
+
+Usable = Mapping[str, Collection[str]]
+"""By memory: the addresses of the endpoints that clients may be remembered with."""
 
 FORGET = 2000  # remembered clients deleted in one transaction
 AT_ONCE = 100  # memories read together
@@ -58,29 +66,31 @@ class Forgetting:
         remembered.
         """
         departed = Delta()
-        departed.take_removed(whole, schema.WHO_IS_LEARNT)
+        departed.take_removed(whole, schema.REMEMBERED_IN)
         if departed:
             commit(departed)
-        self._forget(
-            memory
-            for old, new in _before_after(change, remembered)
-            for memory in new.memories({*new.ports, *(old.ports if old else ())})
+        for old, new in _before_after(change, remembered):
+            ports = {*new.ports, *(old.ports if old else ())}
+            self._forget(_staying(dict(old.memories(ports)) if old else {}, new.memories(ports)))
+        self._settle(
+            (new, old.memories() if old else {}) for old, new in _shared(change, remembered)
         )
-        self._settle(new for _, new in _shared(change, remembered))
 
-    def forget_strangers(self, remembered: Remembered, sets: set[str]) -> None:
+    def forget_strangers(self, remembered: Remembered, sets: set[str], elements: Packed) -> None:
         """Make clients forget every address that is no endpoint, after reading back.
 
         Only memories among `sets`, which existed before, hold any; each costs the kernel a walk
-        along all sets.
+        along all sets. `elements` are those that were read.
         """
+        before = _read(elements)
         self._forget(
             memory
             for affinity in remembered.affinities
-            for memory in affinity.memories(affinity.ports)
+            for memory in _staying(before, affinity.memories(affinity.ports))
             if memory[0] in sets
         )
-        self._settle(each.shared for each in remembered.services.values() if each.shared)
+        shared = (each.shared for each in remembered.services.values())
+        self._settle((each, before) for each in shared if each)
 
     def _forget(self, memories: Iterable[tuple[str, frozenset[str]]]) -> None:
         """Delete the clients' memory of addresses that are not those of members."""
@@ -111,21 +121,23 @@ class Forgetting:
         there = set(before.values())
         return any(memory not in there and memory in self._kernel.sets for memory in after.values())
 
-    def _settle(self, memories: Iterable[Shared]) -> None:
+    def _settle(self, memories: Iterable[tuple[Shared, Usable]]) -> None:
         """Move what clients remember to where the group of the endpoint is looked up.
 
-        They forget what is no endpoint. A client that is moved begins its time again.
+        They forget what is no endpoint or, by the state before that stands beside each memory, was
+        none. A client that is moved begins its time again.
         """
         there: dict[tuple[schema.Declaration, Family, str], list[str]] | None = None
-        for shared in memories:
+        for shared, before in memories:
             there = _memories(self._kernel.sets) if there is None else there
             places = shared.places()
             for _, declaration, _ in shared.lists():
                 names = there.get((declaration, shared.family, shared.service), [])
+                known = {address for name in names for address in before.get(name, ())}
                 belong = {
                     address: where
                     for (which, address), where in places.items()
-                    if which is declaration
+                    if which is declaration and address in known
                 }
                 for _ in range(READINGS):
                     if not self._move_listed(names, belong, shared.timeout):
@@ -166,6 +178,26 @@ class Forgetting:
         for part in _parts(dict(list(stale))):
             self._kernel.forget(where, part)
         return bool(stale)
+
+
+def _staying(
+    before: Usable, after: Iterable[tuple[str, frozenset[str]]]
+) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield memories, each with the addresses that were usable before and are now."""
+    for where, usable in after:
+        yield where, usable.intersection(before.get(where, ()))
+
+
+def _read(elements: Packed) -> Usable:
+    """Return what the sets of members say that were read back."""
+    found: dict[str, set[str]] = {}
+    for where, packed in elements.items():
+        place, form = schema.parse(where), shape(where)
+        if place and form and (memory := schema.REMEMBERED_IN.get(place.declaration)):
+            for address, *port in map(form.key.unpack, packed):
+                name = memory.name(place.family, place.detail, *port)
+                found.setdefault(name, set()).add(str(address))
+    return found
 
 
 def _memories(sets: Iterable[str]) -> dict[tuple[schema.Declaration, Family, str], list[str]]:

@@ -143,10 +143,9 @@ class Syncer:
         else:
             with report.timed("read_back"):
                 basis = self._read_back(report)
+                elements = basis.elements if isinstance(basis, ReadBack) else {}
                 if self._resets:
-                    self._resets.read_back(
-                        self.family, basis.elements if isinstance(basis, ReadBack) else {}
-                    )
+                    self._resets.read_back(self.family, elements)
                     self._resets.look(self.family, taken.services, read=True)
             generation, before = self._kernel.generation, set(self._kernel.sets)
             with uncollected():
@@ -155,7 +154,7 @@ class Syncer:
                 else:
                     self._load(taken, report)
             with report.timed("difference"):
-                self._forgetting.forget_strangers(self.remembered, before)
+                self._forgetting.forget_strangers(self.remembered, before, elements)
             self._generation = generation
             if self._settings.nodeport_addresses[self.family] is ALL:
                 accepted = ()  # no rule looks there, but an older process may have left some

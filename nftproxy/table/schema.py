@@ -115,8 +115,14 @@ SERVICE_MEMBERS = Declaration("service_members", "a", per=Per.GROUP)
 LOCAL_SERVICE_MEMBERS = Declaration("local_service_members", "a", per=Per.GROUP)
 SERVICE_AFFINITY = Declaration("service_affinity", "a", "a", Per.GROUP, learnt=True)
 LOCAL_SERVICE_AFFINITY = Declaration("local_service_affinity", "a", "a", Per.GROUP, learnt=True)
-WHO_IS_LEARNT = (CLUSTER_MEMBERS, LOCAL_MEMBERS, SERVICE_MEMBERS, LOCAL_SERVICE_MEMBERS)
-"""The sets of those that the kernel may remember, for each ClientIP service port or Service."""
+REMEMBERED_IN = {
+    CLUSTER_MEMBERS: AFFINITY,
+    LOCAL_MEMBERS: LOCAL_AFFINITY,
+    SERVICE_MEMBERS: SERVICE_AFFINITY,
+    LOCAL_SERVICE_MEMBERS: LOCAL_SERVICE_AFFINITY,
+}
+"""The sets of those that the kernel may remember, for each ClientIP service port or Service, and
+the memories that are for them."""
 
 DECLARATIONS = {
     each.base: each for each in list(globals().values()) if isinstance(each, Declaration)

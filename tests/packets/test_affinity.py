@@ -308,6 +308,26 @@ def test_all_endpoints_go_and_others_come(sticky: Sticky, wire: Wire) -> None:
 
 @pytest.mark.contract("2.4.5")
 @each_wire
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "restarted"])
+def test_a_service_that_comes_back_knows_nobody(
+    world: World, sticky: Sticky, wire: Wire, restarted: bool
+) -> None:
+    """Its memories are still there, because they are deleted some seconds after it."""
+    sticky.apply(*PODS)
+    client = CLIENTS[wire.family][0]
+    sticky.ask_from(client, "cluster", wire)
+    world.delete(sticky.service())
+    assert set(sticky.memory(wire)) == {client}
+    if restarted:
+        world.start("node1")
+    sticky.apply(*PODS)
+    assert sticky.memory(wire) == {}
+    chosen = sticky.ask_from(client, "cluster", wire)
+    assert sticky.memory(wire) == {client: world.address(chosen, wire.family)}
+
+
+@pytest.mark.contract("2.4.5")
+@each_wire
 def test_an_endpoint_that_changes_its_port(world: World, sticky: Sticky, wire: Wire) -> None:
     """The same address with another port number is another endpoint."""
     sticky.apply("pod1-1", "pod2-1")

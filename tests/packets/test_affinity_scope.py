@@ -144,6 +144,26 @@ def test_a_pod_and_the_node_as_clients(world: World, whole: Whole, family: Famil
         assert len(answers) == 1
 
 
+@pytest.mark.contract("2.4.5")
+@each_family
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "restarted"])
+def test_a_service_that_comes_back_knows_nobody(
+    world: World, whole: Whole, family: Family, restarted: bool
+) -> None:
+    """Its memory is still there, because it is deleted some seconds after the Service."""
+    whole.give(whole.piece(*PODS))
+    client = CLIENTS[family][0]
+    whole.ask_at("a", client)
+    world.delete(whole.service())
+    assert set(whole.remembered()) == {client}
+    if restarted:
+        world.start("node1")
+    whole.give(whole.piece(*PODS))
+    assert whole.remembered() == {}
+    chosen, _ = whole.ask_at("b", client)
+    assert whole.remembered() == {client: chosen}
+
+
 @each_family
 def test_the_other_lists_memory_is_another(whole: Whole) -> None:
     """By ClusterIP any endpoint, by load balancer one on this node: one for each, at all ports."""

@@ -34,6 +34,7 @@ _GROUPS = {
     "ServiceCIDR": "networking.k8s.io",
 }
 _TICK = 20_000_000  # nanoseconds; file systems keep times to a jiffy, 10 ms at most
+_EMPTIED = 0.1  # seconds; the kernel reports a file as emptied only after it has no content
 _KEPT = "; its last good content stays in use"
 _Identity = tuple[str, ObjectName]  # kind and name
 _Unfinished = Callable[[], Collection[Path]]
@@ -199,6 +200,8 @@ class Manifests:
                 # next time.
                 signature = (0, 0, 0)
             content = path.read_bytes()
+            if regular and not content and kept:
+                time.sleep(_EMPTIED)  # its writer, if there is one, is known after that
             # In this order: a writer has finished by the first look or changed the file by the
             # second.
             if regular and (_in(path, unfinished()) or _rewritten(status, path.stat())):

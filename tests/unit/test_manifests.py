@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -614,6 +615,46 @@ def test_a_file_that_is_emptied_when_it_is_about_to_be_read(folder: Path, ends: 
                 write(text(changed(WEB, "metadata.name", "new")))
             await asyncio.wait_for(folders.changed(), 1)
             assert names(manifests.scan(folders.unfinished)) == ["new"]
+
+    asyncio.run(follow())
+
+
+def test_a_file_whose_emptying_is_reported_late_is_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel empties a file first, and reports it then."""
+    path = folder / "a.yaml"
+    path.write_text(text(WEB))
+    manifests = Manifests([folder])
+    assert names(manifests.scan()) == ["web"]
+    reported: set[Path] = set()
+    monkeypatch.setattr("time.sleep", lambda _: reported.add(path))
+    path.write_text("")
+    assert names(manifests.scan(lambda: reported)) == ["web"]
+    assert reported == {path}
+
+
+def test_a_file_that_is_written_again_and_again_is_never_empty(folder: Path) -> None:
+    path = folder / "a.yaml"
+    path.write_text(text(WEB))
+    manifests = Manifests([folder])
+    assert names(manifests.scan()) == ["web"]
+    program = """
+import sys
+for _ in range(3000):
+    with open(sys.argv[1], "w") as file:
+        file.write(sys.argv[2])
+"""
+
+    async def follow() -> None:
+        with Folders([folder]) as folders:
+            writer = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", program, path, text(WEB)
+            )
+            while writer.returncode is None:
+                found = await asyncio.to_thread(manifests.scan, folders.unfinished)
+                assert (found.problems, names(found)) == ([], ["web"])
+            assert await writer.wait() == 0
 
     asyncio.run(follow())
 

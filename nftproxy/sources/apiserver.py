@@ -148,7 +148,7 @@ class _Session(NamedTuple):
 
     access: Access
     base: str
-    host: str
+    host: str  # and port, for logs and metrics: without credentials that the URL may have
     headers: Mapping[str, str]
     pool: urllib3.PoolManager
 
@@ -225,8 +225,8 @@ class ApiConnection:
 
     @property
     def server(self) -> str:
-        """The host and port of the API server, without credentials in its URL."""
-        return self._session.host.rpartition("@")[2]
+        """The host and port of the API server."""
+        return self._session.host
 
     def renew(self) -> None:
         """Read the credentials again before the next request: the server refused them."""
@@ -278,7 +278,8 @@ def _session(access: Access) -> _Session:
     if access.authorization:
         headers["Authorization"] = access.authorization
     base = access.server.rstrip("/")
-    return _Session(access, base, urlsplit(base).netloc, headers, pool)
+    host = urlsplit(base).netloc.rpartition("@")[2]
+    return _Session(access, base, host, headers, pool)
 
 
 def connect(

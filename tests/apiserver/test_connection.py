@@ -320,6 +320,16 @@ def test_requests_are_counted(server: FakeApiServer) -> None:
     server.listen()
 
 
+def test_credentials_in_the_url_are_in_no_metric(server: FakeApiServer) -> None:
+    counter = Counter()
+    host = f"127.0.0.1:{server.port}"
+    connection = connect("", f"http://user:s3cret@{host}", observer=counter)
+    assert ask(connection) == 200
+    assert counter.requests == [("200", "GET", host)]
+    assert connection.server == host
+    connection.close()
+
+
 def test_a_dead_peer_is_noticed_within_30_seconds(server: FakeApiServer) -> None:
     """By the kernel: TCP keep-alive where a stream is idle, the user timeout where something was
     sent.

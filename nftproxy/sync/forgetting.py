@@ -1,24 +1,29 @@
 """Makes clients forget removed endpoints.
 
-The kernel remembers them for ClientIP affinity and knows nothing of endpoints. First an endpoint
-leaves the members, so that no client learns it any more. When every packet has left that still
-found it there, its clients forget it. Then the change itself is made.
+The kernel remembers them for ClientIP affinity and knows nothing of endpoints. An endpoint leaves
+the members, so that no client learns it any more, in the same transaction as the slots; right after
+it, clients forget the endpoint. A packet that found it among the members just before may still be
+remembered after that. So quiet times look again, which wait for such packets.
 
 A memory outlives its Service by seconds. One that comes back starts with nobody remembered, also if
 the proxy was started again meanwhile: only an endpoint that was a member all the time may be known.
+
+Ports that share a memory by groups of endpoints do it in another order, because clients may have to
+move between groups: an endpoint leaves the members, packets are waited for, clients move or forget,
+and then the change itself is made.
 """
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from nftproxy.address import Family
-from nftproxy.chunks import difference
 from nftproxy.kernel.transactions import Kernel
-from nftproxy.routes import Affinity, Key, Value
+from nftproxy.routes import Key, Value
 from nftproxy.sharing import Shared
 from nftproxy.table import schema
 from nftproxy.table.batch import Packed
 from nftproxy.table.delta import Delta
+from nftproxy.table.memories import Memory
 from nftproxy.table.packing import shape
 from nftproxy.table.remembered import Change, Remembered
 
@@ -43,24 +48,14 @@ class Forgetting:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
-    def concerns(self, remembered: Remembered, change: Change) -> bool:
-        """Whether some client may remember an endpoint that it must not reach any more."""
-        for old, new in _before_after(change, remembered):
-            if old is None:
-                if any(memory in self._kernel.sets for memory, _ in new.memories(new.ports)):
-                    return True
-            elif old is not new and (
-                difference(old.cluster, new.cluster)[0]
-                or difference(old.local, new.local)[0]
-                or set(new.ports) - set(old.ports)
-            ):
-                return True
+    def moves(self, remembered: Remembered, change: Change) -> bool:
+        """Whether a memory that ports share may hold an address that does not belong there."""
         return any(self._moves(old, new) for old, new in _shared(change, remembered))
 
-    def forget_departed(
+    def settle(
         self, change: Change, remembered: Remembered, whole: Delta, commit: Callable[[Delta], None]
     ) -> None:
-        """Remove endpoints from the members, and so from `whole`, and make clients forget them.
+        """Remove endpoints from the members, and so from `whole`, and make clients forget or move.
 
         `commit` waits for packets that found their endpoint among the members and are about to be
         remembered.
@@ -69,12 +64,17 @@ class Forgetting:
         departed.take_removed(whole, schema.REMEMBERED_IN)
         if departed:
             commit(departed)
-        for old, new in _before_after(change, remembered):
-            ports = {*new.ports, *(old.ports if old else ())}
-            self._forget(_staying(dict(old.memories(ports)) if old else {}, new.memories(ports)))
         self._settle(
             (new, old.memories() if old else {}) for old, new in _shared(change, remembered)
         )
+
+    def forget(self, memories: Iterable[Memory]) -> None:
+        """Delete what clients remember but those addresses."""
+        there = ((where, usable) for where, usable in memories if where in self._kernel.sets)
+        while some := dict(itertools.islice(there, AT_ONCE)):
+            for _ in range(READINGS):
+                if not (some := self._forget_listed(some)):
+                    break
 
     def forget_strangers(self, remembered: Remembered, sets: set[str], elements: Packed) -> None:
         """Make clients forget every address that is no endpoint, after reading back.
@@ -83,7 +83,7 @@ class Forgetting:
         along all sets. `elements` are those that were read.
         """
         before = _read(elements)
-        self._forget(
+        self.forget(
             memory
             for affinity in remembered.affinities
             for memory in _staying(before, affinity.memories(affinity.ports))
@@ -91,14 +91,6 @@ class Forgetting:
         )
         shared = (each.shared for each in remembered.services.values())
         self._settle((each, before) for each in shared if each)
-
-    def _forget(self, memories: Iterable[tuple[str, frozenset[str]]]) -> None:
-        """Delete the clients' memory of addresses that are not those of members."""
-        there = ((where, usable) for where, usable in memories if where in self._kernel.sets)
-        while some := dict(itertools.islice(there, AT_ONCE)):
-            for _ in range(READINGS):
-                if not (some := self._forget_listed(some)):
-                    break
 
     def _forget_listed(self, memories: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
         """Delete what one reading finds; return those memories that may hold more."""
@@ -180,9 +172,7 @@ class Forgetting:
         return bool(stale)
 
 
-def _staying(
-    before: Usable, after: Iterable[tuple[str, frozenset[str]]]
-) -> Iterator[tuple[str, frozenset[str]]]:
+def _staying(before: Usable, after: Iterable[Memory]) -> Iterator[Memory]:
     """Yield memories, each with the addresses that were usable before and are now."""
     for where, usable in after:
         yield where, usable.intersection(before.get(where, ()))
@@ -223,19 +213,3 @@ def _shared(change: Change, remembered: Remembered) -> Iterator[tuple[Shared | N
         if new and new.shared:
             old = remembered.services.get(name)
             yield old.shared if old else None, new.shared
-
-
-def _before_after(
-    change: Change, remembered: Remembered
-) -> Iterator[tuple[Affinity | None, Affinity]]:
-    """Yield the affinities that a change leaves, each with its former state."""
-    for name, new in change.services.items():
-        if new and new.affinities:
-            old = remembered.services.get(name)
-            # Memories of their own are not known while the ports share one
-            known = {a.name: a for a in old.affinities if not a.part} if old else {}
-            yield from (
-                (known.get(affinity.name), affinity)
-                for affinity in new.affinities
-                if not affinity.part
-            )

@@ -1,8 +1,8 @@
 """One family's syncs: from dirty services to a table that is in step.
 
 The memory of the table consists of routes and changes only after the kernel accepted a change. A
-sync writes in this order: clients forget removed endpoints; then all additions, rewrites and
-verdicts; then, when every packet has left that read the old ones, the removal of unreferenced
+sync writes in this order: all additions, rewrites and verdicts; then clients forget removed
+endpoints; then, when every packet has left that read the old ones, the removal of unreferenced
 elements. At the start, and whenever the kernel shows that the memory is wrong, the table is read
 back and only the difference is written.
 
@@ -10,7 +10,7 @@ A service that the kernel refuses is set aside alone, named once in the log, and
 changes; all others are applied.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -35,6 +35,7 @@ from nftproxy.table import schema
 from nftproxy.table.batch import Batch
 from nftproxy.table.delta import Delta
 from nftproxy.table.elements import targets
+from nftproxy.table.memories import Memory
 from nftproxy.table.plan import BATCH, Basis, Empty, InStep, ReadBack, Wanted, node_elements, plan
 from nftproxy.table.program import Program
 from nftproxy.table.remembered import Change, Remembered
@@ -66,6 +67,7 @@ class Syncer:
         self._generation = -1
         self._compilation = Compilation(family, settings)
         self._forgetting = Forgetting(kernel)
+        self._doubtful: set[str] = set()  # memories that a packet may have filled in meanwhile
         self._preparation = Preparation(kernel, program)
         self._forwards = family in settings.forwarded
         self._names: dict[
@@ -105,6 +107,25 @@ class Syncer:
     def distrust(self) -> None:
         """Let the next sync read the table back."""
         self._generation = -1
+
+    @property
+    def untidy(self) -> bool:
+        """Whether there is work for quiet times."""
+        return self.remembered.untidy or bool(self._doubtful)
+
+    def forget_doubtful(self) -> None:
+        """Look again whether clients remember an endpoint that is gone: a packet was on its way."""
+        if self._doubtful:
+            grace.wait()
+            self._forget(
+                [
+                    memory
+                    for affinity in self.remembered.affinities
+                    for memory in affinity.memories(affinity.ports)
+                    if memory[0] in self._doubtful
+                ]
+            )
+            self._doubtful.clear()
 
     def needed(self, busy: Callable[[], bool]) -> set[str] | None:
         """Return the names of all chains and sets in use that are made on demand.
@@ -174,7 +195,7 @@ class Syncer:
     def _plan(self, wanted: Iterable[Wanted], basis: Basis) -> Iterator[Batch]:
         alone = [partial(self._preparation.is_large, limit=preparation.LAST)]
         if isinstance(basis, InStep):
-            alone.append(partial(self._forgetting.concerns, self.remembered))
+            alone.append(partial(self._forgetting.moves, self.remembered))
         return plan(self.remembered, wanted, basis, alone=alone)
 
     def _write(self, taken: Taken, basis: Basis, report: Report) -> None:
@@ -254,14 +275,15 @@ class Syncer:
 
     def _apply(self, batch: Batch, basis: Basis, report: Report) -> None:
         """Commit a batch; halve a refused one until the offender is alone, and set that aside."""
+        in_step = isinstance(basis, InStep)
         try:
-            if isinstance(basis, InStep) and len(batch.changes) == 1:
-                self._forget_departed(batch, report)
+            if in_step:
+                self._forget(batch.arrivals)
+                if len(batch.changes) == 1:
+                    self._settle(batch, report)
             self._commit(batch.delta, batch.affinities, report)
         except KernelError as error:
-            if not batch.changes or (
-                isinstance(basis, InStep) and isinstance(error, MissingError | ExistsError)
-            ):
+            if not batch.changes or (in_step and isinstance(error, MissingError | ExistsError)):
                 raise
             self._kernel.probe()
             if len(batch.changes) == 1:
@@ -271,15 +293,25 @@ class Syncer:
             return
         report.accepted(batch.changes, self.remembered, forwarded=self._forwards)
         self.remembered.accept(batch.changes, batch.delta)
+        if in_step:
+            self._forget(batch.departures)
+            self._doubtful.update(where for where, _ in batch.departures)
 
-    def _forget_departed(self, batch: Batch, report: Report) -> None:
-        (change,) = batch.changes
-        if self._forgetting.concerns(self.remembered, change):
+    def _forget(self, memories: Collection[Memory]) -> None:
+        if memories:
             try:
-                if any(new and new.shared for new in change.services.values()):
-                    # Clients move to its memories
-                    self._kernel.ensure_for(Delta(), self._program, batch.affinities)
-                self._forgetting.forget_departed(
+                self._forgetting.forget(memories)
+            except BaseException:
+                self.distrust()
+                raise
+
+    def _settle(self, batch: Batch, report: Report) -> None:
+        (change,) = batch.changes
+        if self._forgetting.moves(self.remembered, change):
+            try:
+                # Clients move to its memories
+                self._kernel.ensure_for(Delta(), self._program, batch.affinities)
+                self._forgetting.settle(
                     change,
                     self.remembered,
                     batch.delta,

@@ -95,7 +95,7 @@ class Table:
         """Whether chains or sets may be unused."""
         if self.resets and self.resets.over:
             return True
-        return any(syncer.remembered.untidy for syncer in self.syncers.values())
+        return any(syncer.untidy for syncer in self.syncers.values())
 
     def tidy(self, busy: Callable[[], bool] = lambda: False) -> bool:
         """Delete unused chains and sets; False if some are still referenced and stay for now.
@@ -104,6 +104,8 @@ class Table:
         """
         if self.kernel.blocked or not all(syncer.in_step for syncer in self.syncers.values()):
             return True
+        for syncer in self.syncers.values():
+            syncer.forget_doubtful()
         used = self.program.names()
         if self.resets:
             used |= self.resets.needed()

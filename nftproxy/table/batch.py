@@ -19,6 +19,7 @@ from nftproxy.table.elements import (
     memory_members,
     paired,
 )
+from nftproxy.table.memories import Memory, arrivals, departures
 from nftproxy.table.packing import SetShape, pack_value, shape
 from nftproxy.table.remembered import Change, Remembered, claims
 
@@ -32,6 +33,10 @@ class Batch:
     changes: list[Change]
     delta: Delta  # all elements; the caller may use them up
     affinities: list[Affinity]  # the ClientIP service ports whose chains and sets are needed first
+    # What is to be forgotten: in memories that get into use, before; in those that lose endpoints,
+    # after
+    arrivals: list[Memory]
+    departures: list[Memory]
     _comparison: "Comparison"
     _parts: list[Delta]  # the elements of each change except the shared ones
 
@@ -159,7 +164,16 @@ class Comparison:
         whole = self.shared(changes)
         for part in parts:
             whole.merge(part)
-        return Batch(changes, whole, affinities, self, parts)
+        known = [] if self._reads else changes  # after reading back, all memories are looked at
+        return Batch(
+            changes,
+            whole,
+            affinities,
+            list(arrivals(known, self._remembered)),
+            list(departures(known, self._remembered)),
+            self,
+            parts,
+        )
 
     def rest(self) -> Delta:
         """Return the removal of everything that no service has claimed."""

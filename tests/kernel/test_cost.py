@@ -69,7 +69,7 @@ KINDS = {
     "ClusterIP": Kind("6/1/4", "2/1/2", "3/1/3", "3/2/3", "6/2/4"),
     "UDP": Kind("6/1/4", "2/1/2", "3/1/3", "3/2/3", "6/2/4", spec=("udp",)),
     "internal Local": Kind("4/1/4", "0/0/0", "0/0/0", "0/0/0", "4/2/4", spec=("internal-local",)),
-    "ClientIP": Kind("14/1/8+1", "6/2/6", "5/1/5+1", "5/3/5", "14/2/8", (2, 2), spec=(CLIENT_IP,)),
+    "ClientIP": Kind("14/1/8+1", "6/1/6", "5/1/5+1", "5/2/5", "14/2/8", (2, 2), spec=(CLIENT_IP,)),
     "external IP": Kind("10/1/4", "4/1/2", "6/1/3", "6/2/3", "10/2/4", spec=("external-ip",)),
     "NodePort": Kind("10/1/6", "4/1/4", "6/1/6", "6/2/6", "10/2/6", spec=("node-port",)),
     "NodePort, Local": Kind(
@@ -84,9 +84,9 @@ KINDS = {
     ),
     "everything": Kind(
         "29/1/15+1",
-        "10/2/8",
+        "10/1/8",
         "11/1/8+1",
-        "11/3/8",
+        "11/2/8",
         "29/2/15",
         (7, 4),
         spec=("node-port", "vip", POLICY_LOCAL, CLIENT_IP),

@@ -18,6 +18,7 @@ from nftproxy.address import Family, parse_address
 from nftproxy.errors import ExistsError, KernelError, MissingError
 from nftproxy.kernel import grace
 from nftproxy.model import Object, ObjectName, Service
+from nftproxy.routes import Key, Value
 from nftproxy.sync import compilation, forgetting, preparation
 from nftproxy.sync import table as table_module
 from nftproxy.sync.table import Table
@@ -151,10 +152,7 @@ def test_additions_are_one_transaction_and_what_goes_takes_a_second(table: Table
 
 
 def test_packets_on_their_way_are_waited_for(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the transactions of a sync, and before clients forget an endpoint.
-
-    Nowhere else, as it takes milliseconds.
-    """
+    """Between the transactions of a sync, nowhere else, as it takes milliseconds."""
     waited: list[int] = []
 
     def wait() -> None:
@@ -173,8 +171,7 @@ def test_packets_on_their_way_are_waited_for(table: Table, monkeypatch: pytest.M
         waited.clear()
         before = len(made)
         sync(table, *web(1, 2, **STICKY))
-        assert [where for _, where, _ in made[before]] == ["cluster_members4-default/web1/tcp/http"]
-        assert waited == [before + 1, len(made) - 1]
+        assert (waited, len(made)) == ([before + 1], before + 2)
 
 
 RANGED: dict[str, Any] = {"vips": ["203.0.113.1"], "loadBalancerSourceRanges": ["198.51.100.0/24"]}
@@ -325,27 +322,79 @@ def test_at_a_first_start_picks_come_before_elements(
     assert same_as_fresh(table, *items)
 
 
+MEMORY = "affinity4-default/web0/tcp/http-8080"
+
+
+def remember(table: Table, *endpoints: str) -> None:
+    """Let clients be remembered with endpoints, as if they had connected."""
+    clients: dict[Key, Value] = {
+        (f"192.0.2.{number}",): address for number, address in enumerate(endpoints)
+    }
+    table.kernel.remember(MEMORY, clients, 3600)
+
+
 @pytest.mark.contract("2.4.5")
-def test_forgetting_comes_before_the_change(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First nobody learns the endpoint any more, then who knows it forgets it, in portions, then
-    the rest changes.
+def test_clients_forget_right_after_the_change(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the transaction of the change nobody learns the endpoint any more, then who knows it
+    forgets it, in portions.
     """
     monkeypatch.setattr(forgetting, "FORGET", 2)
     sync(table, *web(0, 3, **STICKY))
-    memory = "affinity4-default/web0/tcp/http-8080"
-    clients = ", ".join(
-        f"192.0.2.{number} timeout 1h : 10.244.1.{2 + number % 3}" for number in range(15)
-    )
-    table.kernel.library.run(f"add element inet nftproxy {memory} {{ {clients} }}\n")
+    remember(table, *(f"10.244.1.{2 + number % 3}" for number in range(15)))
     with recorded(table) as made:
         sync(table, *web(0, 2, **STICKY))
-    members = "cluster_members4-default/web0/tcp/http"
-    assert made[0] == [("delete", members, 1)]
-    assert made[1:4] == [[("add", memory, 2), ("delete", memory, 2)]] * 2 + [
-        [("add", memory, 1), ("delete", memory, 1)]
+    changed = {(verb, where) for verb, where, _ in made[0]}
+    assert ("delete", "cluster_members4-default/web0/tcp/http") in changed
+    assert ("add", "services4") in changed
+    assert made[1:4] == [[("add", MEMORY, 2), ("delete", MEMORY, 2)]] * 2 + [
+        [("add", MEMORY, 1), ("delete", MEMORY, 1)]
     ]
-    assert any(where == "services4" for _, where, _ in made[4])
-    assert len(table.kernel.elements(memory)) == 10
+    assert len(table.kernel.elements(MEMORY)) == 10
+
+
+@pytest.mark.contract("2.4.5")
+def test_what_was_learnt_meanwhile_is_forgotten_in_quiet_times(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packet found its endpoint among the members, and remembers it after all have forgotten."""
+    sync(table, *web(0, 3, **STICKY))
+    table.tidy()
+    assert not table.untidy
+    sync(table, *web(0, 2, **STICKY))
+    remember(table, "10.244.1.2", "10.244.1.4")
+    waited: list[int] = []
+    monkeypatch.setattr(grace, "wait", lambda: waited.append(len(table.kernel.elements(MEMORY))))
+    assert table.untidy
+    table.tidy()
+    assert waited[0] == 2
+    assert table.kernel.elements(MEMORY) == {("192.0.2.0",): "10.244.1.2"}
+    assert not table.untidy
+    waited.clear()
+    table.tidy()
+    assert waited == []
+
+
+@pytest.mark.contract("2.4.5")
+def test_a_change_whose_clients_cannot_forget_is_not_believed(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next sync reads the table back, and they forget then."""
+    sync(table, *web(0, 3, **STICKY), *web(1, 2))
+    remember(table, "10.244.1.2", "10.244.1.4")
+
+    def fail(*_: object) -> None:
+        raise KernelError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table.kernel, "forget", fail)
+        with pytest.raises(KernelError, match="no memory"):
+            sync(table, *web(0, 2, **STICKY), *web(1, 3))
+    report = sync(table)
+    assert (report.refused, report.read_back) == ({}, True)
+    assert table.kernel.elements(MEMORY) == {("192.0.2.0",): "10.244.1.2"}
+    assert same_as_fresh(table, *web(0, 2, **STICKY), *web(1, 3))
 
 
 @pytest.mark.contract("2.4.5")
@@ -354,8 +403,7 @@ def test_an_entry_that_expires_while_it_is_forgotten(
 ) -> None:
     """Deleting what is not there any more would fail the whole transaction."""
     sync(table, *web(0, 3, **STICKY))
-    memory = "affinity4-default/web0/tcp/http-8080"
-    expired = {memory: {("192.0.2.1",): "10.244.1.4"}}
+    expired = {MEMORY: {("192.0.2.1",): "10.244.1.4"}}
     monkeypatch.setattr(table.kernel, "elements_of", lambda _: expired)
     report = sync(table, *web(0, 2, **STICKY))
     assert (report.refused, report.read_back) == ({}, False)

@@ -3,10 +3,10 @@
 Service, EndpointSlice, Node and ServiceCIDR as YAML or JSON, as `kubectl get -o yaml` prints them.
 
 A scan reads only changed files, and none that is being written. A fault affects nothing else: a
-broken document keeps the last good version of its object, a file with invalid YAML all its objects,
-a folder that cannot be listed all its files. Other kinds are ignored, so that an application's
-folder of manifests can be used unchanged. Problems are values, one line each, that name file,
-document, object and field.
+broken document keeps the last good version of its object, a file that is empty or no YAML all its
+objects, a folder that cannot be listed all its files. Other kinds are ignored, so that an
+application's folder of manifests can be used unchanged. Problems are values, one line each, that
+name file, document, object and field.
 """
 
 import json
@@ -34,7 +34,7 @@ _GROUPS = {
     "ServiceCIDR": "networking.k8s.io",
 }
 _TICK = 20_000_000  # nanoseconds; file systems keep times to a jiffy, 10 ms at most
-_EMPTIED = 0.1  # seconds; the kernel reports a file as emptied only after it has no content
+_EMPTIED = 5_000_000_000  # nanoseconds after which nobody is about to write into an empty file
 _KEPT = "; its last good content stays in use"
 _Identity = tuple[str, ObjectName]  # kind and name
 _Unfinished = Callable[[], Collection[Path]]
@@ -200,12 +200,15 @@ class Manifests:
                 # next time.
                 signature = (0, 0, 0)
             content = path.read_bytes()
-            if regular and not content and kept:
-                time.sleep(_EMPTIED)  # its writer, if there is one, is known after that
             # In this order: a writer has finished by the first look or changed the file by the
             # second.
             if regular and (_in(path, unfinished()) or _rewritten(status, path.stat())):
                 return  # the end of writing leads to another scan
+            if regular and not content and kept:
+                # Whoever begins to write empties a file first, and the kernel reports that later.
+                if time.time_ns() - status.st_mtime_ns >= _EMPTIED:
+                    faults.append(f"{path}: is empty{kept}; to remove its objects, delete the file")
+                return
             text = content.decode()
         except (OSError, UnicodeDecodeError) as error:
             if (
@@ -218,16 +221,21 @@ class Manifests:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             faults.append(f"{path}: {reason}{kept}")
             return
-        file = _File(signature)
-        before = known.objects if known else {}
-        try:
-            documents = list(_documents(path, text))
-        except SourceError as error:
-            self._files[path] = _File(signature, before, [f"{error}{kept}"])
-            return
-        for place, document in documents:
-            _enter_document(file, f"{path}: {place}", document, before)
-        self._files[path] = file
+        self._files[path] = _entered(path, text, signature, known.objects if known else {})
+
+
+def _entered(
+    path: Path, text: str, signature: tuple[int, int, int], before: dict[_Identity, Object]
+) -> _File:
+    """Return the content of a file; `before` are the objects that it had."""
+    try:
+        documents = list(_documents(path, text))
+    except SourceError as error:
+        return _File(signature, before, [f"{error}{_KEPT if before else ''}"])
+    file = _File(signature)
+    for place, document in documents:
+        _enter_document(file, f"{path}: {place}", document, before)
+    return file
 
 
 def _is_folder(path: Path) -> bool:

@@ -619,21 +619,6 @@ def test_a_file_that_is_emptied_when_it_is_about_to_be_read(folder: Path, ends: 
     asyncio.run(follow())
 
 
-def test_a_file_whose_emptying_is_reported_late_is_not_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel empties a file first, and reports it then."""
-    path = folder / "a.yaml"
-    path.write_text(text(WEB))
-    manifests = Manifests([folder])
-    assert names(manifests.scan()) == ["web"]
-    reported: set[Path] = set()
-    monkeypatch.setattr("time.sleep", lambda _: reported.add(path))
-    path.write_text("")
-    assert names(manifests.scan(lambda: reported)) == ["web"]
-    assert reported == {path}
-
-
 def test_a_file_that_is_written_again_and_again_is_never_empty(folder: Path) -> None:
     path = folder / "a.yaml"
     path.write_text(text(WEB))
@@ -652,25 +637,42 @@ for _ in range(3000):
                 sys.executable, "-c", program, path, text(WEB)
             )
             while writer.returncode is None:
-                found = await asyncio.to_thread(manifests.scan, folders.unfinished)
-                assert (found.problems, names(found)) == ([], ["web"])
+                assert names(await asyncio.to_thread(manifests.scan, folders.unfinished)) == ["web"]
             assert await writer.wait() == 0
 
     asyncio.run(follow())
 
 
-def test_a_file_that_is_emptied_for_good_has_no_objects(folder: Path) -> None:
+def test_a_file_that_is_emptied_keeps_its_objects(folder: Path) -> None:
+    """Somebody is about to write into it. After some time that is a mistake, and said so."""
     path = folder / "a.yaml"
     path.write_text(text(WEB))
     manifests = Manifests([folder])
     assert names(manifests.scan()) == ["web"]
+    path.write_text("")
+    found = manifests.scan()
+    assert (found.problems, names(found)) == ([], ["web"])
+    os.utime(path, (0, 0))
+    for news in (1, 0):
+        found = manifests.scan()
+        assert found.problems == [
+            (
+                f"{path}: is empty; its last good content stays in use; to remove its objects, "
+                "delete the file"
+            )
+        ]
+        assert (len(found.news), names(found)) == (news, ["web"])
+    path.write_text(text(changed(WEB, "metadata.name", "other")))
+    found = manifests.scan()
+    assert (found.problems, found.mended, names(found)) == ([], 1, ["other"])
+    path.write_text("# nothing\n")
+    assert names(manifests.scan()) == []
 
-    async def follow() -> None:
-        with Folders([folder]) as folders:
-            path.write_text("")
-            assert names(manifests.scan(folders.unfinished)) == []
 
-    asyncio.run(follow())
+def test_a_file_that_was_always_empty_is_no_problem(folder: Path) -> None:
+    (folder / "a.yaml").write_text("")
+    os.utime(folder / "a.yaml", (0, 0))
+    assert scan(folder).problems == []
 
 
 @pytest.mark.parametrize(

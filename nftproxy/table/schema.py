@@ -268,7 +268,10 @@ _SIDE = "nodeport-"
 _BY = {Scheduler.RANDOM: "", Scheduler.SOURCE_HASH: "hash-", Scheduler.MAGLEV: "maglev-"}
 _SCHEDULERS = {start: scheduler for scheduler, start in _BY.items()}
 _START = rf"({_SIDE})?({'|'.join(filter(None, _SCHEDULERS))})?({'|'.join(_POLICIES)})"
-_PICK = re.compile(rf"{_START}([46])-({'|'.join(PROTOCOLS)})-([1-9][0-9]*)(?:-([1-9][0-9]*))?")
+_FIRST = "first"
+_PICK = re.compile(
+    rf"{_START}([46])-({'|'.join(PROTOCOLS)})-([1-9][0-9]*|{_FIRST})(?:-([1-9][0-9]*))?"
+)
 _STICKY = "sticky-"
 _ENTRY = re.compile(rf"(?:{_STICKY})?{_START}")
 _LEARN = re.compile(r"learn(_service)?(?:_local|_both)?[46]-([0-9]+)-[0-9.]+-(.+)", re.DOTALL)
@@ -286,7 +289,9 @@ class Pick(NamedTuple):
     policy: Policy
     family: Family
     proto: str
-    size: int  # slots of the list, or of the cluster list where both are used
+    # Slots of the list, or of the cluster list where both are used; 0 in the chain that takes the
+    # first slot
+    size: int
     own: int  # slots of the local list where both are used
     node_port: bool
     scheduler: Scheduler
@@ -331,11 +336,13 @@ def parse_pick(name: str) -> Pick | None:
     policy = _POLICIES[base]
     if own and policy is not Policy.PRESERVE:
         return None
+    if count == _FIRST and (by or policy not in (Policy.CLUSTER, Policy.LOCAL)):
+        return None
     return Pick(
         policy,
         _FAMILIES[digit],
         proto,
-        int(count),
+        0 if count == _FIRST else int(count),
         int(own or 0),
         bool(side),
         _SCHEDULERS[by or ""],

@@ -33,14 +33,15 @@ def key(header: PacketHeader, *, node_port: bool = False) -> str:
 
 
 def chosen(visit: TraceVisit) -> schema.Pick | None:
-    """Return the pick that a packet got to.
+    """Return the pick that a packet got to; not the one of no slots, in which picks end.
 
     None if the client was remembered, or nothing was picked.
     """
     if schema.is_sticky(visit.last.chain):
         return None
     names = (name for e in reversed(visit.events) for name in (e.target, e.chain))
-    return next((pick for name in names if (pick := schema.parse_pick(name))), None)
+    picks = filter(None, map(schema.parse_pick, names))
+    return next((pick for pick in picks if pick.size), None)
 
 
 def found(visit: TraceVisit) -> TraceEvent | None:

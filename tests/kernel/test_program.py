@@ -160,23 +160,38 @@ def test_only_chains_of_services_have_a_slash_in_their_names() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("pick4-tcp-3", ["pick4-tcp-3"]),
-        ("external4-udp-1", ["pick4-udp-1", "external4-udp-1"]),
-        ("preserve6-sctp-2", ["pick6-sctp-2", "external6-sctp-2", "preserve6-sctp-2"]),
+        ("pick4-tcp-3", ["pick4-tcp-first", "pick4-tcp-3"]),
+        ("hash-pick4-tcp-3", ["pick4-tcp-first", "hash-pick4-tcp-3"]),
+        ("external4-udp-1", ["pick4-udp-first", "pick4-udp-1", "external4-udp-1"]),
+        (
+            "preserve6-sctp-2",
+            ["pick6-sctp-first", "pick6-sctp-2", "external6-sctp-2", "preserve6-sctp-2"],
+        ),
         (
             "preserve4-udp-3-2",
-            ["pick4-udp-3", "external4-udp-3", "local4-udp-2", "preserve4-udp-3-2"],
+            [
+                "pick4-udp-first",
+                "pick4-udp-3",
+                "external4-udp-3",
+                "local4-udp-first",
+                "local4-udp-2",
+                "preserve4-udp-3-2",
+            ],
         ),
         (
             "nodeport-preserve4-tcp-2-1",
             [
+                "nodeport-pick4-tcp-first",
                 "nodeport-pick4-tcp-2",
                 "nodeport-external4-tcp-2",
+                "nodeport-local4-tcp-first",
                 "nodeport-local4-tcp-1",
                 "nodeport-preserve4-tcp-2-1",
             ],
         ),
-        ("nodeport-local6-tcp-5000", ["nodeport-local6-tcp-5000"]),
+        ("nodeport-local6-tcp-5000", ["nodeport-local6-tcp-first", "nodeport-local6-tcp-5000"]),
+        ("pick4-tcp-first", ["pick4-tcp-first"]),
+        ("external4-tcp-first", []),
         ("pick4-tcp-0", []),
         ("pick4-tcp-2-1", []),
         ("preserve4-tcp-2-0", []),
@@ -227,7 +242,7 @@ def test_a_chain_of_affinity_is_told_by_its_name() -> None:
         assert len(own_chains) == 2 + 7, (
             "members; three chains for addresses, three for NodePorts, one to learn"
         )
-        assert sum(name not in own_chains for name in made) == (6 + 2 * own) + 2 * len(ports), (
+        assert sum(name not in own_chains for name in made) == (8 + 4 * own) + 2 * len(ports), (
             "picks, and memories"
         )
 

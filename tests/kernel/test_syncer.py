@@ -316,7 +316,7 @@ def test_at_a_first_start_picks_come_before_elements(
     chains = [number for number, text in enumerate(made) if "chain pick4-tcp-" in text]
     elements = [number for number, text in enumerate(made) if '"endpoints4-tcp"' in text]
     assert len(chains) == 1
-    assert made[chains[0]].count("chain pick4-tcp-") == 12
+    assert made[chains[0]].count("chain pick4-tcp-") == 12 + 1, "and where they end"
     assert len(elements) > 5
     assert chains[0] < elements[0]
     assert same_as_fresh(table, *items)
@@ -856,7 +856,9 @@ def test_tidying_keeps_what_is_used_and_some_spare_picks(monkeypatch: pytest.Mon
         chains, sets = reader.chains(), reader.sets()
         assert {name for name in chains if "-tcp-" in name} == {
             "pick4-tcp-5",
+            "pick4-tcp-first",
             "nodeport-pick4-tcp-5",
+            "nodeport-pick4-tcp-first",
             "nodeport-external4-tcp-5",
         }
         assert not [name for name in {*chains, *sets} if "default/" in name]

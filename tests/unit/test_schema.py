@@ -135,10 +135,19 @@ def test_a_pick_is_parsed_as_it_was_made(
     assert schema.parse_pick(schema.sticky(name, "8080", "default/web/udp/dns")) is None
 
 
+def test_the_chain_that_takes_the_first_slot_is_a_pick_of_none() -> None:
+    found = schema.parse_pick("nodeport-local6-udp-first")
+    assert found == (Policy.LOCAL, Family.IPv6, "udp", 0, 0, True, Scheduler.RANDOM)
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "pick4-tcp-0",
+        "pick4-tcp-first-1",
+        "hash-pick4-tcp-first",
+        "external4-tcp-first",
+        "preserve4-tcp-first-1",
         "pick4-tcp-3-1",
         "local4-tcp-3-1",
         "preserve4-tcp-3-0",

@@ -83,5 +83,5 @@ def test_all_ports_are_remembered_by_one_chain_in_one_memory() -> None:
     assert [group.addresses for group in found.shared.cluster] == [(A, C)]
     assert len({affinity.learn for affinity in found.affinities}) == 1
     assert len({name for a in found.affinities for name in Program(settings()).affinity(a)}) == (
-        1 + 2 + 3  # a pick; a chain for each port; what remembers, memory and members
+        2 + 2 + 3  # a pick and its end; a chain for each port; what remembers, memory and members
     )

@@ -7,6 +7,7 @@ waits for a missing one.
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from loguru import logger
 
@@ -15,6 +16,8 @@ from nftproxy.sources.delivery import deliver, doubts
 from nftproxy.sources.folders import Folders
 from nftproxy.sources.manifests import Manifests, Scan
 from nftproxy.store import Store
+
+AGAIN: Final = 0.05  # seconds between scans at the start, while somebody writes a file
 
 
 class FileSource:
@@ -47,6 +50,10 @@ class FileSource:
         with Folders(self._manifests.folders()) as watched:
             while True:
                 scan = await asyncio.to_thread(self._manifests.scan, watched.unfinished)
+                if scan.unread and not self._first.is_set():
+                    # What the table has of them must not go: it takes some seconds at the most
+                    await asyncio.sleep(AGAIN)
+                    continue
                 self._report(scan)
                 self._deliver(scan)
                 if not self._first.is_set():

@@ -58,7 +58,8 @@ class Scan:
 
     `news` are the problems that the previous scan did not have, `mended` is the number of its
     solved problems. `notes` name valid objects without effect that the previous scan did not name.
-    `pods` have no effect either, except that people can name a client.
+    `pods` have no effect either, except that people can name a client. `unread` are files without
+    any content so far, because somebody writes them or is about to.
     """
 
     objects: dict[type[Object], list[Object]]
@@ -67,6 +68,7 @@ class Scan:
     mended: int
     notes: list[str] = field(default_factory=list)
     pods: dict[ObjectName, tuple[str, ...]] = field(default_factory=dict)
+    unread: set[Path] = field(default_factory=set)
 
 
 class Manifests:
@@ -75,6 +77,7 @@ class Manifests:
     def __init__(self, paths: Iterable[Path]) -> None:
         self.paths = list(dict.fromkeys(paths))
         self._files: dict[Path, _File] = {}
+        self._unfinished: set[Path] = set()  # as the last scan found
         self._told: set[str] = set()
         self._noted: set[str] = set()
 
@@ -115,10 +118,13 @@ class Manifests:
         """
         faults: list[str] = []
         untouched = set(unfinished())
+        self._unfinished.clear()
         present = dict.fromkeys(self._list(faults, untouched))
         self._files = {path: file for path, file in self._files.items() if path in present}
         for path in present:
-            if not _in(path, untouched):
+            if _in(path, untouched):
+                self._unfinished.add(path)
+            else:
                 self._read(path, faults, unfinished)
         objects: dict[type[Object], list[Object]] = {kind: [] for kind in KINDS.values()}
         seen: dict[_Identity, Path] = {}
@@ -143,7 +149,8 @@ class Manifests:
         fresh = [note for note in notes if note not in self._noted]
         self._noted = set(notes)
         pods = {name: ips for file in self._files.values() for name, ips in file.pods.items()}
-        return Scan(objects, faults, news, mended, fresh, pods)
+        unread = self._unfinished - self._files.keys()
+        return Scan(objects, faults, news, mended, fresh, pods, unread)
 
     def _unread(self, objects: dict[type[Object], list[Object]]) -> Iterator[str]:
         """Name the objects of the old kind Endpoints whose Service has no EndpointSlice."""
@@ -201,13 +208,16 @@ class Manifests:
                 signature = (0, 0, 0)
             content = path.read_bytes()
             # In this order: a writer has finished by the first look or changed the file by the
-            # second.
-            if regular and (_in(path, unfinished()) or _rewritten(status, path.stat())):
+            # second. Whoever begins to write empties a file first, which is reported later.
+            if regular and (
+                _in(path, unfinished())
+                or _is_rewritten(path, status, content)
+                or (not content and time.time_ns() - status.st_mtime_ns < _EMPTIED)
+            ):
+                self._unfinished.add(path)
                 return  # the end of writing leads to another scan
             if regular and not content and kept:
-                # Whoever begins to write empties a file first, and the kernel reports that later.
-                if time.time_ns() - status.st_mtime_ns >= _EMPTIED:
-                    faults.append(f"{path}: is empty{kept}; to remove its objects, delete the file")
+                faults.append(f"{path}: is empty{kept}; to remove its objects, delete the file")
                 return
             text = content.decode()
         except (OSError, UnicodeDecodeError) as error:
@@ -250,11 +260,12 @@ def _in(path: Path, files: Collection[Path]) -> bool:
     return bool(files) and (path in files or path.resolve() in files)
 
 
-def _rewritten(before: os.stat_result, after: os.stat_result) -> bool:
-    """Whether a file was changed in place; one that replaced it is complete."""
-    return before.st_ino == after.st_ino and (before.st_mtime_ns, before.st_size) != (
-        after.st_mtime_ns,
-        after.st_size,
+def _is_rewritten(path: Path, before: os.stat_result, content: bytes) -> bool:
+    """Whether a file was changed in place while it was read; one that replaced it is complete."""
+    after = path.stat()
+    return before.st_ino == after.st_ino and (
+        (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size)
+        or before.st_size != len(content)  # in one tick of the clock
     )
 
 

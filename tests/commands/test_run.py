@@ -180,6 +180,18 @@ def test_a_file_that_is_half_written_takes_nothing_away(folder: Path) -> None:
         running.until(lambda: first_endpoint(reader) == ("10.244.1.5", 8080))
 
 
+def test_a_start_while_a_file_is_written_takes_nothing_away(running: Run, folder: Path) -> None:
+    running.end(signal.SIGKILL)
+    with reading(running.where) as reader:
+        with (folder / "web.yaml").open("w") as file:  # empty from here on
+            running.start()
+            time.sleep(1.5)  # a sync would be over
+            assert first_endpoint(reader) == ("10.244.1.2", 8080)
+            file.write(yaml.safe_dump_all([service(), endpoints("10.244.1.5")]))
+        running.until_started()
+        assert first_endpoint(reader) == ("10.244.1.5", 8080)
+
+
 def test_a_folder_that_goes_away_for_a_while(running: Run, folder: Path) -> None:
     folder.rename(folder.with_name("away"))
     running.until(lambda: running.logged("its last good content stays in use"))

@@ -669,10 +669,27 @@ def test_a_file_that_is_emptied_keeps_its_objects(folder: Path) -> None:
     assert names(manifests.scan()) == []
 
 
-def test_a_file_that_was_always_empty_is_no_problem(folder: Path) -> None:
-    (folder / "a.yaml").write_text("")
-    os.utime(folder / "a.yaml", (0, 0))
-    assert scan(folder).problems == []
+def test_a_new_file_that_is_empty_is_about_to_be_written(folder: Path) -> None:
+    """After some time that is no problem."""
+    path = folder / "a.yaml"
+    path.write_text("")
+    found = scan(folder)
+    assert (found.problems, found.unread) == ([], {path})
+    assert Manifests([folder]).scan(lambda: {path}).unread == {path}
+    os.utime(path, (0, 0))
+    found = scan(folder)
+    assert (found.problems, found.unread) == ([], set())
+
+
+def test_a_file_that_is_emptied_and_written_in_one_tick(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time and size are as they were; what was read is not."""
+    path = folder / "a.yaml"
+    path.write_text(text(WEB))
+    monkeypatch.setattr(Path, "read_bytes", lambda _: text(WEB)[:20].encode())
+    found = Manifests([folder]).scan()
+    assert (found.problems, found.unread) == ([], {path})
 
 
 @pytest.mark.parametrize(

@@ -1,34 +1,24 @@
 """Makes clients forget removed endpoints.
 
-The kernel remembers them for ClientIP affinity and knows nothing of endpoints. An endpoint leaves
-the members, so that no client learns it any more, in the same transaction as the slots; right after
-it, clients forget the endpoint. A packet that found it among the members just before may still be
-remembered after that. So quiet times look again, which wait for such packets.
+The kernel remembers them for ClientIP affinity and knows nothing of endpoints. A sync does this:
 
-A memory outlives its Service by seconds. One that comes back starts with nobody remembered, also if
-the proxy was started again meanwhile: only an endpoint that was a member all the time may be known.
-
-Ports that share a memory by groups of endpoints do it in another order, because clients may have to
-move between groups: an endpoint leaves the members, packets are waited for, clients move or forget,
-and then the change itself is made.
+1. Memories that get into use are emptied. One outlives its Service by seconds, and a Service that
+   comes back starts with nobody remembered. Where ports share memories by groups of endpoints,
+   clients whose endpoint gets into a new group are copied there.
+2. The transaction of the change follows. In it, removed endpoints leave the members, so that no
+   client learns them any more.
+3. Clients forget them, or move to the memory of the endpoint's group.
+4. A packet that found its endpoint among the members just before may be remembered after that. So
+   quiet times wait for such packets and look again.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
-from nftproxy.address import Family
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.routes import Key, Value
-from nftproxy.sharing import Shared
 from nftproxy.table import schema
-from nftproxy.table.batch import Packed
-from nftproxy.table.delta import Delta
-from nftproxy.table.memories import Memory
-from nftproxy.table.packing import shape
-from nftproxy.table.remembered import Change, Remembered
-
-Usable = Mapping[str, Collection[str]]
-"""By memory: the addresses of the endpoints that clients may be remembered with."""
+from nftproxy.table.memories import Memory, Regrouped
 
 FORGET = 2000  # remembered clients deleted in one transaction
 AT_ONCE = 100  # memories read together
@@ -37,8 +27,8 @@ READINGS = 3
 """How often a memory is read at most.
 
 Clients are missed when others expire while a longer memory is listed: of 60 000 for three hours,
-four in every tenth reading. Nobody learns the endpoint any more, so few are left after the first
-reading, and hardly one of these is missed again by the second.
+four in every tenth reading. Hardly anybody learns the endpoint any more, so few are left after the
+first reading, and hardly one of these is missed again by the second.
 """
 
 
@@ -48,49 +38,89 @@ class Forgetting:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
-    def moves(self, remembered: Remembered, change: Change) -> bool:
-        """Whether a memory that ports share may hold an address that does not belong there."""
-        return any(self._moves(old, new) for old, new in _shared(change, remembered))
-
-    def settle(
-        self, change: Change, remembered: Remembered, whole: Delta, commit: Callable[[Delta], None]
-    ) -> None:
-        """Remove endpoints from the members, and so from `whole`, and make clients forget or move.
-
-        `commit` waits for packets that found their endpoint among the members and are about to be
-        remembered.
-        """
-        departed = Delta()
-        departed.take_removed(whole, schema.REMEMBERED_IN)
-        if departed:
-            commit(departed)
-        self._settle(
-            (new, old.memories() if old else {}) for old, new in _shared(change, remembered)
-        )
+    def empty(self, names: Iterable[str]) -> None:
+        """Make clients forget everything in some memories."""
+        self.forget((where, frozenset()) for where in names)
 
     def forget(self, memories: Iterable[Memory]) -> None:
-        """Delete what clients remember but those addresses."""
+        """Make clients forget every address but those beside each memory."""
         there = ((where, usable) for where, usable in memories if where in self._kernel.sets)
         while some := dict(itertools.islice(there, AT_ONCE)):
             for _ in range(READINGS):
                 if not (some := self._forget_listed(some)):
                     break
 
-    def forget_strangers(self, remembered: Remembered, sets: set[str], elements: Packed) -> None:
-        """Make clients forget every address that is no endpoint, after reading back.
+    def copy(self, regrouped: Regrouped) -> None:
+        """Copy clients whose endpoint gets into a new group to its memory, which nobody reads yet.
 
-        Only memories among `sets`, which existed before, hold any; each costs the kernel a walk
-        along all sets. `elements` are those that were read.
+        A client that is copied begins its time again, as one that moves.
         """
-        before = _read(elements)
-        self.forget(
-            memory
-            for affinity in remembered.affinities
-            for memory in _staying(before, affinity.memories(affinity.ports))
-            if memory[0] in sets
-        )
-        shared = (each.shared for each in remembered.services.values())
-        self._settle((each, before) for each in shared if each)
+        for names, homes in self._lists(regrouped):
+            before = regrouped.before
+            new = {address: home for address, home in homes.items() if home not in before}
+            known: dict[str, dict[Key, Value]] = {home: {} for home in new.values()}
+            old = [where for where in names if where in before] if new else []
+            for clients in self._kernel.elements_of(old).values():
+                self._remember(clients, new, known, regrouped.after.timeout)
+
+    def move(self, regrouped: Regrouped) -> None:
+        """Move clients to the memory of the group that their endpoint is in now.
+
+        They forget what is no endpoint any more.
+        """
+        for names, homes in self._lists(regrouped):
+            for _ in range(READINGS):
+                if not self._move_listed(names, homes, regrouped.after.timeout):
+                    break
+
+    def _lists(self, regrouped: Regrouped) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """Yield for each list its memories, before and after, and where an address belongs."""
+        before, after = regrouped
+        homes = after.places()
+        for _, declaration, _ in after.lists():
+            names = {*before, *homes.values()} & self._kernel.sets
+            yield (
+                sorted(name for name in names if schema.declaration(name) is declaration),
+                {address: home for (which, address), home in homes.items() if which is declaration},
+            )
+
+    def _move_listed(self, names: list[str], homes: Mapping[str, str], timeout: int) -> bool:
+        """Move what one reading finds; return whether the memories may hold more."""
+        known = self._kernel.elements_of(names)
+        long = any(len(clients) > ONE_PIECE for clients in known.values())
+        astray = {
+            where: {key: value for key, value in clients.items() if homes.get(str(value)) != where}
+            for where, clients in known.items()
+        }
+        # First what goes, or it would be in the way of what moves
+        for where, clients in astray.items():
+            for part in _parts({k: v for k, v in clients.items() if str(v) not in homes}):
+                self._kernel.forget(where, part)
+            known[where] = {k: v for k, v in known[where].items() if k not in clients}
+        for where, clients in astray.items():
+            moving = {key: value for key, value in clients.items() if str(value) in homes}
+            self._remember(moving, homes, known, timeout)
+            for part in _parts(moving):
+                self._kernel.forget(where, part)
+        return long and any(astray.values())
+
+    def _remember(
+        self,
+        clients: Mapping[Key, Value],
+        homes: Mapping[str, str],
+        known: Mapping[str, dict[Key, Value]],
+        timeout: int,
+    ) -> None:
+        """Add clients to the memories where their addresses belong, if they are not known there."""
+        for home in {homes[str(value)] for value in clients.values() if str(value) in homes}:
+            new = {
+                key: value
+                for key, value in clients.items()
+                if homes.get(str(value)) == home and key not in known[home]
+            }
+            for part in _parts(new):
+                self._kernel.remember(home, part, timeout)
+            known[home].update(new)
 
     def _forget_listed(self, memories: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
         """Delete what one reading finds; return those memories that may hold more."""
@@ -103,113 +133,8 @@ class Forgetting:
                 doubtful[where] = memories[where]
         return doubtful
 
-    def _moves(self, old: Shared | None, new: Shared) -> bool:
-        """Whether a memory that ports share may hold an address that does not belong there."""
-        if old is new:
-            return False
-        before, after = old.places() if old else {}, new.places()
-        if any(after.get(place) != memory for place, memory in before.items()):
-            return True
-        there = set(before.values())
-        return any(memory not in there and memory in self._kernel.sets for memory in after.values())
-
-    def _settle(self, memories: Iterable[tuple[Shared, Usable]]) -> None:
-        """Move what clients remember to where the group of the endpoint is looked up.
-
-        They forget what is no endpoint or, by the state before that stands beside each memory, was
-        none. A client that is moved begins its time again.
-        """
-        there: dict[tuple[schema.Declaration, Family, str], list[str]] | None = None
-        for shared, before in memories:
-            there = _memories(self._kernel.sets) if there is None else there
-            places = shared.places()
-            for _, declaration, _ in shared.lists():
-                names = there.get((declaration, shared.family, shared.service), [])
-                known = {address for name in names for address in before.get(name, ())}
-                belong = {
-                    address: where
-                    for (which, address), where in places.items()
-                    if which is declaration and address in known
-                }
-                for _ in range(READINGS):
-                    if not self._move_listed(names, belong, shared.timeout):
-                        break
-
-    def _move_listed(self, names: Sequence[str], places: Mapping[str, str], timeout: int) -> bool:
-        """Move what one reading finds; return whether the memories may hold more."""
-        known = self._kernel.elements_of(names)
-        long = any(len(clients) > ONE_PIECE for clients in known.values())
-        moved = False
-        for where in names:
-            moves = {
-                (client, address): places.get(str(address), "")
-                for client, address in known[where].items()
-            }
-            moved |= self._move(where, moves, known, timeout)
-        return moved and long
-
-    def _move(
-        self,
-        where: str,
-        moves: Mapping[tuple[Key, Value], str],
-        known: Mapping[str, dict[Key, Value]],
-        timeout: int,
-    ) -> bool:
-        """Move clients from a memory to others, and return whether there was any.
-
-        One that is known there stays as it is. `moves` says where each remembered client and its
-        address belong, if anywhere.
-        """
-        stale = {entry: place for entry, place in moves.items() if place != where}
-        for place in {place for place in stale.values() if place in known}:
-            clients = dict(entry for entry, to in stale.items() if to == place)
-            new = {client: clients[client] for client in clients.keys() - known[place].keys()}
-            for part in _parts(new):
-                self._kernel.remember(place, part, timeout)
-            known[place].update(new)
-        for part in _parts(dict(list(stale))):
-            self._kernel.forget(where, part)
-        return bool(stale)
-
-
-def _staying(before: Usable, after: Iterable[Memory]) -> Iterator[Memory]:
-    """Yield memories, each with the addresses that were usable before and are now."""
-    for where, usable in after:
-        yield where, usable.intersection(before.get(where, ()))
-
-
-def _read(elements: Packed) -> Usable:
-    """Return what the sets of members say that were read back."""
-    found: dict[str, set[str]] = {}
-    for where, packed in elements.items():
-        place, form = schema.parse(where), shape(where)
-        if place and form and (memory := schema.REMEMBERED_IN.get(place.declaration)):
-            for address, *port in map(form.key.unpack, packed):
-                name = memory.name(place.family, place.detail, *port)
-                found.setdefault(name, set()).add(str(address))
-    return found
-
-
-def _memories(sets: Iterable[str]) -> dict[tuple[schema.Declaration, Family, str], list[str]]:
-    """Return the memories of each list of each Service whose ports share one."""
-    found: dict[tuple[schema.Declaration, Family, str], list[str]] = {}
-    for name in sorted(sets):
-        place = schema.parse(name)
-        if place and place.declaration.learnt and place.declaration.per is schema.Per.GROUP:
-            key = place.declaration, place.family, place.service
-            found.setdefault(key, []).append(name)
-    return found
-
 
 def _parts(entries: dict[Key, Value]) -> Iterator[dict[Key, Value]]:
     items = iter(entries.items())
     while part := dict(itertools.islice(items, FORGET)):
         yield part
-
-
-def _shared(change: Change, remembered: Remembered) -> Iterator[tuple[Shared | None, Shared]]:
-    """Yield the memories that ports share and that a change leaves, each with its former state."""
-    for name, new in change.services.items():
-        if new and new.shared:
-            old = remembered.services.get(name)
-            yield old.shared if old else None, new.shared

@@ -1,16 +1,16 @@
 """One family's syncs: from dirty services to a table that is in step.
 
 The memory of the table consists of routes and changes only after the kernel accepted a change. A
-sync writes in this order: all additions, rewrites and verdicts; then clients forget removed
-endpoints; then, when every packet has left that read the old ones, the removal of unreferenced
-elements. At the start, and whenever the kernel shows that the memory is wrong, the table is read
-back and only the difference is written.
+sync writes in this order: memories that get into use are emptied; then all additions, rewrites and
+verdicts; then clients forget removed endpoints; then, when every packet has left that read the old
+ones, the removal of unreferenced elements. At the start, and whenever the kernel shows that the
+memory is wrong, the table is read back and only the difference is written.
 
 A service that the kernel refuses is set aside alone, named once in the log, and tried again when it
 changes; all others are applied.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -31,11 +31,11 @@ from nftproxy.sync.forgetting import Forgetting
 from nftproxy.sync.preparation import Preparation
 from nftproxy.sync.report import Report
 from nftproxy.sync.resets import Resets
-from nftproxy.table import schema
+from nftproxy.table import memories, schema
 from nftproxy.table.batch import Batch
 from nftproxy.table.delta import Delta
 from nftproxy.table.elements import targets
-from nftproxy.table.memories import Memory
+from nftproxy.table.memories import Memory, Regrouped
 from nftproxy.table.plan import BATCH, Basis, Empty, InStep, ReadBack, Wanted, node_elements, plan
 from nftproxy.table.program import Program
 from nftproxy.table.remembered import Change, Remembered
@@ -114,16 +114,16 @@ class Syncer:
         return self.remembered.untidy or bool(self._doubtful)
 
     def forget_doubtful(self) -> None:
-        """Look again whether clients remember an endpoint that is gone: a packet was on its way."""
+        """Look again whether clients remember an endpoint that is gone: a packet was on its way.
+
+        KernelError if that failed and has to be tried again.
+        """
         if self._doubtful:
             grace.wait()
-            self._forget(
-                [
-                    memory
-                    for affinity in self.remembered.affinities
-                    for memory in affinity.memories(affinity.ports)
-                    if memory[0] in self._doubtful
-                ]
+            self._forgetting.forget(
+                memory
+                for memory in memories.current(self.remembered)
+                if memory[0] in self._doubtful
             )
             self._doubtful.clear()
 
@@ -168,14 +168,23 @@ class Syncer:
                 if self._resets:
                     self._resets.read_back(self.family, elements)
                     self._resets.look(self.family, taken.services, read=True)
-            generation, before = self._kernel.generation, set(self._kernel.sets)
+            generation, before = self._kernel.generation, memories.members(elements)
+            with report.timed("difference"):
+                self._forgetting.forget(
+                    (where, frozenset(before.get(where, ())))
+                    for where in sorted(self._kernel.sets)
+                    if schema.is_memory(where, self.family)
+                )
             with uncollected():
                 if careful or isinstance(basis, ReadBack):
                     self._write(taken, basis, report)
                 else:
                     self._load(taken, report)
             with report.timed("difference"):
-                self._forgetting.forget_strangers(self.remembered, before, elements)
+                self._forget(
+                    list(memories.reduced_since(before, self.remembered)),
+                    list(memories.regrouped_since(before, self.remembered)),
+                )
             self._generation = generation
             if self._settings.nodeport_addresses[self.family] is ALL:
                 accepted = ()  # no rule looks there, but an older process may have left some
@@ -193,9 +202,7 @@ class Syncer:
         return report
 
     def _plan(self, wanted: Iterable[Wanted], basis: Basis) -> Iterator[Batch]:
-        alone = [partial(self._preparation.is_large, limit=preparation.LAST)]
-        if isinstance(basis, InStep):
-            alone.append(partial(self._forgetting.moves, self.remembered))
+        alone = partial(self._preparation.is_large, limit=preparation.LAST)
         return plan(self.remembered, wanted, basis, alone=alone)
 
     def _write(self, taken: Taken, basis: Basis, report: Report) -> None:
@@ -277,10 +284,8 @@ class Syncer:
         """Commit a batch; halve a refused one until the offender is alone, and set that aside."""
         in_step = isinstance(basis, InStep)
         try:
-            if in_step:
-                self._forget(batch.arrivals)
-                if len(batch.changes) == 1:
-                    self._settle(batch, report)
+            if in_step and batch.begun:
+                self._begin(batch)
             self._commit(batch.delta, batch.affinities, report)
         except KernelError as error:
             if not batch.changes or (in_step and isinstance(error, MissingError | ExistsError)):
@@ -293,33 +298,29 @@ class Syncer:
             return
         report.accepted(batch.changes, self.remembered, forwarded=self._forwards)
         self.remembered.accept(batch.changes, batch.delta)
-        if in_step:
-            self._forget(batch.departures)
-            self._doubtful.update(where for where, _ in batch.departures)
+        if in_step and (batch.reduced or batch.regrouped):
+            self._forget(batch.reduced, batch.regrouped)
 
-    def _forget(self, memories: Collection[Memory]) -> None:
-        if memories:
-            try:
-                self._forgetting.forget(memories)
-            except BaseException:
-                self.distrust()
-                raise
+    def _begin(self, batch: Batch) -> None:
+        """Prepare the memories that get into use."""
+        self._forgetting.empty(batch.begun)
+        if batch.regrouped:
+            self._kernel.ensure_for(Delta(), self._program, batch.affinities)
+        for each in batch.regrouped:
+            self._forgetting.copy(each)
 
-    def _settle(self, batch: Batch, report: Report) -> None:
-        (change,) = batch.changes
-        if self._forgetting.moves(self.remembered, change):
-            try:
-                # Clients move to its memories
-                self._kernel.ensure_for(Delta(), self._program, batch.affinities)
-                self._forgetting.settle(
-                    change,
-                    self.remembered,
-                    batch.delta,
-                    lambda departed: self._commit_and_wait(departed, report),
-                )
-            except BaseException:
-                self.distrust()
-                raise
+    def _forget(self, reduced: Sequence[Memory], regrouped: Sequence[Regrouped]) -> None:
+        """Make clients forget the endpoints that a transaction has removed."""
+        try:
+            self._forgetting.forget(reduced)
+            for each in regrouped:
+                self._forgetting.move(each)
+        except BaseException:
+            self.distrust()
+            raise
+        self._doubtful.update(where for where, _ in reduced)
+        for each in regrouped:
+            self._doubtful.update(each.after.memories())
 
     def _postpone(self, taken: Taken, report: Report) -> None:
         """Leave the remaining work to the next sync."""
@@ -332,12 +333,6 @@ class Syncer:
     def _commit(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
         with report.timed("kernel"):
             self._transact(whole, affinities, report)
-
-    def _commit_and_wait(self, departed: Delta, report: Report) -> None:
-        """Commit a delta, and wait until every packet has left that met the table as it was."""
-        self._commit(departed, (), report)
-        with report.timed("kernel"):
-            grace.wait()
 
     def _transact(self, whole: Delta, affinities: Iterable[Affinity], report: Report) -> None:
         self._kernel.ensure_for(whole, self._program, affinities)

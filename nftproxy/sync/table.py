@@ -92,7 +92,7 @@ class Table:
 
     @property
     def untidy(self) -> bool:
-        """Whether chains or sets may be unused."""
+        """Whether chains or sets may be unused, or clients may remember what is gone."""
         if self.resets and self.resets.over:
             return True
         return any(syncer.untidy for syncer in self.syncers.values())
@@ -100,19 +100,17 @@ class Table:
     def tidy(self, busy: Callable[[], bool] = lambda: False) -> bool:
         """Delete unused chains and sets; False if some are still referenced and stay for now.
 
+        Before that, clients forget what a packet on its way made them remember after a change.
         Nothing is done, and the work stays, if `busy` reports meanwhile that a sync waits.
         """
         if self.kernel.blocked or not all(syncer.in_step for syncer in self.syncers.values()):
             return True
         for syncer in self.syncers.values():
-            syncer.forget_doubtful()
-        used = self.program.names()
-        if self.resets:
-            used |= self.resets.needed()
-        for syncer in self.syncers.values():
-            if (needed := syncer.needed(busy)) is None:
+            if busy():
                 return True
-            used = used | needed
+            syncer.forget_doubtful()
+        if (used := self._used(busy)) is None:
+            return True
         chains = self.kernel.chains - used
         # Not those of a family that is no longer served
         picks = {name for name in chains if self.program.pick(name)}
@@ -135,3 +133,14 @@ class Table:
                 syncer.remembered.untidy = True
             return False
         return True
+
+    def _used(self, busy: Callable[[], bool]) -> set[str] | None:
+        """Return the names of chains and sets in use; None if others wait."""
+        used = self.program.names()
+        if self.resets:
+            used |= self.resets.needed()
+        for syncer in self.syncers.values():
+            if (needed := syncer.needed(busy)) is None:
+                return None
+            used = used | needed
+        return used

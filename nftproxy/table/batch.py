@@ -19,7 +19,7 @@ from nftproxy.table.elements import (
     memory_members,
     paired,
 )
-from nftproxy.table.memories import Memory, arrivals, departures
+from nftproxy.table.memories import Memory, Regrouped, begun, reduced, regrouped
 from nftproxy.table.packing import SetShape, pack_value, shape
 from nftproxy.table.remembered import Change, Remembered, claims
 
@@ -33,10 +33,11 @@ class Batch:
     changes: list[Change]
     delta: Delta  # all elements; the caller may use them up
     affinities: list[Affinity]  # the ClientIP service ports whose chains and sets are needed first
-    # What is to be forgotten: in memories that get into use, before; in those that lose endpoints,
-    # after
-    arrivals: list[Memory]
-    departures: list[Memory]
+    # Memories that get into use; that lose endpoints, with those that stay; that ports share and of
+    # which endpoints go or move
+    begun: list[str]
+    reduced: list[Memory]
+    regrouped: list[Regrouped]
     _comparison: "Comparison"
     _parts: list[Delta]  # the elements of each change except the shared ones
 
@@ -169,8 +170,9 @@ class Comparison:
             changes,
             whole,
             affinities,
-            list(arrivals(known, self._remembered)),
-            list(departures(known, self._remembered)),
+            list(begun(known, self._remembered)),
+            list(reduced(known, self._remembered)),
+            list(regrouped(known, self._remembered)),
             self,
             parts,
         )

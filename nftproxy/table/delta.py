@@ -4,7 +4,7 @@ Elements that lose their last reference are deleted *late*, in a second transact
 two look-ups and may fall between two states.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from nftproxy.routes import Element, Key, Value, Verdict
@@ -54,13 +54,6 @@ class Delta:
         """Move the additions of another delta to one set into this one."""
         if where in other.added:
             self.added.setdefault(where, {}).update(other.added.pop(where))
-
-    def take_removed(self, other: "Delta", declarations: Collection[schema.Declaration]) -> None:
-        """Move the removals of another delta from sets of some kinds into this one."""
-        for where in [
-            where for where in other.removed if schema.declaration(where) in declarations
-        ]:
-            self.removed.setdefault(where, {}).update(other.removed.pop(where))
 
     def source_ranges(self) -> "Delta":
         """Return the additions that say who may use a load-balancer address; empty if none is new.

@@ -1,40 +1,121 @@
-"""What clients are remembered for after a change: by memory, the endpoints that count.
+"""What clients may be remembered with, before and after a change.
 
-Pure. A memory belongs to a service port with ClientIP affinity. Those that all ports of a Service
-share are not here, because clients have to move between them (`sync/forgetting`).
+Pure. A memory belongs to a service port with ClientIP affinity or, where all ports of a Service
+share what they remember, to a group of its endpoints. A change may begin to use a memory, take
+endpoints away from one, and move endpoints from one group to another.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from nftproxy.chunks import difference
-from nftproxy.routes import Affinity
+from nftproxy.routes import Affinity, Compiled
+from nftproxy.sharing import Shared
+from nftproxy.table import schema
+from nftproxy.table.packing import shape
 from nftproxy.table.remembered import Change, Remembered
 
 Memory = tuple[str, frozenset[str]]
-"""Its name, and the addresses of the endpoints that clients may be remembered with."""
+"""Its name, and the addresses of the endpoints that clients may be remembered with in it."""
+Usable = Mapping[str, Collection[str]]
+"""The same of several memories."""
 
 
-def arrivals(changes: Iterable[Change], remembered: Remembered) -> Iterator[Memory]:
-    """Yield the memories that service ports begin to use, where nobody may be known yet."""
-    for old, new in _affinities(changes, remembered):
-        for where, _ in new.memories(set(new.ports).difference(old.ports if old else ())):
-            yield where, frozenset()
+class Regrouped(NamedTuple):
+    """Memories that the ports of a Service share: who was usable before, and the state after."""
+
+    before: Usable
+    after: Shared
 
 
-def departures(changes: Iterable[Change], remembered: Remembered) -> Iterator[Memory]:
+def current(remembered: Remembered) -> Iterator[Memory]:
+    """Yield all memories in use."""
+    for compiled in remembered.services.values():
+        for affinity in compiled.affinities:
+            yield from affinity.memories(affinity.ports)
+        if compiled.shared:
+            yield from compiled.shared.memories().items()
+
+
+def begun(changes: Iterable[Change], remembered: Remembered) -> Iterator[str]:
+    """Yield the names of memories that get into use."""
+    for old, new in _services(changes, remembered):
+        for before, after in _affinities(old, new):
+            ports = set(after.ports).difference(before.ports if before else ())
+            yield from (where for where, _ in after.memories(ports))
+        if new.shared and new.shared is not (old and old.shared):
+            yield from new.shared.memories().keys() - _usable(old).keys()
+
+
+def reduced(changes: Iterable[Change], remembered: Remembered) -> Iterator[Memory]:
     """Yield the memories of service ports that lose endpoints, with those that stay."""
-    for old, new in _affinities(changes, remembered):
-        if old and (difference(old.cluster, new.cluster)[0] or difference(old.local, new.local)[0]):
-            yield from new.memories(set(new.ports).intersection(old.ports))
+    for old, new in _services(changes, remembered):
+        for before, after in _affinities(old, new):
+            if before and (
+                difference(before.cluster, after.cluster)[0]
+                or difference(before.local, after.local)[0]
+            ):
+                yield from after.memories(set(after.ports).intersection(before.ports))
 
 
-def _affinities(
+def regrouped(changes: Iterable[Change], remembered: Remembered) -> Iterator[Regrouped]:
+    """Yield the memories shared by ports of which endpoints go, or move to another group."""
+    for old, new in _services(changes, remembered):
+        if new.shared and old and old.shared and old.shared is not new.shared:
+            before, after = old.shared.memories(), new.shared.memories()
+            if any(had - after.get(where, frozenset()) for where, had in before.items()):
+                yield Regrouped(before, new.shared)
+
+
+def reduced_since(before: Usable, remembered: Remembered) -> Iterator[Memory]:
+    """Yield the memories of service ports that lost endpoints, with those that stay."""
+    for affinity in remembered.affinities:
+        for where, usable in affinity.memories(affinity.ports):
+            if set(before.get(where, ())) - usable:
+                yield where, usable
+
+
+def regrouped_since(before: Usable, remembered: Remembered) -> Iterator[Regrouped]:
+    """Yield the memories shared by ports of which endpoints went, or moved to another group."""
+    of_services: dict[str, dict[str, Collection[str]]] = {}
+    for where, usable in before.items():
+        place = schema.parse(where)
+        if place and place.declaration.per is schema.Per.GROUP:
+            of_services.setdefault(place.service, {})[where] = usable
+    for compiled in remembered.services.values():
+        if compiled.shared and (known := of_services.get(compiled.shared.service)):
+            after = compiled.shared.memories()
+            if any(set(had) - after.get(where, frozenset()) for where, had in known.items()):
+                yield Regrouped(known, compiled.shared)
+
+
+def members(elements: Mapping[str, Mapping[bytes, bytes]]) -> dict[str, set[str]]:
+    """Return the memories of which packed elements say who may be remembered."""
+    found: dict[str, set[str]] = {}
+    for where, packed in elements.items():
+        place, form = schema.parse(where), shape(where)
+        if place and form and (memory := schema.REMEMBERED_IN.get(place.declaration)):
+            for address, *port in map(form.key.unpack, packed):
+                name = memory.name(place.family, place.detail, *port)
+                found.setdefault(name, set()).add(str(address))
+    return found
+
+
+def _services(
     changes: Iterable[Change], remembered: Remembered
-) -> Iterator[tuple[Affinity | None, Affinity]]:
+) -> Iterator[tuple[Compiled | None, Compiled]]:
+    """Yield the Services with affinity that changes leave, each with its former state."""
+    for change in changes:
+        for name, new in change.services.items():
+            if new and new.affinities:
+                yield remembered.services.get(name), new
+
+
+def _affinities(old: Compiled | None, new: Compiled) -> Iterator[tuple[Affinity | None, Affinity]]:
     """Yield the affinities with memories of their own, each with its former state."""
-    for name, new in (service for change in changes for service in change.services.items()):
-        if new and new.affinities:
-            old = remembered.services.get(name)
-            # Memories of their own are not known while the ports share one
-            known = {a.name: a for a in old.affinities if not a.part} if old else {}
-            yield from ((known.get(a.name), a) for a in new.affinities if not a.part)
+    known = {each.name: each for each in old.affinities if not each.part} if old else {}
+    yield from ((known.get(each.name), each) for each in new.affinities if not each.part)
+
+
+def _usable(compiled: Compiled | None) -> dict[str, frozenset[str]]:
+    return compiled.shared.memories() if compiled and compiled.shared else {}

@@ -5,7 +5,7 @@ basis, and is made piece by piece: the caller applies a batch and lets `Remember
 changes before it takes the next. `run`, `diff` and `render` share it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nftproxy.address import Address, Family, Network
@@ -47,13 +47,13 @@ def plan(
     wanted: Iterable[Wanted],
     basis: Basis,
     *,
-    alone: Sequence[Callable[[Change], bool]] = (),
+    alone: Callable[[Change], bool] = lambda _: False,
 ) -> Iterator[Batch]:
     """Yield the batches that lead to `wanted`, a portion of services at a time.
 
-    Services not named stay as they are. Services in `alone`, which can take seconds, are last in
-    their portion, each in a batch of its own. After reading back, a last batch without changes
-    deletes the elements of no service.
+    Services not named stay as they are. Those that are to be `alone`, which can take seconds, are
+    last in their portion, each in a batch of its own. After reading back, a last batch without
+    changes deletes the elements of no service.
     """
     read = basis.elements if isinstance(basis, ReadBack) else {}
     comparison = Comparison(
@@ -65,7 +65,7 @@ def plan(
         parts: list[Delta] = []
         size = 0
         for wish in difference(remembered, portion):
-            if any(applies(wish) for applies in alone):
+            if alone(wish):
                 apart.append(wish)
                 continue
             change = comparison.settled(wish)

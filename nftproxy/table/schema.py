@@ -198,6 +198,12 @@ def is_compared(name: str, family: Family) -> bool:
     )
 
 
+def is_memory(name: str, family: Family) -> bool:
+    """Whether a map is filled by the kernel: a memory of clients of a family."""
+    place = parse(name)
+    return place is not None and place.declaration.learnt and place.family is family
+
+
 def is_allowed(name: str, family: Family) -> bool:
     """Whether a set holds allowed sources of a family."""
     place = parse(name)

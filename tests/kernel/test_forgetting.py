@@ -6,20 +6,24 @@ or shrunk, it lists some twice and as many not at all; after others expired duri
 lists as many not. When it does so cannot be chosen, so here the answers to a dump are changed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from nftproxy.address import Family
+from nftproxy.errors import KernelError
+from nftproxy.kernel import grace
 from nftproxy.kernel.transactions import Kernel
-from nftproxy.model import Object
+from nftproxy.model import EndpointSlice, Object, ObjectName, Service
 from nftproxy.routes import Key, Value
+from nftproxy.sync.forgetting import Forgetting
 from nftproxy.sync.table import Table
-from nftproxy.table import netlink
+from nftproxy.table import netlink, schema
+from nftproxy.table.memories import Memory
 from nftproxy.table.netlink import Elements, Message
 from tests.support.objects import endpoint, endpoint_slice, service
-from tests.support.tables import bare_table
+from tests.support.tables import bare_table, deliver, new_namespace, table_in, watched
 
 STAYS, GOES = "10.244.1.2", "10.244.1.3"
 FEW, MANY = 40, 400  # clients; MANY are listed in one message all the same
@@ -164,3 +168,193 @@ def test_everyone_forgets_an_endpoint_that_is_gone(
         assert table.kernel.elements(where) == {
             client: address for client, address in remembered.items() if address == STAYS
         }
+
+
+# --- a change step by step ------------------------------------------------------------------------
+
+ONE, TWO = ("192.0.2.1",), ("192.0.2.2",)
+PORTS = [
+    {"name": "http", "protocol": "TCP", "port": 80},
+    {"name": "alt", "protocol": "TCP", "port": 81},
+]
+
+
+def numbered(name: str, address: str, http: int, alt: int = 0) -> Object:
+    """A slice with one endpoint, and its port numbers."""
+    ports = [{"name": "http", "port": http, "protocol": "TCP"}]
+    if alt:
+        ports.append({"name": "alt", "port": alt, "protocol": "TCP"})
+    return endpoint_slice(name=name, endpoints=[endpoint(address)], ports=ports)
+
+
+def shared(*groups: tuple[str, str, int, int], ports: int = 2) -> list[Object]:
+    """A Service whose ports share what they remember, with slices of one endpoint each."""
+    annotations = {"nftproxy.io/affinity-scope": "service"}
+    return [
+        service(sessionAffinity="ClientIP", annotations=annotations, ports=PORTS[:ports]),
+        *(numbered(*group) for group in groups),
+    ]
+
+
+def known(table: Table) -> dict[str, dict[Key, Value]]:
+    """What clients remember, by the end of the memory's name."""
+    table.kernel.refresh()
+    return {
+        name.partition("default/web")[2].strip("-"): found
+        for name in table.kernel.sets
+        if schema.is_memory(name, Family.IPv4) and (found := table.kernel.elements(name))
+    }
+
+
+def remember(table: Table, group: str, client: Key, address: str) -> None:
+    """As if a packet had."""
+    table.kernel.remember(f"service_affinity4-default/web-{group}", {client: address}, 3600)
+
+
+@pytest.mark.contract("2.4.5")
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "restarted"])
+def test_what_is_left_of_an_earlier_group_is_forgotten(restarted: bool) -> None:
+    """The Service comes back with other port numbers, and gets the former ones again."""
+    first = shared(("a", STAYS, 8080, 8081), ("b", GOES, 8080, 8081))
+    with new_namespace() as netns:
+        with table_in(netns) as table:
+            sync(table, *first)
+            remember(table, "8080.8081", ONE, STAYS)
+            remember(table, "8080.8081", TWO, GOES)
+            table.store.remove(Service, ObjectName("default", "web"))
+            sync(table)
+            sync(table, *shared(("a", STAYS, 9090, 9091), ("b", GOES, 9090, 9091)))
+            remember(table, "9090.9091", ONE, GOES)
+            if not restarted:
+                sync(table, *first)
+                assert known(table) == {"8080.8081": {ONE: GOES}}
+                return
+        with table_in(netns) as table:
+            sync(table, *first)
+            assert known(table) == {"8080.8081": {ONE: GOES}}
+
+
+@pytest.mark.contract("2.4.1", "2.4.5")
+def test_a_client_known_in_two_groups_keeps_the_endpoint_that_stays() -> None:
+    """The first is at a port that the second does not have; it gets there when the second goes."""
+    with bare_table() as table:
+        sync(table, *shared(("a", STAYS, 8080, 0), ("b", GOES, 8080, 8081)))
+        remember(table, "8080.0", ONE, STAYS)
+        remember(table, "8080.8081", ONE, GOES)
+        table.store.remove(EndpointSlice, ObjectName("default", "b"))
+        sync(table, numbered("a", STAYS, 8080, 8081))
+        assert known(table) == {"8080.8081": {ONE: STAYS}}
+
+
+@pytest.mark.contract("2.4.1", "5.10.1")
+@pytest.mark.parametrize(
+    ("change", "where"), [("goes", "services4"), ("numbers", "endpoints4-tcp")]
+)
+def test_a_refused_change_makes_nobody_forget(change: str, where: str) -> None:
+    whole = shared(("a", STAYS, 8080, 8081), ("b", GOES, 8080, 8081))
+    with bare_table() as table:
+        sync(table, *whole)
+        remember(table, "8080.8081", ONE, STAYS)
+        remember(table, "8080.8081", TWO, GOES)
+        members = table.kernel.elements("service_members4-default/web-8080.8081")
+
+        def refuse(text: str) -> None:
+            if f'"{where}"' in text:
+                raise KernelError("no")
+
+        with watched(table.kernel, refuse):
+            deliver(table, *(whole[:2] if change == "goes" else shared(("a", STAYS, 9090, 9091))))
+            table.store.remove(EndpointSlice, ObjectName("default", "b"))
+            assert table.sync(Family.IPv4, []).refused
+        assert table.kernel.elements("service_members4-default/web-8080.8081") == members
+        assert known(table)["8080.8081"] == {ONE: STAYS, TWO: GOES}
+
+
+@pytest.mark.contract("2.4.1")
+def test_clients_that_move_are_known_all_the_time() -> None:
+    """A Service gets a port: its endpoints get into a new group."""
+    endpoints = ("a", STAYS, 8080, 8081), ("b", GOES, 8080, 8081)
+    moments: list[dict[str, dict[Key, Value]]] = []
+    with bare_table() as table:
+        sync(table, *shared(*endpoints, ports=1))
+        remember(table, "8080", ONE, STAYS)
+        remember(table, "8080", TWO, GOES)
+
+        def look(text: str) -> None:
+            if '"services4"' in text:
+                moments.append(known(table))
+
+        with watched(table.kernel, look):
+            sync(table, *shared(*endpoints))
+        both: dict[Key, Value] = {ONE: STAYS, TWO: GOES}
+        assert moments == [{"8080": both, "8080.8081": both}]
+        assert known(table) == {"8080.8081": both}
+
+
+@pytest.mark.contract("2.4.5")
+@pytest.mark.parametrize("scope", MEMORIES)
+def test_packets_on_their_way_when_the_table_is_read_back(scope: str) -> None:
+    """As after any other change, quiet times look again."""
+    with bare_table(*web(STAYS, GOES, scope=scope)) as table:
+        sync(table)
+        table.tidy()
+        table.distrust(program=False)
+        sync(table, *web(STAYS, scope=scope))
+        (where,) = (name for name in table.kernel.sets if name.startswith(MEMORIES[scope]))
+        table.kernel.remember(where, {ONE: GOES, TWO: STAYS}, 3600)
+        assert table.untidy
+        table.tidy()
+        assert table.kernel.elements(where) == {TWO: STAYS}
+
+
+@pytest.mark.contract("2.4.1", "2.4.5")
+def test_clients_of_a_new_endpoint_stay_while_the_table_is_read_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where, forget = MEMORIES["port"], Forgetting.forget
+    with bare_table(*web(STAYS, GOES)) as table:
+        sync(table)
+        table.distrust(program=False)
+
+        def connecting(self: Forgetting, memories: Iterable[Memory]) -> None:
+            if table.syncers[Family.IPv4].remembered.services:  # it is in the table
+                table.kernel.remember(where, {ONE: "10.244.1.9"}, 3600)
+            forget(self, memories)
+
+        monkeypatch.setattr(Forgetting, "forget", connecting)
+        sync(table, *web(STAYS, "10.244.1.9"))
+        assert table.kernel.elements(where) == {ONE: "10.244.1.9"}
+
+
+@pytest.mark.contract("2.4.5")
+def test_forgetting_that_fails_in_quiet_times_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where = MEMORIES["port"]
+    with bare_table(*web(STAYS, GOES)) as table:
+        sync(table)
+        sync(table, *web(STAYS))
+        table.kernel.remember(where, {ONE: GOES}, 3600)
+
+        def fail(*_: object) -> None:
+            raise KernelError("no buffer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(table.kernel, "forget", fail)
+            with pytest.raises(KernelError, match="no buffer"):
+                table.tidy()
+        assert table.untidy
+        assert table.tidy()
+        assert table.kernel.elements(where) == {}
+
+
+def test_quiet_times_wait_for_nothing_while_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bare_table(*web(STAYS, GOES)) as table:
+        sync(table)
+        sync(table, *web(STAYS))
+        waited: list[None] = []
+        monkeypatch.setattr(grace, "wait", lambda: waited.append(None))
+        assert table.tidy(lambda: True)
+        assert (waited, table.untidy) == ([], True)
+        table.tidy()
+        assert waited == [None]

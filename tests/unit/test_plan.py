@@ -89,7 +89,7 @@ def test_batches_are_cut_by_size_halved_and_what_is_slow_comes_last(
             Remembered(Family.IPv4),
             [wanted],
             Empty(),
-            alone=[lambda change: not slow.isdisjoint(change.services)],
+            alone=lambda change: not slow.isdisjoint(change.services),
         )
     )
     names = [[name for change in batch.changes for name in change.services] for batch in batches]

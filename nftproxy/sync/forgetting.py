@@ -92,7 +92,7 @@ class Forgetting:
             where: {key: value for key, value in clients.items() if homes.get(str(value)) != where}
             for where, clients in known.items()
         }
-        # First what goes, or it would be in the way of what moves
+        # Gone addresses come first: they would be in the way of those that move
         for where, clients in astray.items():
             for part in _parts({k: v for k, v in clients.items() if str(v) not in homes}):
                 self._kernel.forget(where, part)

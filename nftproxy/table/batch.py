@@ -33,8 +33,8 @@ class Batch:
     changes: list[Change]
     delta: Delta  # all elements; the caller may use them up
     affinities: list[Affinity]  # the ClientIP service ports whose chains and sets are needed first
-    # Memories that get into use; that lose endpoints, with those that stay; that ports share and of
-    # which endpoints go or move
+    # Memories that get into use; memories that lose endpoints, with those that stay; and shared
+    # memories that lose endpoints or exchange them
     begun: list[str]
     reduced: list[Memory]
     regrouped: list[Regrouped]

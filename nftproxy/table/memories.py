@@ -59,7 +59,7 @@ def reduced(changes: Iterable[Change], remembered: Remembered) -> Iterator[Memor
 
 
 def regrouped(changes: Iterable[Change], remembered: Remembered) -> Iterator[Regrouped]:
-    """Yield the memories shared by ports of which endpoints go, or move to another group."""
+    """Yield the shared memories of Services that remove endpoints or move them to another group."""
     for old, new in _services(changes, remembered):
         if new.shared and old and old.shared and old.shared is not new.shared:
             before, after = old.shared.memories(), new.shared.memories()
@@ -76,7 +76,7 @@ def reduced_since(before: Usable, remembered: Remembered) -> Iterator[Memory]:
 
 
 def regrouped_since(before: Usable, remembered: Remembered) -> Iterator[Regrouped]:
-    """Yield the memories shared by ports of which endpoints went, or moved to another group."""
+    """Yield the shared memories of Services that removed endpoints or moved them."""
     of_services: dict[str, dict[str, Collection[str]]] = {}
     for where, usable in before.items():
         place = schema.parse(where)

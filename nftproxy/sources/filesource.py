@@ -6,6 +6,7 @@ waits for a missing one.
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -13,7 +14,7 @@ from loguru import logger
 
 from nftproxy.model import Node
 from nftproxy.sources.delivery import deliver, doubts
-from nftproxy.sources.folders import Folders
+from nftproxy.sources.folders import STALLED, Folders
 from nftproxy.sources.manifests import Manifests, Scan
 from nftproxy.store import Store
 
@@ -47,11 +48,12 @@ class FileSource:
 
     async def follow(self) -> None:
         """Scan at the start and whenever a file has changed."""
+        patience = time.monotonic() + STALLED
         with Folders(self._manifests.folders()) as watched:
             while True:
                 scan = await asyncio.to_thread(self._manifests.scan, watched.unfinished)
-                if scan.unread and not self._first.is_set():
-                    # What the table has of them must not go: it takes some seconds at the most
+                if scan.unread and not self._first.is_set() and time.monotonic() < patience:
+                    # The table may have objects of these files, which are to stay in it
                     await asyncio.sleep(AGAIN)
                     continue
                 self._report(scan)

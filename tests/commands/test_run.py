@@ -5,6 +5,7 @@ Changes of files, bad files, signals, a second instance, kills under load.
 
 import http.client
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -190,6 +191,15 @@ def test_a_start_while_a_file_is_written_takes_nothing_away(running: Run, folder
             file.write(yaml.safe_dump_all([service(), endpoints("10.244.1.5")]))
         running.until_started()
         assert first_endpoint(reader) == ("10.244.1.5", 8080)
+
+
+def test_a_start_does_not_wait_for_ever(folder: Path) -> None:
+    """By its time, this file was emptied just now for the next hour."""
+    (folder / "empty.yaml").touch()
+    os.utime(folder / "empty.yaml", (time.time() + 3600,) * 2)
+    with network() as where, Run(where, folder) as run, reading(where) as reader:
+        run.until_started()
+        assert first_endpoint(reader) == ("10.244.1.2", 8080)
 
 
 def test_a_folder_that_goes_away_for_a_while(running: Run, folder: Path) -> None:

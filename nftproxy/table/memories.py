@@ -5,7 +5,8 @@ share what they remember, to a group of its endpoints. A change may begin to use
 endpoints away from one, and move endpoints from one group to another.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from nftproxy.chunks import difference
@@ -16,8 +17,8 @@ from nftproxy.table.packing import shape
 from nftproxy.table.remembered import Change, Remembered
 
 Memory = tuple[str, frozenset[str]]
-"""Its name, and the addresses of the endpoints that clients may be remembered with in it."""
-Usable = Mapping[str, Collection[str]]
+"""Name of a memory, and addresses of the endpoints that clients may be remembered with there."""
+Usable = Mapping[str, AbstractSet[str]]
 """The same of several memories."""
 
 
@@ -43,7 +44,7 @@ def begun(changes: Iterable[Change], remembered: Remembered) -> Iterator[str]:
         for before, after in _affinities(old, new):
             ports = set(after.ports).difference(before.ports if before else ())
             yield from (where for where, _ in after.memories(ports))
-        if new.shared and new.shared is not (old and old.shared):
+        if new.shared:
             yield from new.shared.memories().keys() - _usable(old).keys()
 
 
@@ -61,32 +62,27 @@ def reduced(changes: Iterable[Change], remembered: Remembered) -> Iterator[Memor
 def regrouped(changes: Iterable[Change], remembered: Remembered) -> Iterator[Regrouped]:
     """Yield the shared memories of Services that remove endpoints or move them to another group."""
     for old, new in _services(changes, remembered):
-        if new.shared and old and old.shared and old.shared is not new.shared:
-            before, after = old.shared.memories(), new.shared.memories()
-            if any(had - after.get(where, frozenset()) for where, had in before.items()):
-                yield Regrouped(before, new.shared)
+        yield from _regrouped(_usable(old), new)
 
 
 def reduced_since(before: Usable, remembered: Remembered) -> Iterator[Memory]:
     """Yield the memories of service ports that lost endpoints, with those that stay."""
     for affinity in remembered.affinities:
         for where, usable in affinity.memories(affinity.ports):
-            if set(before.get(where, ())) - usable:
+            if before.get(where, frozenset()) - usable:
                 yield where, usable
 
 
 def regrouped_since(before: Usable, remembered: Remembered) -> Iterator[Regrouped]:
     """Yield the shared memories of Services that removed endpoints or moved them."""
-    of_services: dict[str, dict[str, Collection[str]]] = {}
+    of_services: dict[str, dict[str, AbstractSet[str]]] = {}
     for where, usable in before.items():
         place = schema.parse(where)
         if place and place.declaration.per is schema.Per.GROUP:
             of_services.setdefault(place.service, {})[where] = usable
     for compiled in remembered.services.values():
-        if compiled.shared and (known := of_services.get(compiled.shared.service)):
-            after = compiled.shared.memories()
-            if any(set(had) - after.get(where, frozenset()) for where, had in known.items()):
-                yield Regrouped(known, compiled.shared)
+        if compiled.shared:
+            yield from _regrouped(of_services.get(compiled.shared.service, {}), compiled)
 
 
 def members(elements: Mapping[str, Mapping[bytes, bytes]]) -> dict[str, set[str]]:
@@ -115,6 +111,14 @@ def _affinities(old: Compiled | None, new: Compiled) -> Iterator[tuple[Affinity 
     """Yield the affinities with memories of their own, each with its former state."""
     known = {each.name: each for each in old.affinities if not each.part} if old else {}
     yield from ((known.get(each.name), each) for each in new.affinities if not each.part)
+
+
+def _regrouped(before: Usable, new: Compiled) -> Iterator[Regrouped]:
+    """Yield the shared memories of a Service if an endpoint has left one of them."""
+    if new.shared:
+        after = new.shared.memories()
+        if any(had - after.get(where, frozenset()) for where, had in before.items()):
+            yield Regrouped(before, new.shared)
 
 
 def _usable(compiled: Compiled | None) -> dict[str, frozenset[str]]:

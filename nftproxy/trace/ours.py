@@ -33,7 +33,7 @@ def key(header: PacketHeader, *, node_port: bool = False) -> str:
 
 
 def chosen(visit: TraceVisit) -> schema.Pick | None:
-    """Return the pick that a packet got to; not the one of no slots, in which picks end.
+    """Return the pick that a packet got to, and never the chain for slot 0 in which all picks end.
 
     None if the client was remembered, or nothing was picked.
     """

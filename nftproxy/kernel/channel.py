@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from nftproxy.errors import BusyError, ExistsError, KernelError, MissingError, UnusableError
+from nftproxy.kernel.batches import Batches
 from nftproxy.table import netlink
 from nftproxy.table.netlink import Generation, Message
 
@@ -138,17 +139,16 @@ class Channel:
         Errors to any part, then the answer to its last change.
         """
         failed = 0
-        while True:
-            for kind, _, sequence, payload in self._messages():
-                if kind != netlink.ERROR or not first <= sequence <= last:
-                    continue
-                failed = failed or -struct.unpack_from("=i", payload)[0]
-                # The kernel answers a refusal of the whole (no permission, a loop of chains) to its
-                # start alone.
-                if sequence == last or (sequence == first and failed):
-                    if failed:
-                        raise _error("writing", failed)
-                    return
+        for kind, _, sequence, payload in self._messages():
+            if kind != netlink.ERROR or not first <= sequence <= last:
+                continue
+            failed = failed or -struct.unpack_from("=i", payload)[0]
+            # The kernel answers a refusal of the whole (no permission, a loop of chains) to its
+            # start alone.
+            if sequence == last or (sequence == first and failed):
+                break
+        if failed:
+            raise _error("writing", failed)
 
     def _settle(self) -> None:
         """Wait until no transaction is being committed, by an empty one that waits for it."""
@@ -164,27 +164,34 @@ class Channel:
         self._socket.send(netlink.nf_tables(kind, flags, self._sequence, attributes, family))
         answers: list[bytes] = []
         complete = True
-        while True:
-            for answered, marks, sequence, payload in self._messages():
-                if sequence != self._sequence:
-                    continue
-                complete = complete and not marks & netlink.DUMP_INTERRUPTED
-                if answered == netlink.DONE:
-                    return answers, complete
-                if answered == netlink.ERROR:
-                    code = -struct.unpack_from("=i", payload)[0]
-                    if code == 0:
-                        return answers, complete
-                    if code == errno.EINTR:
-                        return answers, False
+        for answered, marks, sequence, payload in self._messages():
+            if sequence != self._sequence:
+                continue
+            complete = complete and not marks & netlink.DUMP_INTERRUPTED
+            if answered == netlink.DONE:
+                break
+            if answered == netlink.ERROR:
+                code = -struct.unpack_from("=i", payload)[0]
+                complete = complete and code != errno.EINTR
+                if code not in (0, errno.EINTR):
                     raise _error("reading", code)
-                answers.append(payload)
+                break
+            answers.append(payload)
+        return answers, complete
 
     def _messages(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Yield kind, flags, sequence number and payload of the next messages."""
-        data = self._socket.recv(1 << 20)
-        for kind, flags, sequence, (start, end) in netlink.messages(data):
-            yield kind, flags, sequence, data[start:end]
+        """Yield kind, flags, sequence number and payload of messages, without an end."""
+        for data in self._received():
+            for kind, flags, sequence, (start, end) in netlink.messages(data):
+                yield kind, flags, sequence, data[start:end]
+
+    def _received(self) -> Iterator[bytes]:
+        """Yield what arrives: one by one at first, as most answers are one piece and an end."""
+        yield self._socket.recv(1 << 20)
+        yield self._socket.recv(1 << 20)
+        batches = Batches(self._socket)
+        while True:
+            yield from batches.receive()
 
     def _enlarge(self) -> None:
         try:

@@ -36,12 +36,14 @@ class Report:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time that a block takes to a stage."""
-        begin = time.perf_counter()
+        """Add the time that a block takes to a stage, without that of stages inside the block."""
+        begin, before = time.perf_counter(), sum(self.stages.values())
         try:
             yield
         finally:
-            self.stages[stage] = self.stages.get(stage, 0) + time.perf_counter() - begin
+            inside = sum(self.stages.values()) - before
+            taken = time.perf_counter() - begin - inside
+            self.stages[stage] = self.stages.get(stage, 0) + taken
 
     def refuse(self, change: Change, error: KernelError) -> None:
         """Note that the kernel refuses a change, and log it."""

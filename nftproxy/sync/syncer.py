@@ -10,7 +10,9 @@ A service that the kernel refuses is set aside alone, named once in the log, and
 changes; all others are applied.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
@@ -160,39 +162,15 @@ class Syncer:
         if self.in_step:
             if self._resets:
                 self._resets.look(self.family, taken.services, read=False)
-            self._write(taken, InStep(), report)
+            wanted = self._compilation.portions(taken, report, whole=True)
+            self._write(wanted, InStep(), report)
         else:
-            with report.timed("read_back"):
-                basis = self._read_back(report)
-                elements = basis.elements if isinstance(basis, ReadBack) else {}
-                if self._resets:
-                    self._resets.read_back(self.family, elements)
-                    self._resets.look(self.family, taken.services, read=True)
-            generation, before = self._kernel.generation, memories.members(elements)
-            with report.timed("difference"):
-                self._forgetting.forget(
-                    (where, frozenset(before.get(where, ())))
-                    for where in sorted(self._kernel.sets)
-                    if schema.is_memory(where, self.family)
-                )
             with uncollected():
-                if careful or isinstance(basis, ReadBack):
-                    self._write(taken, basis, report)
-                else:
-                    self._load(taken, report)
-            with report.timed("difference"):
-                self._forget(
-                    list(memories.reduced_since(before, self.remembered)),
-                    list(memories.regrouped_since(before, self.remembered)),
-                )
-            self._generation = generation
+                self._restart(taken, report, careful=careful)
             if self._settings.nodeport_addresses[self.family] is ALL:
                 accepted = ()  # no rule looks there, but an older process may have left some
         with report.timed("difference"):
             self._commit_late(report)
-        for stage in ("kernel", "compile"):
-            # All but the claims of these
-            report.stages["difference"] -= report.stages.get(stage, 0)
         if accepted is not None or taken.networks is not None:
             self.say_of_node(node_elements(self.family, accepted, taken.networks))
         if report.postponed:
@@ -201,15 +179,56 @@ class Syncer:
             give_back()
         return report
 
+    def _restart(self, taken: Taken, report: Report, *, careful: bool) -> None:
+        """Read the table back and write the difference."""
+        basis, wanted = self._compiled_while_reading(taken, report)
+        elements = basis.elements if isinstance(basis, ReadBack) else {}
+        if self._resets:
+            self._resets.read_back(self.family, elements)
+            self._resets.look(self.family, taken.services, read=True)
+        generation, before = self._kernel.generation, memories.members(elements)
+        with report.timed("difference"):
+            self._forgetting.forget(
+                (where, frozenset(before.get(where, ())))
+                for where in sorted(self._kernel.sets)
+                if schema.is_memory(where, self.family)
+            )
+        if careful or isinstance(basis, ReadBack):
+            self._write(wanted, basis, report)
+        else:
+            self._load(wanted, report)
+        with report.timed("difference"):
+            self._forget(
+                list(memories.reduced_since(before, self.remembered)),
+                list(memories.regrouped_since(before, self.remembered)),
+            )
+        self._generation = generation
+
+    def _compiled_while_reading(
+        self, taken: Taken, report: Report
+    ) -> tuple[ReadBack | Empty, Iterable[Wanted]]:
+        """Return what the table holds, and the wanted services.
+
+        The kernel takes most of the time of reading, so services are compiled meanwhile.
+        """
+        portions = self._compilation.portions(taken, report, whole=False)
+        compiled: list[Wanted] = []
+        with report.timed("read_back"), ThreadPoolExecutor(1, "read-back") as thread:
+            reading = thread.submit(self._read_back)
+            while not reading.done() and (portion := next(portions, None)) is not None:
+                compiled.append(portion)
+            basis = reading.result()
+        report.read_back = True
+        return basis, itertools.chain(compiled, portions)
+
     def _plan(self, wanted: Iterable[Wanted], basis: Basis) -> Iterator[Batch]:
         alone = partial(self._preparation.is_large, limit=preparation.LAST)
         return plan(self.remembered, wanted, basis, alone=alone)
 
-    def _write(self, taken: Taken, basis: Basis, report: Report) -> None:
+    def _write(self, wanted: Iterable[Wanted], basis: Basis, report: Report) -> None:
         """Make the changes of services, except late deletions."""
         large: list[Change] = []
         in_step = isinstance(basis, InStep)
-        wanted = self._compilation.portions(taken, report, whole=in_step)
         with report.timed("difference"):
             for batch in self._plan(wanted, basis):
                 if in_step and self._is_large(batch, preparation.PREPARED):
@@ -219,7 +238,7 @@ class Syncer:
             if large:
                 self._prepare(large, report)
 
-    def _load(self, taken: Taken, report: Report) -> None:
+    def _load(self, wanted: Iterable[Wanted], report: Report) -> None:
         """Load an empty table, without services that come last: the next sync adds them."""
         large: list[Change] = []
         with (
@@ -230,7 +249,6 @@ class Syncer:
                 lambda picks: self._kernel.ensure_picks(picks, self._program),
             ) as first,
         ):
-            wanted = self._compilation.portions(taken, report, whole=False)
             for batch in self._plan(map(first.prepared, wanted), Empty()):
                 if self._is_large(batch, preparation.LAST):
                     large += batch.changes
@@ -264,9 +282,8 @@ class Syncer:
             report.refuse(large.pop(0), error)
         self._leave(large, report)
 
-    def _read_back(self, report: Report) -> ReadBack | Empty:
+    def _read_back(self) -> ReadBack | Empty:
         """Ensure the program, clear the memory, and return the elements of this family."""
-        report.read_back = True
         self._kernel.refresh()
         if not self._kernel.holds(self._program):
             self._kernel.load(self._program)

@@ -1,12 +1,13 @@
 """A batch of a plan: changes for one transaction, with their elements."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
 from nftproxy.model import Scheduler
-from nftproxy.routes import Affinity, Compiled, Element, Key, Route, Value
+from nftproxy.routes import Affinity, Compiled, Element, Frontend, Key, Route, Value
 from nftproxy.selection import Endpoint
 from nftproxy.table import schema
 from nftproxy.table.delta import Delta, Place
@@ -14,13 +15,14 @@ from nftproxy.table.difference import settled
 from nftproxy.table.elements import (
     between,
     elements,
+    heads,
     members,
     members_between,
     memory_members,
     paired,
 )
 from nftproxy.table.memories import Memory, Regrouped, begun, reduced, regrouped
-from nftproxy.table.packing import SetShape, pack_value, shape
+from nftproxy.table.packing import SetShape, pack_value, shape, slot_keys
 from nftproxy.table.remembered import Change, Remembered, claims
 
 Packed = Mapping[str, Mapping[bytes, bytes]]  # elements as in the kernel, by set or map
@@ -62,6 +64,8 @@ class Comparison:
     # its own copy, as claimed elements are removed from it
     _unclaimed: dict[str, dict[bytes, bytes]]
     _reads: bool
+    # Endpoint lists of the next delta, by map and frontend, that were read back as they should be
+    _whole: set[tuple[str, Frontend]] = field(default_factory=set)
 
     def settled(self, change: Change) -> Change:
         """Return a change with the endpoints of its routes in the slots of the kernel."""
@@ -95,7 +99,7 @@ class Comparison:
             elif was != becomes or reads:
                 self._compare(
                     found,
-                    elements(becomes, family) if becomes else (),
+                    self._unsettled(becomes) if becomes else (),
                     elements(was, family) if was else (),
                 )
         if before or after:
@@ -210,31 +214,53 @@ class Comparison:
         return self._unclaimed.get(where, {}).pop(_shape(where).key.pack(key), None)
 
     def _settled(self, route: Route) -> Route:
+        """Return a route with its endpoints in the slots that were read back."""
         if route.scheduler is not Scheduler.RANDOM:
             return route
-        maps = schema.maps(
-            self._remembered.family, route.frontend.proto, route.frontend.is_node_port
+        cluster, local = (
+            self._slots(where, route.frontend, wanted) for where, wanted in self._lists(route)
         )
-        read = []
-        for where, wanted in ((maps.endpoints, route.cluster), (maps.local_endpoints, route.local)):
-            known, pack, fields = (
-                self._unclaimed.get(where, {}),
-                _shape(where).key.pack,
-                _shape(where).value,
-            )
-            assert fields is not None  # noqa: S101 - lists of endpoints have values
-            if all(
-                known.get(pack(route.frontend.slot(n))) == fields.pack(endpoint)
-                for n, endpoint in enumerate(wanted)
-            ):
-                read.append(wanted)
+        if cluster is route.cluster and local is route.local:
+            return route
+        return settled(route, msgspec.structs.replace(route, cluster=cluster, local=local))
+
+    def _lists(self, route: Route) -> tuple[tuple[str, Sequence[Endpoint]], ...]:
+        """Return the endpoint lists of a route, each with its map."""
+        frontend = route.frontend
+        maps = schema.maps(self._remembered.family, frontend.proto, frontend.is_node_port)
+        return (maps.endpoints, route.cluster), (maps.local_endpoints, route.local)
+
+    def _slots(
+        self, where: str, frontend: Frontend, wanted: Sequence[Endpoint]
+    ) -> Sequence[Endpoint]:
+        """Return the slots of a list that were read back; as wanted, they are claimed at once."""
+        if not wanted:
+            return wanted
+        known, (key, value) = self._unclaimed.get(where, {}), _shape(where)
+        assert value is not None  # noqa: S101 - lists of endpoints have values
+        keys = list(islice(slot_keys(key, frontend.slot(0)), len(wanted)))
+        if [known.get(packed) for packed in keys] == [value.pack(endpoint) for endpoint in wanted]:
+            for packed in keys:
+                del known[packed]
+            self._whole.add((where, frontend))
+            return wanted
+        slots: list[Endpoint] = []
+        for packed in slot_keys(key, frontend.slot(0)):
+            if (endpoint := known.get(packed)) is None:
+                break
+            address, port = value.unpack(endpoint)
+            slots.append(Endpoint(str(address), int(port)))
+        return tuple(slots)
+
+    def _unsettled(self, route: Route) -> Iterator[Element]:
+        """Yield the elements of a route without the lists that were just claimed as a whole."""
+        yield from heads(route, self._remembered.family)
+        for where, endpoints in self._lists(route):
+            if (where, route.frontend) in self._whole:
+                self._whole.remove((where, route.frontend))
                 continue
-            slots: list[Endpoint] = []
-            while packed := known.get(pack(route.frontend.slot(len(slots)))):
-                address, port = fields.unpack(packed)
-                slots.append(Endpoint(str(address), int(port)))
-            read.append(tuple(slots))
-        return settled(route, msgspec.structs.replace(route, cluster=read[0], local=read[1]))
+            for slot, endpoint in enumerate(endpoints):
+                yield Element(where, route.frontend.slot(slot), endpoint)
 
 
 def _shape(where: str) -> SetShape:

@@ -4,9 +4,10 @@ Pure. The name of a set determines its family and its fields, so packing needs n
 kernel. Two values are equal exactly if their packed forms are, whatever a tool prints.
 """
 
+import itertools
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from nftproxy.table.netlink import attribute
 PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
 _PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
 _CODES = {"drop": 0, "accept": 1, "jump": -3, "goto": -4}
+_NUMBER = struct.Struct("=I")  # of a slot
 _VERBS = {code: verb for verb, code in _CODES.items()}
 
 
@@ -102,6 +104,12 @@ def shape(name: str) -> SetShape | None:
         Fields(place.key, place.family),
         Fields(value, place.family) if value not in {"", schema.VERDICT} else None,
     )
+
+
+def slot_keys(fields: Fields, first: Key) -> Iterator[bytes]:
+    """Yield the packed keys of a list's slots, from that of slot 0 on: the number is last."""
+    start = fields.pack(first)[: -_NUMBER.size]
+    return (start + number for number in map(_NUMBER.pack, itertools.count()))
 
 
 def pack_value(value: Value, fields: Fields | None) -> bytes:

@@ -7,15 +7,19 @@ A restart is played by a new Kernel, a new store and a new table object: what a 
 
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from nftproxy.address import Family, parse_address
 from nftproxy.configuration.settings import ALL, Cidr
+from nftproxy.errors import KernelError
 from nftproxy.lab.client import Answer
 from nftproxy.model import Object, ServiceCIDR
+from nftproxy.routes import Compiled, compile_service
+from nftproxy.sync import compilation
 from nftproxy.sync.table import Table
 from nftproxy.table.program import is_pick
 from tests.support.frontends import KINDS, WIRES, Web, Wire, each_wire, nft, route_outside
@@ -109,6 +113,56 @@ def test_with_nothing_changed_nothing_is_written(netns: str) -> None:
                 assert (report.read_back, report.transactions, report.written) == (True, 0, 0)
             table.tidy()
         assert generation(reader) == before
+
+
+def test_services_are_compiled_while_the_table_is_read(
+    netns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes most of the time of reading."""
+    objects = cluster()
+    with table_in(netns, *objects) as before:
+        before.sync(Family.IPv4, [])
+    compiled = threading.Event()
+    with table_in(netns, *objects) as table:
+        packed = table.kernel.packed
+
+        def read(sets: Iterable[str]) -> dict[str, dict[bytes, bytes]]:
+            assert compiled.wait(10), "reading ends when a service is compiled, else never"
+            return packed(sets)
+
+        def compiling(*arguments: Any) -> Compiled | None:
+            compiled.set()
+            return compile_service(*arguments)
+
+        monkeypatch.setattr(table.kernel, "packed", read)
+        monkeypatch.setattr(compilation, "compile_service", compiling)
+        report = table.sync(Family.IPv4, [])
+        assert (report.read_back, report.transactions, report.services) == (True, 0, 6)
+
+
+def test_a_table_that_cannot_be_read_is_tried_again(
+    netns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was compiled meanwhile counts for nothing."""
+    objects = cluster()
+    with table_in(netns, *objects) as before:
+        before.sync(Family.IPv4, [])
+        held = contents(before)
+    with table_in(netns, *objects[:-2]) as table:
+
+        def fail(_: Iterable[str]) -> dict[str, dict[bytes, bytes]]:
+            time.sleep(0.05)
+            raise KernelError("no")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(table.kernel, "packed", fail)
+            with pytest.raises(KernelError, match="no"):
+                table.sync(Family.IPv4, [])
+        assert contents(table) == held
+        deliver(table, *objects[-2:])
+        report = table.sync(Family.IPv4, [])
+        assert (report.transactions, report.services) == (0, 6)
+        assert contents(table) == held
 
 
 def test_one_change_while_nobody_looked_is_one_change(netns: str) -> None:

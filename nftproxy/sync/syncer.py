@@ -23,6 +23,7 @@ from nftproxy.configuration.settings import ALL, NodeSettings
 from nftproxy.errors import BlockedError, ExistsError, KernelError, MissingError
 from nftproxy.kernel import grace
 from nftproxy.kernel.transactions import Kernel
+from nftproxy.model import ObjectName
 from nftproxy.node.memory import give_back, uncollected
 from nftproxy.routes import Affinity, Key
 from nftproxy.store import Store, Taken
@@ -69,6 +70,9 @@ class Syncer:
         self._generation = -1
         self._compilation = Compilation(family, settings)
         self._forgetting = Forgetting(kernel)
+        # Services whose change was refused after reading back: what they have in the table is not
+        # remembered, so it is read back before they change
+        self.left: set[ObjectName] = set()
         self._doubtful: set[str] = set()  # memories that a packet may have filled in meanwhile
         self._preparation = Preparation(kernel, program)
         self._forwards = family in settings.forwarded
@@ -80,6 +84,8 @@ class Syncer:
         """Bring the table in step; KernelError if that failed and has to be tried again."""
         taken = self._store.take_dirty(self.family, everything=not self.in_step)
         try:
+            if self.in_step and not self.left.isdisjoint(taken.services):
+                taken = self._take_again(taken)
             try:
                 return self._sync(taken)
             except FirstLoadError:
@@ -289,6 +295,7 @@ class Syncer:
             self._kernel.load(self._program)
         self.remembered = Remembered(self.family)
         self.remembered.untidy = True
+        self.left.clear()
         sets = [name for name in self._kernel.sets if schema.is_compared(name, self.family)]
         elements = self._kernel.packed(sets)
         # Somebody may have deleted some of them while the table looked like ours. While libnftables
@@ -310,6 +317,9 @@ class Syncer:
             self._kernel.probe()
             if len(batch.changes) == 1:
                 report.refuse(batch.changes[0], error)
+                if isinstance(basis, ReadBack):
+                    batch.leave()
+                    self.left.update(batch.changes[0].services)
             for half in batch.halves():
                 self._apply(half, basis, report)
             return

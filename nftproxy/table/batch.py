@@ -21,6 +21,7 @@ from nftproxy.table.elements import (
     memory_members,
     paired,
 )
+from nftproxy.table.leftovers import Leftovers
 from nftproxy.table.memories import Memory, Regrouped, begun, reduced, regrouped
 from nftproxy.table.packing import SetShape, pack_value, shape, slot_keys
 from nftproxy.table.remembered import Change, Remembered, claims
@@ -52,6 +53,10 @@ class Batch:
             yield self._comparison.batch(self.changes[:middle], self._parts[:middle])
             yield self._comparison.batch(self.changes[middle:], self._parts[middle:])
 
+    def leave(self) -> None:
+        """Leave what services have in the table as it is: the kernel refuses the changes."""
+        self._comparison.refused += self.changes
+
 
 @dataclass(slots=True)
 class Comparison:
@@ -66,6 +71,7 @@ class Comparison:
     _reads: bool
     # Endpoint lists of the next delta, by map and frontend, that were read back as they should be
     _whole: set[tuple[str, Frontend]] = field(default_factory=set)
+    refused: list[Change] = field(default_factory=list)
 
     def settled(self, change: Change) -> Change:
         """Return a change with the endpoints of its routes in the slots of the kernel."""
@@ -182,11 +188,20 @@ class Comparison:
         )
 
     def rest(self) -> Delta:
-        """Return the removal of everything that no service has claimed."""
+        """Return the removal of everything that no service has claimed.
+
+        Services whose change was refused keep all that they had.
+        """
         found = Delta()
+        kept = Leftovers(
+            [name for change in self.refused for name in change.services],
+            [frontend for change in self.refused for frontend in change.routes],
+            self._unclaimed,
+        )
         for where, keys in self._unclaimed.items():
             for key in map(_shape(where).key.unpack, keys):
-                found.drop(where, key)
+                if (where, key) not in kept:
+                    found.drop(where, key)
         return found
 
     def _compare(self, found: Delta, new: Iterable[Element], old: Iterable[Element]) -> None:

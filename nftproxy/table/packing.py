@@ -152,6 +152,16 @@ def comment(text: str) -> bytes:
     return bytes((0, len(packed))) + packed
 
 
+def unpack_comment_of_verdict(packed: bytes) -> str:
+    """Return the comment of a packed value, the attributes of a verdict and of its comment."""
+    end = len(verdict("drop", ""))
+    if len(packed) > end:
+        length, kind = netlink.ATTRIBUTE.unpack_from(packed, end)
+        if kind & netlink.KIND == netlink.VerdictAttribute.CHAIN:
+            end += (length + 3) & ~3
+    return unpack_comment(packed[end:])
+
+
 def unpack_comment(packed: bytes) -> str:
     """Return the comment in user data; empty if it has none."""
     return (

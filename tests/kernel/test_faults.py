@@ -20,13 +20,14 @@ from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
 from nftproxy.lab.client import Answer
 from nftproxy.lab.namespace import enter
-from nftproxy.model import Object
+from nftproxy.model import Object, Service
 from nftproxy.routes import Key, Value
 from nftproxy.store import Store
 from nftproxy.sync.table import Table
 from nftproxy.table import program as program_module
+from nftproxy.table.program import is_pick
 from tests.support.objects import endpoint, endpoint_slice, service
-from tests.support.tables import Watched, watched
+from tests.support.tables import Watched, bare_table, watched
 from tests.support.world import World, settings, unique_name
 
 
@@ -118,6 +119,92 @@ def test_a_refused_service_is_set_aside_alone(netns: str) -> None:
         assert found.sync(Family.IPv4, []).refused == {}
         assert elements(found)["endpoints4-tcp"]["10.96.0.17", 80, 0] == ("10.244.9.9", 8080)
     logger.remove(sink)
+
+
+def of_service(number: int, held: dict[str, dict[Key, Value]]) -> dict[str, dict[Key, Value]]:
+    """What a table holds of one of the services of `cluster`, by its frontends and its name."""
+    fields = {f"10.96.0.{10 + number}", f"203.0.113.{number + 1}", 30080 + number}
+    found = {
+        where: items
+        if f"/web{number}/" in where
+        else {key: value for key, value in items.items() if not fields.isdisjoint(key)}
+        for where, items in held.items()
+    }
+    return {where: items for where, items in found.items() if items}
+
+
+@pytest.mark.contract("5.10.1")
+@pytest.mark.parametrize("after", ["changes", "is deleted"])
+@pytest.mark.parametrize("affinity", ["None", "ClientIP"])
+def test_a_service_that_is_refused_after_reading_back_stays_as_it_was(
+    netns: str, affinity: str, after: str
+) -> None:
+    objects = cluster(3, 3, 3, affinity=affinity, policy="Local")
+    with table(netns, *objects) as before:
+        before.sync(Family.IPv4, [])
+        held = elements(before)
+    members = [endpoint("10.244.1.3", "node1"), endpoint("10.244.1.9", "node2")]
+    changed: list[Object] = [
+        service("web1", "10.96.0.11", node_port=30099, sessionAffinity=affinity),
+        endpoint_slice("web1", members),
+    ]
+    first, fewer = cluster(1, affinity=affinity, policy="Local"), objects[0:2]
+    with table(netns, *first, *changed) as found:
+        library = found.kernel.library
+        fail_on(found.kernel, '"10.96.0.11"', lambda: KernelError("no"))
+        report = found.sync(Family.IPv4, [])
+        assert [str(name) for name in report.refused] == ["default/web1"]
+        now = elements(found)
+        assert of_service(1, now) == of_service(1, held)
+        assert not of_service(2, now), "others are applied, also the deletion of one"
+        assert of_service(0, now)["endpoints4-tcp"].keys() == {
+            (address, 80, 0) for address in ("10.96.0.10", "203.0.113.1")
+        }
+
+        for item in fewer:  # others change; nothing is read back for that
+            found.store.put(item)
+        assert found.sync(Family.IPv4, []).read_back is False
+        found.tidy()
+        assert of_service(1, elements(found)) == of_service(1, held)
+        assert of_service(0, elements(found)) == of_service(0, held)
+
+        found.kernel.library = library
+        if after == "changes":
+            wanted = [*fewer, *changed[:1], endpoint_slice("web1", members[:1])]
+            found.store.put(wanted[-1])
+        else:
+            wanted = fewer
+            found.store.remove(Service, changed[0].metadata.key)
+        assert found.sync(Family.IPv4, []).refused == {}
+        found.tidy()
+        assert same_but_for_slots(elements(found), fresh(*wanted))
+        chains = found.kernel.chains
+        with bare_table(*wanted) as new:
+            new.sync(Family.IPv4, [])
+            assert {each for each in chains - new.kernel.chains if not is_pick(each)} == set()
+
+
+@pytest.mark.contract("5.10.1")
+def test_a_refused_service_answers_as_before_a_restart() -> None:
+    with World(lab={"nodes": 1, "pods": 3, "families": [Family.IPv4]}) as world:
+        other = (service("other", "10.96.0.11"), world.endpoints("pod1-1", of="other"))
+        world.apply(service(), world.endpoints("pod1-1", "pod1-2"), *other)
+        found = world.start("node1")
+        library = found.kernel.library
+        fail_on(found.kernel, '"10.96.0.10"', lambda: KernelError("no"))
+        for item in (service(), world.endpoints("pod1-3"), other[0]):
+            found.store.put(item)
+        found.store.put(world.endpoints("pod1-2", of="other"))
+        assert [str(name) for name in found.sync(Family.IPv4, []).refused] == ["default/web"]
+        assert world.answers("client", "10.96.0.10", 80).keys() == {"pod1-1", "pod1-2"}
+        assert world.answers("client", "10.96.0.11", 80).keys() == {"pod1-2"}
+        found.kernel.library = library
+        world.apply(world.endpoints("pod1-3"))
+        assert world.answers("client", "10.96.0.10", 80).keys() == {"pod1-1", "pod1-2"}, (
+            "unchanged: not tried again"
+        )
+        world.apply(world.endpoints("pod1-3", "pod1-1"))
+        assert world.answers("client", "10.96.0.10", 80).keys() == {"pod1-1", "pod1-3"}
 
 
 def test_an_element_that_libnftables_itself_refuses(

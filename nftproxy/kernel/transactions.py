@@ -6,16 +6,18 @@ the library is well proven, it writes the same on every version, and its input c
 into nft and reported. Every call is one transaction: it happens whole or not at all, and its error
 says how our picture of the table was wrong (`MissingError`, `ExistsError`).
 
-While another program's set would end a process that calls the library (`neighbours`), it is not
-called. Elements go through netlink then, and so do chains that differ from existing ones in numbers
-only; other text is refused (`BlockedError`), and the table continues to serve. libnftables is not
-thread safe: one lock guards it, and its calls release the GIL.
+Two things end that. Each call reads all chains and sets, so where there are thousands, as with many
+ClientIP Services, elements are netlink messages of our own. And while another program's set would
+end a process that calls the library (`neighbours`), it is not called at all: chains that differ
+from existing ones in numbers only are copied by netlink, other text is refused (`BlockedError`),
+and the table continues to serve. libnftables is not thread safe: one lock guards it, and its calls
+release the GIL.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -49,6 +51,8 @@ add rule inet nftproxy-probe c ct state new
 delete table inet nftproxy-probe
 """
 _ELEMENT = {"family": "inet", "table": "nftproxy"}
+# chains and sets of ours from which on elements bypass the library, which takes 2 µs for each
+CROWDED = 1000
 # characters of commands in a log line: many services are halved until one is left, whose commands
 # are shorter
 _SHOWN = 4000
@@ -485,28 +489,22 @@ class Kernel:
         return parts
 
     def _json(self, commands: Callable[[], list[object]], instead: Callable[[], None]) -> None:
-        """Change elements through the library, or by netlink while it must not be called."""
-        if not self._by_netlink:
+        """Change elements through the library, or by netlink.
+
+        By netlink if the library would read very many chains and sets, or must not be called.
+        """
+        if not self._by_netlink and len(self.chains) + len(self.sets) < CROWDED:
             with suppress(BlockedError):
                 if found := commands():
-                    self._transact(msgspec.json.encode({"nftables": found}).decode())
+                    self._transact(_document(found))
                 return
-        instead()
+        with _logged(lambda: _document(commands())):
+            instead()
 
     def _transact(self, text: str) -> None:
-        """Run the commands of a sync; log refused ones for debugging (contract 5.10.4).
-
-        The log has no listing of the table, which may take seconds: `nft` and `nftproxy show` give
-        it at any time.
-        """
-        try:
+        """Run the commands of a sync."""
+        with _logged(lambda: text):
             self._run(text)
-        except BlockedError:
-            raise
-        except KernelError as error:
-            more = f"\n... and {len(text) - _SHOWN} characters more" if len(text) > _SHOWN else ""
-            logger.debug("refused: {}; the commands were:\n{}{}", error, text[:_SHOWN], more)
-            raise
 
     def _run(self, text: str) -> None:
         if blocked := self.blocked:
@@ -521,12 +519,37 @@ class Kernel:
             self._looked_at += 1
 
 
+@contextmanager
+def _logged(text: Callable[[], str]) -> Iterator[None]:
+    """Log the commands that a block makes for debugging, if they are refused (contract 5.10.4).
+
+    Also those of the writer, as they would be sent to the library. The log has no listing of the
+    table, which may take seconds: `nft` and `nftproxy show` give it at any time.
+    """
+    try:
+        yield
+    except BlockedError:
+        raise
+    except KernelError as error:
+        commands = text()
+        more = (
+            f"\n... and {len(commands) - _SHOWN} characters more" if len(commands) > _SHOWN else ""
+        )
+        logger.debug("refused: {}; the commands were:\n{}{}", error, commands[:_SHOWN], more)
+        raise
+
+
 def _commands(
     removed: Mapping[str, dict[Key, None]], added: Mapping[str, dict[Key, Value]]
 ) -> list[object]:
     """Return deletions, then additions, as libnftables JSON."""
     commands: list[object] = [{"delete": _elements(where, keys)} for where, keys in removed.items()]
     return commands + [{"add": _elements(where, items)} for where, items in added.items()]
+
+
+def _document(commands: list[object]) -> str:
+    """Return commands as libnftables takes them."""
+    return msgspec.json.encode({"nftables": commands}).decode()
 
 
 def _elements(where: str, items: dict[Key, None] | dict[Key, Value]) -> dict[str, object]:

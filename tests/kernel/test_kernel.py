@@ -15,6 +15,7 @@ from nftproxy import log
 from nftproxy.address import Family
 from nftproxy.daemon import SKIP_KERNEL_CHECK, require_kernel
 from nftproxy.errors import MissingError, UnusableError
+from nftproxy.kernel import transactions
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
 from nftproxy.model import Object
@@ -150,17 +151,22 @@ def debugging() -> Iterator[Callable[[int], None]]:
 @pytest.mark.contract("5.10.4")
 @pytest.mark.parametrize("count", [1, 200], ids=["short", "long"])
 @pytest.mark.parametrize("verbosity", [3, 4])
+@pytest.mark.parametrize("crowded", [False, True], ids=["library", "netlink"])
 def test_refused_commands_are_logged_for_debugging(
     netns: str,
     debugging: Callable[[int], None],
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     count: int,
     verbosity: int,
+    crowded: bool,
 ) -> None:
-    """As they were sent, so that they can be tried with `nft -j -f -`.
+    """As JSON, so that they can be tried with `nft -j -f -`, whichever way they went.
 
     But not megabytes of them.
     """
+    if crowded:
+        monkeypatch.setattr(transactions, "CROWDED", 0)
     refused = Delta()
     for number in range(count):
         refused.remove("endpoints4-tcp", ("10.96.0.10", 80, number))
@@ -176,6 +182,7 @@ def test_refused_commands_are_logged_for_debugging(
     first, commands, *more = logged.splitlines()
     assert "DEBUG   refused: " in first
     assert first.endswith("No such file or directory; the commands were:")
+    assert crowded == ("writing nftables" in first), "the writer's own words"
     if count == 1:
         assert more == []
         (command,) = json.loads(commands)["nftables"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nftproxy.address import Family, Network, parse_network
 from nftproxy.errors import ExistsError, MissingError
+from nftproxy.kernel import transactions
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab.namespace import enter
 from nftproxy.routes import Key, Value, Verdict
@@ -21,8 +22,9 @@ from nftproxy.table import netlink, schema
 from nftproxy.table.delta import Delta
 from nftproxy.table.netlink import ElementAttribute, Elements, Message
 from tests.kernel.test_packing import everything
+from tests.support.objects import endpoint, endpoint_slice, service
 from tests.support.running import eventually
-from tests.support.tables import deliver, new_namespace
+from tests.support.tables import deliver, new_namespace, table_in, watched
 from tests.support.world import settings as node_settings
 
 PROTOCOLS = ("tcp", "udp", "sctp")
@@ -258,3 +260,33 @@ def test_clients_that_are_remembered_are_forgotten_in_time(pair: Pair) -> None:
         (element,) = raw(table)[where].values()
         assert int.from_bytes(element[ElementAttribute.TIMEOUT]) == 600_000
         table.kernel.forget(where, {(clients[0],): one})
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_the_library_is_spared_where_it_would_read_very_many_chains_and_sets(
+    netns: str, monkeypatch: pytest.MonkeyPatch, crowded: bool
+) -> None:
+    """It makes chains and sets all the same; elements are netlink messages from then on."""
+    objects = [
+        item
+        for number in range(3)
+        for item in (
+            service(f"s{number}", f"10.96.0.{10 + number}", sessionAffinity="ClientIP"),
+            endpoint_slice(f"s{number}", [endpoint(f"10.244.{number}.2")]),
+        )
+    ]
+    sent: list[str] = []
+    with table_in(netns, *objects) as table, watched(table.kernel, sent.append):
+        table.kernel.load(table.program)
+        objects_there = len(table.kernel.chains | table.kernel.sets)
+        # the library is called for the second time when the chains of these services are there
+        monkeypatch.setattr(transactions, "CROWDED", objects_there + 10 if crowded else 10_000)
+        assert table.sync(Family.IPv4, []).refused == {}
+        assert any("sticky-pick4-tcp-1" in text and "chain" in text for text in sent)
+        assert ('"learn4"' in "".join(sent)) is not crowded
+        sent.clear()
+        deliver(table, endpoint_slice("s1", [endpoint("10.244.1.9")]))
+        assert table.sync(Family.IPv4, []).refused == {}
+        assert bool(sent) is not crowded
+        assert table.kernel.elements("endpoints4-tcp")["10.96.0.11", 80, 0] == ("10.244.1.9", 8080)
+        assert ("10.244.1.9", "tcp", 8080) in table.kernel.elements("members4")

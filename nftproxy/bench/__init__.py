@@ -16,6 +16,7 @@ All get the same `workload` in the same namespaces, and the same code measures t
     traffic      packets through a mode's node
     plan         sizes, modes, repetitions, durations
     rounds       a run: modes take turns, so that noise hits all alike
+    shapes       odd Services and plain ones, compared without packets
     statistics   percentiles, and ratios within one run
     report       the table in the terminal, and CSV with all samples
     machine      ... and with the machine's description

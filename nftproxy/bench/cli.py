@@ -4,14 +4,15 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from nftproxy import columns
-from nftproxy.bench import charts, machine, report
+from nftproxy.bench import charts, machine, report, shapes
 from nftproxy.bench.api import ApiServer
 from nftproxy.bench.bed import scratch
 from nftproxy.bench.controlplane import PROGRAMS, assets
@@ -31,6 +32,7 @@ _MODES, _QUICK_MODES = (
     "none,nftproxy,iptables,kube-proxy-nftables",
 )
 _REPEAT, _QUICK_REPEAT = 3, 1
+ENDED_EARLY = "ended early: the results so far"
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -62,6 +64,13 @@ _REPEAT, _QUICK_REPEAT = 3, 1
     help=f"Less of everything, under a minute: {_QUICK_SIZES} services, {_QUICK_REPEAT} round.",
 )
 @click.option(
+    "--shapes",
+    "by_shape",
+    is_flag=True,
+    help="Compare no modes, but odd Services with plain ones, as ratios: very large ones, many "
+    "ports, affinity, and a restart with a first sync. With nftproxy alone, and without packets.",
+)
+@click.option(
     "--kube-proxy",
     metavar="PATH",
     type=click.Path(path_type=Path),
@@ -90,6 +99,7 @@ def bench(
     output: Path,
     *,
     quick: bool,
+    by_shape: bool,
 ) -> int:
     """Measure what Services cost on this machine, and compare ways to proxy them.
 
@@ -99,6 +109,13 @@ def bench(
     results so far.
     """
     build.check_machine()
+    if by_shape:
+        if services or modes or kube_proxy:
+            raise NftproxyError(
+                "--shapes cannot be used with --services, --modes or --kube-proxy",
+                hint="it compares Services of its own, with nftproxy alone",
+            )
+        return _compare_shapes(repeat or (_QUICK_REPEAT if quick else _REPEAT), output, quick=quick)
     program, version = _kube_proxy(kube_proxy) if kube_proxy else ("", "")
     default = ",".join([_QUICK_MODES if quick else _MODES, *(REAL if program else ())])
     wanted = _modes(modes or default, iptables_backend, program)
@@ -116,8 +133,7 @@ def bench(
         kube_proxy=program,
     )
     output.mkdir(parents=True, exist_ok=True)
-    described = machine.describe() | ({"kube-proxy": version} if version else {})
-    described |= {"command": shlex.join(["nftproxy", *sys.argv[1:]])}
+    described = _machine() | ({"kube-proxy": version} if version else {})
     run, interrupted = _run(plan)
     for note in dict.fromkeys(run.notes):
         click.echo(f"{click.style('warning:', fg='yellow')} {note}", err=True)
@@ -169,6 +185,39 @@ def _offers(text: str, endpoints: int, mix: Mix) -> tuple[Offer, ...]:
 
 def _run(plan: BenchPlan) -> tuple[Run, bool]:
     """Run a plan; return the results, and whether a signal ended it."""
+    with _progress(plan.steps) as advance:
+        run = Run(plan, advance)
+        return run, _interrupted(run.go)
+
+
+def _compare_shapes(repeat: int, output: Path, *, quick: bool) -> int:
+    """Compare shapes of Services, and report; return the exit code."""
+    sizes = shapes.QUICK if quick else shapes.FULL
+    found: list[shapes.Compared] = []
+    described = _machine()
+    with _progress(2 * repeat * len(shapes.works(sizes))) as advance:
+        interrupted = _interrupted(
+            lambda: found.extend(shapes.compare(sizes, repeat, lambda title: advance(title, 1)))
+        )
+    if found:
+        header, *rows = report.shapes(found)
+        columns.show(header, rows)
+    if interrupted:
+        click.echo(ENDED_EARLY)
+    output.mkdir(parents=True, exist_ok=True)
+    report.write_shapes(output / "shapes.csv", found)
+    report.write_machine(output / "machine.csv", described)
+    click.echo(f"{output}: shapes.csv, machine.csv")
+    return 130 if interrupted else 0
+
+
+def _machine() -> dict[str, str]:
+    return machine.describe() | {"command": shlex.join(["nftproxy", *sys.argv[1:]])}
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[str, int], None]]:
+    """Show a bar on a terminal; the function that it lends takes a text and how far to advance."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -182,18 +231,22 @@ def _run(plan: BenchPlan) -> tuple[Run, bool]:
         transient=True,
         disable=not console.is_terminal,
     ) as bar:
-        task = bar.add_task("", total=plan.steps)
-        run = Run(plan, lambda text, steps: bar.update(task, description=text, advance=steps))
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = [signal.signal(number, _interrupt_once(signals)) for number in signals]
-        try:
-            run.go()
-        except KeyboardInterrupt:
-            return run, True
-        finally:
-            for number, handler in zip(signals, before, strict=True):
-                signal.signal(number, handler)
-    return run, False
+        task = bar.add_task("", total=steps)
+        yield lambda text, done: bar.update(task, description=text, advance=done)
+
+
+def _interrupted(go: Callable[[], None]) -> bool:
+    """Run something; return whether a signal ended it."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, _interrupt_once(signals)) for number in signals]
+    try:
+        go()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+    return False
 
 
 def _interrupt_once(signals: Sequence[int]) -> Callable[[int, Any], None]:
@@ -216,7 +269,7 @@ def _report(run: Run, described: dict[str, str], output: Path, *, interrupted: b
     if figures.sizes:
         click.echo(report.LEGEND)
     if interrupted:
-        click.echo("ended early: the results so far")
+        click.echo(ENDED_EARLY)
     report.write_samples(output / "samples.csv", run.samples)
     report.write_machine(output / "machine.csv", described)
     written = ["samples.csv", "machine.csv", *charts.draw(figures, output)]

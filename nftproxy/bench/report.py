@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from nftproxy.bench.measures import FLOOR, NO_PROXY, ROWS, Measure, MeasurePlace, Row, Sample, Unit
+from nftproxy.bench.shapes import Compared
 from nftproxy.bench.statistics import Summary
 
 OURS: Final = "nftproxy"
@@ -92,6 +93,26 @@ def _cell(figures: Summary, services: int, mode: str, row: Row) -> str:
     )
     ratios = [*([times(ours)] if ours else []), *([f"/ {times(bare)}"] if bare else [])]
     return " ".join([quantity(value, row.measure.unit), *ratios])
+
+
+def shapes(compared: Iterable[Compared]) -> list[list[str]]:
+    """Return the rows of compared shapes, the header first."""
+    rows = [
+        [
+            title,
+            quantity(odd, Unit.SECONDS),
+            quantity(plain, Unit.SECONDS),
+            times(odd / plain),
+        ]
+        for title, odd, plain in compared
+    ]
+    return [["compared", "first", "second", "ratio"], *rows]
+
+
+def write_shapes(path: Path, compared: Iterable[Compared]) -> None:
+    """Write the medians of compared shapes, in seconds."""
+    rows = ((title, f"{odd:.9g}", f"{plain:.9g}") for title, odd, plain in compared)
+    _write(path, ("compared", "first", "second"), rows)
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftproxy.bench import charts, report
+from nftproxy.bench import charts, report, shapes
 from nftproxy.bench.bed import Bed
 from nftproxy.bench.client import BenchTarget, Order
 from nftproxy.bench.control import Arriving
@@ -28,9 +28,10 @@ from nftproxy.bench.offer import FEWEST, IPERF_PORT, Offer
 from nftproxy.bench.plan import QUICK, BenchPlan
 from nftproxy.bench.statistics import Summary, percentile
 from nftproxy.bench.traffic import BenchClient, Traffic
-from nftproxy.bench.workload import Mix
+from nftproxy.bench.workload import Mix, Workload
 from nftproxy.errors import NftproxyError
 from nftproxy.lab import build, namespace
+from nftproxy.model import EndpointSlice, Service
 from tests.support.process import NFTPROXY, PATIENCE
 
 _numbers = itertools.count()
@@ -301,6 +302,62 @@ def test_a_run(tmp_path: Path) -> None:
     assert "--services 20" in machine["command"]
 
 
+def test_shapes(tmp_path: Path) -> None:
+    """Seven comparisons, each with the ratio of its two figures."""
+    with bench("--shapes", "--quick", "--output", tmp_path / "out") as process:
+        output, complaints = process.communicate(timeout=60)
+    assert (process.returncode, complaints) == (0, "")
+    header, *lines, last = output.splitlines()
+    assert header.split() == ["compared", "first", "second", "ratio"]
+    assert last == f"{tmp_path}/out: shapes.csv, machine.csv"
+    rows = read(tmp_path / "out/shapes.csv")
+    assert len(lines) == len(rows) == len(shapes.works(shapes.QUICK))
+    for line, row in zip(lines, rows, strict=True):
+        first, second = float(row["first"]), float(row["second"])
+        assert line.startswith(row["compared"])
+        figures = (report.quantity(first, Unit.SECONDS), report.quantity(second, Unit.SECONDS))
+        assert line.split()[-5:] == [*" ".join(figures).split(), report.times(first / second)]
+        assert second > 1e-6
+    machine = {row["property"]: row["value"] for row in read(tmp_path / "out/machine.csv")}
+    assert "--shapes" in machine["command"]
+
+
+def test_shapes_that_end_early(tmp_path: Path) -> None:
+    with bench("--shapes", "--output", tmp_path) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not namespace.names(f"bench-{process.pid}-*"):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        output, complaints = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, complaints) == (130, "")
+    assert output.splitlines() == [
+        "ended early: the results so far",
+        f"{tmp_path}: shapes.csv, machine.csv",
+    ]
+    assert read(tmp_path / "shapes.csv") == []
+
+
+def test_what_shapes_are() -> None:
+    """As their titles say: the tests of the program show what each costs."""
+    for number in (3, 30):
+        (many,) = (item for item in shapes.many_ports(number)(0) if isinstance(item, Service))
+        assert len(many.spec.ports or ()) == number
+    endpoints = [
+        len(item.endpoints or ()) for item in shapes.uneven(4) if isinstance(item, EndpointSlice)
+    ]
+    assert endpoints == [1, 2, 3, 4]
+    first, change = shapes.sized(250)(0), shapes.sized(250)(1)
+    assert [len(each) for each in (first, change)] == [4, 1]
+    assert change != first[1:2]
+    for kind, affinity in ((shapes.Sticky, "ClientIP"), (Workload, "None")):
+        found = shapes.alike(kind, 20)
+        services = [item for item in found(0) if isinstance(item, Service)]
+        assert {each.spec.session_affinity for each in services} == {affinity}
+        assert (len(services), len(found(1))) == (20, 1)
+
+
 def test_a_child_that_nobody_hears_ends_without_a_word() -> None:
     """The bench was ended early, while the child had something to say."""
     program = "from nftproxy.bench.lines import say\nwhile True: say({'reading': 1.0})"
@@ -350,6 +407,9 @@ def test_ended_early(tmp_path: Path, number: signal.Signals, first: str) -> None
             id="no endpoints",
         ),
         pytest.param(["--modes", "nftproxy,magic"], "there is no mode 'magic'", id="no such mode"),
+        pytest.param(
+            ["--shapes", "--services", "100"], "--shapes cannot be used with", id="shapes of modes"
+        ),
     ],
 )
 def test_mistakes(tmp_path: Path, arguments: list[str], message: str) -> None:

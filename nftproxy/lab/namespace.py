@@ -58,7 +58,7 @@ def create(name: str) -> None:
             _call("unshare", _CLONE_NEWNET)
             _call("mount", b"/proc/thread-self/ns/net", os.fsencode(path), b"none", _MS_BIND, None)
     except BaseException:
-        path.unlink()
+        delete(name)
         raise
 
 

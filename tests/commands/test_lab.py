@@ -701,3 +701,23 @@ def test_echo_server_without_a_thread() -> None:
         server.stop()
         with enter(where), socket.create_server(("", 80)):  # and again
             pass
+
+
+@pytest.mark.parametrize("call", ["unshare", "mount", "setns"])
+def test_a_namespace_that_is_interrupted_leaves_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """By Ctrl-C right after each system call, also when the file is a mount point already."""
+    made, wanted = namespace._call, f"{name}.node1"
+
+    def interrupted(function: str, *arguments: int | bytes | None) -> None:
+        made(function, *arguments)
+        if function == call and wanted in namespace.names(name):
+            raise KeyboardInterrupt
+
+    home = Path("/proc/thread-self/ns/net").readlink()
+    monkeypatch.setattr(namespace, "_call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        namespace.create(wanted)
+    assert namespace.names(name) == []
+    assert Path("/proc/thread-self/ns/net").readlink() == home

@@ -16,7 +16,7 @@ from loguru import logger
 
 from nftproxy import kubeyaml
 from nftproxy.errors import ConfigError
-from nftproxy.sources.access import Access, basic, bearer, is_secure, pem, token_in, url
+from nftproxy.sources.access import Access, basic, bearer, is_secure, parsed, pem, token_in, url
 from nftproxy.sources.credentialplugin import CredentialPlugin, Grant
 
 
@@ -108,6 +108,8 @@ class Kubeconfig:
             verified=not cluster.insecure_skip_tls_verify,
             proxy=cluster.proxy_url or None,
         )
+        if found.proxy:
+            parsed(found.proxy, f"cluster {context.cluster}: proxy-url")
         if authority:
             found = replace(found, authority_from=place)
         if is_secure(found.server):

@@ -212,7 +212,7 @@ class Manifests:
             if regular and (
                 _in(path, unfinished())
                 or _is_rewritten(path, status, content)
-                or (not content and time.time_ns() - status.st_mtime_ns < _EMPTIED)
+                or (not content and abs(time.time_ns() - status.st_mtime_ns) < _EMPTIED)
             ):
                 self._unfinished.add(path)
                 return  # the end of writing leads to another scan

@@ -410,8 +410,10 @@ def test_unusable_proxies(
         cluster["proxy-url"] = proxy
     else:
         monkeypatch.setenv(where, proxy)
-    error = _told(lambda: connect(write({"token": "t"}, **cluster), ""))
+    path = write({"token": "t"}, **cluster)
+    error = _told(lambda: connect(path, ""))
     assert where in str(error)
+    assert (f"kubeconfig {path}: cluster " in str(error)) == (where == "proxy-url")
     assert "s3cret" not in str(error) + error.hint
 
 

@@ -50,6 +50,10 @@ def main() -> int:
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     given = parser.parse_args()
+    names_of = {"tests": [*_PROXIES], "measure": [*_PROXIES], "trial": [*trials.ALL]}
+    known = names_of.get(given.command)
+    if known and (len(given.arguments) != 1 or given.arguments[0] not in known):
+        parser.error(f"{given.command} needs one of {', '.join(known)}")
     if reason := names.missing(os.environ.get("KUBERNETES_BINARIES", "")):
         print(f"skipped: {reason}")
         return 0

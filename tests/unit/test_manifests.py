@@ -643,7 +643,8 @@ for _ in range(3000):
     asyncio.run(follow())
 
 
-def test_a_file_that_is_emptied_keeps_its_objects(folder: Path) -> None:
+@pytest.mark.parametrize("moment", [0, 2**32], ids=["long ago", "in the future"])
+def test_a_file_that_is_emptied_keeps_its_objects(folder: Path, moment: int) -> None:
     """Somebody is about to write into it. After some time that is a mistake, and said so."""
     path = folder / "a.yaml"
     path.write_text(text(WEB))
@@ -652,7 +653,7 @@ def test_a_file_that_is_emptied_keeps_its_objects(folder: Path) -> None:
     path.write_text("")
     found = manifests.scan()
     assert (found.problems, names(found)) == ([], ["web"])
-    os.utime(path, (0, 0))
+    os.utime(path, (moment, moment))
     for news in (1, 0):
         found = manifests.scan()
         assert found.problems == [

@@ -195,7 +195,7 @@ def _compare_shapes(repeat: int, output: Path, *, quick: bool) -> int:
     sizes = shapes.QUICK if quick else shapes.FULL
     found: list[shapes.Compared] = []
     described = _machine()
-    with _progress(2 * repeat * len(shapes.works(sizes))) as advance:
+    with _progress(2 * repeat * len(shapes.pairs(sizes))) as advance:
         interrupted = _interrupted(
             lambda: found.extend(shapes.compare(sizes, repeat, lambda title: advance(title, 1)))
         )

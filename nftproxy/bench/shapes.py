@@ -56,7 +56,7 @@ class Compared(NamedTuple):
     plain: float
 
 
-class Work(NamedTuple):
+class Pair(NamedTuple):
     """Two shapes to compare, each as a function that returns seconds."""
 
     title: str
@@ -64,7 +64,7 @@ class Work(NamedTuple):
     plain: Callable[[], float]
 
 
-def works(sizes: Sizes) -> list[Work]:
+def pairs(sizes: Sizes) -> list[Pair]:
     """Return what is compared."""
     many, few = sizes.endpoints
     most, fewer = sizes.ports
@@ -72,20 +72,20 @@ def works(sizes: Sizes) -> list[Work]:
     def first_of(objects: Callable[[], Objects], clock: Clock) -> Callable[[], float]:
         return lambda: first(objects(), clock).each
 
-    def both(title: str, clock: Clock) -> Work:
-        return Work(
+    def both(title: str, clock: Clock) -> Pair:
+        return Pair(
             title,
             first_of(lambda: uneven(sizes.counts), clock),
             first_of(lambda: plain(sizes.even), clock),
         )
 
     return [
-        Work(
+        Pair(
             f"one endpoint changes in a Service with {many}, with {few}",
             lambda: changing(sized(many), sizes.changes),
             lambda: changing(sized(few), sizes.changes),
         ),
-        Work(
+        Pair(
             f"one endpoint more for {most}, for {fewer} ClientIP ports, each port",
             lambda: changing(many_ports(most), sizes.changes) / most,
             lambda: changing(many_ports(fewer), sizes.changes) / fewer,
@@ -96,17 +96,17 @@ def works(sizes: Sizes) -> list[Work]:
             time.perf_counter,
         ),
         both("... processor time", time.process_time),
-        Work(
+        Pair(
             f"first sync of {sizes.sticky} ClientIP Services, of plain ones",
             lambda: first(plain(sizes.sticky, Sticky)).seconds,
             lambda: first(plain(sizes.sticky)).seconds,
         ),
-        Work(
+        Pair(
             f"one endpoint changes among {sizes.sticky} ClientIP Services, among plain ones",
             lambda: changing(alike(Sticky, sizes.sticky), sizes.changes),
             lambda: changing(alike(Workload, sizes.sticky), sizes.changes),
         ),
-        Work(
+        Pair(
             f"restart with {sizes.restart} Services, first sync",
             lambda: restart(plain(sizes.restart)),
             lambda: first(plain(sizes.restart)).seconds,
@@ -117,7 +117,7 @@ def works(sizes: Sizes) -> list[Work]:
 def compare(sizes: Sizes, repeat: int, step: Callable[[str], None]) -> Iterator[Compared]:
     """Yield what each comparison measures; `step` is called with its title before each work."""
     memory.collect_seldom()
-    for title, odd, other in works(sizes):
+    for title, odd, other in pairs(sizes):
         seconds: dict[Callable[[], float], list[float]] = {odd: [], other: []}
         for _ in range(repeat):
             for work, measured in seconds.items():
@@ -144,12 +144,12 @@ def plain(count: int, kind: type[Workload] = Workload) -> Objects:
 
 
 def alike(kind: type[Workload], count: int) -> Version:
-    """Return so many services, of which one has another endpoint each time."""
+    """Return services of which one has another endpoint after each change."""
     return lambda change: plain(count, kind) if change == 0 else [kind(count).slice(7, change)]
 
 
 def sized(endpoints: int) -> Version:
-    """Return one service, with another endpoint in its first slice each time."""
+    """Return one service, with another endpoint in its first slice after each change."""
     web = _service("web", "10.96.0.10", [{"name": "http", "port": 80}])
 
     def version(change: int) -> Objects:
@@ -162,7 +162,7 @@ def sized(endpoints: int) -> Version:
 
 
 def many_ports(count: int) -> Version:
-    """Return a service of so many UDP ports with affinity, each time with one endpoint more.
+    """Return a service of UDP ports with affinity, with one endpoint more after each change.
 
     Another number of endpoints is the dearest change, because it needs other chains.
     """

@@ -21,7 +21,7 @@ from nftproxy.table.elements import (
     memory_members,
     paired,
 )
-from nftproxy.table.leftovers import Leftovers
+from nftproxy.table.holdings import Holdings
 from nftproxy.table.memories import Memory, Regrouped, begun, reduced, regrouped
 from nftproxy.table.packing import SetShape, pack_value, shape, slot_keys
 from nftproxy.table.remembered import Change, Remembered, claims
@@ -193,7 +193,7 @@ class Comparison:
         Services whose change was refused keep all that they had.
         """
         found = Delta()
-        kept = Leftovers(
+        kept = Holdings(
             [name for change in self.refused for name in change.services],
             [frontend for change in self.refused for frontend in change.routes],
             self._unclaimed,

@@ -311,7 +311,7 @@ def test_shapes(tmp_path: Path) -> None:
     assert header.split() == ["compared", "first", "second", "ratio"]
     assert last == f"{tmp_path}/out: shapes.csv, machine.csv"
     rows = read(tmp_path / "out/shapes.csv")
-    assert len(lines) == len(rows) == len(shapes.works(shapes.QUICK))
+    assert len(lines) == len(rows) == len(shapes.pairs(shapes.QUICK))
     for line, row in zip(lines, rows, strict=True):
         first, second = float(row["first"]), float(row["second"])
         assert line.startswith(row["compared"])

@@ -1,4 +1,4 @@
-"""What Services keep in the table after reading back, if the kernel refuses their change.
+"""What Services hold in the table after reading back, if the kernel refuses their change.
 
 Pure. Such a Service stays as it was, but nobody remembers how that was. So everything that may
 belong to it stays: its frontends, which are those that it wants and those that bear its name in a
@@ -15,7 +15,7 @@ from nftproxy.table.packing import shape, unpack_comment_of_verdict
 _OF_ENDPOINTS = (schema.HAIRPIN, schema.MEMBERS)
 
 
-class Leftovers:
+class Holdings:
     """The elements that may belong to Services whose change was refused."""
 
     def __init__(

@@ -144,7 +144,10 @@ class Aftermath(Observer):
         if self._forwarder:
             self._forwarder.put(
                 side.local_ports.changed(
-                    report.node_ports, read_back=report.read_back, whole=not report.postponed
+                    report.node_ports,
+                    read_back=report.read_back,
+                    whole=not report.postponed,
+                    kept=report.kept,
                 )
             )
         await side.ports.update(changed)

@@ -19,6 +19,10 @@ from nftproxy.table import schema
 from nftproxy.table.schema import Policy
 from nftproxy.table.shares import scheduled
 
+# Characters of a comment that the kernel keeps: 128 bytes with the end mark (libnftnl's
+# NFTNL_UDATA_COMMENT_MAXLEN); and of one that is cut
+COMMENT, CUT = 127, 124
+
 
 class Verdict(NamedTuple):
     """The target of a verdict map's element, and its service port, for whoever lists the map."""
@@ -432,8 +436,5 @@ def _sources(seen: View, context: Context) -> tuple[Network, ...] | None:
 
 
 def _comment(text: str) -> str:
-    """Shorten a comment to what the kernel keeps.
-
-    That is 128 bytes with the end mark (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN).
-    """
-    return text if len(text) < 128 else f"{text[:124]}..."
+    """Shorten a comment to what the kernel keeps."""
+    return text if len(text) <= COMMENT else f"{text[:CUT]}..."

@@ -30,6 +30,11 @@ def own_name(place: str) -> str:
     return f"bench-{os.getpid()}-{next(_numbers)}.{place}"
 
 
+def clear() -> None:
+    """Remove all namespaces of this process: a signal may end what removes one."""
+    build.remove(namespace.names(f"bench-{os.getpid()}-*"))
+
+
 @contextlib.contextmanager
 def scratch() -> Iterator[str]:
     """Lend a namespace for probes, by name."""

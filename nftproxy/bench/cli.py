@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from nftproxy import columns
 from nftproxy.bench import charts, machine, report, shapes
 from nftproxy.bench.api import ApiServer
-from nftproxy.bench.bed import scratch
+from nftproxy.bench.bed import clear, scratch
 from nftproxy.bench.controlplane import PROGRAMS, assets
 from nftproxy.bench.modes import MODES, REAL, KubeProxyProgram, ModePlace, make
 from nftproxy.bench.offer import FEWEST, Offer
@@ -61,7 +62,8 @@ ENDED_EARLY = "ended early: the results so far"
 @click.option(
     "--quick",
     is_flag=True,
-    help=f"Less of everything, under a minute: {_QUICK_SIZES} services, {_QUICK_REPEAT} round.",
+    help=f"Less of everything, under a minute: {_QUICK_SIZES} services, {_QUICK_REPEAT} round; or "
+    "smaller shapes.",
 )
 @click.option(
     "--shapes",
@@ -110,11 +112,7 @@ def bench(
     """
     build.check_machine()
     if by_shape:
-        if services or modes or kube_proxy:
-            raise NftproxyError(
-                "--shapes cannot be used with --services, --modes or --kube-proxy",
-                hint="it compares Services of its own, with nftproxy alone",
-            )
+        _refuse_with_shapes(click.get_current_context())
         return _compare_shapes(repeat or (_QUICK_REPEAT if quick else _REPEAT), output, quick=quick)
     program, version = _kube_proxy(kube_proxy) if kube_proxy else ("", "")
     default = ",".join([_QUICK_MODES if quick else _MODES, *(REAL if program else ())])
@@ -139,6 +137,16 @@ def bench(
         click.echo(f"{click.style('warning:', fg='yellow')} {note}", err=True)
     _report(run, described, output, interrupted=interrupted)
     return 130 if interrupted else 0
+
+
+def _refuse_with_shapes(context: click.Context) -> None:
+    """Raise NftproxyError for options that say what to compare otherwise."""
+    for name in ("services", "endpoints", "mix", "modes", "kube_proxy", "iptables_backend"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise NftproxyError(
+                f"--shapes cannot be used with --{name.replace('_', '-')}",
+                hint="it compares Services of its own, with nftproxy alone",
+            )
 
 
 def _kube_proxy(path: Path) -> tuple[str, str]:
@@ -193,6 +201,7 @@ def _run(plan: BenchPlan) -> tuple[Run, bool]:
 def _compare_shapes(repeat: int, output: Path, *, quick: bool) -> int:
     """Compare shapes of Services, and report; return the exit code."""
     sizes = shapes.QUICK if quick else shapes.FULL
+    output.mkdir(parents=True, exist_ok=True)
     found: list[shapes.Compared] = []
     described = _machine()
     with _progress(2 * repeat * len(shapes.pairs(sizes))) as advance:
@@ -204,7 +213,6 @@ def _compare_shapes(repeat: int, output: Path, *, quick: bool) -> int:
         columns.show(header, rows)
     if interrupted:
         click.echo(ENDED_EARLY)
-    output.mkdir(parents=True, exist_ok=True)
     report.write_shapes(output / "shapes.csv", found)
     report.write_machine(output / "machine.csv", described)
     click.echo(f"{output}: shapes.csv, machine.csv")
@@ -242,6 +250,7 @@ def _interrupted(go: Callable[[], None]) -> bool:
     try:
         go()
     except KeyboardInterrupt:
+        clear()  # nothing disturbs any more
         return True
     finally:
         for number, handler in zip(signals, before, strict=True):

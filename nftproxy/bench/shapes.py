@@ -72,9 +72,10 @@ def pairs(sizes: Sizes) -> list[Pair]:
     def first_of(objects: Callable[[], Objects], clock: Clock) -> Callable[[], float]:
         return lambda: first(objects(), clock).each
 
-    def both(title: str, clock: Clock) -> Pair:
+    def both(what: str, clock: Clock) -> Pair:
         return Pair(
-            title,
+            f"{what} of {sizes.counts} numbers of endpoints, of {sizes.even} plain Services, each "
+            "element",
             first_of(lambda: uneven(sizes.counts), clock),
             first_of(lambda: plain(sizes.even), clock),
         )
@@ -90,12 +91,8 @@ def pairs(sizes: Sizes) -> list[Pair]:
             lambda: changing(many_ports(most), sizes.changes) / most,
             lambda: changing(many_ports(fewer), sizes.changes) / fewer,
         ),
-        both(
-            f"first sync of {sizes.counts} numbers of endpoints, of {sizes.even} plain Services, "
-            "each element",
-            time.perf_counter,
-        ),
-        both("... processor time", time.process_time),
+        both("first sync", time.perf_counter),
+        both("processor time", time.process_time),
         Pair(
             f"first sync of {sizes.sticky} ClientIP Services, of plain ones",
             lambda: first(plain(sizes.sticky, Sticky)).seconds,

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 from loguru import logger
@@ -38,17 +38,22 @@ class LocalNodePorts:
         self._unseen: set[int] = set()  # since the table was read back
 
     def changed(
-        self, routes: Mapping[int, Route | None], *, read_back: bool, whole: bool
+        self,
+        routes: Mapping[int, Route | None],
+        *,
+        read_back: bool,
+        whole: bool,
+        kept: Collection[int] = (),
     ) -> dict[LocalFrontend, Backends | None]:
         """Return what a sync changes.
 
-        `routes` are the TCP NodePorts that it changed. After a sync with `read_back`, all come
-        again; those that did not by the end of a sync that postponed nothing, which is `whole`, are
-        gone.
+        `routes` are the TCP NodePorts that it changed, and `kept` those that stay as they were.
+        After a sync with `read_back`, all others come again; those that did not by the end of a
+        sync that postponed nothing, which is `whole`, are gone.
         """
         found: dict[LocalFrontend, Backends | None] = {}
         if read_back:
-            self._unseen = set(self._known)
+            self._unseen = self._known.difference(kept)
         for port, route in routes.items():
             self._unseen.discard(port)
             backends = backends_of(route) if route else None

@@ -56,7 +56,10 @@ class Batches:
         self._receive = ctypes.CDLL(None, use_errno=True).recvmmsg
 
     def receive(self) -> list[bytes]:
-        """Wait for a message, and return it and those that are there after it; OSError if none."""
+        """Wait for a message, and return it and those that are there after it.
+
+        OSError if the socket fails, or a message is longer than any of nf_tables.
+        """
         while True:
             number = self._receive(
                 self._source.fileno(), self._messages, MESSAGES, _WAIT_FOR_ONE, None
@@ -65,9 +68,11 @@ class Batches:
                 break
             if (failed := ctypes.get_errno()) != errno.EINTR:
                 raise OSError(failed, os.strerror(failed))
+        received = self._messages[:number]
+        if any(message.header.flags & socket.MSG_TRUNC for message in received):
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
         starts = range(0, number * _SIZE, _SIZE)
-        sizes = (message.size for message in self._messages[:number])
         return [
-            bytes(self._bytes[start : start + size])
-            for start, size in zip(starts, sizes, strict=True)
+            bytes(self._bytes[start : start + message.size])
+            for start, message in zip(starts, received, strict=True)
         ]

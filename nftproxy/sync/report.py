@@ -29,8 +29,10 @@ class Report:
     # Not yet looked at; the next sync continues with them
     postponed: dict[ObjectName, Pending] = field(default_factory=dict)
     # Changed NodePorts for TCP where these are forwarded on localhost, None for removed ones; with
-    # `read_back` these are all, except those of postponed services
+    # `read_back` these are all, except those of postponed services and those that are `kept`
     node_ports: dict[int, Route | None] = field(default_factory=dict)
+    # NodePorts for TCP that may belong to refused services, which keep them
+    kept: set[int] = field(default_factory=set)
     # Seconds for compile, read_back, difference, kernel
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -65,6 +67,10 @@ class Report:
                 self.family,
                 error,
             )
+
+    def keep(self, frontends: Iterable[Frontend]) -> None:
+        """Note the frontends that refused services keep."""
+        self.kept |= {each.port for each in frontends if each.is_node_port and each.proto == "tcp"}
 
     def accepted(
         self, changes: Iterable[Change], remembered: Remembered, *, forwarded: bool

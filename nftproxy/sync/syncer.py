@@ -23,7 +23,6 @@ from nftproxy.configuration.settings import ALL, NodeSettings
 from nftproxy.errors import BlockedError, ExistsError, KernelError, MissingError
 from nftproxy.kernel import grace
 from nftproxy.kernel.transactions import Kernel
-from nftproxy.model import ObjectName
 from nftproxy.node.memory import give_back, uncollected
 from nftproxy.routes import Affinity, Key
 from nftproxy.store import Store, Taken
@@ -38,9 +37,10 @@ from nftproxy.table import memories, schema
 from nftproxy.table.batch import Batch
 from nftproxy.table.delta import Delta
 from nftproxy.table.elements import targets
+from nftproxy.table.holdings import is_named_after
 from nftproxy.table.memories import Memory, Regrouped
 from nftproxy.table.plan import BATCH, Basis, Empty, InStep, ReadBack, Wanted, node_elements, plan
-from nftproxy.table.program import Program
+from nftproxy.table.program import Program, is_pick
 from nftproxy.table.remembered import Change, Remembered
 
 
@@ -72,7 +72,7 @@ class Syncer:
         self._forgetting = Forgetting(kernel)
         # Services whose change was refused after reading back: what they have in the table is not
         # remembered, so it is read back before they change
-        self.left: set[ObjectName] = set()
+        self._left: set[str] = set()
         self._doubtful: set[str] = set()  # memories that a packet may have filled in meanwhile
         self._preparation = Preparation(kernel, program)
         self._forwards = family in settings.forwarded
@@ -84,7 +84,7 @@ class Syncer:
         """Bring the table in step; KernelError if that failed and has to be tried again."""
         taken = self._store.take_dirty(self.family, everything=not self.in_step)
         try:
-            if self.in_step and not self.left.isdisjoint(taken.services):
+            if self.in_step and not self._left.isdisjoint(map(str, taken.services)):
                 taken = self._take_again(taken)
             try:
                 return self._sync(taken)
@@ -160,6 +160,13 @@ class Syncer:
                     return None
                 self._names[affinity] = tuple(self._program.affinity(affinity))
             names.update(self._names[affinity])
+        if self._left:
+            names |= self._program.optional
+            names.update(
+                name
+                for name in self._kernel.chains | self._kernel.sets
+                if is_pick(name) or is_named_after(name, self._left)
+            )
         return names
 
     def _sync(self, taken: Taken, *, careful: bool = False) -> Report:
@@ -295,7 +302,7 @@ class Syncer:
             self._kernel.load(self._program)
         self.remembered = Remembered(self.family)
         self.remembered.untidy = True
-        self.left.clear()
+        self._left.clear()
         sets = [name for name in self._kernel.sets if schema.is_compared(name, self.family)]
         elements = self._kernel.packed(sets)
         # Somebody may have deleted some of them while the table looked like ours. While libnftables
@@ -319,12 +326,15 @@ class Syncer:
                 report.refuse(batch.changes[0], error)
                 if isinstance(basis, ReadBack):
                     batch.leave()
-                    self.left.update(batch.changes[0].services)
+                    self._left.update(map(str, batch.changes[0].services))
             for half in batch.halves():
                 self._apply(half, basis, report)
             return
         report.accepted(batch.changes, self.remembered, forwarded=self._forwards)
-        self.remembered.accept(batch.changes, batch.delta)
+        kept = batch.holdings.of_several() if batch.holdings else ()
+        self.remembered.accept(batch.changes, batch.delta, kept)
+        if batch.holdings:
+            report.keep(batch.holdings.frontends)
         if in_step and (batch.reduced or batch.regrouped):
             self._forget(batch.reduced, batch.regrouped)
 

@@ -109,8 +109,6 @@ class Table:
             if busy():
                 return True
             syncer.forget_doubtful()
-        if any(syncer.left for syncer in self.syncers.values()):
-            return True  # nobody knows which chains and sets they use
         if (used := self._used(busy)) is None:
             return True
         chains = self.kernel.chains - used

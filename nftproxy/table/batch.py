@@ -43,6 +43,7 @@ class Batch:
     regrouped: list[Regrouped]
     _comparison: "Comparison"
     _parts: list[Delta]  # the elements of each change except the shared ones
+    holdings: Holdings | None = None  # of the last after reading back: what it leaves
 
     def halves(self) -> "Iterator[Batch]":
         """Yield two batches with half of the changes each; nothing for a single change.
@@ -68,6 +69,7 @@ class Comparison:
     _remembered: Remembered
     # its own copy, as claimed elements are removed from it
     _unclaimed: dict[str, dict[bytes, bytes]]
+    _read: Packed  # all that was read back
     _reads: bool
     # Endpoint lists of the next delta, by map and frontend, that were read back as they should be
     _whole: set[tuple[str, Frontend]] = field(default_factory=set)
@@ -187,22 +189,25 @@ class Comparison:
             parts,
         )
 
-    def rest(self) -> Delta:
+    def rest(self) -> Batch:
         """Return the removal of everything that no service has claimed.
 
         Services whose change was refused keep all that they had.
         """
         found = Delta()
-        kept = Holdings(
+        holdings = Holdings(
             [name for change in self.refused for name in change.services],
             [frontend for change in self.refused for frontend in change.routes],
-            self._unclaimed,
+            self._remembered.owners,
+            self._read,
         )
         for where, keys in self._unclaimed.items():
             for key in map(_shape(where).key.unpack, keys):
-                if (where, key) not in kept:
+                if (where, key) not in holdings:
                     found.drop(where, key)
-        return found
+        rest = self.batch([], [found])
+        rest.holdings = holdings
+        return rest
 
     def _compare(self, found: Delta, new: Iterable[Element], old: Iterable[Element]) -> None:
         """Add the step from `old` to `new` to a delta.

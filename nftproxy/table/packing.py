@@ -152,8 +152,8 @@ def comment(text: str) -> bytes:
     return bytes((0, len(packed))) + packed
 
 
-def unpack_comment_of_verdict(packed: bytes) -> str:
-    """Return the comment of a packed value, the attributes of a verdict and of its comment."""
+def comment_of(packed: bytes) -> str:
+    """Return the comment of a packed verdict."""
     end = len(verdict("drop", ""))
     if len(packed) > end:
         length, kind = netlink.ATTRIBUTE.unpack_from(packed, end)

@@ -56,9 +56,8 @@ def plan(
     changes deletes the elements of no service.
     """
     read = basis.elements if isinstance(basis, ReadBack) else {}
-    comparison = Comparison(
-        remembered, {where: dict(items) for where, items in read.items()}, any(read.values())
-    )
+    unclaimed = {where: dict(items) for where, items in read.items()}
+    comparison = Comparison(remembered, unclaimed, read, any(read.values()))
     for portion in wanted:
         apart: list[Change] = []
         changes: list[Change] = []
@@ -80,7 +79,7 @@ def plan(
         for change in map(comparison.settled, apart):
             yield comparison.batch([change], [comparison.delta(change)])
     if isinstance(basis, ReadBack):
-        yield comparison.batch([], [comparison.rest()])
+        yield comparison.rest()
 
 
 def node_elements(

@@ -46,10 +46,16 @@ class Remembered:
         """The ClientIP service ports of all services."""
         return (affinity for compiled in self.services.values() for affinity in compiled.affinities)
 
-    def accept(self, changes: Iterable[Change], delta: Delta) -> None:
-        """Enter changes that the kernel accepted, or will before a first load ends."""
+    def accept(self, changes: Iterable[Change], delta: Delta, kept: Iterable[Element] = ()) -> None:
+        """Enter changes that the kernel accepted, or will before a first load ends.
+
+        Of the shared elements, `kept` stay in the table whatever services do.
+        """
         for change in changes:
             self._accept(change)
+        for element in kept:
+            counts = self.shared.setdefault(element.where, {})
+            counts[element.key] = counts.get(element.key, 0) + 1
         self.late.cancel(delta.added)
         self.late.merge(Delta(late=delta.late))
 

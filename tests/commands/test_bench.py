@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftproxy.bench import charts, report, shapes
-from nftproxy.bench.bed import Bed
+from nftproxy.bench import charts, cli, report, shapes
+from nftproxy.bench.bed import Bed, own_name
 from nftproxy.bench.client import BenchTarget, Order
 from nftproxy.bench.control import Arriving
 from nftproxy.bench.measures import ROWS, Measure, MeasurePlace, Row, Sample, Unit
@@ -396,6 +396,28 @@ def test_ended_early(tmp_path: Path, number: signal.Signals, first: str) -> None
     assert "first sync" in {row["measure"] for row in read(tmp_path / "samples.csv")}
 
 
+def test_what_an_interrupt_has_left_is_removed() -> None:
+    """A signal may end the removal of a namespace, too."""
+    left = own_name("scratch")
+    namespace.create(left)
+    with namespace.enter(left):
+        process = subprocess.Popen(["sleep", "60"])
+    try:
+
+        def interrupted() -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(PATIENCE)
+
+        assert cli._interrupted(interrupted)
+        assert left not in namespace.names(left.partition(".")[0])
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+        assert not cli._interrupted(lambda: None)
+    finally:
+        process.kill()
+        process.wait()
+        build.remove(namespace.names(left.partition(".")[0]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -408,7 +430,7 @@ def test_ended_early(tmp_path: Path, number: signal.Signals, first: str) -> None
         ),
         pytest.param(["--modes", "nftproxy,magic"], "there is no mode 'magic'", id="no such mode"),
         pytest.param(
-            ["--shapes", "--services", "100"], "--shapes cannot be used with", id="shapes of modes"
+            ["--shapes", "--mix", "plain"], "--shapes cannot be used with --mix", id="shapes"
         ),
     ],
 )

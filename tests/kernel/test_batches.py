@@ -75,3 +75,10 @@ def test_a_closed_socket_is_an_error(pair: tuple[socket.socket, socket.socket]) 
     here.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         batches.receive()
+
+
+def test_a_message_that_is_too_long_is_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
+    here, there = pair
+    there.send(bytes(100_000))
+    with pytest.raises(OSError, match="Message too long"):
+        Batches(here).receive()

@@ -7,27 +7,32 @@ away: what is left of it is what the kernel holds, which is all that a new proce
 """
 
 import contextlib
+import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from loguru import logger
 
 from nftproxy.address import Family
+from nftproxy.configuration.settings import OnLocalhost
 from nftproxy.errors import KernelError
+from nftproxy.forwarder.process import LocalNodePorts
 from nftproxy.kernel.transactions import Kernel
 from nftproxy.lab import namespace
-from nftproxy.lab.client import Answer
+from nftproxy.lab.client import Answer, Refused
 from nftproxy.lab.namespace import enter
-from nftproxy.model import Object, Service
+from nftproxy.model import Object, ObjectName, Service
 from nftproxy.routes import Key, Value
 from nftproxy.store import Store
 from nftproxy.sync.table import Table
 from nftproxy.table import program as program_module
 from nftproxy.table.program import is_pick
 from tests.support.objects import endpoint, endpoint_slice, service
-from tests.support.tables import Watched, bare_table, watched
+from tests.support.tables import Watched, bare_table, deliver, table_in, watched
 from tests.support.world import World, settings, unique_name
 
 
@@ -205,6 +210,170 @@ def test_a_refused_service_answers_as_before_a_restart() -> None:
         )
         world.apply(world.endpoints("pod1-3", "pod1-1"))
         assert world.answers("client", "10.96.0.10", 80).keys() == {"pod1-1", "pod1-3"}
+
+
+VIP = "203.0.113.7"
+RANGES: dict[str, Any] = {"loadBalancerSourceRanges": ["198.51.100.0/24"]}
+
+
+@contextlib.contextmanager
+def refusing(found: Table, field: str | int) -> Iterator[None]:
+    """Have the kernel refuse every transaction that has an address or a port in a key."""
+
+    def look(text: str) -> None:
+        if re.search(rf"[\[,]{json.dumps(field)}[\],]", text):
+            raise KernelError("no")
+
+    with watched(found.kernel, look):
+        yield
+
+
+@pytest.mark.contract("5.10.1", "2.2.3")
+@pytest.mark.parametrize("ready", [True, False], ids=["ready", "without endpoints"])
+def test_a_frontend_that_a_refused_service_has_lost_is_its_new_owners_alone(ready: bool) -> None:
+    """It moved to another one meanwhile; nothing of the old owner stays there."""
+    with World(lab={"nodes": 1, "pods": 3, "families": [Family.IPv4]}) as world:
+        world.lab.route("client", "203.0.113.0/24", "node1")
+        old = service("a", "10.96.0.10", vips=[VIP], sessionAffinity="ClientIP", **RANGES)
+        world.apply(old, world.endpoints("pod1-1", "pod1-3", of="a"))
+        found = world.start("node1")
+        moved: list[Object] = [
+            service("a", "10.96.0.10", sessionAffinity="ClientIP"),
+            world.endpoints("pod1-1", of="a"),
+            service("b", "10.96.0.11", vips=[VIP]),
+        ]
+        deliver(found, *moved, *([world.endpoints("pod1-2", of="b")] if ready else []))
+        with refusing(found, "10.96.0.10"):
+            assert [str(name) for name in found.sync(Family.IPv4, []).refused] == ["default/a"]
+        if ready:
+            assert world.answers("client", VIP, 80).keys() == {"pod1-2"}
+        else:
+            assert isinstance(world.connect("client", VIP, 80), Refused)
+        assert world.answers("pod1-2", "10.96.0.10", 80).keys() <= {"pod1-1", "pod1-3"}
+        held = elements(found)
+        assert not any(VIP in key for where in ("firewall4", "learn4") for key in held[where])
+
+
+@pytest.mark.contract("5.10.1", "4.4.1")
+def test_what_a_refused_service_has_in_common_with_others_stays_when_they_go() -> None:
+    """An endpoint that reaches itself needs masquerading, as long as any service has it."""
+    with World(lab={"nodes": 1, "pods": 2, "families": [Family.IPv4]}) as world:
+        both: list[Object] = [
+            item
+            for name, address in (("a", "10.96.0.10"), ("c", "10.96.0.11"))
+            for item in (
+                service(name, address, sessionAffinity="ClientIP"),
+                world.endpoints("pod1-1", of=name),
+            )
+        ]
+        world.apply(*both)
+        held = elements(world.tables["node1"])
+        found = world.start("node1")
+        for item in (both[0], world.endpoints("pod1-2", of="a"), *both[2:]):
+            found.store.put(item)
+        with refusing(found, "10.96.0.10"):
+            assert [str(name) for name in found.sync(Family.IPv4, []).refused] == ["default/a"]
+        found.store.remove(Service, both[2].metadata.key)
+        report = found.sync(Family.IPv4, [])
+        assert (report.read_back, report.refused) == (False, {})
+        found.tidy()
+        now = elements(found)
+        assert all(now[where] == held[where] for where in ("hairpin4", "members4"))
+        assert ("10.96.0.11",) not in now["cluster_ips4"]
+        assert world.ask("pod1-1", "10.96.0.10", 80).name == "pod1-1"
+        found.store.remove(Service, both[0].metadata.key)
+        assert found.sync(Family.IPv4, []).read_back, "nobody remembers what it has"
+        found.tidy()
+        assert not any(elements(found).values())
+
+
+@pytest.mark.contract("5.3.1", "5.10.1")
+def test_a_refused_service_whose_name_is_too_long_for_a_comment(netns: str) -> None:
+    name, port = "s" * 63, "p" * 15
+
+    def version(**spec: Any) -> list[Object]:
+        found = (
+            service(name, "10.96.0.10", port_name=port, **spec),
+            endpoint_slice(name, [endpoint("10.244.1.2")], port_name=port),
+        )
+        return [
+            msgspec.structs.replace(
+                item, metadata=msgspec.structs.replace(item.metadata, namespace="n" * 63)
+            )
+            for item in found
+        ]
+
+    with table(netns, *version(node_port=30080, vips=[VIP])) as found:
+        found.sync(Family.IPv4, [])
+        held = elements(found)
+        assert len(held["services4"]) == 2
+    with table(netns, *version(node_port=30081)) as found, refusing(found, 30081):
+        assert len(found.sync(Family.IPv4, []).refused) == 1
+        assert elements(found) == held
+
+
+def test_a_refused_service_keeps_its_nodeport_on_localhost(netns: str) -> None:
+    """A read-back of a process that forwards it."""
+    chosen = settings(families=[Family.IPv4], on_localhost=OnLocalhost.FORWARDED)
+    ports = LocalNodePorts(Family.IPv4)
+    objects: list[Object] = [
+        item
+        for number in range(2)
+        for item in (
+            service(f"s{number}", f"10.96.0.{10 + number}", node_port=30080 + number),
+            endpoint_slice(f"s{number}", [endpoint("10.244.1.2")]),
+        )
+    ]
+    with table_in(netns, *objects, chosen=chosen) as found:
+
+        def forwarded() -> dict[int, bool]:
+            report = found.sync(Family.IPv4, [])
+            changed = ports.changed(
+                report.node_ports,
+                read_back=report.read_back,
+                whole=not report.postponed,
+                kept=report.kept,
+            )
+            return {frontend.port: backends is not None for frontend, backends in changed.items()}
+
+        assert forwarded() == {30080: True, 30081: True}
+        found.distrust(program=False)
+        deliver(found, endpoint_slice("s0", [endpoint("10.244.1.9")]))
+        found.store.remove(Service, objects[2].metadata.key)
+        with refusing(found, "10.96.0.10"):
+            assert forwarded() == {30081: False}
+        assert ("tcp", 30080) in elements(found)["nodeport_services4"]
+        found.store.remove(Service, objects[0].metadata.key)
+        assert forwarded() == {30080: False}
+
+
+def test_chains_go_while_a_service_is_left_as_it_was(netns: str) -> None:
+    """Those of others, as many as come and go."""
+    held: list[Object] = [
+        service("a", "10.96.0.10", sessionAffinity="ClientIP", externalTrafficPolicy="Local"),
+        endpoint_slice("a", [endpoint("10.244.1.2")]),
+    ]
+    with table(netns, *held) as found:
+        found.sync(Family.IPv4, [])
+    changed = endpoint_slice("a", [endpoint("10.244.1.2"), endpoint("10.244.1.3")])
+    with table(netns, held[0], changed) as found:
+        with refusing(found, "10.96.0.10"):
+            assert len(found.sync(Family.IPv4, []).refused) == 1
+        found.tidy()
+        before = found.kernel.chains, found.kernel.sets
+        for number in range(3):
+            for item in (
+                service(f"b{number}", "10.96.0.11", sessionAffinity="ClientIP"),
+                endpoint_slice(f"b{number}", [endpoint("10.244.1.9")]),
+            ):
+                found.store.put(item)
+            assert found.sync(Family.IPv4, []).refused == {}
+            found.store.remove(Service, ObjectName("default", f"b{number}"))
+            assert found.sync(Family.IPv4, []).refused == {}
+            assert found.tidy()
+        assert {name for name in found.kernel.chains - before[0] if not is_pick(name)} == set()
+        assert found.kernel.sets == before[1]
+        assert elements(found)["endpoints4-tcp"] == {("10.96.0.10", 80, 0): ("10.244.1.2", 8080)}
 
 
 def test_an_element_that_libnftables_itself_refuses(

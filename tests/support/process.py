@@ -128,8 +128,9 @@ class Run:
         return self.process.wait(PATIENCE)
 
     def logged(self, text: str) -> list[str]:
-        """The lines of its log since the latest start that contain a text."""
-        return [line for line in self._log.read_text().splitlines()[self._seen :] if text in line]
+        """The whole lines of its log since the latest start that contain a text."""
+        written, _, _ = self._log.read_text().rpartition("\n")
+        return [line for line in written.splitlines()[self._seen :] if text in line]
 
     def until(self, true: Callable[[], object]) -> float:
         """Wait until something is true; returns the seconds it took."""

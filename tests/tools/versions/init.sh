@@ -9,6 +9,7 @@ mount -t devpts devpts /dev/pts
 ln -s /proc/self/fd /dev/fd
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
+ulimit -Hn 524288 # as systemd gives every service
 ip link set lo up
 modprobe -a br_netfilter sctp nf_tables # the kernel fetches what else it needs by itself
 

@@ -325,6 +325,7 @@ def test_thousands_of_connections(forwarding: Forwarding) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     held: list[socket.socket] = []
+    clients: list[socket.socket] = []
     with enter(forwarding.netns):
         listening = socket.create_server((PLACE[Family.IPv4], 0), backlog=4096)
 
@@ -335,20 +336,23 @@ def test_thousands_of_connections(forwarding: Forwarding) -> None:
 
     accepting = threading.Thread(target=accept)
     accepting.start()
-    forwarding.put(PORT, listening.getsockname())
-    clients = [forwarding.connect(PORT) for _ in range(3000)]
-    eventually(lambda: len(held) == 3000)
-    assert forwarding.connections == 3000
-    for number, each in enumerate(held):
-        each.sendall(number.to_bytes(4, "big"))
-    numbers = {int.from_bytes(client.recv(4), "big") for client in clients}
-    assert numbers == set(range(3000)), "each has its own"
-    for client in clients:
-        client.close()
-    listening.shutdown(socket.SHUT_RDWR)
-    accepting.join()
-    for each in (listening, *held):
-        each.close()
+    try:
+        forwarding.put(PORT, listening.getsockname())
+        for _ in range(3000):
+            clients.append(forwarding.connect(PORT))  # noqa: PERF401 - one that fails leaves the others
+        eventually(lambda: len(held) == 3000)
+        assert forwarding.connections == 3000
+        for number, each in enumerate(held):
+            each.sendall(number.to_bytes(4, "big"))
+        numbers = {int.from_bytes(client.recv(4), "big") for client in clients}
+        assert numbers == set(range(3000)), "each has its own"
+    finally:
+        for client in clients:
+            client.close()
+        listening.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+        for each in (listening, *held):
+            each.close()
     eventually(lambda: forwarding.connections == 0)
 
 
